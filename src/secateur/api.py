@@ -1,0 +1,175 @@
+"""The main path: a network and some images in, the pruned network and a report out."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.allocation import ALLOCATIONS, Allocation, NormalizedMagnitude
+from secateur.console import layer_progress
+from secateur.data import MAX_IMAGES, Transform, load_images
+from secateur.errors import OptionError, SecateurWarning
+from secateur.evaluate import fast_layout
+from secateur.frontends.torch_export import trace, with_parameters
+from secateur.methods import ADMM, METHODS, Method
+from secateur.options import check_sparsity, choose, select_layers
+from secateur.patterns import PATTERNS, Pattern, Unstructured
+from secateur.report import Inspection, Report, build_report, describe
+from secateur.walk import Sampling, folded_weight, walk
+
+_CHUNK_VALUES = 32 * 3 * 224 * 224  # input values per run of an operation: 32 images of 224 px
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """What `prune` returns: the pruned copy of the network (eval mode) and the report."""
+
+    model: nn.Module
+    report: Report
+
+
+def prune(
+    model: nn.Module,
+    data: Any,
+    *,
+    sparsity: float,
+    preprocess: Transform | None = None,
+    pattern: Pattern | str = Unstructured(),
+    method: Method | str = ADMM(),
+    allocation: Allocation | str = NormalizedMagnitude(),
+    inputs: str = "pruned",
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    max_images: int | None = MAX_IMAGES,
+    max_columns: int = Sampling.max_columns,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool | Callable[[int, int, str], Any] | None = None,
+) -> PruneResult:
+    """Prunes a trained network without retraining it.
+
+    Args:
+        model: any module that `torch.export` can trace, with its weights; never modified.
+        data: calibration images, without labels: a float tensor (N, C, H, W), a DataLoader or
+            other batches, a folder, an `.npz`, or "file.py:callable". 300 to 1000 serve well.
+        sparsity: fraction of zeros among the weights of the pruned layers, in [0, 1); hit exactly.
+        preprocess: from images to inputs, see `Preprocess`; for folders and uint8 data.
+        pattern: which zeros are allowed; an object or a name in `PATTERNS`.
+        method: which weights go and what the others become; an object or a name in `METHODS`.
+        allocation: how many zeros in each layer; an object or a name in `ALLOCATIONS`.
+        inputs: "pruned" fits each layer to the inputs it will get in the pruned network,
+            "dense" (the paper) to those it gets in the dense one.
+        include: names or globs of the layers to prune; None = all but the first layer and
+            depthwise convolutions.
+        exclude: names or globs of layers to leave dense.
+        max_images: use at most this many images; None = all.
+        max_columns: layers with more inputs per output are fitted in blocks of columns.
+        seed: of every random choice.
+        device: where to compute; None = where the model is.
+        progress: True or False for a bar, a function (done, total, layer name), or None for a
+            bar when on a terminal.
+
+    Returns:
+        The pruned copy and the report.
+
+    Raises:
+        OptionError, DataError, ModelError: a mistake that the message helps to put right.
+        NumericalError: a layer gets NaN or infinite values, or cannot be solved.
+
+    Cost: about six forward passes over the images for convolutional networks. Memory: the
+    values at the network's widest cut for all images, twice; see `secateur.walk`.
+    """
+    start = time.perf_counter()
+    check_sparsity(sparsity)
+    if inputs not in ("pruned", "dense"):
+        raise OptionError(f"inputs is {inputs!r}, expected 'pruned' or 'dense'")
+    if max_columns < 1:
+        raise OptionError(f"max_columns is {max_columns}, expected at least 1")
+    pattern = choose("pattern", pattern, PATTERNS)
+    method = choose("method", method, METHODS)
+    allocation = choose("allocation", allocation, ALLOCATIONS)
+    images = load_images(data, preprocess=preprocess, max_images=max_images, seed=seed)
+    loaded = time.perf_counter()
+
+    batch = fast_layout(images.tensor.to(device or device_of(model)))
+    graph = trace(model, batch[:2])
+    layers = select_layers(graph.layers, include, exclude)
+    kept = allocation.kept([folded_weight(graph, layer) for layer in layers], sparsity)
+    traced = time.perf_counter()
+
+    with layer_progress(progress, len(layers)) as on_layer:
+        walked = walk(
+            graph,
+            batch,
+            layers,
+            kept,
+            method=method,
+            pattern=pattern,
+            inputs=inputs,  # type: ignore[arg-type]
+            sampling=Sampling(max_columns=max_columns, seed=seed),
+            chunk=chunk_size(batch),
+            on_layer=on_layer,
+        )
+    pruned = with_parameters(model, walked.changes)
+    end = time.perf_counter()
+
+    settings = {
+        "sparsity": sparsity,
+        "pattern": describe(pattern),
+        "method": describe(method),
+        "allocation": describe(allocation),
+        "inputs": inputs,
+        "include": include,
+        "exclude": exclude,
+        "preprocess": None if preprocess is None else describe(preprocess),
+        "max_images": max_images,
+        "max_columns": max_columns,
+        "seed": seed,
+        "device": str(batch.device),
+    }
+    seconds = {
+        "data": loaded - start,
+        "trace": traced - loaded,
+        "walk": end - traced,
+        "total": end - start,
+    }
+    report = build_report(pruned, graph, walked, images, settings, seconds)
+    for warning in report.warnings:
+        warnings.warn(warning, SecateurWarning, stacklevel=2)
+    return PruneResult(pruned, report)
+
+
+def inspect(
+    model: nn.Module, shape: Sequence[int] = (3, 224, 224), *, device: str | None = None
+) -> Inspection:
+    """Lists a network's layers and which of them `prune` leaves dense, and why.
+
+    Args:
+        model: any module that `torch.export` can trace; never modified.
+        shape: of one input, without the batch axis.
+        device: where to trace; None = where the model is.
+
+    Raises:
+        ModelError: the model cannot be exported with such an input.
+    """
+    if not shape or any(size < 1 for size in shape):
+        raise OptionError(f"shape is {tuple(shape)}, expected positive sizes such as (3, 224, 224)")
+    example = torch.zeros(2, *shape, device=device or device_of(model))
+    return Inspection(tuple(trace(model, example).layers))
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a module's first parameter is."""
+    tensors = (tensor for group in (model.parameters(), model.buffers()) for tensor in group)
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+
+def chunk_size(images: Tensor) -> int:
+    """Images per run of an operation: 32 of 224 pixels, more of smaller ones, at most 256."""
+    return max(1, min(256, _CHUNK_VALUES // max(1, images[0].numel())))

@@ -1,0 +1,311 @@
+"""The command line: `secateur prune` and `secateur inspect`.
+
+Exit status: 0 done; 2 a mistake in the call or its inputs, an interruption or a full disk, told
+in one sentence on standard error with nothing written; 1 a defect of secateur (a traceback).
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from secateur.version import __version__
+
+if TYPE_CHECKING:
+
+    from secateur.api import PruneResult
+    from secateur.data import Preprocess
+
+app = typer.Typer(
+    name="secateur",
+    help="Prune a trained neural network without retraining it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="file.py:callable or package.module:callable.")
+]
+Weights = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Weights to load: .safetensors, .pt or .pth.")
+]
+Size = Annotated[int | None, typer.Option(help="Side of the square centre crop, in pixels.")]
+Resize = Annotated[int | None, typer.Option(help="Short side before the crop; default: size.")]
+Mean = Annotated[
+    str | None, typer.Option(metavar="M,M,M", help="Mean per channel, pixels scaled to [0, 1].")
+]
+Std = Annotated[str | None, typer.Option(metavar="S,S,S", help="Standard deviation, likewise.")]
+Channels = Annotated[int, typer.Option(help="3 (RGB) or 1 (grey).")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"secateur {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    """Prune a trained neural network without retraining it."""
+
+
+@app.command()
+def prune(
+    model: Model,
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="DATA", help="Calibration images: a folder, .npz or file.py:callable."
+        ),
+    ],
+    sparsity: Annotated[float, typer.Option(help="Fraction of zeros, in [0, 1).")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="Folder to write.")],
+    weights: Weights = None,
+    eval_data: Annotated[
+        str | None,
+        typer.Option("--eval", metavar="DATA", help="Images (with labels, if any) to judge by."),
+    ] = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Also write model.onnx.")] = False,
+    method: Annotated[str, typer.Option(help="admm, least-squares or magnitude.")] = "admm",
+    allocation: Annotated[
+        str, typer.Option(help="normalized-magnitude or uniform.")
+    ] = "normalized-magnitude",
+    inputs: Annotated[
+        str, typer.Option(help="What a layer sees while it is fitted: pruned or dense.")
+    ] = "pruned",
+    include: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Layers to prune, protected ones too; repeatable."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Layers to leave dense; repeatable.")
+    ] = None,
+    size: Size = None,
+    resize: Resize = None,
+    mean: Mean = None,
+    std: Std = None,
+    channels: Channels = 3,
+    max_images: Annotated[int, typer.Option(help="Use at most this many images.")] = 1000,
+    max_columns: Annotated[
+        int, typer.Option(help="Fit layers with more inputs per output in blocks.")
+    ] = 8192,
+    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files in OUT.")] = False,
+    quiet: Annotated[
+        bool | None,
+        typer.Option("--quiet/--verbose", help="Default: quiet when not on a terminal."),
+    ] = None,
+) -> None:
+    """Prune MODEL and write model.safetensors, report.json and, asked for, model.onnx to OUT."""
+    with _one_sentence():
+        from secateur import api
+        from secateur.data import load_images
+        from secateur.evaluate import evaluate
+        from secateur.export import require_onnx
+        from secateur.loading import load_model
+        from secateur.options import check_sparsity
+        from secateur.output import check_folder, output_folder
+
+        check_folder(out, force=force)
+        check_sparsity(sparsity)
+        if onnx:
+            require_onnx("--onnx")
+        preprocess = _preprocess(size, resize, mean, std, channels)
+        network = load_model(model, weights).eval()
+        images = load_images(data, preprocess=preprocess, max_images=max_images, seed=seed)
+        judge = None
+        if eval_data is not None:
+            judge = load_images(eval_data, preprocess=preprocess, max_images=None, labelled=True)
+        with output_folder(out, force=force) as folder:
+            result = api.prune(
+                network,
+                images,
+                sparsity=sparsity,
+                method=method,
+                allocation=allocation,
+                inputs=inputs,
+                include=include or None,
+                exclude=exclude or None,
+                max_images=None,
+                max_columns=max_columns,
+                seed=seed,
+                device=_device(device),
+                progress=None if quiet is None else not quiet,
+            )
+            if judge is not None:
+                found = result.report.evaluation
+                found["dense"] = evaluate(network, judge.tensor, judge.labels, reference=network)
+                found["pruned"] = evaluate(
+                    result.model, judge.tensor, judge.labels, reference=network
+                )
+            _write(result, folder, images.tensor if onnx else None)
+        _show(result, out, quiet)
+
+
+@app.command()
+def inspect(
+    model: Model,
+    weights: Weights = None,
+    shape: Annotated[
+        str | None, typer.Option(metavar="C,H,W", help="One input's shape; default 3,224,224.")
+    ] = None,
+    size: Size = None,
+    channels: Channels = 3,
+) -> None:
+    """List MODEL's layers: shapes, weights, MACs, and which stay dense and why."""
+    with _one_sentence():
+        from rich.console import Console
+
+        from secateur import api
+        from secateur.console import inspection_view
+        from secateur.loading import load_model
+
+        side = size or 224
+        sizes = (channels, side, side) if shape is None else _integers("--shape", shape)
+        found = api.inspect(load_model(model, weights), sizes)
+        console = Console(width=None if sys.stdout.isatty() else 120)
+        console.print(inspection_view(found))
+
+
+def _preprocess(
+    size: int | None, resize: int | None, mean: str | None, std: str | None, channels: int
+) -> Preprocess | None:
+    from secateur.data import Preprocess
+
+    if size is resize is mean is std is None and channels == 3:
+        return None
+    return Preprocess(
+        size=size,
+        resize=resize,
+        mean=_numbers("--mean", mean) if mean else (0.0,),
+        std=_numbers("--std", std) if std else (1.0,),
+        channels=channels,
+    )
+
+
+def _numbers(option: str, text: str, kind: type = float) -> tuple[Any, ...]:
+    from secateur.errors import OptionError
+
+    try:
+        return tuple(kind(part) for part in text.replace(",", " ").split())
+    except ValueError:
+        raise OptionError(
+            f"{option} is {text!r}, expected numbers separated by commas: write them like 1,2,3"
+        ) from None
+
+
+def _integers(option: str, text: str) -> tuple[int, ...]:
+    return _numbers(option, text, int)
+
+
+def _device(name: str | None) -> Any:
+    import torch
+
+    from secateur.errors import OptionError
+
+    if name is None:
+        return None
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise OptionError(
+            f"--device is {name!r}, expected a device that this PyTorch can use, such as cpu: "
+            f"{next(iter(str(error).splitlines()), 'not available')}"
+        ) from error
+
+
+def _write(result: PruneResult, folder: Path, images: Any) -> None:
+    """Writes all files; `images` are given when ONNX is wanted."""
+    from secateur.export import differs, save_onnx, save_safetensors
+
+    report = result.report
+    weights = folder / "model.safetensors"
+    report.exports[weights.name] = save_safetensors(result.model, weights, sparsity=report.sparsity)
+    if images is not None:
+        path = folder / "model.onnx"
+        names = _pruned_parameters(result)
+        check = save_onnx(result.model, path, images, names)
+        report.exports[path.name] = check
+        if differs(check):
+            report.warnings.append(
+                f"model.onnx differs from the PyTorch outputs by {check['largest_difference']:.2g}"
+                ", more than rounding would: evaluate it before you ship it"
+            )
+    report.save(folder / "report.json")
+
+
+def _pruned_parameters(result: PruneResult) -> list[str]:
+    known = dict(result.model.named_parameters())
+    names = (layer.name for layer in result.report.layers)
+    return [name if name in known else f"{name}.weight" for name in names]
+
+
+def _show(result: PruneResult, out: Path, quiet: bool | None) -> None:
+    """The whole report on a terminal, one line elsewhere."""
+    from rich.console import Console
+
+    from secateur.console import report_view, result_line
+
+    if quiet or (quiet is None and not sys.stdout.isatty()):
+        typer.echo(f"{out}: {result_line(result.report)}")
+        return
+    Console(width=None if sys.stdout.isatty() else 120).print(report_view(result.report))
+    typer.echo(f"written to {out}")
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Ends the program with exit status 2 and one sentence for a mistake or an interruption."""
+    from secateur.errors import SecateurError, SecateurWarning
+
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", SecateurWarning)
+            yield
+    except SecateurError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted: nothing was written")
+    except MemoryError:
+        _fail("out of memory: use fewer images (--max-images)")
+    except RuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        _fail("out of memory: use fewer images (--max-images)")
+    finally:
+        for warning in caught:
+            if issubclass(warning.category, SecateurWarning):
+                typer.echo(f"secateur: warning: {warning.message}", err=True)
+
+
+def _fail(sentence: str) -> NoReturn:
+    typer.echo(f"secateur: error: {' '.join(sentence.split())}", err=True)
+    raise typer.Exit(2)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point; Ctrl-C and a polite kill leave nothing behind."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    app()
+
+
+if __name__ == "__main__":
+    main()

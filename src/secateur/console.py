@@ -1,0 +1,203 @@
+"""What people see on a terminal: progress bars and tables. Quiet when there is no terminal."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from secateur.errors import OptionError
+
+if TYPE_CHECKING:
+    from secateur.evaluate import Evaluation
+    from secateur.report import Inspection, Report
+    from secateur.walk import LayerResult
+
+OnLayer = Callable[["LayerResult"], Any]
+
+
+@contextmanager
+def layer_progress(
+    progress: bool | Callable[[int, int, str], Any] | None, total: int
+) -> Iterator[OnLayer]:
+    """Yields a function to call after each layer: a bar, the caller's own, or nothing."""
+    if callable(progress):
+        yield _counting(progress, total)
+    elif progress is True or (progress is None and sys.stderr.isatty()):
+        with _bar() as bar:
+            task = bar.add_task("pruning", total=total, layer="")
+            yield lambda result: bar.update(task, advance=1, layer=result.layer.name)
+    elif progress in (None, False):
+        yield lambda result: None
+    else:
+        raise OptionError(f"progress is {progress!r}, expected True, False, None or a function")
+
+
+def _counting(progress: Callable[[int, int, str], Any], total: int) -> OnLayer:
+    done = 0
+
+    def on_layer(result: LayerResult) -> None:
+        nonlocal done
+        done += 1
+        progress(done, total, result.layer.name)
+
+    return on_layer
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[layer]}"),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+def render_report(report: Report) -> str:
+    """The report as plain text, 100 columns wide."""
+    return _plain(report_view(report))
+
+
+def render_inspection(inspection: Inspection) -> str:
+    """The layer table as plain text, 100 columns wide."""
+    return _plain(inspection_view(inspection))
+
+
+def _plain(view: RenderableType) -> str:
+    console = Console(file=io.StringIO(), width=100, no_color=True)
+    console.print(view)
+    return console.file.getvalue().rstrip("\n")  # type: ignore[attr-defined]
+
+
+def report_view(report: Report) -> Group:
+    """Warnings first, then the layers, then what stayed dense and what it cost."""
+    parts: list[RenderableType] = [Text(f"! {text}", style="yellow") for text in report.warnings]
+    parts += [_layer_table(report), *_dense_lines(report), Text(_summary(report))]
+    parts += [Text(line) for line in _accuracy_lines(report)]
+    for name, facts in report.exports.items():
+        shown = ", ".join(f"{key.replace('_', ' ')} {_number(of)}" for key, of in facts.items())
+        parts.append(Text(f"{name}: {shown}"))
+    return Group(*parts, *(Text(note) for note in (*report.data.notes, *report.notes)))
+
+
+def _layer_table(report: Report) -> Table:
+    table = Table("layer", "shape", box=None, pad_edge=False, header_style="bold")
+    for heading in ("weights", "zeros", "error", "damping", "samples"):
+        table.add_column(heading, justify="right")
+    table.add_column("notes", overflow="fold")
+    for layer in report.layers:
+        table.add_row(
+            layer.name,
+            shape_text(layer.shape),
+            f"{layer.weights:,}",
+            f"{layer.sparsity:.1%}",
+            f"{layer.relative_error:.2g}",
+            f"{layer.damping:.2g}",
+            f"{layer.samples:,}",
+            "; ".join(layer.notes),
+        )
+    return table
+
+
+def _dense_lines(report: Report) -> list[Text]:
+    by_reason: dict[str, list[str]] = {}
+    for layer in report.dense_layers:
+        by_reason.setdefault(layer.reason, []).append(layer.name)
+    return [Text(f"dense ({why}): {', '.join(names)}") for why, names in by_reason.items()]
+
+
+def _summary(report: Report) -> str:
+    weights = sum(layer.weights for layer in report.layers)
+    return (
+        f"{report.sparsity:.2%} of {weights:,} prunable weights are zero "
+        f"({report.network_sparsity:.2%} of all parameters); "
+        f"{report.data.images} images from {report.data.source}, {report.seconds['total']:.1f} s"
+    )
+
+
+def result_line(report: Report) -> str:
+    """The outcome in one line, for pipes and logs."""
+    parts = [f"{report.sparsity:.2%} of the prunable weights are zero"]
+    if "pruned" in report.evaluation:
+        parts.append(_evaluation_text(report.evaluation["pruned"]))
+    return ", ".join(parts)
+
+
+def _accuracy_lines(report: Report) -> list[str]:
+    lines = []
+    if report.calibration is not None:
+        lines.append(
+            "on the calibration images (optimistic, the layers were fitted to them): "
+            + _label_free(report.calibration)
+        )
+    dense, pruned = report.evaluation.get("dense"), report.evaluation.get("pruned")
+    if dense is not None and dense.top1 is not None:
+        lines.append(f"dense:  top-1 {top1_text(dense)} on {dense.images} images")
+    if pruned is not None:
+        lines.append(f"pruned: {_evaluation_text(pruned)}")
+    return lines
+
+
+def _evaluation_text(found: Evaluation) -> str:
+    parts = []
+    if found.top1 is not None:
+        parts.append(f"top-1 {top1_text(found)}")
+    if found.drop is not None:
+        parts.append(f"{found.drop:.2f} ± {found.drop_error:.2f} points lost")
+    if found.agreement is not None:
+        parts.append(_label_free(found))
+    return f"{', '.join(parts)} on {found.images} images"
+
+
+def top1_text(found: Evaluation) -> str:
+    """Top-1 with its standard error."""
+    return f"{found.top1:.2f} % ± {found.standard_error:.2f}"
+
+
+def _label_free(found: Evaluation) -> str:
+    return f"agreement with dense {found.agreement:.2f} %, KL {found.kl:.4f} nats"
+
+
+def inspection_view(inspection: Inspection) -> Group:
+    """One line per layer; what is pruned, what is protected and what cannot be pruned."""
+    from secateur.report import status
+
+    table = Table("layer", "kind", "shape", "output", box=None, pad_edge=False, header_style="bold")
+    table.add_column("weights", justify="right")
+    table.add_column("MACs", justify="right")
+    table.add_column("pruned by default", overflow="fold")
+    for layer in inspection.layers:
+        why = status(layer)
+        answer = f"no: {why}" if layer.obstacle else f"no: {why} (include= to prune)"
+        table.add_row(
+            layer.name,
+            layer.kind,
+            shape_text(layer.shape),
+            shape_text(layer.output),
+            f"{layer.weights:,}",
+            f"{layer.macs:,}",
+            answer if why else "yes",
+        )
+    total = sum(layer.weights for layer in inspection.layers)
+    share = inspection.prunable_weights / total if total else 0.0
+    line = f"{inspection.prunable_weights:,} of {total:,} weights ({share:.1%}) pruned by default"
+    return Group(table, Text(line))
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    """64x3x7x7; N where a size depends on the batch."""
+    return "x".join(str(size) if size else "N" for size in shape)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.2g}" if isinstance(value, float) else f"{value:,}"

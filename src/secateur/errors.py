@@ -1,0 +1,57 @@
+"""Everything that Secateur raises or warns about.
+
+SecateurError
+├── UserError (also a ValueError: something the caller can put right)
+│   ├── OptionError      an option is out of range, misspelt or matches nothing
+│   ├── ModelError       the model cannot be loaded, exported or pruned
+│   ├── DataError        the images or labels cannot be used
+│   └── OutputError      the result cannot be written where it was asked for
+├── MissingExtraError    an optional package is not installed
+└── NumericalError       a layer cannot be solved: values overflow or no damping helps
+
+SecateurWarning (a UserWarning: the result stands, but read this; also kept in the report)
+
+Each message says what was found, what was expected and what to do next.
+"""
+
+
+class SecateurError(Exception):
+    """The root of every error raised on purpose by this package."""
+
+
+class UserError(SecateurError, ValueError):
+    """Something in the call or its inputs that the caller can put right."""
+
+
+class OptionError(UserError):
+    """An option is out of range, misspelt or matches nothing."""
+
+
+class ModelError(UserError):
+    """The model cannot be loaded, exported or pruned."""
+
+
+class DataError(UserError):
+    """The images or labels cannot be used."""
+
+
+class OutputError(UserError):
+    """The result cannot be written where it was asked for."""
+
+
+class MissingExtraError(SecateurError, ImportError):
+    """An optional package is not installed; the message holds the install line."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package}, which is not installed: "
+            f"run  pip install 'secateur[{extra}]'"
+        )
+
+
+class NumericalError(SecateurError, ArithmeticError):
+    """A layer cannot be solved; the message names the layer."""
+
+
+class SecateurWarning(UserWarning):
+    """The result stands, but something about it should be known."""

@@ -1,0 +1,146 @@
+"""What pruning cost: top-1 with its uncertainty, and, without labels, agreement and KL."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from secateur.errors import DataError, ModelError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How a network does on some images, alone and against a reference network.
+
+    Attributes:
+        images: how many.
+        top1: images whose label has the highest score, in percent; None without labels.
+        standard_error: of top1, in points (binomial).
+        drop: top1 of the reference minus this, in points; None without both.
+        drop_error: standard error of the drop, in points, paired on the same images.
+        agreement: images with the same highest score as the reference's, in percent.
+        kl: mean KL(reference || this) of the softmax outputs, in nats.
+    """
+
+    images: int
+    top1: float | None = None
+    standard_error: float | None = None
+    drop: float | None = None
+    drop_error: float | None = None
+    agreement: float | None = None
+    kl: float | None = None
+
+
+def evaluate(
+    model: nn.Module,
+    images: Float[Tensor, "batch ..."],
+    labels: Int[Tensor, " batch"] | None = None,
+    *,
+    reference: nn.Module | None = None,
+    batch_size: int = 100,
+) -> Evaluation:
+    """Evaluates a classifier, alone or against a reference (the dense network).
+
+    Args:
+        model: run in eval mode; its mode is put back.
+        images: preprocessed inputs.
+        labels: class numbers; None = label-free, which needs a reference.
+        reference: the network to agree with.
+        batch_size: images per forward pass.
+
+    Raises:
+        DataError: neither labels nor reference are given, or their numbers differ.
+        ModelError: the model does not return scores (batch, classes).
+    """
+    if labels is None and reference is None:
+        raise DataError("got neither labels nor a reference, expected one: pass the dense network")
+    if labels is not None and len(labels) != len(images):
+        raise DataError(f"got {len(labels)} labels for {len(images)} images, expected one each")
+    logits = predict(model, images, batch_size=batch_size)
+    base = None if reference is None else predict(reference, images, batch_size=batch_size)
+    return compare(logits, labels, base)
+
+
+def compare(
+    logits: Float[Tensor, "batch classes"],
+    labels: Int[Tensor, " batch"] | None = None,
+    reference: Float[Tensor, "batch classes"] | None = None,
+) -> Evaluation:
+    """`evaluate` on scores that are at hand."""
+    count = len(logits)
+    hits = None if labels is None else logits.argmax(1) == labels.to(logits.device)
+    found: dict[str, float] = {}
+    if hits is not None:
+        share = float(hits.double().mean())
+        found["top1"] = 100 * share
+        found["standard_error"] = 100 * math.sqrt(share * (1 - share) / count)
+    if reference is not None:
+        found["agreement"] = 100 * float((logits.argmax(1) == reference.argmax(1)).double().mean())
+        found["kl"] = kl_divergence(reference, logits)
+        if hits is not None and labels is not None:
+            lost = (reference.argmax(1) == labels.to(logits.device)).double() - hits.double()
+            found["drop"] = 100 * float(lost.mean())
+            found["drop_error"] = 100 * float(lost.std(correction=0)) / math.sqrt(count)
+    return Evaluation(images=count, **found)
+
+
+def kl_divergence(
+    reference: Float[Tensor, "batch classes"], logits: Float[Tensor, "batch classes"]
+) -> float:
+    """Mean KL(softmax(reference) || softmax(logits)), in nats."""
+    p, q = reference.double().log_softmax(1), logits.double().log_softmax(1)
+    return max(0.0, float((p.exp() * (p - q)).sum(1).mean()))
+
+
+def predict(
+    model: nn.Module, images: Float[Tensor, "batch ..."], *, batch_size: int = 100
+) -> Float[Tensor, "batch classes"]:
+    """A classifier's scores, in float32 on the CPU.
+
+    The model's first output, or `logits` where it has a field of that name.
+    """
+    first = next(iter(model.parameters()), torch.zeros(()))
+    with torch.no_grad(), _eval_mode(model):
+        parts = [
+            _scores(model(fast_layout(part.to(first.device, first.dtype))))
+            for part in images.split(batch_size)
+        ]
+    return torch.cat(parts)
+
+
+def fast_layout(images: Tensor) -> Tensor:
+    """Channels-last for 4-D inputs: up to seven times faster on CPUs, and never slower by much."""
+    if images.dim() != 4:
+        return images
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def _scores(output: Any) -> Tensor:
+    scores = getattr(output, "logits", output)
+    while isinstance(scores, tuple | list | dict) and len(scores) > 0:
+        scores = next(iter(scores.values() if isinstance(scores, dict) else scores))
+    if not isinstance(scores, Tensor) or scores.dim() != 2:
+        shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(output).__name__
+        raise ModelError(
+            f"the model returns {shape}, expected scores of shape (batch, classes): "
+            "evaluate it yourself, or wrap it in a module that returns the scores"
+        )
+    return scores.float().cpu()
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,149 @@
+"""The pruned network as files: safetensors and ONNX, each read back before it counts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from secateur.errors import MissingExtraError, ModelError
+from secateur.evaluate import predict
+from secateur.frontends.torch_export import copy_module
+
+_CHECKED_IMAGES = 8
+_WARN_DIFFERENCE = 1e-3  # relative to the largest output
+
+
+def save_safetensors(model: nn.Module, path: Path, *, sparsity: float) -> dict[str, Any]:
+    """Writes a module's state dict; tied tensors are stored once, as safetensors requires.
+
+    Read it with `safetensors.torch.load_model(module, path)`.
+    """
+    from safetensors.torch import save_model
+
+    metadata = {"format": "pt", "secateur.sparsity": f"{sparsity:.6f}"}
+    save_model(copy_module(model).cpu(), str(path), metadata=metadata)
+    return {"bytes": path.stat().st_size}
+
+
+def save_onnx(
+    model: nn.Module, path: Path, images: Float[Tensor, "batch ..."], parameters: Sequence[str]
+) -> dict[str, Any]:
+    """Writes an ONNX file with a dynamic batch and compares it with the module.
+
+    Args:
+        model: the pruned module.
+        path: where to write; weights over 2 GB go to a file beside it.
+        images: some inputs; a few of them are run through both.
+        parameters: names of the pruned weights, whose zeros are counted in the file.
+
+    Returns:
+        bytes, the largest absolute difference of the outputs, and zeros in the file.
+
+    Raises:
+        MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
+        ModelError: the exporter or ONNX Runtime refuses the module, or zeros were lost.
+    """
+    onnx, runtime = require_onnx("writing ONNX")
+    images = images[:_CHECKED_IMAGES].cpu()
+    module = copy_module(model).eval().cpu()
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    example = images[:2] if len(images) > 1 else torch.cat([images, images])
+    large = sum(tensor.nbytes for tensor in module.state_dict().values()) > 1_800_000_000
+    try:
+        with _quiet():
+            torch.onnx.export(
+                module,
+                (example.to(dtype),),
+                str(path),
+                dynamo=True,
+                external_data=large,
+                input_names=["input"],
+                output_names=["output"],
+                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+                verbose=False,
+            )
+        onnx.checker.check_model(str(path))
+        session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        found = session.run(None, {"input": images.to(dtype).numpy()})[0]
+    except OSError:
+        raise
+    except Exception as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelError(
+            f"the pruned network cannot be written as ONNX: {first}; the other outputs do not "
+            "need it: leave out --onnx, or export the saved weights with your own settings"
+        ) from error
+    expected = predict(module, images)
+    difference = float((torch.from_numpy(found).float() - expected).abs().max())
+    held = sum(entry.stat().st_size for entry in path.parent.glob(f"{path.name}*"))
+    return {
+        "bytes": held,
+        "largest_difference": difference,
+        "relative_difference": difference / max(float(expected.abs().max()), 1e-12),
+        "zeros": _check_zeros(onnx, path, dict(module.named_parameters()), parameters),
+    }
+
+
+def _check_zeros(
+    onnx: Any, path: Path, weights: Mapping[str, Tensor], pruned: Sequence[str]
+) -> int:
+    """Zeros among the file's initializers; at least those of the pruned weights, or it raises."""
+    initializers = onnx.load(str(path)).graph.initializer
+    arrays = (
+        onnx.numpy_helper.to_array(entry, base_dir=str(path.parent)) for entry in initializers
+    )
+    found = sum(int((array == 0).sum()) for array in arrays if array.dtype.kind in "fV")
+    expected = sum(int((weights[name] == 0).sum()) for name in pruned)
+    if found < expected:
+        raise ModelError(
+            f"the ONNX exporter lost zeros ({found} of {expected} left), expected all of them: "
+            "please report this model's layer types"
+        )
+    return found
+
+
+def differs(check: Mapping[str, Any]) -> bool:
+    """Whether an exported file's outputs differ by more than rounding would."""
+    return not check["relative_difference"] <= _WARN_DIFFERENCE
+
+
+def require_onnx(purpose: str) -> tuple[Any, Any]:
+    """The modules onnx and onnxruntime (and onnxscript at hand), or the install line."""
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(error.name or "onnx", "onnx", purpose) from error
+    return onnx, onnxruntime
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides the exporter's own progress lines and warnings about its internals."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings(), open(os.devnull, "w") as sink, _stdout_to(sink):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+@contextmanager
+def _stdout_to(sink: Any) -> Iterator[None]:
+    import contextlib
+
+    with contextlib.redirect_stdout(sink):
+        yield

@@ -1,0 +1,474 @@
+"""PyTorch front-end: any `nn.Module` that `torch.export` can trace, as a list of aten operations."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from secateur.errors import ModelError
+from secateur.geometry import Convolution, Geometry, Linear
+from secateur.graph import BiasSlot, Layer, Op, Use
+
+aten = torch.ops.aten
+
+_CONVOLUTIONS = {
+    aten.conv1d.default,
+    aten.conv1d.padding,
+    aten.conv2d.default,
+    aten.conv2d.padding,
+    aten.convolution.default,
+}
+_LINEAR = aten.linear.default
+_BATCH_NORM = aten._native_batch_norm_legit_no_training.default
+_STAY_DENSE = {
+    aten.conv_transpose1d.default: "transposed convolution",
+    aten.conv_transpose2d.input: "transposed convolution",
+    aten.conv_transpose3d.input: "transposed convolution",
+    aten.conv3d.default: "three-dimensional convolution",
+    aten.conv3d.padding: "three-dimensional convolution",
+    aten.matmul.default: "matrix product with a parameter",
+    aten.mm.default: "matrix product with a parameter",
+    aten.bmm.default: "matrix product with a parameter",
+    aten.addmm.default: "matrix product with a parameter",
+    aten.bilinear.default: "bilinear layer",
+    aten.lstm.input: "recurrent layer",
+    aten.gru.input: "recurrent layer",
+    aten.rnn_tanh.input: "recurrent layer",
+    aten.rnn_relu.input: "recurrent layer",
+}
+# Traced in the default memory layout; channels-last values have other strides.
+_ANY_LAYOUT = {
+    aten.view.default: aten.reshape.default,
+    aten._unsafe_view.default: aten.reshape.default,
+}
+_AGREEMENT = 1e-3  # largest difference of graph and module, relative to the largest output
+
+
+@dataclass
+class TorchGraph:
+    """An exported module, run op by op. See `secateur.graph.Graph` for the attributes."""
+
+    ops: list[Op]
+    input: str
+    outputs: list[str]
+    parameters: dict[str, Tensor]
+    layers: list[Layer]
+    notes: list[str] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
+    keys: dict[Node, str] = field(default_factory=dict)
+
+    def run(self, index: int, values: Mapping[str, Any]) -> Any:
+        """Runs one aten operation without gradients."""
+        node = self.nodes[index]
+        look_up = lambda argument: values[self.keys[argument]]  # noqa: E731
+        target = _ANY_LAYOUT.get(node.target, node.target)
+        return target(*map_arg(node.args, look_up), **map_arg(node.kwargs, look_up))
+
+    def module_of(self, index: int) -> str:
+        """The module that op number `index` belongs to, for messages."""
+        return _module(self.nodes[index])
+
+
+def trace(model: nn.Module, example: Tensor) -> TorchGraph:
+    """Exports a module with a dynamic batch and finds its layers.
+
+    Args:
+        model: any module; it is copied, put into eval mode and, if it is float16, bfloat16 or
+            float64, turned to float32. The module passed in is not touched.
+        example: a few inputs, batch first; their device is where the graph runs.
+
+    Raises:
+        ModelError: a weight is NaN or infinite, the module cannot be exported, or the graph
+            does not give what the module gives.
+    """
+    module = copy_module(model).eval().float().to(example.device)
+    check_finite(module)
+    if len(example) == 1:  # torch.export takes a batch of one for a constant
+        example = torch.cat([example, example])
+    program = _export(module, example)
+    graph = _build(program)
+    _check_agreement(graph, module, example)
+    return graph
+
+
+def copy_module(model: nn.Module) -> nn.Module:
+    """A deep copy, also of modules that hold computed tensors (the old `weight_norm` does)."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"the model is a {type(model).__name__}, expected a torch.nn.Module: "
+            "pass the module itself, with its weights loaded"
+        )
+    computed = [
+        tensor
+        for module in model.modules()
+        for tensor in vars(module).values()
+        if isinstance(tensor, Tensor) and not tensor.is_leaf
+    ]
+    memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in computed}
+    return copy.deepcopy(model, memo)
+
+
+def with_parameters(model: nn.Module, changes: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of a module in eval mode, with some parameters and buffers changed.
+
+    Args:
+        model: the module; not touched.
+        changes: new values by state-dict name, cast to the old dtype and device.
+    """
+    result = copy_module(model).eval()
+    tensors = dict(result.named_parameters()) | dict(result.named_buffers())
+    with torch.no_grad():
+        for name, value in changes.items():
+            tensors[name].copy_(value)
+    return result
+
+
+def check_finite(module: nn.Module) -> None:
+    """Raises ModelError naming the first parameter or buffer that holds a NaN or an infinity."""
+    for name, tensor in module.state_dict().items():
+        if (
+            isinstance(tensor, Tensor)
+            and tensor.is_floating_point()
+            and not tensor.isfinite().all()
+        ):
+            raise ModelError(
+                f"the weights hold NaN or Inf in {name}, expected finite numbers: "
+                "check the checkpoint and how it was loaded"
+            )
+
+
+def _export(module: nn.Module, example: Tensor) -> ExportedProgram:
+    shapes = ({0: Dim.DYNAMIC},)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, about its internals
+            try:
+                program = torch.export.export(module, (example,), dynamic_shapes=shapes)
+            except TypeError:  # forward(*args): the shapes must be nested alike
+                program = torch.export.export(module, (example,), dynamic_shapes=(shapes,))
+            return program.run_decompositions({})
+    except Exception as error:  # torch.export raises many kinds
+        raise ModelError(_why_not_exported(error, example)) from error
+
+
+def _why_not_exported(error: Exception, example: Tensor) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[0] if lines else type(error).__name__
+    shape = tuple(example.shape)
+    got = f"torch.export cannot trace the model on input of shape {shape}: {reason}"
+    if "specialized" in str(error) or "onstraint" in str(error):
+        return (
+            f"{got} (the batch size is fixed in forward; expected any batch size: "
+            "use x.shape[0] instead of a number)"
+        )
+    if "data-dependent" in str(error) or "GuardOnDataDependent" in type(error).__name__:
+        return (
+            f"{got} (forward branches on values of its input; expected the same operations for "
+            "every input: use torch.where, or pass the part of the model without the branch)"
+        )
+    return (
+        f"{got}; expected a module whose forward takes one batch of inputs: check the input's "
+        "shape (size, preprocess), or pass the exportable part of the model"
+    )
+
+
+def _check_agreement(graph: TorchGraph, module: nn.Module, example: Tensor) -> None:
+    with torch.no_grad():
+        expected = [t for t in _tensors(module(example)) if t.is_floating_point()]
+        values = dict(graph.parameters) | {graph.input: example}
+        for index, op in enumerate(graph.ops):
+            values[op.name] = graph.run(index, values)
+    found = [values[name] for name in graph.outputs]
+    found = [value for value in found if isinstance(value, Tensor) and value.is_floating_point()]
+    for want, got in zip(expected, found, strict=False):
+        difference = float((want - got).abs().max()) if want.numel() else 0.0
+        if difference > _AGREEMENT * max(1.0, float(want.abs().max())):
+            raise ModelError(
+                f"the exported graph's output differs from the model's by {difference:.2g}, "
+                "expected the same: forward is random or depends on state; make it deterministic"
+            )
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    return (leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, Tensor))
+
+
+def _build(program: ExportedProgram) -> TorchGraph:
+    keys, parameters = _placeholders(program)
+    compute = [node for node in program.graph.nodes if node.op in ("call_function", "get_attr")]
+    for node in compute:
+        keys[node] = f"%{node.name}"
+    for node in [node for node in compute if node.op == "get_attr"]:  # bodies of control flow
+        parameters[keys[node]] = getattr(program.graph_module, str(node.target))
+    nodes = [node for node in compute if node.op == "call_function"]
+    ops = [Op(keys[node], tuple(keys[read] for read in node.all_input_nodes)) for node in nodes]
+    inputs = [node for node in keys if node.op == "placeholder" and keys[node].startswith("%")]
+    if len(inputs) != 1:
+        raise ModelError(
+            f"the model takes {len(inputs)} inputs, expected one (a batch of images): "
+            "wrap it in a module whose forward takes only the images"
+        )
+    by_name = {node.name: node for node in keys}
+    outputs = [
+        keys[by_name[spec.arg.name]]
+        for spec in program.graph_signature.output_specs
+        if spec.kind.name == "USER_OUTPUT" and getattr(spec.arg, "name", "") in by_name
+    ]
+    graph = TorchGraph(ops, keys[inputs[0]], outputs, parameters, [], [], nodes, keys)
+    graph.layers = _Layers(graph).find()
+    if any(isinstance(node.target, torch._ops.HigherOrderOperator) for node in nodes):
+        graph.notes.append("layers inside control flow (torch.cond, checkpoint) stay dense")
+    return graph
+
+
+def _placeholders(program: ExportedProgram) -> tuple[dict[Node, str], dict[str, Any]]:
+    """Names parameters as in the state dict (aliases by their first name), inputs by "%"."""
+    keys: dict[Node, str] = {}
+    parameters: dict[str, Any] = {}
+    first_name: dict[tuple, str] = {}
+    nodes = [node for node in program.graph.nodes if node.op == "placeholder"]
+    for node, spec in zip(nodes, program.graph_signature.input_specs, strict=True):
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+            held = program.state_dict.get(spec.target, program.constants.get(spec.target))
+            alias = (held.data_ptr(), held.shape, held.stride()) if held.numel() else spec.target
+            keys[node] = first_name.setdefault(alias, spec.target)
+            parameters[keys[node]] = held.detach()
+        else:
+            keys[node] = f"%{node.name}"
+    return keys, parameters
+
+
+@dataclass
+class _Layers:
+    """Finds the layers of a graph."""
+
+    graph: TorchGraph
+
+    def __post_init__(self) -> None:
+        self.readers: dict[str, list[Node]] = {}
+        for node in self.graph.nodes:
+            for read in node.all_input_nodes:
+                self.readers.setdefault(self.graph.keys[read], []).append(node)
+
+    def find(self) -> list[Layer]:
+        layers: dict[str, Layer] = {}
+        for index, node in enumerate(self.graph.nodes):
+            layer = self._layer(index, node)
+            if layer is None:
+                continue
+            known = layers.get(layer.name)
+            layers[layer.name] = layer if known is None else _merge(known, layer)
+        found = [self._settle(layer) for layer in layers.values()]
+        return _protect(found)
+
+    def _layer(self, index: int, node: Node) -> Layer | None:
+        if node.target in _CONVOLUTIONS or node.target == _LINEAR:
+            return self._multiplication(index, node)
+        reason = _STAY_DENSE.get(node.target)  # type: ignore[arg-type]
+        weight = self._largest_parameter(node) if reason else None
+        if reason is None or weight is None:
+            return None
+        return self._dense(index, node, weight, reason)
+
+    def _largest_parameter(self, node: Node) -> str | None:
+        names = [self.graph.keys[read] for read in node.all_input_nodes]
+        held = [name for name in names if self._is_weight(name)]
+        return max(held, key=lambda name: self.graph.parameters[name].numel(), default=None)
+
+    def _is_weight(self, name: str) -> bool:
+        value = self.graph.parameters.get(name)
+        return isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 1
+
+    def _dense(self, index: int, node: Node, weight: str | None, reason: str) -> Layer:
+        shape = self.graph.parameters[weight].shape if weight else _shape(node.args[1])
+        return Layer(
+            name=_short(weight) if weight else _module(node) or node.name,
+            parameter=weight,
+            kind=str(node.target).removeprefix("aten.").split(".")[0],
+            shape=torch.Size(shape),
+            output=_sizes(node, batch=0),
+            macs=math.prod(_sizes(node)[2:]) * math.prod(shape) if "conv" in node.name else 0,
+            obstacle=reason,
+            uses=(),
+        )
+
+    def _multiplication(self, index: int, node: Node) -> Layer:
+        weight = self.graph.keys[node.args[1]]  # type: ignore[index]
+        if weight not in self.graph.parameters:
+            return self._dense(index, node, None, "weight computed on the fly")
+        is_linear = node.target == _LINEAR
+        geometry = Linear() if is_linear else _convolution(node)
+        shape = self.graph.parameters[weight].shape
+        if geometry is None:
+            return self._dense(index, node, weight, "transposed convolution")
+        if len(shape) != (2 if is_linear else len(_shape(node))):
+            return self._dense(index, node, weight, "input without a batch axis")
+        bias = node.args[2] if len(node.args) > 2 else None
+        output = _sizes(node)
+        positions = math.prod(output[:-1]) if is_linear else output[0] * math.prod(output[2:])
+        use = Use(
+            op=index,
+            input=self.graph.keys[node.args[0]],  # type: ignore[index]
+            bias=self.graph.keys[bias] if isinstance(bias, Node) else None,
+            geometry=geometry,
+        )
+        return Layer(
+            name=_short(weight),
+            parameter=weight,
+            kind="linear" if is_linear else "conv",
+            shape=shape,
+            output=_sizes(node, batch=0),
+            macs=positions * shape.numel() // _example_batch(self.graph),
+            uses=(use,),
+            obstacle=self._obstacle(weight),
+        )
+
+    def _obstacle(self, weight: str) -> str | None:
+        others = [
+            reader
+            for reader in self.readers[weight]
+            if not (reader.target in _CONVOLUTIONS or reader.target == _LINEAR)
+            or self.graph.keys.get(reader.args[1]) != weight  # type: ignore[arg-type]
+        ]
+        if others:
+            return f"weight also used by {str(others[0].target).removeprefix('aten.')}"
+        return None
+
+    def _settle(self, layer: Layer) -> Layer:
+        """Adds what depends on all uses: the place for a bias and the BatchNorm's slope."""
+        if layer.obstacle:
+            return layer
+        norms = [self._batch_norm(self.graph.nodes[use.op]) for use in layer.uses]
+        slot = self._bias_slot(layer, norms)
+        return replace(layer, bias=slot, scale=self._slope(norms[0]) if norms[0] else None)
+
+    def _bias_slot(self, layer: Layer, norms: list[Node | None]) -> BiasSlot | None:
+        biases = {use.bias for use in layer.uses}
+        bias = next(iter(biases))
+        if len(biases) > 1:
+            return None
+        if bias is not None:
+            own = {self.graph.nodes[use.op] for use in layer.uses}
+            free = bias in self.graph.parameters and set(self.readers[bias]) == own
+            return BiasSlot(bias, 1) if free else None
+        norm = norms[0] if len(layer.uses) == 1 else None
+        if norm is None:
+            return None
+        mean = self.graph.keys[norm.args[3]]  # type: ignore[index]
+        return BiasSlot(mean, -1) if len(self.readers[mean]) == 1 else None
+
+    def _batch_norm(self, node: Node) -> Node | None:
+        """The BatchNorm that alone reads a layer's output, with its statistics held."""
+        readers = list(node.users)
+        if len(readers) != 1 or readers[0].target != _BATCH_NORM or readers[0].args[0] is not node:
+            return None
+        norm = readers[0]
+        held = [self.graph.keys[arg] for arg in norm.args[1:5] if isinstance(arg, Node)]
+        return norm if all(name in self.graph.parameters for name in held) else None
+
+    def _slope(self, norm: Node) -> Tensor:
+        """gamma / sqrt(running variance + eps), per channel."""
+        gamma, _, _, variance = (
+            self.graph.parameters[self.graph.keys[arg]] if isinstance(arg, Node) else None
+            for arg in norm.args[1:5]
+        )
+        slope = (variance + norm.args[6]).rsqrt()  # type: ignore[operator]
+        return slope if gamma is None else slope * gamma
+
+
+def _merge(known: Layer, again: Layer) -> Layer:
+    return replace(
+        known,
+        uses=known.uses + again.uses,
+        macs=known.macs + again.macs,
+        obstacle=known.obstacle or again.obstacle,
+    )
+
+
+def _protect(layers: list[Layer]) -> list[Layer]:
+    """Marks what stays dense unless it is asked for: the first layer and depthwise layers."""
+    prunable = [layer for layer in layers if layer.obstacle is None]
+    reasons = {layer.name: "depthwise" for layer in prunable if _is_depthwise(layer)}
+    if prunable:
+        reasons[prunable[0].name] = "first layer"
+    return [replace(layer, protected=reasons.get(layer.name)) for layer in layers]
+
+
+def _is_depthwise(layer: Layer) -> bool:
+    geometry = layer.uses[0].geometry
+    return isinstance(geometry, Convolution) and geometry.groups > 1 and layer.shape[1] == 1
+
+
+def _convolution(node: Node) -> Geometry | None:
+    """The geometry of a convolution node; None for a transposed one."""
+    options = _options(node)
+    if options.get("transposed"):
+        return None
+    kernel = tuple(_shape(node.args[1])[2:])
+    dilation = _each(options["dilation"], kernel)
+    padding = options["padding"]
+    if padding == "same":  # an odd pad more goes behind, as in PyTorch
+        totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        pads = tuple((total // 2, total - total // 2) for total in totals)
+    elif padding == "valid":
+        pads = tuple((0, 0) for _ in kernel)
+    else:
+        pads = tuple((pad, pad) for pad in _each(padding, kernel))
+    stride = _each(options["stride"], kernel)
+    return Convolution(
+        kernel=kernel, stride=stride, padding=pads, dilation=dilation, groups=options["groups"]
+    )
+
+
+def _options(node: Node) -> dict[str, Any]:
+    """A node's arguments by name, defaults included."""
+    arguments = node.target._schema.arguments  # type: ignore[union-attr]
+    options = {argument.name: argument.default_value for argument in arguments}
+    names = [argument.name for argument in arguments]
+    return options | dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+
+
+def _each(option: Any, kernel: tuple[int, ...]) -> tuple[int, ...]:
+    values = [option] if isinstance(option, int) else list(option)
+    return tuple(values * len(kernel) if len(values) == 1 else values)
+
+
+def _shape(node: Any) -> torch.Size:
+    return node.meta["val"].shape
+
+
+def _sizes(node: Node, batch: int | None = None) -> tuple[int, ...]:
+    """A node's output sizes; symbolic ones as in the example, or as `batch` where given."""
+    value = node.meta["val"]
+    if not isinstance(value, Tensor):
+        return ()
+    return tuple(
+        size if isinstance(size, int) else size.node.hint if batch is None else batch
+        for size in value.shape
+    )
+
+
+def _example_batch(graph: TorchGraph) -> int:
+    node = next(node for node, key in graph.keys.items() if key == graph.input)
+    return _sizes(node)[0]
+
+
+def _module(node: Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [path for path, _ in stack.values() if not path.startswith("_empty")]
+    return paths[-1] if paths else ""
+
+
+def _short(parameter: str) -> str:
+    return parameter.removesuffix(".weight")

@@ -1,0 +1,164 @@
+"""How a layer's weight, inputs and outputs map to matrices; a core that knows no front-end.
+
+Both geometries answer the same questions: the weight as a (groups, rows, cols) matrix and back,
+how many output positions there are, and the input patches and outputs at some of them. Columns
+of a convolution run over (kernel height, kernel width, input channels): patches are gathered
+from channels-last memory, and the weights that structured patterns group lie side by side.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class Geometry(Protocol):
+    """What the walk asks of a layer's geometry."""
+
+    def matrix(self, weight: Tensor) -> Float[Tensor, "groups rows cols"]:
+        """The weight as one matrix per group."""
+        ...
+
+    def weight(
+        self, matrix: Float[Tensor, "groups rows cols"], shape: torch.Size
+    ) -> Float[Tensor, ...]:
+        """The inverse of `matrix`."""
+        ...
+
+    def rows(self, vector: Float[Tensor, " out"]) -> Float[Tensor, "groups rows"]:
+        """A value per output, such as a bias, by group."""
+        ...
+
+    def count(self, output: Tensor) -> int:
+        """How many output positions a layer's output has."""
+        ...
+
+    def inputs(
+        self, value: Tensor, positions: Int[Tensor, " samples"], output: torch.Size
+    ) -> Float[Tensor, "groups samples cols"]:
+        """The input patches that lead to the outputs at `positions`."""
+        ...
+
+    def outputs(
+        self, value: Tensor, positions: Int[Tensor, " samples"]
+    ) -> Float[Tensor, "groups samples rows"]:
+        """The outputs at `positions`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer on inputs of any rank: the last axis is multiplied."""
+
+    def matrix(self, weight: Tensor) -> Float[Tensor, "groups rows cols"]:
+        return weight.unsqueeze(0)
+
+    def weight(
+        self, matrix: Float[Tensor, "groups rows cols"], shape: torch.Size
+    ) -> Float[Tensor, "rows cols"]:
+        return matrix.reshape(shape)
+
+    def rows(self, vector: Float[Tensor, " out"]) -> Float[Tensor, "groups rows"]:
+        return vector.unsqueeze(0)
+
+    def count(self, output: Tensor) -> int:
+        return output.numel() // output.shape[-1]
+
+    def inputs(
+        self, value: Tensor, positions: Int[Tensor, " samples"], output: torch.Size
+    ) -> Float[Tensor, "groups samples cols"]:
+        return self.outputs(value, positions)
+
+    def outputs(
+        self, value: Tensor, positions: Int[Tensor, " samples"]
+    ) -> Float[Tensor, "groups samples rows"]:
+        return value.reshape(-1, value.shape[-1])[positions].unsqueeze(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convolution:
+    """A convolution over one or two spatial axes.
+
+    Attributes:
+        kernel, stride, dilation: per spatial axis.
+        padding: (before, after) per spatial axis, zeros.
+        groups: number of independent groups of channels.
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def matrix(self, weight: Tensor) -> Float[Tensor, "groups rows cols"]:
+        last = weight.movedim(1, -1)  # out, kernel..., in / groups
+        return last.reshape(self.groups, weight.shape[0] // self.groups, -1)
+
+    def weight(
+        self, matrix: Float[Tensor, "groups rows cols"], shape: torch.Size
+    ) -> Float[Tensor, "out in_per_group *kernel"]:
+        last = matrix.reshape(shape[0], *self.kernel, shape[1])
+        return last.movedim(-1, 1).contiguous()
+
+    def rows(self, vector: Float[Tensor, " out"]) -> Float[Tensor, "groups rows"]:
+        return vector.reshape(self.groups, -1)
+
+    def count(self, output: Tensor) -> int:
+        return output.shape[0] * math.prod(output.shape[2:])
+
+    def inputs(
+        self, value: Tensor, positions: Int[Tensor, " samples"], output: torch.Size
+    ) -> Float[Tensor, "groups samples cols"]:
+        """Cost: one copy of the padded input and of the patches; never a full unfold."""
+        image, place = _divide(positions, math.prod(output[2:]))
+        pads = [pad for both in reversed(self.padding) for pad in both]
+        padded = F.pad(value, pads) if any(pads) else value
+        padded = padded.movedim(1, -1)  # batch, spatial..., chan
+        index = [image.view(-1, *[1] * len(self.kernel))]
+        for axis, at in enumerate(_unravel(place, output[2:])):
+            first = at.view(-1, *[1] * len(self.kernel)) * self.stride[axis]
+            index.append(first + self._taps(axis, positions.device))
+        patches = padded[tuple(index)]  # samples, kernel..., chan
+        patches = patches.reshape(len(positions), -1, self.groups, value.shape[1] // self.groups)
+        return patches.permute(2, 0, 1, 3).reshape(self.groups, len(positions), -1)
+
+    def _taps(self, axis: int, device: torch.device) -> Int[Tensor, 1 *kernel]:
+        """Offsets of the kernel's taps along an axis, shaped to broadcast over the others."""
+        shape = [1] * (1 + len(self.kernel))
+        shape[1 + axis] = self.kernel[axis]
+        return (torch.arange(self.kernel[axis], device=device) * self.dilation[axis]).view(shape)
+
+    def outputs(
+        self, value: Tensor, positions: Int[Tensor, " samples"]
+    ) -> Float[Tensor, "groups samples rows"]:
+        image, place = _divide(positions, math.prod(value.shape[2:]))
+        last = value.movedim(1, -1)
+        samples = last[(image, *_unravel(place, value.shape[2:]))]  # samples, out
+        return samples.reshape(len(positions), self.groups, -1).movedim(1, 0).contiguous()
+
+
+def _divide(positions: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    return positions.div(size, rounding_mode="floor"), positions.remainder(size)
+
+
+def _unravel(place: Tensor, shape: torch.Size) -> tuple[Tensor, ...]:
+    return torch.unravel_index(place, shape)
+
+
+def sample_positions(total: int, count: int, generator: torch.Generator) -> Int[Tensor, " samples"]:
+    """Random output positions: one from each of `count` equal strata, or all when count >= total.
+
+    Strata spread the samples evenly over images and over the places within them.
+    """
+    if count >= total:
+        return torch.arange(total)
+    offsets = torch.rand(count, generator=generator, dtype=torch.float64)
+    strata = (torch.arange(count, dtype=torch.float64) + offsets) * (total / count)
+    return strata.floor().long().clamp_max(total - 1)

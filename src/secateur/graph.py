@@ -1,0 +1,119 @@
+"""What a front-end turns a model into: operations in execution order, and its layers.
+
+The walk, the allocation and the report know a network only through this module, so that a new
+front-end brings its own `Graph` and nothing else changes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from secateur.geometry import Geometry
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation: runs when all it reads is there, and writes one value under its name."""
+
+    name: str
+    reads: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of a layer's weight: which op, what it reads, its geometry, the bias it adds."""
+
+    op: int
+    input: str
+    geometry: Geometry
+    bias: str | None = None
+
+
+@dataclass(frozen=True)
+class BiasSlot:
+    """Where a fitted change of the bias goes: a parameter, and with which sign."""
+
+    parameter: str
+    sign: Literal[1, -1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A weight that is multiplied with activations.
+
+    Attributes:
+        name: the parameter's name without ".weight", as in the state dict.
+        parameter: the weight's full name; None for one computed on the fly.
+        kind: "conv" or "linear" when it can be pruned, else the operation's name.
+        shape: the weight's shape.
+        output: shape of the (first) output, 0 for the batch axis.
+        macs: multiply-accumulates per image, all uses together.
+        uses: in execution order.
+        bias: where a fitted bias goes; None when there is no place for one.
+        scale: slope of a following BatchNorm per output; None = 1.
+        obstacle: why it cannot be pruned; None when it can.
+        protected: why it is not pruned unless asked for; None when it is.
+    """
+
+    name: str
+    parameter: str | None
+    kind: str
+    shape: torch.Size
+    output: tuple[int, ...] = ()
+    macs: int = 0
+    uses: tuple[Use, ...] = ()
+    bias: BiasSlot | None = None
+    scale: Float[Tensor, " out"] | None = None
+    obstacle: str | None = None
+    protected: str | None = None
+
+    @property
+    def weights(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def columns(self) -> int:
+        return self.weights // self.shape[0]
+
+
+class Graph(Protocol):
+    """A network that can be run op by op.
+
+    Attributes:
+        ops: in execution order.
+        input: name of the value that holds the images.
+        outputs: names of the values that the network returns.
+        parameters: weights, biases, buffers and constants by name.
+        layers: in order of first use.
+        notes: what a reader of the report should know.
+    """
+
+    ops: Sequence[Op]
+    input: str
+    outputs: Sequence[str]
+    parameters: Mapping[str, Tensor]
+    layers: Sequence[Layer]
+    notes: Sequence[str]
+
+    def run(self, index: int, values: Mapping[str, Any]) -> Any:
+        """Runs op number `index`; `values` holds activations and parameters by name."""
+        ...
+
+
+def last_reads(graph: Graph) -> dict[int, tuple[str, ...]]:
+    """The values that nothing reads after op i, by i; outputs are never dropped."""
+    last = {graph.input: 0}
+    for index, op in enumerate(graph.ops):
+        last |= dict.fromkeys((op.name, *op.reads), index)
+    dead: dict[int, list[str]] = {}
+    for name, index in last.items():
+        if name not in graph.outputs and name not in graph.parameters:
+            dead.setdefault(index, []).append(name)
+    return {index: tuple(names) for index, names in dead.items()}

@@ -1,0 +1,96 @@
+"""Models by reference, and checkpoints into them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import ModelError
+from secateur.references import call
+
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
+
+
+def load_model(reference: str, weights: str | Path | None = None) -> nn.Module:
+    """The module behind `file.py:callable` or `package.module:callable`, weights loaded.
+
+    Args:
+        reference: a module, or a function or class without arguments that returns one.
+        weights: a `.safetensors` file or a checkpoint that `torch.load` reads without running
+            code; wrappers such as {"state_dict": ...} and a common "module." prefix are removed.
+
+    Raises:
+        ModelError: anything does not exist, is not a module, or does not fit.
+    """
+    if weights is not None and not Path(weights).is_file():
+        raise ModelError(f"no such file: {weights}, expected the model's weights: check the path")
+    model = call(reference)
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"{reference} gives a {type(model).__name__}, expected a torch.nn.Module: "
+            "name the function that builds the network"
+        )
+    if weights is not None:
+        _load_state(model, read_state(Path(weights)), str(weights))
+    return model
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """A checkpoint's tensors by name."""
+    held = _read(path)
+    for key in _WRAPPERS:
+        if isinstance(held, Mapping) and isinstance(held.get(key), Mapping):
+            held = held[key]
+    if not isinstance(held, Mapping) or not all(isinstance(v, Tensor) for v in held.values()):
+        raise ModelError(
+            f"{path} holds a {type(held).__name__}, expected a state dict (names to tensors): "
+            "save model.state_dict()"
+        )
+    if held and all(name.startswith("module.") for name in held):  # saved from DataParallel
+        held = {name.removeprefix("module."): tensor for name, tensor in held.items()}
+    return dict(held)
+
+
+def _read(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling and safetensors raise many kinds
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelError(
+            f"{path} cannot be read as weights ({first[:200]}), expected .safetensors or a "
+            "checkpoint with tensors only: save model.state_dict()"
+        ) from error
+
+
+def _load_state(model: nn.Module, state: dict[str, Tensor], name: str) -> None:
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # shapes differ
+        detail = " ".join(str(error).split("\n", 1)[-1].split())[:200]
+        raise ModelError(
+            f"{name} does not fit the model: {detail}; expected the same shapes: "
+            "check that the weights belong to this network"
+        ) from error
+    tied = [key for key in missing if _is_tied(model, key, state)]
+    missing = [key for key in missing if key not in tied]
+    if missing or unexpected:
+        raise ModelError(
+            f"{name} does not fit the model: {len(missing)} names missing "
+            f"({', '.join(missing[:3]) or 'none'}), {len(unexpected)} unknown "
+            f"({', '.join(unexpected[:3]) or 'none'}); expected the model's own names: "
+            "check that the weights belong to this network"
+        )
+
+
+def _is_tied(model: nn.Module, key: str, state: dict[str, Tensor]) -> bool:
+    """Whether a missing tensor is shared with one that was there (safetensors stores one)."""
+    own = model.state_dict()
+    return any(own[other].data_ptr() == own[key].data_ptr() for other in state if other in own)

@@ -1,0 +1,97 @@
+"""ADMM: mask and weights together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from secateur.linear_algebra import NormalEquations, damping_for
+from secateur.patterns import Pattern
+from secateur.problem import Problem, Solution
+
+
+@dataclass(frozen=True, kw_only=True)
+class ADMM:
+    """Chooses the mask by the alternating direction method of multipliers, then fits it.
+
+    Choose it always, unless the mask is fixed for another reason: it is the default because it
+    keeps more accuracy than the others at every sparsity measured.
+
+    In columns scaled to unit diagonal, W is split into a dense copy and a copy Z in the pattern:
+        W <- (C - V + rho Z) (G + rho I)^-1
+        Z <- P(W + V / rho)                    P keeps the `kept` largest entries
+        V <- V + rho (W - Z)
+    rho starts small and grows every third step, faster while many entries of the mask still
+    move; when the mask stands still, the weights on it are fitted by conjugate gradients.
+    Source: Meng et al., "ALPS: Improved optimization for highly sparse one-shot pruning", 2024
+    (splitting and schedule); here on any layer kind, with damping towards the dense weights and
+    one Cholesky factor per rho in place of an eigendecomposition.
+
+    Attributes:
+        damping: least relative damping; it grows when samples are fewer than columns.
+        rho: first penalty, relative to the unit diagonal.
+        steps: greatest number of ADMM steps.
+        tolerance: relative residual at which conjugate gradients stop.
+        iterations: their greatest number.
+    """
+
+    damping: float = 1e-2
+    rho: float = 0.1
+    steps: int = 120
+    tolerance: float = 1e-4
+    iterations: int = 200
+
+    def solve(self, problem: Problem, pattern: Pattern, kept: int) -> Solution:
+        """Cost: a Cholesky factor (cols^3 / 3) per third step, a solve (rows cols^2) per step."""
+        damping, notes = damping_for(problem, self.damping)
+        system = NormalEquations.of(problem, damping)
+        if kept == problem.weight.numel():
+            mask, start = torch.ones_like(problem.weight, dtype=torch.bool), problem.weight
+        else:
+            mask, start, mask_notes = self._mask(system, problem.weight, pattern, kept)
+            notes += mask_notes
+        weight, fit_notes = system.fit(
+            start, mask, tolerance=self.tolerance, iterations=self.iterations
+        )
+        return Solution(
+            weight=weight,
+            mask=mask,
+            bias=problem.bias(weight),
+            damping=damping,
+            notes=notes + fit_notes,
+        )
+
+    def _mask(
+        self, system: NormalEquations, dense: Tensor, pattern: Pattern, kept: int
+    ) -> tuple[Bool[Tensor, "groups rows cols"], Float[Tensor, "groups rows cols"], tuple]:
+        """Runs the splitting; returns the mask, weights to start from (unscaled) and notes."""
+        rho, notes = self.rho, ()
+        sparse = dense * system.column_scale
+        dual = torch.zeros_like(sparse)
+        mask = previous = pattern.mask(sparse.abs(), kept)
+        factor, rho = system.factor(rho)
+        if rho > self.rho:
+            notes = (f"rho raised from {self.rho:g} to {rho:g}: Cholesky failed",)
+        for step in range(1, self.steps + 1):
+            right = (system.cross - dual).add_(sparse, alpha=rho)
+            weight = torch.cholesky_solve(right.mT, factor).mT
+            target = weight + dual / rho
+            mask = pattern.mask(target.abs(), kept)
+            sparse = target * mask
+            dual = (target - sparse).mul_(rho)  # = dual + rho * (weight - sparse)
+            if step % 3 == 0:
+                moved = int((mask ^ previous).sum()) // 2 / kept if kept else 0.0
+                if moved == 0:
+                    return mask, sparse / system.column_scale, notes
+                previous = mask
+                factor, rho = system.factor(rho * _growth(moved))
+        left = f"{moved:.1%} of the mask still moving after {self.steps} ADMM steps"
+        return mask, sparse / system.column_scale, (*notes, left)
+
+
+def _growth(moved: float) -> float:
+    """How fast rho grows, from the fraction of kept entries that changed (ALPS, section 3.2)."""
+    return 1.3 if moved > 0.1 else 1.2 if moved > 0.005 else 1.1

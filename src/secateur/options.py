@@ -1,0 +1,111 @@
+"""Options by name: look-ups that say what was meant, and the choice of layers by globs."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from secateur.errors import ModelError, OptionError
+from secateur.graph import Layer
+
+
+def choose(what: str, value: Any, table: Mapping[str, type]) -> Any:
+    """An object for an option given as an object, a class or a name of the table.
+
+    Raises:
+        OptionError: the name is not in the table; the message proposes the nearest.
+    """
+    if isinstance(value, type):
+        return value()
+    if not isinstance(value, str):
+        return value
+    if value not in table:
+        raise OptionError(
+            f"{what} is {value!r}, expected one of {', '.join(table)}{did_you_mean(value, table)}"
+        )
+    return table[value]()
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """ ": did you mean ...?" with the nearest known words, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
+    return f": did you mean {' or '.join(near)}?" if near else ""
+
+
+def check_sparsity(sparsity: float) -> float:
+    """Raises OptionError unless `sparsity` is a number in [0, 1)."""
+    number = isinstance(sparsity, int | float) and not isinstance(sparsity, bool)
+    if not number or math.isnan(sparsity) or not 0 <= sparsity < 1:
+        hint = f" ({sparsity:g} % is {sparsity / 100:g})" if number and 1 < sparsity < 100 else ""
+        raise OptionError(
+            f"sparsity is {sparsity!r}, expected the fraction of zeros, in [0, 1): "
+            f"write 0.7 for 70 %{hint}"
+        )
+    return float(sparsity)
+
+
+def select_layers(
+    layers: Sequence[Layer],
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+) -> list[Layer]:
+    """The layers to prune, in execution order.
+
+    Args:
+        layers: all layers of the network.
+        include: names or globs of the layers to prune, protected ones too; None = all that
+            are not protected.
+        exclude: names or globs of layers to leave dense.
+
+    Raises:
+        OptionError: a name or glob matches nothing that could be pruned.
+        ModelError: no layer is left to prune.
+    """
+    prunable = [layer for layer in layers if layer.obstacle is None]
+    if include is None:
+        chosen = {layer.name for layer in prunable if layer.protected is None}
+    else:
+        chosen = _matching("include", include, layers)
+    if exclude is not None:
+        chosen -= _matching("exclude", exclude, layers, any_layer=True)
+    selected = [layer for layer in prunable if layer.name in chosen]
+    if not selected:
+        raise ModelError(_nothing_to_prune(layers, include, exclude))
+    return selected
+
+
+def _matching(
+    option: str, globs: str | Sequence[str], layers: Sequence[Layer], any_layer: bool = False
+) -> set[str]:
+    names: set[str] = set()
+    for glob in [globs] if isinstance(globs, str) else globs:
+        found = [layer for layer in layers if fnmatchcase(layer.name, glob)]
+        if not found:
+            known = [layer.name for layer in layers]
+            raise OptionError(
+                f"{option}={glob!r} matches no layer, expected a layer's name or a glob such as "
+                f"'layer1.*'{did_you_mean(glob, known)} (secateur inspect lists the names)"
+            )
+        usable = [layer.name for layer in found if any_layer or layer.obstacle is None]
+        if not usable:
+            raise OptionError(
+                f"{option}={glob!r} matches only {found[0].name}, which cannot be pruned "
+                f"({found[0].obstacle}), expected a prunable layer: leave it out"
+            )
+        names.update(usable)
+    return names
+
+
+def _nothing_to_prune(layers: Sequence[Layer], include: Any, exclude: Any) -> str:
+    kept = [f"{layer.name} ({layer.obstacle or layer.protected or 'excluded'})" for layer in layers]
+    found = f"only layers that stay dense: {', '.join(kept[:5])}" if kept else "no such layer"
+    way_out = "name protected layers in include=" if kept else "check that this is the right model"
+    if exclude is not None:
+        way_out = "exclude fewer layers"
+    return (
+        "the model has no layer to prune, expected at least one Conv1d, Conv2d or Linear layer; "
+        f"found {found}: {way_out}"
+    )

@@ -1,0 +1,135 @@
+"""Writing results: whole or not at all, and nothing existing without `force`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from secateur.errors import OutputError
+
+
+def write_file(path: Path, content: bytes, *, force: bool = False) -> None:
+    """Writes a file under a temporary name beside it, then renames it.
+
+    Raises:
+        OutputError: it exists and `force` is not given, or it cannot be written.
+    """
+    if path.exists() and not force:
+        raise OutputError(
+            f"{path} exists, expected a new name: choose another or allow overwriting (force)"
+        )
+    with _plain_errors(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def check_folder(folder: Path, *, force: bool = False) -> None:
+    """Raises OutputError when `output_folder` would refuse; call it before long work."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file, expected a folder or a new name: choose another")
+    if folder.is_dir() and any(folder.iterdir()) and not force:
+        raise OutputError(
+            f"the output folder {folder} is not empty, expected an empty or new one: "
+            "choose another or pass --force to replace files of the same name"
+        )
+    parent = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    if not os.access(parent, os.W_OK):
+        raise OutputError(
+            f"{parent} cannot be written to, expected a writable folder: choose another"
+        )
+
+
+@contextmanager
+def output_folder(folder: Path, *, force: bool = False) -> Iterator[Path]:
+    """A folder to write into that becomes `folder` only when the block ends well.
+
+    Files go to a hidden folder beside `folder`; at the end it is renamed or, when `folder`
+    exists, its files are moved in one by one. After an error or Ctrl-C nothing is left.
+
+    Raises:
+        OutputError: `folder` is not empty and `force` is not given, or the disk refuses.
+    """
+    folder = Path(os.path.abspath(folder))
+    check_folder(folder, force=force)
+    with _plain_errors(folder):
+        made = _make_parents(folder.parent)
+        staging = Path(
+            tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent)
+        )
+        try:
+            yield staging
+            staging.chmod(0o777 & ~_umask())
+            _move(staging, folder)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            for parent in made:
+                parent.rmdir()
+            raise
+
+
+def _make_parents(folder: Path) -> list[Path]:
+    """Makes a folder and its parents; returns those made, innermost first."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _move(staging: Path, folder: Path) -> None:
+    if not folder.exists():
+        staging.rename(folder)
+        return
+    for path in sorted(staging.rglob("*")):
+        target = folder / path.relative_to(staging)
+        if path.is_dir():
+            target.mkdir(exist_ok=True)
+        else:
+            path.replace(target)
+    shutil.rmtree(staging)
+
+
+@contextmanager
+def _plain_errors(path: Path) -> Iterator[None]:
+    """Turns what the operating system says into one sentence."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except Exception as error:
+        number = _errno(error)
+        if number is None:
+            raise
+        if number == errno.ENOSPC:
+            raise OutputError(
+                f"the disk is full: nothing was written to {path}; free some space and run again"
+            ) from error
+        raise OutputError(
+            f"{path} cannot be written ({os.strerror(number)}): choose another place"
+        ) from error
+
+
+def _errno(error: Exception) -> int | None:
+    """The system's error number, also from writers that put it into their message only."""
+    if isinstance(error, OSError):
+        return error.errno or errno.EIO
+    if type(error).__name__ == "SafetensorError":
+        return errno.ENOSPC if "os error 28" in str(error) else errno.EIO
+    return None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,43 @@
+"""Which zeros are allowed? A pattern turns scores into a mask; methods project onto it.
+
+A pattern is a frozen dataclass with one method,
+
+    mask(scores, kept) -> bool tensor like scores, True = kept
+
+that keeps the best total score among the masks it allows, with exactly `kept` entries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+class Pattern(Protocol):
+    """What methods ask of a pattern."""
+
+    def mask(
+        self, scores: Float[Tensor, "groups rows cols"], kept: int
+    ) -> Bool[Tensor, "groups rows cols"]:
+        """The allowed mask of `kept` entries with the highest total score."""
+        ...
+
+
+@dataclass(frozen=True)
+class Unstructured:
+    """Any weight of the layer may go: the `kept` highest scores of the whole layer stay."""
+
+    def mask(
+        self, scores: Float[Tensor, "groups rows cols"], kept: int
+    ) -> Bool[Tensor, "groups rows cols"]:
+        """See `Pattern.mask`; ties are broken in an unspecified but repeatable order."""
+        mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
+        mask[torch.topk(scores.flatten(), kept, sorted=False).indices] = True
+        return mask.view_as(scores)
+
+
+PATTERNS = {"unstructured": Unstructured}
