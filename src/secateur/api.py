@@ -23,7 +23,9 @@ from secateur.patterns import PATTERNS, Pattern, Unstructured
 from secateur.report import Inspection, Report, build_report, describe
 from secateur.walk import Sampling, folded_weight, walk
 
-_CHUNK_VALUES = 32 * 3 * 224 * 224  # input values per run of an operation: 32 images of 224 px
+# Input values per run of an operation. Larger chunks made EfficientNet-Lite0 up to 1.6 times
+# slower: activations over 32 MB get fresh pages from the system at every allocation.
+_CHUNK_VALUES = 8 * 3 * 224 * 224
 
 
 @dataclass(frozen=True)
@@ -171,5 +173,5 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def chunk_size(images: Tensor) -> int:
-    """Images per run of an operation: 32 of 224 pixels, more of smaller ones, at most 256."""
+    """Images per run of an operation: 8 of 224 pixels, more of smaller ones, at most 256."""
     return max(1, min(256, _CHUNK_VALUES // max(1, images[0].numel())))

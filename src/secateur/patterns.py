@@ -34,9 +34,18 @@ class Unstructured:
     def mask(
         self, scores: Float[Tensor, "groups rows cols"], kept: int
     ) -> Bool[Tensor, "groups rows cols"]:
-        """See `Pattern.mask`; ties are broken in an unspecified but repeatable order."""
-        mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
-        mask[torch.topk(scores.flatten(), kept, sorted=False).indices] = True
+        """See `Pattern.mask`; ties are broken in an unspecified but repeatable order.
+
+        A threshold is several times faster than the indices of a top-k; only ties need those.
+        """
+        flat = scores.flatten()
+        if kept == 0:
+            return torch.zeros_like(scores, dtype=torch.bool)
+        mask = scores >= torch.kthvalue(flat, flat.numel() - kept + 1).values
+        if int(mask.sum()) == kept:
+            return mask
+        mask = torch.zeros_like(flat, dtype=torch.bool)
+        mask[torch.topk(flat, kept, sorted=False).indices] = True
         return mask.view_as(scores)
 
 

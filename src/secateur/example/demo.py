@@ -1,0 +1,77 @@
+"""The main job on the embedded example: `python -m secateur.example.demo`.
+
+Prunes the Fashion-MNIST network at several sparsities with each method, prints the accuracy on
+the test images, and leaves the networks and reports in a folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from secateur import example
+from secateur.api import PruneResult, prune
+from secateur.evaluate import Evaluation, evaluate
+from secateur.export import save_safetensors
+from secateur.methods import METHODS
+from secateur.output import output_folder
+
+SPARSITIES = (0.5, 0.7, 0.8, 0.9)
+
+
+def main() -> None:
+    """Parses the command line and runs the demonstration."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[1])
+    parser.add_argument("-o", "--out", type=Path, default=Path("demo-output"))
+    out = parser.parse_args().out
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    dense, (images, labels) = example.trained(), example.test()
+    found = evaluate(dense, images, labels)
+    console.print(
+        f"dense network: {found.top1:.2f} % ± {found.standard_error:.2f} on {found.images} images"
+    )
+    table = Table("sparsity", *METHODS, "seconds", title="top-1, and points lost", box=None)
+    with output_folder(out, force=True) as folder:
+        for sparsity in SPARSITIES:
+            cells, seconds = [], []
+            for method in METHODS:
+                result = prune(dense, example.calibration(), sparsity=sparsity, method=method)
+                cost = evaluate(result.model, images, labels, reference=dense)
+                result.report.evaluation |= {"dense": found, "pruned": cost}
+                _save(result, folder / f"{method}-{sparsity:.0%}".replace("%", ""))
+                cells.append(_cell(cost))
+                seconds.append(result.report.seconds["total"])
+            times = "/".join(f"{value:.0f}" for value in seconds)
+            table.add_row(f"{sparsity:.0%}", *cells, times)
+    console.print(table)
+    _show_next(console, out)
+
+
+def _save(result: PruneResult, folder: Path) -> None:
+    folder.mkdir()
+    weights = folder / "model.safetensors"
+    result.report.exports[weights.name] = save_safetensors(
+        result.model, weights, sparsity=result.report.sparsity
+    )
+    result.report.save(folder / "report.json")
+
+
+def _cell(cost: Evaluation) -> str:
+    return f"{cost.top1:.2f} ({cost.drop:.2f} ± {cost.drop_error:.2f})"
+
+
+def _show_next(console: Console, out: Path) -> None:
+    console.print(f"files: {out}/<method>-<sparsity>/model.safetensors and report.json")
+    console.print(
+        "the same on the command line:\n"
+        "  secateur prune secateur.example:trained --data secateur.example:calibration \\\n"
+        "    --eval secateur.example:test --sparsity 0.7 -o pruned"
+    )
+
+
+if __name__ == "__main__":
+    main()
