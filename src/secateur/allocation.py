@@ -11,15 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Weights = Sequence[Float[Tensor, "groups rows cols"]]
+Weights = Sequence[Tensor]  # each (groups, rows, cols), of different sizes
 
 
+@runtime_checkable
 class Allocation(Protocol):
     """What `secateur.prune` asks of an allocation."""
 

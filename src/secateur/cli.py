@@ -19,7 +19,6 @@ import typer
 from secateur.version import __version__
 
 if TYPE_CHECKING:
-
     from secateur.api import PruneResult
     from secateur.data import Preprocess
 
@@ -272,6 +271,7 @@ def _one_sentence() -> Iterator[None]:
     """Ends the program with exit status 2 and one sentence for a mistake or an interruption."""
     from secateur.errors import SecateurError, SecateurWarning
 
+    caught: list[warnings.WarningMessage] = []
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", SecateurWarning)

@@ -132,6 +132,8 @@ def load_images(
         DataError: the source does not exist, holds no images or broken ones, or they differ
             in size; the message names the file.
     """
+    if max_images is not None and max_images < 1:
+        raise OptionError(f"max_images is {max_images}, expected at least 1, or None for all")
     source = _Source(preprocess, max_images, seed, labelled)
     images = source.read(data)
     if len(images.tensor) == 0:
@@ -156,10 +158,11 @@ class _Source:
             data = torch.from_numpy(np.ascontiguousarray(data))
         if isinstance(data, Tensor):
             return self._array(data, None, name or "tensor")
-        if self.labelled and _is_pair(data):
+        if self.labelled and isinstance(data, tuple) and _is_pair(data):
             return self._array(_tensor(data[0]), _tensor(data[1]), name or "tensors")
         if isinstance(data, torch.utils.data.Dataset):
-            items = (data[index] for index in range(len(data)))  # type: ignore[arg-type]
+            stream = isinstance(data, torch.utils.data.IterableDataset)
+            items = data if stream else (data[index] for index in range(len(data)))  # type: ignore[arg-type]
             return self._batches(items, name or type(data).__name__, single=True)
         if isinstance(data, Iterable) and not isinstance(data, Mapping):
             return self._batches(data, name or type(data).__name__)
@@ -188,7 +191,7 @@ class _Source:
 
     def _npz(self, path: Path) -> Images:
         try:
-            with np.load(path, allow_pickle=False) as held:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
                 arrays = {key: held[key] for key in held.files}
         except Exception as error:  # zipfile, zlib and NumPy raise many kinds
             raise DataError(f"{path} is not a readable .npz file: {error}") from error
@@ -221,7 +224,7 @@ class _Source:
                 f"{name} holds floats, which count as preprocessed, and a preprocess was given, "
                 "expected one or the other: pass uint8 images or leave the preprocess out"
             )
-        labels = labels[chosen] if labels is not None and self.labelled else None
+        labels = labels[chosen].long() if labels is not None and self.labelled else None
         return Images(images.detach().float(), name, labels, notes)
 
     def _from_bytes(self, images: UInt8[Tensor, "batch ..."], name: str) -> Tensor:
@@ -254,7 +257,7 @@ class _Source:
                 break
         if not parts:
             raise DataError(f"{name} gives no batches, expected at least one: check its length")
-        _same_shape((f"batch {index}", part[0]) for index, part in enumerate(parts))
+        _same_shape((f"batch {index}", part[0]) for index, part in enumerate(parts) if len(part))
         whole = _Source(self.preprocess, None, self.seed, self.labelled)
         limit = slice(self.max_images)
         kept = torch.cat(labels)[limit] if labels else None
@@ -327,7 +330,7 @@ def _folder_labels(folder: Path, files: list[Path]) -> Int[Tensor, " batch"] | N
 
 
 def _csv_labels(table: Path, folder: Path, files: list[Path]) -> Int[Tensor, " batch"]:
-    with table.open(newline="") as lines:
+    with table.open(newline="", encoding="utf-8-sig") as lines:
         try:
             by_name = {row["file"]: int(row["label"]) for row in csv.DictReader(lines)}
         except (KeyError, TypeError, ValueError) as error:

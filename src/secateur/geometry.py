@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
+@runtime_checkable
 class Geometry(Protocol):
     """What the walk asks of a layer's geometry."""
 
@@ -129,7 +130,7 @@ class Convolution:
         patches = patches.reshape(len(positions), -1, self.groups, value.shape[1] // self.groups)
         return patches.permute(2, 0, 1, 3).reshape(self.groups, len(positions), -1)
 
-    def _taps(self, axis: int, device: torch.device) -> Int[Tensor, 1 *kernel]:
+    def _taps(self, axis: int, device: torch.device) -> Int[Tensor, 1 * kernel]:
         """Offsets of the kernel's taps along an axis, shaped to broadcast over the others."""
         shape = [1] * (1 + len(self.kernel))
         shape[1 + axis] = self.kernel[axis]

@@ -76,10 +76,12 @@ class Layer:
 
     @property
     def weights(self) -> int:
+        """How many weights."""
         return math.prod(self.shape)
 
     @property
     def columns(self) -> int:
+        """Inputs per output."""
         return self.weights // self.shape[0]
 
 
@@ -95,12 +97,18 @@ class Graph(Protocol):
         notes: what a reader of the report should know.
     """
 
-    ops: Sequence[Op]
-    input: str
-    outputs: Sequence[str]
-    parameters: Mapping[str, Tensor]
-    layers: Sequence[Layer]
-    notes: Sequence[str]
+    @property
+    def ops(self) -> Sequence[Op]: ...  # noqa: D102
+    @property
+    def input(self) -> str: ...  # noqa: D102
+    @property
+    def outputs(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def parameters(self) -> Mapping[str, Tensor]: ...  # noqa: D102
+    @property
+    def layers(self) -> Sequence[Layer]: ...  # noqa: D102
+    @property
+    def notes(self) -> Sequence[str]: ...  # noqa: D102
 
     def run(self, index: int, values: Mapping[str, Any]) -> Any:
         """Runs op number `index`; `values` holds activations and parameters by name."""

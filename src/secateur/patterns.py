@@ -10,13 +10,14 @@ that keeps the best total score among the masks it allows, with exactly `kept` e
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 
+@runtime_checkable
 class Pattern(Protocol):
     """What methods ask of a pattern."""
 

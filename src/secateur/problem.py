@@ -47,6 +47,7 @@ class Problem:
 
     @property
     def columns(self) -> int:
+        """Inputs per output."""
         return self.weight.shape[-1]
 
     def bias(self, weight: Float[Tensor, "groups rows cols"]) -> Float[Tensor, "groups rows"]:

@@ -54,7 +54,7 @@ def call(reference: str, error: type[UserError] = ModelError) -> Any:
         return found()
     except UserError:
         raise
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         raise error(
             f"{reference} raised {type(problem).__name__}: {_one_line(problem)}; expected a "
             "function without arguments that returns the object: try it in Python first"
@@ -66,7 +66,7 @@ def _load(place: str, error: type[UserError]) -> ModuleType:
         return _load_file(Path(place), error) if place.endswith(".py") else _load_module(place)
     except UserError:
         raise
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         raise error(
             f"importing {place} failed with {type(problem).__name__}: {_one_line(problem)}; "
             "expected a module that imports: try it in Python first"
@@ -86,7 +86,8 @@ def _load_file(path: Path, error: type[UserError]) -> ModuleType:
     if folder not in sys.path:  # the file may import its neighbours, now or when called
         sys.path.insert(0, folder)
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)
     spec.loader.exec_module(module)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -200,7 +200,7 @@ def describe(setting: Any) -> Any:
     return getattr(setting, "__name__", str(setting))
 
 
-def _layer_report(result: LayerResult, tensors: dict[str, Tensor]) -> LayerReport:
+def _layer_report(result: LayerResult, tensors: Mapping[str, Tensor]) -> LayerReport:
     layer = result.layer
     zeros = int((tensors[str(layer.parameter)] == 0).sum())
     return LayerReport(

@@ -71,6 +71,7 @@ class Sampling:
     seed: int = 0
 
     def count(self, columns: int) -> int:
+        """Samples to take for a layer."""
         return max(self.least, self.per_column * min(columns, self.max_columns))
 
 
@@ -247,12 +248,13 @@ def walk(
     results = []
     with torch.no_grad():
         for index, (layer, count) in enumerate(zip(layers, kept, strict=True)):
-            fit = _Fit(layer, walker.arrive(layer), walker.total, sampling, index)
+            blocks = walker.arrive(layer)
+            fit = _Fit(layer, blocks, walker.total, sampling, index)
             weight, bias, result = fit.solve(graph, method, pattern, count)
+            del blocks, fit  # they hold activations that the streams may drop
             walker.store(layer, weight, bias)
             results.append(result)
             on_layer(result)
-        del fit
         pruned = walker.outputs(walker.pruned)
         dense = walker.outputs(walker.dense)
     for outputs in (dense, pruned):
@@ -284,7 +286,7 @@ class _Fit:
         matrix = geometry.matrix(dense)
         scale = slope(layer, matrix)
         new = matrix.clone()
-        solutions, error = [], 0.0
+        solutions, error, samples = [], 0.0, 0
         bounds = self._bounds()
         shares = _shares(matrix * scale.unsqueeze(-1), bounds, kept)
         for columns, share in zip(bounds, shares, strict=True):
@@ -293,6 +295,7 @@ class _Fit:
                 matrix[..., columns], scale=scale, fits_bias=layer.bias is not None
             )
             self._check(problem.gram, problem.cross)
+            samples = problem.samples
             solution = _named(layer, method.solve, problem, pattern, share)
             error = problem.relative_error(solution.weight, _zero_if_left(solution, layer))
             solutions.append(solution)
@@ -303,7 +306,7 @@ class _Fit:
             kept=int(new.count_nonzero()),
             relative_error=error,
             damping=max(solution.damping for solution in solutions),
-            samples=statistics.samples,
+            samples=samples,
             notes=self._notes(solutions, bounds),
         )
         change = None if bias is None else (bias / scale).flatten()

@@ -1,4 +1,4 @@
-"""PyTorch front-end: any `nn.Module` that `torch.export` can trace, as a list of aten operations."""
+"""PyTorch front-end: any `nn.Module` that `torch.export` can trace, as aten operations."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.fx.node import map_arg
+from torch.utils._pytree import tree_leaves
 
 from secateur.errors import ModelError
 from secateur.geometry import Convolution, Geometry, Linear
@@ -31,7 +32,7 @@ _CONVOLUTIONS = {
 }
 _LINEAR = aten.linear.default
 _BATCH_NORM = aten._native_batch_norm_legit_no_training.default
-_STAY_DENSE = {
+_STAY_DENSE: dict[Any, str] = {
     aten.conv_transpose1d.default: "transposed convolution",
     aten.conv_transpose2d.input: "transposed convolution",
     aten.conv_transpose3d.input: "transposed convolution",
@@ -48,7 +49,7 @@ _STAY_DENSE = {
     aten.rnn_relu.input: "recurrent layer",
 }
 # Traced in the default memory layout; channels-last values have other strides.
-_ANY_LAYOUT = {
+_ANY_LAYOUT: dict[Any, Any] = {
     aten.view.default: aten.reshape.default,
     aten._unsafe_view.default: aten.reshape.default,
 }
@@ -201,7 +202,7 @@ def _check_agreement(graph: TorchGraph, module: nn.Module, example: Tensor) -> N
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
-    return (leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, Tensor))
+    return (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
 
 
 def _build(program: ExportedProgram) -> TorchGraph:
@@ -236,13 +237,15 @@ def _placeholders(program: ExportedProgram) -> tuple[dict[Node, str], dict[str, 
     """Names parameters as in the state dict (aliases by their first name), inputs by "%"."""
     keys: dict[Node, str] = {}
     parameters: dict[str, Any] = {}
-    first_name: dict[tuple, str] = {}
+    first_name: dict[Any, str] = {}
     nodes = [node for node in program.graph.nodes if node.op == "placeholder"]
     for node, spec in zip(nodes, program.graph_signature.input_specs, strict=True):
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
-            held = program.state_dict.get(spec.target, program.constants.get(spec.target))
-            alias = (held.data_ptr(), held.shape, held.stride()) if held.numel() else spec.target
-            keys[node] = first_name.setdefault(alias, spec.target)
+            name = str(spec.target)
+            held = program.state_dict.get(name, program.constants.get(name))
+            assert isinstance(held, Tensor)
+            alias = (held.data_ptr(), held.shape, held.stride()) if held.numel() else name
+            keys[node] = first_name.setdefault(alias, name)
             parameters[keys[node]] = held.detach()
         else:
             keys[node] = f"%{node.name}"
@@ -275,7 +278,7 @@ class _Layers:
     def _layer(self, index: int, node: Node) -> Layer | None:
         if node.target in _CONVOLUTIONS or node.target == _LINEAR:
             return self._multiplication(index, node)
-        reason = _STAY_DENSE.get(node.target)  # type: ignore[arg-type]
+        reason = _STAY_DENSE.get(node.target)
         weight = self._largest_parameter(node) if reason else None
         if reason is None or weight is None:
             return None

@@ -10,7 +10,7 @@ suite (`tests/test_methods.py`) runs it.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from secateur.methods.admm import ADMM
 from secateur.methods.least_squares import LeastSquares
@@ -21,6 +21,7 @@ from secateur.problem import Problem, Solution
 __all__ = ["ADMM", "METHODS", "LeastSquares", "Magnitude", "Method"]
 
 
+@runtime_checkable
 class Method(Protocol):
     """What the walk asks of a method."""
 

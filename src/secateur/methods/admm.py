@@ -77,6 +77,7 @@ class ADMM:
         sparse = sparse * mask
         dual = torch.zeros_like(sparse)
         factor, rho = system.factor(self.rho)
+        moved = 1.0
         if rho > self.rho:
             notes = (f"rho raised from {self.rho:g} to {rho:g}: Cholesky failed",)
         for step in range(1, self.steps + 1):

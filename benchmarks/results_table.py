@@ -1,0 +1,53 @@
+"""Result files: CSV tables of which each row is written as soon as it is measured."""
+
+import csv
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent / "results"
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Read all rows; none where there is no file yet."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as table:
+        return list(csv.DictReader(table))
+
+
+def append_row(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> None:
+    """Add a row at once, with a header where the file is new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="", encoding="utf-8") as table:
+        writer = csv.DictWriter(table, columns, lineterminator="\n")
+        if table.tell() == 0:
+            writer.writeheader()
+        writer.writerow(row)
+        table.flush()
+        os.fsync(table.fileno())
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Replace the whole file."""
+    path.unlink(missing_ok=True)
+    for row in rows:
+        append_row(path, columns, row)
+
+
+def key(row: Mapping[str, Any], columns: Sequence[str]) -> tuple[str, ...]:
+    """What tells a row from the others, as the file holds it."""
+    return tuple(str(row[column]) for column in columns)
+
+
+def cpu_name() -> str:
+    """Name of the processor, and how many logical cores this process may use."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{next(iter(names), platform.processor() or platform.machine())} ({cores} cores)"

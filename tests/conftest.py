@@ -1,0 +1,41 @@
+"""Shared by all tests: shape checks at run time, and the folder of shared data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+# Before anything imports secateur: jaxtyping's shapes are checked by beartype, in tests only.
+_HOOKED = [
+    f"secateur.{name}"
+    for name in ("allocation", "evaluate", "geometry", "linear_algebra", "methods", "patterns")
+]
+with install_import_hook([*_HOOKED, "secateur.problem"], "beartype.beartype"):
+    import secateur  # noqa: F401
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    return SHARED
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if SHARED.is_dir():
+        return
+    for item in items:
+        if "shared" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="../shared/data is absent"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    left_out = [
+        report
+        for report in terminalreporter.stats.get("skipped", [])
+        if "shared/data is absent" in str(report.longrepr)
+    ]
+    if left_out:
+        terminalreporter.write_line(f"{len(left_out)} tests left out: ../shared/data is absent")

@@ -1,0 +1,195 @@
+"""Top-1, its errors and KL against slow references; the network comes back as it was."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from secateur.errors import DataError, ModelError
+from secateur.evaluate import compare, evaluate, kl_divergence, predict
+
+
+@pytest.fixture
+def scores():
+    generator = torch.Generator().manual_seed(0)
+    dense = 2 * torch.randn(83, 5, generator=generator)
+    pruned = dense + torch.randn(83, 5, generator=generator)
+    labels = dense.argmax(1)
+    labels[::4] = torch.randint(0, 5, labels[::4].shape, generator=generator)
+    return pruned, labels, dense
+
+
+def slow_top1(scores, labels):
+    """Share of hits and the binomial standard error, in percent."""
+    hits = [
+        max(range(len(row)), key=row.__getitem__) == label
+        for row, label in zip(scores.tolist(), labels.tolist(), strict=True)
+    ]
+    share = sum(hits) / len(hits)
+    return hits, 100 * share, 100 * math.sqrt(share * (1 - share) / len(hits))
+
+
+def slow_kl(reference, logits):
+    total = 0.0
+    for p, q in zip(reference.double().numpy(), logits.double().numpy(), strict=True):
+        p, q = np.exp(p) / np.exp(p).sum(), np.exp(q) / np.exp(q).sum()
+        total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    return total / len(reference)
+
+
+def test_top1_and_its_standard_error(scores):
+    pruned, labels, _ = scores
+    _, top1, error = slow_top1(pruned, labels)
+    found = compare(pruned, labels)
+    assert found.images == 83
+    assert found.top1 == pytest.approx(top1, rel=1e-12)
+    assert found.standard_error == pytest.approx(error, rel=1e-12)
+    assert (found.drop, found.agreement, found.kl) == (None, None, None)
+
+
+def test_the_drop_and_its_error_are_paired(scores):
+    pruned, labels, dense = scores
+    hits, top1, _ = slow_top1(pruned, labels)
+    base, base_top1, _ = slow_top1(dense, labels)
+    lost = np.array(base, float) - np.array(hits, float)  # +1 lost, -1 won, 0 the same
+    found = compare(pruned, labels, dense)
+    assert found.drop == pytest.approx(base_top1 - top1, rel=1e-12)
+    assert found.drop == pytest.approx(100 * lost.mean(), rel=1e-12)
+    error = 100 * np.sqrt(((lost - lost.mean()) ** 2).mean() / len(lost))
+    assert found.drop_error == pytest.approx(error, rel=1e-12)
+    unpaired = math.hypot(found.standard_error, slow_top1(dense, labels)[2])
+    assert 0 < found.drop_error < unpaired
+
+
+def test_a_network_that_gets_better_has_a_negative_drop(scores):
+    pruned, labels, dense = scores
+    there, back = compare(pruned, labels, dense), compare(dense, labels, pruned)
+    assert there.drop > 0
+    assert back.drop == pytest.approx(-there.drop)
+    assert back.drop_error == pytest.approx(there.drop_error)
+
+
+def test_agreement_and_kl_need_no_labels(scores):
+    pruned, _, dense = scores
+    found = compare(pruned, reference=dense)
+    same = sum(
+        a.index(max(a)) == b.index(max(b))
+        for a, b in zip(pruned.tolist(), dense.tolist(), strict=True)
+    )
+    assert found.agreement == pytest.approx(100 * same / 83)
+    assert found.kl == pytest.approx(slow_kl(dense, pruned), rel=1e-10)
+    assert (found.top1, found.standard_error, found.drop, found.drop_error) == (None,) * 4
+
+
+def test_kl_is_directed_and_ignores_a_shift(scores):
+    pruned, _, dense = scores
+    assert kl_divergence(dense, pruned) != pytest.approx(kl_divergence(pruned, dense), rel=1e-3)
+    assert kl_divergence(dense, pruned + 7) == pytest.approx(kl_divergence(dense, pruned), rel=1e-5)
+
+
+def test_kl_with_itself_is_zero_and_large_scores_stay_finite(scores):
+    _, _, dense = scores
+    assert kl_divergence(dense, dense) == 0.0
+    assert math.isfinite(kl_divergence(1e4 * dense, -1e4 * dense))
+
+
+class Net(nn.Module):
+    def __init__(self, wrap=lambda scores: scores):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
+        self.head = nn.Linear(8, 4)
+        self.wrap = wrap
+        self.batches = []
+
+    def forward(self, x):
+        self.batches.append(len(x))
+        return self.wrap(self.head(self.body(x)))
+
+
+@pytest.fixture
+def images():
+    return torch.randn(10, 6, generator=torch.Generator().manual_seed(1))
+
+
+def test_evaluate_is_compare_on_the_eval_mode_outputs(images):
+    model, other = Net(), Net()
+    nn.init.normal_(other.head.weight)
+    labels = torch.arange(10) % 4
+    found = evaluate(model, images, labels, reference=other)
+    model.eval(), other.eval()
+    with torch.no_grad():
+        assert found == compare(model(images), labels, other(images))
+
+
+def test_the_training_modes_come_back_module_by_module(images):
+    model = Net().train()
+    model.body.eval()  # frozen normalisation in a training network
+    statistics = model.body[1].running_mean.clone()
+    evaluate(model, images, torch.zeros(10, dtype=torch.long))
+    assert model.training
+    assert model.head.training
+    assert not any(module.training for module in model.body.modules())
+    assert torch.equal(model.body[1].running_mean, statistics)
+
+
+def test_the_training_mode_comes_back_after_an_error(images):
+    model = Net(lambda scores: scores.sum()).train()
+    with pytest.raises(ModelError):
+        predict(model, images)
+    assert model.training
+
+
+def test_predict_does_not_depend_on_the_batches(images):
+    model = Net().eval()
+    whole = predict(model, images)
+    model.batches.clear()
+    assert torch.allclose(predict(model, images, batch_size=4), whole, atol=1e-6)
+    assert model.batches == [4, 4, 2]
+    assert not whole.requires_grad
+
+
+def test_predict_takes_the_images_to_the_network_s_precision(images):
+    model = Net().double()
+    found = predict(model, images)
+    assert found.dtype == torch.float32
+    model.eval()
+    assert torch.allclose(found, model(images.double()).float())
+
+
+class Named:
+    def __init__(self, scores):
+        self.loss, self.logits = None, scores
+
+
+@pytest.mark.parametrize(
+    "wrap", [Named, lambda s: (s, s.sum()), lambda s: {"out": s, "aux": -s}, lambda s: [(s,)]]
+)
+def test_predict_finds_the_scores_in_what_networks_return(images, wrap):
+    assert torch.equal(predict(Net(wrap), images), predict(Net(), images))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "named"),
+    [
+        (lambda s: s[:, :, None], r"\(10, 4, 1\)"),
+        (lambda s: s[:, 0], r"\(10,\)"),
+        (lambda s: "text", "str"),
+        (lambda s: (), "tuple"),
+    ],
+)
+def test_other_outputs_are_refused_by_their_shape(images, wrap, named):
+    with pytest.raises(ModelError, match=f"returns {named}.*batch, classes"):
+        predict(Net(wrap), images)
+
+
+def test_labels_or_a_reference_are_needed(images):
+    with pytest.raises(DataError, match="neither labels nor a reference"):
+        evaluate(Net(), images)
+
+
+def test_as_many_labels_as_images_are_needed(images):
+    with pytest.raises(DataError, match="got 9 labels for 10 images"):
+        evaluate(Net(), images, torch.zeros(9, dtype=torch.long))

@@ -1,0 +1,94 @@
+"""A convolution's problem is a linear layer's on the unfolded input, for any geometry."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from secateur.geometry import Convolution, Linear, sample_positions
+
+GEOMETRIES = [
+    Convolution(kernel=k, stride=s, padding=p, dilation=d, groups=g)
+    for k, s, p, d, g in [
+        ((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
+        ((3, 2), (2, 1), ((0, 1), (1, 0)), (1, 1), 1),
+        ((3, 3), (1, 1), ((2, 2), (2, 2)), (2, 2), 2),
+        ((1, 1), (2, 2), ((0, 0), (0, 0)), (1, 1), 4),
+        ((5, 3), (1, 2), ((2, 2), (0, 0)), (1, 3), 1),
+    ]
+]
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_patches_times_the_matrix_are_the_convolution(geometry, layout) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 8, 11, 9, generator=generator).contiguous(memory_format=layout)
+    shape = (12, 8 // geometry.groups, *geometry.kernel)
+    weight = torch.randn(shape, generator=generator)
+    (top, bottom), (left, right) = geometry.padding
+    y = F.conv2d(
+        F.pad(x, (left, right, top, bottom)),
+        weight,
+        stride=geometry.stride,
+        dilation=geometry.dilation,
+        groups=geometry.groups,
+    )
+    every = torch.arange(geometry.count(y))
+    patches = geometry.inputs(x, every, y.shape)
+    product = patches @ geometry.matrix(weight).mT
+    torch.testing.assert_close(product, geometry.outputs(y, every), rtol=1e-4, atol=1e-4)
+    assert torch.equal(geometry.weight(geometry.matrix(weight), weight.shape), weight)
+
+
+def test_patches_hold_what_unfold_holds() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 6, 6, generator=generator)
+    geometry = Convolution(
+        kernel=(3, 3), stride=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1), groups=1
+    )
+    found = geometry.inputs(x, torch.arange(72), torch.Size((2, 5, 6, 6)))[0]
+    slow = F.unfold(x, 3, padding=1).mT.reshape(72, 3, 9).mT.reshape(72, 27)
+    assert torch.equal(found, slow)
+
+
+def test_conv1d_and_linear_of_any_rank() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4, 9, generator=generator)
+    weight = torch.randn(6, 2, 3, generator=generator)
+    geometry = Convolution(kernel=(3,), stride=(2,), padding=((1, 1),), dilation=(1,), groups=2)
+    y = F.conv1d(x, weight, stride=2, padding=1, groups=2)
+    every = torch.arange(geometry.count(y))
+    product = geometry.inputs(x, every, y.shape) @ geometry.matrix(weight).mT
+    torch.testing.assert_close(product, geometry.outputs(y, every))
+    tokens, matrix = torch.randn(2, 5, 7, generator=generator), torch.randn(3, 7)
+    out = F.linear(tokens, matrix)
+    some = torch.tensor([0, 3, 9])
+    product = Linear().inputs(tokens, some, out.shape) @ Linear().matrix(matrix).mT
+    torch.testing.assert_close(product, Linear().outputs(out, some))
+
+
+@given(total=st.integers(1, 5000), count=st.integers(1, 6000), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=60)
+def test_positions_are_spread_seeded_and_all_when_few(total: int, count: int, seed: int) -> None:
+    draw = lambda: sample_positions(total, count, torch.Generator().manual_seed(seed))  # noqa: E731
+    positions = draw()
+    assert torch.equal(positions, draw())
+    if count >= total:
+        assert torch.equal(positions, torch.arange(total))
+        return
+    assert len(positions) == count
+    assert positions.min() >= 0
+    assert positions.max() < total
+    strata = torch.arange(count, dtype=torch.float64) * total / count
+    assert ((positions - strata).abs() <= total / count + 1).all()
+
+
+def test_different_seeds_take_different_positions() -> None:
+    draws = [sample_positions(10_000, 50, torch.Generator().manual_seed(s)) for s in range(3)]
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(draws, 2))

@@ -1,0 +1,192 @@
+"""One conformance suite that every method must pass, and what single methods promise."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from problems import problem, slow_masked_fit
+from torch import nn
+
+import secateur
+from secateur.linear_algebra import NormalEquations, damping_for
+from secateur.methods import ADMM, METHODS, LeastSquares, Magnitude
+from secateur.patterns import PATTERNS
+from secateur.problem import Problem
+
+LAYERS = {
+    "linear": lambda bias: nn.Linear(8, 6, bias=bias),
+    "conv": lambda bias: nn.Conv2d(8, 6, 3, padding=1, bias=bias),
+    "strided": lambda bias: nn.Conv2d(8, 6, 3, stride=2, bias=bias),
+    "dilated": lambda bias: nn.Conv2d(8, 6, 3, dilation=2, padding="same", bias=bias),
+    "grouped": lambda bias: nn.Conv2d(8, 6, 3, groups=2, bias=bias),
+    "depthwise": lambda bias: nn.Conv2d(8, 8, 3, groups=8, bias=bias),
+    "1x1": lambda bias: nn.Conv2d(8, 6, 1, bias=bias),
+    "conv1d": lambda bias: nn.Conv1d(8, 6, 3, padding=1, bias=bias),
+}
+FITTING = {name: method for name, method in METHODS.items() if name != "magnitude"}
+
+
+class OneLayer(nn.Module):
+    """A layer of any kind, with or without a BatchNorm behind it."""
+
+    def __init__(self, kind: str, bias: bool, norm: bool) -> None:
+        super().__init__()
+        self.kind = kind
+        self.layer = LAYERS[kind](bias)
+        out = self.layer.weight.shape[0]
+        self.norm = {"linear": nn.BatchNorm1d, "conv1d": nn.BatchNorm1d}.get(kind, nn.BatchNorm2d)(
+            out
+        )
+        generator = torch.Generator().manual_seed(5)
+        for tensor in (self.norm.weight.data, self.norm.bias.data, self.norm.running_mean):
+            tensor.copy_(torch.randn(tensor.shape, generator=generator))
+        self.use_norm = norm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.layer(x)
+        return self.norm(y) if self.use_norm else y
+
+
+def images_for(kind: str) -> torch.Tensor:
+    shape = {"linear": (400, 8), "conv1d": (60, 8, 9)}.get(kind, (60, 8, 7, 7))
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(shape, generator=generator) + 1.0
+
+
+CASES = list(itertools.product(LAYERS, (True, False), (True, False)))
+
+
+@pytest.mark.parametrize(("kind", "bias", "norm"), CASES)
+def test_every_method_prunes_every_kind_of_layer(kind: str, bias: bool, norm: bool) -> None:
+    torch.manual_seed(11)
+    network, images = OneLayer(kind, bias, norm).eval(), images_for(kind)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    network.requires_grad_(False)
+    dense = network(images)
+    losses = {}
+    for name, pattern in itertools.product(METHODS, PATTERNS):
+        result = secateur.prune(
+            network, images, sparsity=0.5, method=name, pattern=pattern, include="*"
+        )
+        weight = result.model.layer.weight
+        assert int((weight == 0).sum()) == round(0.5 * weight.numel())
+        assert result.model.state_dict().keys() == before.keys()
+        losses[name] = float((result.model(images) - dense).square().mean())
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+    assert losses["least-squares"] < losses["magnitude"]
+    assert losses["admm"] <= 1.02 * losses["least-squares"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("kept", [0, 1, 7, 23, 24])
+def test_exactly_kept_weights_stay(name: str, kept: int) -> None:
+    solution = METHODS[name]().solve(problem(), PATTERNS["unstructured"](), kept)
+    assert int(solution.mask.sum()) == kept
+    assert int(solution.weight.count_nonzero()) == kept
+    assert not solution.weight[~solution.mask].any()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_full_mask_returns_the_dense_weights(name: str) -> None:
+    held = problem()
+    solution = METHODS[name]().solve(held, PATTERNS["unstructured"](), held.weight.numel())
+    torch.testing.assert_close(solution.weight, held.weight, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", FITTING)
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_the_gradient_vanishes_on_the_support(name: str, noise: float) -> None:
+    held = problem(rows=5, cols=12, groups=2, noise=noise)
+    method = METHODS[name](tolerance=1e-10)
+    solution = method.solve(held, PATTERNS["unstructured"](), 50)
+    amount = solution.damping * held.gram.diagonal(dim1=-2, dim2=-1).mean(-1).view(-1, 1, 1)
+    pull = amount * (solution.weight - held.weight)
+    gradient = solution.weight @ held.gram - held.cross + pull
+    assert gradient[solution.mask].abs().max() < 1e-6 * held.cross.abs().max()
+    assert gradient[~solution.mask].abs().max() > 1e-3 * held.cross.abs().max()
+
+
+@pytest.mark.parametrize("name", FITTING)
+def test_the_fit_equals_a_slow_reference(name: str) -> None:
+    held = problem(rows=5, cols=9, groups=2, noise=0.2)
+    solution = METHODS[name](tolerance=1e-10).solve(held, PATTERNS["unstructured"](), 40)
+    expected = slow_masked_fit(held, solution.mask, solution.damping)
+    torch.testing.assert_close(solution.weight, torch.from_numpy(expected), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_method_beats_brute_force(seed: int) -> None:
+    held = problem(rows=1, cols=8, noise=0.2, seed=seed)
+    best = min(_masked_loss(held, support) for support in itertools.combinations(range(8), 4))
+    for name, method in METHODS.items():
+        solution = method().solve(held, PATTERNS["unstructured"](), 4)
+        loss = float(held.loss(solution.weight, solution.bias).sum())
+        assert loss >= best - 1e-9, name
+    admm = ADMM(damping=1e-6).solve(held, PATTERNS["unstructured"](), 4)
+    magnitude = Magnitude().solve(held, PATTERNS["unstructured"](), 4)
+    assert _loss(held, admm) <= _loss(held, magnitude)
+
+
+def _masked_loss(held: Problem, support: tuple[int, ...]) -> float:
+    mask = torch.zeros(1, 1, 8, dtype=torch.bool)
+    mask[..., list(support)] = True
+    weight = torch.from_numpy(slow_masked_fit(held, mask, 0.0))
+    return float(held.loss(weight, held.bias(weight)).sum())
+
+
+def _loss(held: Problem, solution: secateur.problem.Solution) -> float:
+    return float(held.loss(solution.weight, solution.bias).sum())
+
+
+@pytest.mark.parametrize("rows", [16, 40])
+def test_admm_chooses_better_masks_than_magnitude(rows: int) -> None:
+    held = problem(rows=rows, cols=48, samples=2000, seed=4)
+    kept = held.weight.numel() // 4
+    admm = ADMM().solve(held, PATTERNS["unstructured"](), kept)
+    fitted = LeastSquares().solve(held, PATTERNS["unstructured"](), kept)
+    assert _loss(held, admm) < 0.9 * _loss(held, fitted)
+
+
+def test_damping_grows_when_samples_are_few_and_says_so() -> None:
+    few, many = problem(cols=30, samples=10), problem(cols=30, samples=4000)
+    assert damping_for(many, 0.01) == (0.01, ())
+    damping, notes = damping_for(few, 0.01)
+    assert damping == pytest.approx(0.1 * 30 / 10)
+    assert notes == ("10 samples for 30 columns: damping raised to 0.3",)
+    assert ADMM().solve(few, PATTERNS["unstructured"](), 60).notes == notes
+
+
+def test_strong_damping_keeps_the_dense_weights() -> None:
+    held = problem(noise=0.5)
+    solution = LeastSquares(damping=1e6).solve(held, PATTERNS["unstructured"](), 12)
+    assert torch.allclose(solution.weight, held.weight * solution.mask, atol=1e-4)
+
+
+def test_magnitude_leaves_weights_and_bias_alone() -> None:
+    held = problem(noise=0.5)
+    solution = Magnitude().solve(held, PATTERNS["unstructured"](), 12)
+    assert torch.equal(solution.weight, held.weight * solution.mask)
+    assert solution.bias is None
+    smallest_kept = held.weight[solution.mask].abs().min()
+    assert held.weight[~solution.mask].abs().max() <= smallest_kept
+
+
+def test_an_indefinite_gram_matrix_escalates_then_raises() -> None:
+    gram = torch.eye(3, dtype=torch.float64).unsqueeze(0)
+    gram[0, 0, 1] = gram[0, 1, 0] = 3.0  # eigenvalue -2
+    system = NormalEquations(gram, torch.zeros(1, 1, 3).double(), torch.ones(1, 1, 3).double())
+    _, shift = system.factor(0.1)
+    assert shift == pytest.approx(10.0)
+    system.gram[0, 0, 1] = system.gram[0, 1, 0] = 1e9
+    with pytest.raises(secateur.NumericalError, match="not positive definite even with damping"):
+        system.factor(0.1)
+
+
+def test_conjugate_gradients_that_do_not_converge_are_noted() -> None:
+    held = problem(rows=3, cols=40, samples=100)
+    solution = LeastSquares(damping=1e-9, tolerance=1e-12, iterations=2).solve(
+        held, PATTERNS["unstructured"](), 60
+    )
+    assert solution.notes == ("3 rows not converged in 2 iterations",)

@@ -1,0 +1,215 @@
+"""Results appear whole or not at all, and nothing existing is lost without `force`."""
+
+import errno
+import os
+import stat
+
+import pytest
+
+from secateur import output
+from secateur.errors import OutputError
+from secateur.output import check_folder, output_folder, write_file
+
+
+def everything_in(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def fill_and_raise(target, error, **options):
+    with output_folder(target, **options) as staging:
+        (staging / "a").write_text("new")
+        raise error
+
+
+@pytest.fixture
+def umask_027():
+    before = os.umask(0o027)
+    yield
+    os.umask(before)
+
+
+# files
+
+
+def test_write_file_writes_the_bytes_and_nothing_else(tmp_path):
+    write_file(tmp_path / "a.bin", b"\x00\xff")
+    assert (tmp_path / "a.bin").read_bytes() == b"\x00\xff"
+    assert everything_in(tmp_path) == ["a.bin"]
+
+
+def test_an_existing_file_is_kept_without_force(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b"old")
+    with pytest.raises(OutputError, match=r"a\.json exists"):
+        write_file(path, b"new")
+    assert path.read_bytes() == b"old"
+    write_file(path, b"new", force=True)
+    assert path.read_bytes() == b"new"
+
+
+def test_a_file_gets_the_permissions_the_umask_asks_for(tmp_path, umask_027):
+    write_file(tmp_path / "a", b"")
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, existed):
+    path = tmp_path / "a"
+    if existed:
+        path.write_bytes(b"old")
+    before = everything_in(tmp_path)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(type(path), "replace", full)
+    with pytest.raises(OutputError, match="the disk is full"):
+        write_file(path, b"new", force=True)
+    assert everything_in(tmp_path) == before
+    assert not existed or path.read_bytes() == b"old"
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(tmp_path), "chmod", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_file(tmp_path / "a", b"")
+    assert everything_in(tmp_path) == []
+
+
+def test_a_missing_parent_is_one_sentence(tmp_path):
+    with pytest.raises(OutputError, match="cannot be written") as caught:
+        write_file(tmp_path / "no" / "a", b"")
+    assert "\n" not in str(caught.value)
+
+
+# folders
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_the_folder_appears_only_at_the_end(tmp_path, exists):
+    target = tmp_path / "x" / "y" / "out"
+    if exists:
+        target.mkdir(parents=True)
+    with output_folder(target) as staging:
+        assert staging != target
+        assert staging.parent == target.parent  # the same disk, so that a rename suffices
+        assert staging.name.startswith(".")
+        (staging / "a").write_text("1")
+        (staging / "deep").mkdir()
+        (staging / "deep" / "b").write_text("2")
+        assert target.exists() == exists
+        assert not exists or everything_in(target) == []
+    assert everything_in(tmp_path / "x" / "y") == ["out", "out/a", "out/deep", "out/deep/b"]
+    assert (target / "deep" / "b").read_text() == "2"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("place", ["out", "x/y/out"])
+def test_an_exception_leaves_nothing_made_parents_included(tmp_path, error, place):
+    with pytest.raises(error):
+        fill_and_raise(tmp_path / place, error)
+    assert everything_in(tmp_path) == []
+
+
+def test_an_exception_keeps_parents_that_were_there(tmp_path):
+    (tmp_path / "x").mkdir()
+    with pytest.raises(RuntimeError), output_folder(tmp_path / "x" / "y" / "out"):
+        raise RuntimeError
+    assert everything_in(tmp_path) == ["x"]
+
+
+def test_an_exception_keeps_a_filled_folder_as_it_was(tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "a").write_text("old")
+    with pytest.raises(RuntimeError):
+        fill_and_raise(target, RuntimeError, force=True)
+    assert everything_in(tmp_path) == ["out", "out/a"]
+    assert (target / "a").read_text() == "old"
+
+
+@pytest.mark.parametrize("enter", [check_folder, lambda path: output_folder(path).__enter__()])
+def test_a_filled_folder_is_refused_without_force(tmp_path, enter):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "a").write_text("old")
+    with pytest.raises(OutputError, match=r"not empty.*--force"):
+        enter(target)
+    assert everything_in(tmp_path) == ["out", "out/a"]
+
+
+def test_force_replaces_files_of_the_same_name_and_keeps_others(tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "a").write_text("old")
+    (target / "mine").write_text("mine")
+    with output_folder(target, force=True) as staging:
+        (staging / "a").write_text("new")
+        assert (target / "a").read_text() == "old"
+    assert (target / "a").read_text() == "new"
+    assert (target / "mine").read_text() == "mine"
+    assert everything_in(tmp_path) == ["out", "out/a", "out/mine"]
+
+
+def test_a_file_in_place_of_the_folder_is_refused_even_with_force(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(OutputError, match="is a file"):
+        check_folder(tmp_path / "out", force=True)
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_file_in_place_of_a_parent_is_one_sentence(tmp_path):
+    (tmp_path / "x").write_text("mine")
+    with pytest.raises(OutputError, match="cannot be written"), output_folder(tmp_path / "x/out"):
+        pytest.fail("the block must not run")
+    assert (tmp_path / "x").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_long_work(tmp_path, monkeypatch):
+    asked = []
+
+    def refuse(path, mode):
+        asked.append((path, mode))
+        return False
+
+    monkeypatch.setattr(output.os, "access", refuse)
+    with pytest.raises(OutputError, match="writable"):
+        check_folder(tmp_path / "x" / "out")
+    assert asked == [(tmp_path, os.W_OK)]
+
+
+def test_a_new_folder_gets_the_permissions_the_umask_asks_for(tmp_path, umask_027):
+    with output_folder(tmp_path / "out"):
+        pass
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o750
+
+
+def test_a_relative_folder_is_where_it_was_when_the_block_began(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with output_folder(output.Path("out")) as staging:
+        (staging / "a").write_text("1")
+        os.chdir(tmp_path / "elsewhere")
+    assert everything_in(tmp_path) == ["elsewhere", "out", "out/a"]
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
+    with (
+        pytest.raises(OutputError, match=r"the disk is full.*free some space"),
+        output_folder(tmp_path / "out"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert everything_in(tmp_path) == []
+
+
+def test_a_full_disk_told_by_safetensors_is_recognised(tmp_path):
+    class SafetensorError(Exception):  # Rust's, which has no errno
+        pass
+
+    with pytest.raises(OutputError, match="the disk is full"), output_folder(tmp_path / "out"):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+    with pytest.raises(OutputError, match="cannot be written"), output_folder(tmp_path / "out"):
+        raise SafetensorError("I/O error: something else (os error 5)")

@@ -1,0 +1,278 @@
+"""The front-end and the walk: what is found, what each layer is fitted to, what is left alone."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import secateur
+from secateur.frontends.torch_export import trace, with_parameters
+from secateur.graph import BiasSlot
+from secateur.methods import LeastSquares
+from secateur.options import select_layers
+from secateur.patterns import Unstructured
+from secateur.walk import Sampling, Stream, walk
+
+
+class Zoo(nn.Module):
+    """What networks do: functional layers, attention, in-place adds, weights of all kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding="same", bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.depthwise = nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=8)
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 1))
+        self.up = nn.ConvTranspose2d(8, 8, 2, 2)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.free = nn.Parameter(torch.randn(8, 8))
+        self.twice = nn.Conv1d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.norm(self.stem(F.pad(x, (1, 0, 0, 1)))), inplace=True)
+        y = self.depthwise(x)
+        y += self.normed(y)
+        tokens = self.up(y).flatten(2).transpose(1, 2)
+        tokens = tokens + self.attention(tokens, tokens, tokens)[0]
+        tokens = F.linear(tokens, self.free).transpose(1, 2)
+        tokens = self.twice(F.relu(self.twice(tokens)))
+        return self.head(tokens.mean(2)).view(x.shape[0], -1)
+
+
+@pytest.fixture(scope="module")
+def zoo() -> nn.Module:
+    torch.manual_seed(0)
+    return Zoo().eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.randn(40, 3, 11, 11, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def graph(zoo, images):
+    return trace(zoo, images[:2])
+
+
+def test_layers_are_found_with_what_can_be_done_with_them(graph) -> None:
+    found = {layer.name: layer for layer in graph.layers}
+    assert list(found) == [
+        "stem",
+        "depthwise",
+        "normed",
+        "up",
+        "attention.in_proj_weight",
+        "attention.out_proj",
+        "free",
+        "twice",
+        "head",
+    ]
+    assert found["stem"].protected == "first layer"
+    assert found["depthwise"].protected == "depthwise"
+    assert found["normed"].obstacle == "weight computed on the fly"
+    assert found["up"].obstacle == "transposed convolution"
+    assert found["stem"].bias == BiasSlot("norm.running_mean", -1)
+    assert found["head"].bias == BiasSlot("head.bias", 1)
+    assert found["free"].bias is None
+    assert len(found["twice"].uses) == 2
+    assert found["stem"].macs == 12 * 12 * found["stem"].weights
+    assert found["head"].macs == found["head"].weights
+
+
+def test_running_the_graph_is_running_the_module(zoo, graph, images) -> None:
+    stream = Stream(graph, graph.parameters, {graph.input: images})
+    stream.advance(len(graph.ops))
+    torch.testing.assert_close(stream.values[graph.outputs[0]], zoo(images))
+    assert set(stream.values) == set(graph.outputs)  # everything else was dropped
+
+
+def _walk(graph, images, layers, **options):
+    weights = [layer.weights for layer in layers]
+    kept = options.pop("kept", [count // 2 for count in weights])
+    method = options.pop("method", LeastSquares(damping=1e-4))
+    return walk(graph, images, layers, kept, method=method, pattern=Unstructured(), **options)
+
+
+def test_the_pruned_stream_is_the_pruned_network(zoo, graph, images) -> None:
+    walked = _walk(graph, images, select_layers(graph.layers), chunk=7)
+    pruned = with_parameters(zoo, walked.changes)
+    torch.testing.assert_close(walked.pruned, pruned(images), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(walked.dense, zoo(images), rtol=1e-4, atol=1e-4)
+
+
+def test_keeping_every_weight_changes_nothing(graph, images) -> None:
+    layers = select_layers(graph.layers, include="*")
+    walked = _walk(graph, images, layers, kept=[layer.weights for layer in layers])
+    torch.testing.assert_close(walked.pruned, walked.dense, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("inputs", ["pruned", "dense"])
+def test_a_layer_is_fitted_to_the_inputs_asked_for(inputs: str) -> None:
+    """Against least squares by hand on the inputs that the second layer gets."""
+    torch.manual_seed(2)
+    network = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 4)).requires_grad_(False)
+    x = torch.randn(8192, 6) + 1
+    result = secateur.prune(
+        network,
+        x,
+        sparsity=0.5,
+        method=LeastSquares(damping=1e-6),
+        inputs=inputs,
+        include="*",
+        max_images=None,
+    )
+    hidden = (network if inputs == "dense" else result.model)[:2](x)
+    fitted = result.model[2]
+    design = torch.cat([hidden, torch.ones(8192, 1)], 1).double()
+    for row in range(4):
+        support = torch.cat([fitted.weight[row] != 0, torch.tensor([True])])
+        solution = torch.linalg.lstsq(design[:, support], network(x)[:, row].double()).solution
+        found = torch.cat([fitted.weight[row], fitted.bias[row : row + 1]])[support]
+        torch.testing.assert_close(found.double(), solution, rtol=2e-2, atol=2e-3)
+
+
+def test_the_walk_makes_good_what_earlier_layers_lost(zoo, graph, images) -> None:
+    layers = select_layers(graph.layers)
+    errors = {}
+    for inputs in ("pruned", "dense"):
+        walked = _walk(graph, images, layers, inputs=inputs)
+        pruned = with_parameters(zoo, walked.changes)
+        errors[inputs] = float((pruned(images) - zoo(images)).square().mean())
+    assert errors["pruned"] < errors["dense"]
+
+
+def test_wide_layers_are_fitted_in_blocks_and_say_so() -> None:
+    torch.manual_seed(3)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 20)).requires_grad_(False)
+    x = torch.randn(400, 3, 4, 4)
+    options = {"sparsity": 0.5, "include": "*", "method": LeastSquares()}
+    whole = secateur.prune(network, x, **options)
+    blocks = secateur.prune(network, x, max_columns=13, **options)
+    plain = secateur.prune(network, x, **options | {"method": "magnitude"})
+    assert blocks.report.layers[0].notes == ("48 columns fitted in 4 blocks",)
+    assert blocks.report.sparsity == whole.report.sparsity == 0.5
+    assert torch.equal(blocks.model[1].weight == 0, whole.model[1].weight == 0)
+    error = {
+        name: float((result.model(x) - network(x)).square().mean())
+        for name, result in {"whole": whole, "blocks": blocks, "plain": plain}.items()
+    }
+    assert error["whole"] <= error["blocks"] < error["plain"]
+
+
+def test_a_bias_goes_into_the_batch_norm_only_where_it_is_the_only_reader() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1, bias=False), nn.Conv2d(4, 4, 1, bias=False)
+            self.norm = nn.BatchNorm2d(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(self.b(self.norm(self.a(x))))
+
+    x = torch.randn(40, 3, 6, 6)
+    result = secateur.prune(Shared(), x, sparsity=0.5, include="*")
+    assert all(
+        layer.notes == ("no place for a bias: none fitted",) for layer in result.report.layers
+    )
+    assert torch.equal(result.model.norm.running_mean, torch.zeros(4))
+
+
+def test_a_weight_with_another_reader_stays_dense() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.tied = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.tied(self.first(x)) + self.tied.weight.sum()
+
+    found = {layer.name: layer for layer in secateur.inspect(Tied(), (6,)).layers}
+    assert found["tied"].obstacle == "weight also used by sum.default"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_float_types_are_solved_in_float32_and_cast_back(dtype: torch.dtype) -> None:
+    torch.manual_seed(4)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).to(dtype)
+    result = secateur.prune(network, torch.randn(40, 3, 8, 8), sparsity=0.5)
+    assert {tensor.dtype for tensor in result.model.state_dict().values()} == {dtype}
+    assert result.report.sparsity == 0.5
+    assert {tensor.dtype for tensor in network.state_dict().values()} == {dtype}
+
+
+def test_the_old_weight_norm_can_be_copied() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        conv = nn.utils.weight_norm(nn.Conv2d(3, 4, 3))
+    network = nn.Sequential(conv, nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1))
+    result = secateur.prune(network, torch.randn(40, 3, 8, 8), sparsity=0.5)
+    assert result.report.dense_layers[0].reason == "weight computed on the fly"
+
+
+def test_the_input_is_untouched_and_a_seed_gives_the_same_bytes(images) -> None:
+    torch.manual_seed(5)
+    network = Zoo().train()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    state = torch.get_rng_state()
+    results = [secateur.prune(network, images, sparsity=0.6, seed=3) for _ in range(2)]
+    assert torch.equal(state, torch.get_rng_state())
+    assert network.training
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+    one, two = (result.model.state_dict() for result in results)
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_values_that_overflow_name_the_layer(images) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
+    with torch.no_grad():
+        network[0].weight.fill_(1e30)
+    with pytest.raises(secateur.NumericalError, match="layer 1"):
+        secateur.prune(network, images * 1e15, sparsity=0.5)
+
+
+def test_what_cannot_be_exported_names_the_reason_and_the_way_out(images) -> None:
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            return y if y.sum() > 0 else -y
+
+    class Fixed(Branch):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(x).reshape(2, -1)
+
+    class Random(Branch):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(x) + torch.randn_like(x[:, :1, :-2, :-2])
+
+    with pytest.raises(secateur.ModelError, match=r"branches on values.*use torch\.where"):
+        secateur.prune(Branch(), images, sparsity=0.5)
+    with pytest.raises(secateur.ModelError, match=r"batch size is fixed.*x\.shape\[0\]"):
+        secateur.prune(Fixed(), images, sparsity=0.5)
+    with pytest.raises(secateur.ModelError, match="random or depends on state"):
+        secateur.prune(Random(), images, sparsity=0.5)
+    with pytest.raises(secateur.ModelError, match="check the input's shape"):
+        secateur.prune(Branch(), images[:, :2], sparsity=0.5)
+
+
+def test_progress_reports_every_layer(zoo, images) -> None:
+    seen: list[tuple[int, int, str]] = []
+    report = secateur.prune(
+        zoo, images, sparsity=0.5, progress=lambda *call: seen.append(call)
+    ).report
+    assert [name for _, _, name in seen] == [layer.name for layer in report.layers]
+    assert [done for done, _, _ in seen] == list(range(1, len(seen) + 1))
+
+
+def test_samples_follow_the_columns() -> None:
+    sampling = Sampling(per_column=16, least=100, max_columns=50)
+    assert [sampling.count(cols) for cols in (3, 20, 1000)] == [100, 320, 800]
