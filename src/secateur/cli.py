@@ -138,7 +138,7 @@ def prune(
                 inputs=inputs,
                 include=include or None,
                 exclude=exclude or None,
-                max_images=None,
+                max_images=max_images,
                 max_columns=max_columns,
                 seed=seed,
                 device=_device(device),

@@ -71,13 +71,20 @@ def output_folder(folder: Path, *, force: bool = False) -> Iterator[Path]:
         )
         try:
             yield staging
-            staging.chmod(0o777 & ~_umask())
+            _open_to_others(staging)
             _move(staging, folder)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             for parent in made:
                 parent.rmdir()
             raise
+
+
+def _open_to_others(staging: Path) -> None:
+    """The permissions that files usually get; temporary ones are for their owner only."""
+    mask = _umask()
+    for path in (staging, *staging.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def _make_parents(folder: Path) -> list[Path]:
