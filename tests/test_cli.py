@@ -314,7 +314,6 @@ def test_a_mistake_with_inspect_is_one_sentence(place, arguments, says):
     assert_mistake(invoke("inspect", *arguments), says)
 
 
-@pytest.mark.xfail(strict=True, reason="predict lets the model's own error through")
 def test_an_evaluation_of_another_size_is_one_sentence(place, tmp_path):
     arguments = prune_arguments(place, tmp_path / "out", "--eval", place / "large.npz")
     assert_mistake(invoke(*arguments, "--method", "magnitude"), "large.npz", tmp_path / "out")

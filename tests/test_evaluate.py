@@ -1,5 +1,6 @@
 """Top-1, its errors and KL against slow references; the network comes back as it was."""
 
+import inspect
 import math
 
 import numpy as np
@@ -192,4 +193,5 @@ def test_labels_or_a_reference_are_needed(images):
 
 def test_as_many_labels_as_images_are_needed(images):
     with pytest.raises(DataError, match="got 9 labels for 10 images"):
-        evaluate(Net(), images, torch.zeros(9, dtype=torch.long))
+        # without the shape checks of the tests, as users call it
+        inspect.unwrap(evaluate)(Net(), images, torch.zeros(9, dtype=torch.long))

@@ -82,6 +82,7 @@ def test_layers_are_found_with_what_can_be_done_with_them(graph) -> None:
     assert found["free"].bias is None
     assert len(found["twice"].uses) == 2
     assert found["stem"].macs == 12 * 12 * found["stem"].weights
+    assert found["up"].macs == 6 * 6 * found["up"].weights
     assert found["head"].macs == found["head"].weights
 
 
@@ -181,6 +182,23 @@ def test_a_bias_goes_into_the_batch_norm_only_where_it_is_the_only_reader() -> N
         layer.notes == ("no place for a bias: none fitted",) for layer in result.report.layers
     )
     assert torch.equal(result.model.norm.running_mean, torch.zeros(4))
+
+
+def test_tied_modules_are_one_layer_and_stay_tied() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.b, self.a = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+            self.a.weight = self.b.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(self.a(self.first(x)).relu())
+
+    result = secateur.prune(Tied(), torch.randn(60, 6), sparsity=0.5)
+    (layer,) = result.report.layers
+    assert "weight used 2 times: one fit for all" in layer.notes
+    assert result.model.a.weight is result.model.b.weight
+    assert int((result.model.a.weight == 0).sum()) == 18
 
 
 def test_a_weight_with_another_reader_stays_dense() -> None:

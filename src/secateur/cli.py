@@ -112,7 +112,7 @@ def prune(
     with _one_sentence():
         from secateur import api
         from secateur.data import load_images
-        from secateur.evaluate import evaluate
+        from secateur.evaluate import evaluate, predict
         from secateur.export import require_onnx
         from secateur.loading import load_model
         from secateur.options import check_sparsity
@@ -128,6 +128,7 @@ def prune(
         judge = None
         if eval_data is not None:
             judge = load_images(eval_data, preprocess=preprocess, max_images=None, labelled=True)
+            predict(network, judge.tensor[:2])  # a mistake shows now, not after the pruning
         with output_folder(out, force=force) as folder:
             result = api.prune(
                 network,
@@ -233,7 +234,7 @@ def _write(result: PruneResult, folder: Path, images: Any) -> None:
 
     report = result.report
     weights = folder / "model.safetensors"
-    report.exports[weights.name] = save_safetensors(result.model, weights, sparsity=report.sparsity)
+    report.exports[weights.name] = save_safetensors(result.model, weights)
     if images is not None:
         path = folder / "model.onnx"
         names = _pruned_parameters(result)
@@ -248,7 +249,9 @@ def _write(result: PruneResult, folder: Path, images: Any) -> None:
 
 
 def _pruned_parameters(result: PruneResult) -> list[str]:
-    known = dict(result.model.named_parameters())
+    from secateur.frontends.torch_export import named_tensors
+
+    known = named_tensors(result.model)
     names = (layer.name for layer in result.report.layers)
     return [name if name in known else f"{name}.weight" for name in names]
 
@@ -283,7 +286,7 @@ def _one_sentence() -> Iterator[None]:
     except MemoryError:
         _fail("out of memory: use fewer images (--max-images)")
     except RuntimeError as error:
-        if "memory" not in str(error):
+        if not any(text in str(error) for text in ("out of memory", "not enough memory")):
             raise
         _fail("out of memory: use fewer images (--max-images)")
     finally:

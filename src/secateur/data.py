@@ -155,10 +155,10 @@ class _Source:
         if isinstance(data, str | Path):
             return self._path(str(data))
         if isinstance(data, np.ndarray):
-            data = torch.from_numpy(np.ascontiguousarray(data))
+            data = _tensor(data)
         if isinstance(data, Tensor):
             return self._array(data, None, name or "tensor")
-        if self.labelled and isinstance(data, tuple) and _is_pair(data):
+        if isinstance(data, tuple) and _is_pair(data) and (self.labelled or _is_labels(data[1])):
             return self._array(_tensor(data[0]), _tensor(data[1]), name or "tensors")
         if isinstance(data, torch.utils.data.Dataset):
             stream = isinstance(data, torch.utils.data.IterableDataset)
@@ -202,7 +202,7 @@ class _Source:
                 "'images' (and, for evaluation, 'labels'): save it with np.savez(images=...)"
             )
         labels = arrays.get("labels")
-        tensor = torch.from_numpy(np.ascontiguousarray(images))
+        tensor = _tensor(images)
         return self._array(tensor, None if labels is None else _tensor(labels), str(path))
 
     def _array(self, images: Tensor, labels: Tensor | None, name: str) -> Images:
@@ -364,12 +364,24 @@ def _first_tensor(batch: Any, name: str) -> Tensor:
     )
 
 
+def _is_labels(value: Any) -> bool:
+    """Whether the second of a pair holds one class number per image."""
+    whole = isinstance(value, Tensor | np.ndarray) and value.ndim == 1
+    return whole and "int" in str(value.dtype)
+
+
 def _is_pair(data: Any) -> bool:
     return isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data[1], str)
 
 
 def _tensor(value: Any) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.as_tensor(value)
+    try:
+        return value if isinstance(value, Tensor) else torch.as_tensor(np.ascontiguousarray(value))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"got an array of {getattr(value, 'dtype', type(value).__name__)}, expected numbers: "
+            "save images as float32 or uint8 and labels as integers"
+        ) from error
 
 
 def _check_labels(images: Tensor, labels: Tensor | None, name: str) -> None:

@@ -106,12 +106,21 @@ def predict(
 
     The model's first output, or `logits` where it has a field of that name.
     """
+    if len(images) == 0:
+        raise DataError("got no images to evaluate, expected at least one: check the source")
     first = next(iter(model.parameters()), torch.zeros(()))
     with torch.no_grad(), _eval_mode(model):
-        parts = [
-            _scores(model(fast_layout(part.to(first.device, first.dtype))))
-            for part in images.split(batch_size)
-        ]
+        try:
+            parts = [
+                _scores(model(fast_layout(part.to(first.device, first.dtype))))
+                for part in images.split(batch_size)
+            ]
+        except RuntimeError as error:
+            raise ModelError(
+                f"the model fails on images of shape {tuple(images.shape[1:])}: "
+                f"{str(error).splitlines()[0]}; expected images like those it was made for: "
+                "check size and preprocess"
+            ) from error
     return torch.cat(parts)
 
 

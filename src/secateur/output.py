@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -66,17 +67,19 @@ def output_folder(folder: Path, *, force: bool = False) -> Iterator[Path]:
     check_folder(folder, force=force)
     with _plain_errors(folder):
         made = _make_parents(folder.parent)
-        staging = Path(
-            tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent)
-        )
+        staging = folder.parent / f".{folder.name}.partial"
         try:
+            staging = Path(
+                tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent)
+            )
             yield staging
             _open_to_others(staging)
             _move(staging, folder)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             for parent in made:
-                parent.rmdir()
+                with contextlib.suppress(OSError):  # somebody else may use it by now
+                    parent.rmdir()
             raise
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from secateur.data import FEW_IMAGES, Images
 from secateur.errors import DataError
 from secateur.evaluate import Evaluation, compare
+from secateur.frontends.torch_export import named_tensors
 from secateur.graph import Graph, Layer
 from secateur.output import write_file
 from secateur.version import __version__
@@ -166,12 +167,12 @@ def build_report(
     seconds: dict[str, float],
 ) -> Report:
     """Puts together what a walk did; zeros are counted in the pruned module itself."""
-    tensors = dict(pruned.named_parameters())
+    tensors = named_tensors(pruned)
     layers = [_layer_report(result, tensors) for result in walked.results]
     chosen = {layer.name for layer in layers}
     return Report(
         sparsity=sum(layer.zeros for layer in layers) / sum(layer.weights for layer in layers),
-        network_sparsity=_zero_share(tensors.values()),
+        network_sparsity=_zero_share(pruned.parameters()),
         requested=settings,
         layers=layers,
         dense_layers=[_dense_layer(layer) for layer in graph.layers if layer.name not in chosen],

@@ -54,9 +54,7 @@ def main() -> None:
 def _save(result: PruneResult, folder: Path) -> None:
     folder.mkdir()
     weights = folder / "model.safetensors"
-    result.report.exports[weights.name] = save_safetensors(
-        result.model, weights, sparsity=result.report.sparsity
-    )
+    result.report.exports[weights.name] = save_safetensors(result.model, weights)
     result.report.save(folder / "report.json")
 
 

@@ -128,11 +128,17 @@ def with_parameters(model: nn.Module, changes: Mapping[str, Tensor]) -> nn.Modul
         changes: new values by state-dict name, cast to the old dtype and device.
     """
     result = copy_module(model).eval()
-    tensors = dict(result.named_parameters()) | dict(result.named_buffers())
+    tensors = named_tensors(result)
     with torch.no_grad():
         for name, value in changes.items():
             tensors[name].copy_(value)
     return result
+
+
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by every name they have: tied ones have several."""
+    parameters = module.named_parameters(remove_duplicate=False)
+    return dict(parameters) | dict(module.named_buffers(remove_duplicate=False))
 
 
 def check_finite(module: nn.Module) -> None:
@@ -301,7 +307,7 @@ class _Layers:
             kind=str(node.target).removeprefix("aten.").split(".")[0],
             shape=torch.Size(shape),
             output=_sizes(node, batch=0),
-            macs=math.prod(_sizes(node)[2:]) * math.prod(shape) if "conv" in node.name else 0,
+            macs=_dense_macs(node) * math.prod(shape),
             obstacle=reason,
             uses=(),
         )
@@ -388,6 +394,15 @@ class _Layers:
         )
         slope = (variance + norm.args[6]).rsqrt()  # type: ignore[operator]
         return slope if gamma is None else slope * gamma
+
+
+def _dense_macs(node: Node) -> int:
+    """How often a layer that stays dense uses each weight per image; 0 where that is not told."""
+    kind = str(node.target)
+    if "conv" not in kind:
+        return 0
+    places = node.args[0] if "transpose" in kind else node
+    return math.prod(_sizes(places)[2:]) if isinstance(places, Node) else 0
 
 
 def _merge(known: Layer, again: Layer) -> Layer:

@@ -1,0 +1,184 @@
+"""Writes the result tables of README.md from the CSV files in benchmarks/results.
+
+    python benchmarks/tables.py          # rewrite what stands between the markers
+    python benchmarks/tables.py --check  # exit status 1 when README.md is not up to date
+
+A table stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`. One without a CSV file is
+said to be missing.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from results_table import FOLDER, read_rows
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+NAMES = {
+    "resnet20": "ResNet-20, CIFAR-10",
+    "resnet56": "ResNet-56, CIFAR-10",
+    "efficientnet_lite0": "EfficientNet-Lite0, ImageNet",
+    "resnet50": "ResNet-50, random weights",
+}
+HEADINGS = {  # (method, inputs) of the accuracy columns, in their order
+    ("magnitude", "none"): "magnitude",
+    ("least-squares", "dense"): "least squares, dense inputs",
+    ("least-squares", "pruned"): "least squares, pruned inputs",
+    ("admm", "dense"): "ADMM, dense inputs",
+    ("admm", "pruned"): "ADMM, pruned inputs (default)",
+}
+MISSING = "Not measured yet."
+
+Row = dict[str, str]
+
+
+def accuracy(folder: Path) -> str:
+    """Top-1 by network and sparsity."""
+    rows = read_rows(folder / "accuracy.csv")
+    if not rows:
+        return MISSING
+    _check_comparable(rows)
+    columns = [pair for pair in HEADINGS if any(_pair(row) == pair for row in rows)]
+    heads = ["network", "dense", "zeros", *(HEADINGS[pair] for pair in columns)]
+    lines = []
+    for name, sparsity in sorted({(row["network"], row["sparsity"]) for row in rows}, key=_order):
+        here = [row for row in rows if (row["network"], row["sparsity"]) == (name, sparsity)]
+        cells = [_top1([row for row in here if _pair(row) == pair]) for pair in columns]
+        dense = f"{float(here[0]['dense_top1']):.1f}"
+        lines.append([NAMES.get(name, name), dense, f"{float(sparsity):.0%}", *cells])
+    return f"{_markdown(heads, lines)}\n\n{_accuracy_notes(rows)}"
+
+
+def cost(folder: Path) -> str:
+    """Time of pruning next to a forward pass; peak memory."""
+    parts = []
+    if rows := read_rows(folder / "cost.csv"):
+        heads = ["network", "images", "one dense forward pass", "prune", "ratio", "runs"]
+        parts.append(_markdown(heads, [_cost_line(rows)]))
+        parts.append(f"Medians over the runs, both by turns in one process. {_machine(rows)}")
+    if rows := read_rows(folder / "memory.csv"):
+        heads = ["network", "images", "zeros", "before", "peak", "prune"]
+        parts.append(_markdown(heads, [_memory_line(row) for row in rows]))
+        parts.append(
+            "Memory of the whole process (1 GB = 1e9 bytes), before and during the call, with "
+            f"random images; peak resident set size. {_machine(rows)}"
+        )
+    return "\n\n".join(parts) or MISSING
+
+
+TABLES: dict[str, Callable[[Path], str]] = {"accuracy": accuracy, "cost": cost}
+
+
+def renewed(text: str, folder: Path) -> str:
+    """README's text with every table rewritten."""
+    for name, table in TABLES.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        before, found, rest = text.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not found or not closed:
+            sys.exit(f"README.md lacks {begin} or {end}: put both where the table goes")
+        text = f"{before}{begin}\n{table(folder)}\n{end}{after}"
+    return text
+
+
+def _check_comparable(rows: Sequence[Row]) -> None:
+    """Ends the program rather than taking a median over different settings."""
+    for name in {row["network"] for row in rows}:
+        columns = ("allocation", "images", "test_images")
+        seen = {tuple(row[of] for of in columns) for row in rows if row["network"] == name}
+        if len(seen) > 1:
+            sys.exit(f"accuracy.csv has {name} with {sorted(seen)}, expected one {columns}")
+
+
+def _pair(row: Row) -> tuple[str, str]:
+    return row["method"], row["inputs"]
+
+
+def _order(of: tuple[str, str]) -> tuple[int, float]:
+    names = list(NAMES)
+    return (names.index(of[0]) if of[0] in names else len(names)), float(of[1])
+
+
+def _top1(rows: Sequence[Row]) -> str:
+    """Median over the draws, how far they are from it at most, and how many they are."""
+    if not rows:
+        return "-"
+    values = [float(row["top1"]) for row in rows]
+    middle = statistics.median(values)
+    if len(values) == 1:
+        return f"{middle:.1f}"
+    return f"{middle:.1f} ± {max(abs(value - middle) for value in values):.1f} ({len(values)})"
+
+
+def _accuracy_notes(rows: Sequence[Row]) -> str:
+    sets = {(row["network"], row["images"], row["test_images"]) for row in rows}
+    images = "; ".join(
+        f"{NAMES.get(name, name)}: {used} calibration and {int(tests):,} test images, which leave "
+        f"the points lost a standard error of up to {_largest_error(rows, name):.1f}"
+        for name, used, tests in sorted(sets, key=lambda found: _order(found[:2]))
+    )
+    return (
+        'Top-1 in percent. "zeros" is the share among the weights of the pruned layers. '
+        "`a ± b (n)` is the median over n choices of the calibration images and the largest "
+        f"distance from it; without ± it is one choice. {images}. {_machine(rows)}"
+    )
+
+
+def _largest_error(rows: Sequence[Row], network: str) -> float:
+    return max(float(row["drop_error"]) for row in rows if row["network"] == network)
+
+
+def _cost_line(rows: Sequence[Row]) -> list[str]:
+    def median(column: str) -> float:
+        return statistics.median(float(row[column]) for row in rows)
+
+    return [
+        NAMES[rows[0]["network"]],
+        rows[0]["images"],
+        f"{median('forward_seconds'):.1f} s",
+        f"{median('prune_seconds'):.1f} s",
+        f"{median('ratio'):.1f}",
+        str(len(rows)),
+    ]
+
+
+def _memory_line(row: Row) -> list[str]:
+    return [
+        NAMES[row["network"]],
+        row["images"],
+        f"{float(row['sparsity']):.0%}",
+        f"{float(row['before_gb']):.2f} GB",
+        f"{float(row['peak_gb']):.2f} GB",
+        f"{float(row['seconds']):.0f} s",
+    ]
+
+
+def _machine(rows: Sequence[Row]) -> str:
+    """Versions and processors that the rows were measured with."""
+    seen = {f"secateur {row['secateur']}, torch {row['torch']}, {row['cpu']}" for row in rows}
+    return f"Measured with {'; '.join(sorted(seen))}."
+
+
+def _markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *["---:"] * (len(heads) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, rule, *lines))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Result tables of README.md from CSV files.")
+    parser.add_argument("--check", action="store_true", help="only compare, change nothing")
+    parser.add_argument("--readme", type=Path, default=README)
+    parser.add_argument("--results", type=Path, default=FOLDER, metavar="FOLDER")
+    options = parser.parse_args()
+    text = options.readme.read_text(encoding="utf-8")
+    wanted = renewed(text, options.results)
+    if options.check and wanted != text:
+        sys.exit("README.md differs from benchmarks/results: run python benchmarks/tables.py")
+    if not options.check:
+        options.readme.write_text(wanted, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

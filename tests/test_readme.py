@@ -1,0 +1,46 @@
+"""README.md does what it says: its Python runs, its tables are those of the measured results."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def python_blocks() -> list[str]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def check_tables(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "benchmarks/tables.py", "--check", *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = python_blocks()
+    assert blocks
+    namespace: dict[str, object] = {}
+    for number, block in enumerate(blocks, 1):
+        exec(compile(block, f"README.md, Python block {number}", "exec"), namespace)
+    assert (tmp_path / "report.json").is_file()
+
+
+@pytest.mark.skipif(not list(RESULTS.glob("*.csv")), reason="no benchmark results yet")
+def test_tables_are_those_of_the_results() -> None:
+    done = check_tables()
+    assert done.returncode == 0, done.stderr
+
+
+def test_stale_tables_are_found(tmp_path: Path) -> None:
+    stale = tmp_path / "README.md"
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    stale.write_text(text.replace("<!-- cost:end -->", "old\n<!-- cost:end -->"), encoding="utf-8")
+    done = check_tables("--readme", str(stale))
+    assert done.returncode == 1
+    assert "differs" in done.stderr
