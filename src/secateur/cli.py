@@ -112,6 +112,7 @@ def prune(
     with _one_sentence():
         from secateur import api
         from secateur.data import load_images
+        from secateur.errors import DataError, ModelError
         from secateur.evaluate import evaluate, predict
         from secateur.export import require_onnx
         from secateur.loading import load_model
@@ -128,7 +129,10 @@ def prune(
         judge = None
         if eval_data is not None:
             judge = load_images(eval_data, preprocess=preprocess, max_images=None, labelled=True)
-            predict(network, judge.tensor[:2])  # a mistake shows now, not after the pruning
+            try:  # a mistake shows now, not after the pruning
+                predict(network, judge.tensor[:2])
+            except ModelError as error:
+                raise DataError(f"--eval {eval_data}: {error}") from error
         with output_folder(out, force=force) as folder:
             result = api.prune(
                 network,
