@@ -84,7 +84,7 @@ def prune(
         OptionError, DataError, ModelError: a mistake that the message helps to put right.
         NumericalError: a layer gets NaN or infinite values, or cannot be solved.
 
-    Cost: six to eight forward passes over the images on EfficientNet-Lite0. Memory: the
+    Cost: about five forward passes over the images on EfficientNet-Lite0 (benchmarks/cost.py). Memory: the
     values at the network's widest cut for all images, twice; see `secateur.walk`.
     """
     start = time.perf_counter()
