@@ -84,8 +84,8 @@ def prune(
         OptionError, DataError, ModelError: a mistake that the message helps to put right.
         NumericalError: a layer gets NaN or infinite values, or cannot be solved.
 
-    Cost: about five forward passes over the images on EfficientNet-Lite0 (benchmarks/cost.py). Memory: the
-    values at the network's widest cut for all images, twice; see `secateur.walk`.
+    Cost: about five forward passes over the images on EfficientNet-Lite0 (benchmarks/cost.py).
+    Memory: the values at the widest cut for all images, twice; see `secateur.walk`.
     """
     start = time.perf_counter()
     check_sparsity(sparsity)
