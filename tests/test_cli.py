@@ -429,6 +429,25 @@ def test_the_program_ends_with_status_2_and_one_line(place, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["prune", "a:b", "--sparsity", "most"], "'--sparsity'"),
+        (["prune", "a:b"], "Missing option '--data'"),
+        (["prnue"], "No such command 'prnue'"),
+        (["prune", "a:b", "--spasity", "0.5"], "--spasity"),
+    ],
+)
+def test_a_mistake_in_the_options_is_one_line(arguments, told):
+    process = program(*arguments)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (2, "")
+    assert len(stderr.splitlines()) == 1
+    assert stderr.startswith("secateur: error: ")
+    assert told in stderr
+    assert "--help" in stderr
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 @pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])
 def test_a_signal_leaves_nothing(place, tmp_path, signal):

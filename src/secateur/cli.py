@@ -311,7 +311,24 @@ def _interrupt(*_: object) -> NoReturn:
 def main() -> None:
     """Entry point; Ctrl-C and a polite kill leave nothing behind."""
     signal.signal(signal.SIGTERM, _interrupt)
-    app()
+    try:
+        status = app(standalone_mode=False)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # not a mistake in the options
+            raise
+        sys.exit(_usage(error))
+    sys.exit(status or 0)
+
+
+def _usage(error: Any) -> int:
+    """Tells a mistake in the options, which typer would frame, in one line."""
+    if not error.format_message() or type(error).__name__ == "NoArgsIsHelpError":
+        error.show()  # no command at all: the help
+    else:
+        command = error.ctx.command_path if getattr(error, "ctx", None) else "secateur"
+        sentence = " ".join(error.format_message().split()).rstrip(".")
+        typer.echo(f"secateur: error: {sentence}: see {command} --help", err=True)
+    return 2
 
 
 if __name__ == "__main__":
