@@ -39,6 +39,7 @@ def problem(
     disturbed = x + noise * correlated(samples, cols, groups=groups, seed=seed + 2)
     statistics = Statistics()
     statistics.add(disturbed, y)
+    statistics.store(disturbed, y)
     return statistics.problem(weight, fits_bias=fits_bias)
 
 

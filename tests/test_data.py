@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from secateur.data import Images, Preprocess, load_images
 from secateur.errors import DataError, OptionError
+from secateur.fractals import fractal_images
 
 FLOATS = torch.randn(9, 3, 8, 6, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(9) % 4
@@ -249,7 +250,7 @@ def test_one_mean_serves_all_channels():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"channels": 2}, "channels is 2"),
+        ({"channels": 0}, "channels is 0"),
         ({"size": 0}, "size is 0"),
         ({"resize": -1}, "resize is -1"),
         ({"size": 9, "resize": 8}, "resize is 8 and size 9"),
@@ -261,6 +262,64 @@ def test_one_mean_serves_all_channels():
 def test_a_preprocess_that_cannot_be_is_refused(options, says):
     with pytest.raises(OptionError, match=says):
         Preprocess(**options)
+
+
+def test_images_have_one_or_three_channels():
+    with pytest.raises(OptionError, match=r"channels is 4, expected 1 .* or 3 .*fractal:300"):
+        Preprocess(channels=4)(Image.new("RGB", (4, 3)))
+
+
+# made images
+
+
+MAKING = Preprocess(size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+
+
+def test_fractals_come_normalised_and_say_what_they_are():
+    found = load_images("fractal:6", preprocess=MAKING, seed=4)
+    pixels = fractal_images(6, size=16, seed=4)
+    assert torch.equal(found.tensor, MAKING.normalise(pixels))
+    white = torch.full((3, 1, 1), 255, dtype=torch.uint8)
+    assert MAKING.normalise(white).flatten().tolist() == pytest.approx([2.5, 2.0, 1.75])
+    assert found.source == "fractal:6"
+    assert found.synthetic == "6 fractal images, seed 4"
+    assert load_images(torch.rand(6, 3, 4, 4)).synthetic is None
+
+
+@pytest.mark.parametrize(("kind", "what"), [("gaussian", "Gaussian noise"), ("pink", "1/f noise")])
+def test_noise_comes_as_inputs(kind, what):
+    found = load_images(f"{kind}:40", preprocess=MAKING)
+    assert found.tensor.shape == (40, 3, 16, 16)
+    assert float(found.tensor.mean()) == pytest.approx(0, abs=0.05)
+    assert float(found.tensor.std()) == pytest.approx(1, abs=0.05)
+    assert found.synthetic == f"40 {what}, seed 0"
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_made_images_have_any_number_of_channels(channels):
+    found = load_images("fractal:3", preprocess=Preprocess(size=16, channels=channels))
+    assert found.tensor.shape == (3, channels, 16, 16)
+
+
+def test_the_limit_holds_for_made_images_too():
+    found = load_images("fractal:30", preprocess=MAKING, max_images=5)
+    assert len(found.tensor) == 5
+    assert found.notes == ["5 of 30, the most allowed"]
+
+
+@pytest.mark.parametrize(
+    ("text", "preprocess", "says"),
+    [
+        ("fractal:many", MAKING, "got fractal:many, expected how many to make"),
+        ("fractal:0", MAKING, "got fractal:0, expected how many to make"),
+        ("pink:5", None, "pink:5 has no size"),
+        ("fractal:5", Preprocess(), "--size"),
+        ("fractals:5", MAKING, "no such file or folder"),
+    ],
+)
+def test_made_images_need_a_number_and_a_size(text, preprocess, says):
+    with pytest.raises(DataError, match=says):
+        load_images(text, preprocess=preprocess)
 
 
 # how many

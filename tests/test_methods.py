@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -11,7 +12,17 @@ from torch import nn
 
 import secateur
 from secateur.linear_algebra import NormalEquations, damping_for
-from secateur.methods import ADMM, METHODS, LeastSquares, Magnitude
+from secateur.methods import (
+    ADMM,
+    METHODS,
+    AdamCalibration,
+    BiasCorrection,
+    LeastSquares,
+    Magnitude,
+    WeightCorrection,
+    chain,
+    stored_patches,
+)
 from secateur.patterns import PATTERNS
 from secateur.problem import Problem
 
@@ -25,7 +36,8 @@ LAYERS = {
     "1x1": lambda bias: nn.Conv2d(8, 6, 1, bias=bias),
     "conv1d": lambda bias: nn.Conv1d(8, 6, 3, padding=1, bias=bias),
 }
-FITTING = {name: method for name, method in METHODS.items() if name != "magnitude"}
+BRIEF = AdamCalibration(iterations=2, learning_rate=1e-3, bias_learning_rate=1e-3)
+FITTING = {name: METHODS[name] for name in ("least-squares", "admm")}
 
 
 class OneLayer(nn.Module):
@@ -67,8 +79,9 @@ def test_every_method_prunes_every_kind_of_layer(kind: str, bias: bool, norm: bo
     dense = network(images)
     losses = {}
     for name, pattern in itertools.product(METHODS, PATTERNS):
+        method = {"adam-calibration": BRIEF}.get(name, name)
         result = secateur.prune(
-            network, images, sparsity=0.5, method=name, pattern=pattern, include="*"
+            network, images, sparsity=0.5, method=method, pattern=pattern, include="*"
         )
         weight = result.model.layer.weight
         assert int((weight == 0).sum()) == round(0.5 * weight.numel())
@@ -76,6 +89,8 @@ def test_every_method_prunes_every_kind_of_layer(kind: str, bias: bool, norm: bo
         losses[name] = float((result.model(images) - dense).square().mean())
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
     assert losses["least-squares"] < losses["magnitude"]
+    assert losses["bias-correction"] <= losses["magnitude"] * (1 + 1e-6)
+    assert losses["adam-calibration"] < losses["magnitude"]
     assert losses["admm"] <= 1.02 * losses["least-squares"]
 
 
@@ -171,6 +186,90 @@ def test_magnitude_leaves_weights_and_bias_alone() -> None:
     assert solution.bias is None
     smallest_kept = held.weight[solution.mask].abs().min()
     assert held.weight[~solution.mask].abs().max() <= smallest_kept
+
+
+def test_weight_correction_gives_rows_their_spread_back() -> None:
+    """Against the formula row by row in NumPy."""
+    held = problem(rows=5, cols=30, groups=2)
+    solution = WeightCorrection().solve(held, PATTERNS["unstructured"](), 120)
+    for row in itertools.product(range(2), range(5)):
+        dense, mask = held.weight[row].numpy(), solution.mask[row].numpy()
+        sparse = dense * mask
+        scaled = sparse * (dense.std() / (sparse.std() + 1e-9))
+        expected = (scaled + dense.mean() - scaled.mean()) * mask
+        torch.testing.assert_close(solution.weight[row], torch.from_numpy(expected))
+
+
+def test_bias_correction_gives_outputs_their_mean_back() -> None:
+    held = problem(rows=5, cols=30, noise=0.3)
+    solution = BiasCorrection().solve(held, PATTERNS["unstructured"](), 60)
+    assert held.patches is not None
+    assert solution.bias is not None
+    outputs = held.patches.inputs @ solution.weight.mT + solution.bias.unsqueeze(1)
+    torch.testing.assert_close(outputs.mean(1), held.patches.outputs.mean(1))
+    assert torch.equal(solution.weight, held.weight * solution.mask)
+
+
+def test_methods_build_on_each_other_and_remember_the_steps() -> None:
+    held = problem(rows=5, cols=12)
+    method = AdamCalibration(start=BiasCorrection(start=WeightCorrection()), iterations=1)
+    assert [type(part) for part in chain(method)] == [
+        Magnitude,
+        WeightCorrection,
+        BiasCorrection,
+        AdamCalibration,
+    ]
+    solution = method.solve(held, PATTERNS["unstructured"](), 30)
+    steps = list(solution.steps())
+    assert len(steps) == 4
+    alone = WeightCorrection().solve(held, PATTERNS["unstructured"](), 30)
+    assert torch.equal(steps[1].weight, alone.weight)
+    assert steps[0].bias is steps[1].bias is None
+    assert torch.equal(steps[1].weight, steps[2].weight)
+    assert steps[3] is solution
+    assert stored_patches(WeightCorrection(start=method)) == method.patches
+
+
+def test_adam_comes_close_to_least_squares_given_time() -> None:
+    held = problem(rows=5, cols=12, noise=0.2)
+    pattern = PATTERNS["unstructured"]()
+    best = LeastSquares(damping=1e-9).solve(held, pattern, 30)
+    start = Magnitude().solve(held, pattern, 30)
+    default = AdamCalibration().solve(held, pattern, 30)
+    longer = AdamCalibration(
+        learning_rate=1e-2, bias_learning_rate=1e-2, iterations=50, batch=200
+    ).solve(held, pattern, 30)
+    assert _loss(held, best) <= 1.001 * _loss(held, longer)  # it is damped a little
+    assert _loss(held, longer) < 1.02 * _loss(held, best)
+    assert _loss(held, longer) < _loss(held, default) < _loss(held, start)
+
+
+def test_one_adam_step_is_the_first_step_of_adam() -> None:
+    """Adam's first step is the learning rate against the sign of the gradient."""
+    held = problem(rows=5, cols=12, noise=0.2)
+    method = AdamCalibration(iterations=1, batches=1, batch=200)
+    solution = method.solve(held, PATTERNS["unstructured"](), 30)
+    gradient = (held.weight * solution.mask) @ held.gram - held.cross
+    mean = held.bias(held.weight * solution.mask)  # what the bias should be; it starts at zero
+    gradient -= mean.unsqueeze(-1) * held.input_mean.unsqueeze(-2)
+    moved = solution.weight - held.weight * solution.mask
+    assert torch.allclose(moved[solution.mask], -1e-5 * gradient.sign()[solution.mask], rtol=1e-3)
+    assert torch.allclose(solution.bias, 1e-4 * mean.sign(), rtol=1e-3)
+
+
+def test_adam_leaves_the_bias_where_it_has_no_place() -> None:
+    held = problem(rows=5, cols=12, noise=0.2, fits_bias=False)
+    solution = AdamCalibration(iterations=1).solve(held, PATTERNS["unstructured"](), 30)
+    assert solution.bias is not None
+    assert not solution.bias.any()
+
+
+def test_adam_needs_patches_and_says_so() -> None:
+    held = dataclasses.replace(problem(), patches=None)
+    with pytest.raises(secateur.OptionError, match="holds no patches"):
+        AdamCalibration().solve(held, PATTERNS["unstructured"](), 12)
+    with pytest.raises(secateur.OptionError, match="batch is 0"):
+        AdamCalibration(batch=0)
 
 
 def test_an_indefinite_gram_matrix_escalates_then_raises() -> None:

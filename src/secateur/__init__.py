@@ -5,6 +5,7 @@ result = secateur.prune(model, images, sparsity=0.7)
 print(result.report)
 """
 
+from secateur.alignment import ChannelAlignment
 from secateur.allocation import NormalizedMagnitude, Uniform
 from secateur.api import PruneResult, inspect, prune
 from secateur.data import Preprocess, load_images
@@ -20,13 +21,25 @@ from secateur.errors import (
     UserError,
 )
 from secateur.evaluate import Evaluation, evaluate
-from secateur.methods import ADMM, LeastSquares, Magnitude
+from secateur.methods import (
+    ADMM,
+    AdamCalibration,
+    BiasCorrection,
+    LeastSquares,
+    Magnitude,
+    WeightCorrection,
+)
 from secateur.patterns import Unstructured
+from secateur.recipe import RECIPES, Recipe
 from secateur.report import Report
 from secateur.version import __version__
 
 __all__ = [
     "ADMM",
+    "RECIPES",
+    "AdamCalibration",
+    "BiasCorrection",
+    "ChannelAlignment",
     "DataError",
     "Evaluation",
     "LeastSquares",
@@ -39,12 +52,14 @@ __all__ = [
     "OutputError",
     "Preprocess",
     "PruneResult",
+    "Recipe",
     "Report",
     "SecateurError",
     "SecateurWarning",
     "Uniform",
     "Unstructured",
     "UserError",
+    "WeightCorrection",
     "__version__",
     "evaluate",
     "inspect",

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from secateur.allocation import ALLOCATIONS, Allocation, NormalizedMagnitude
+from secateur.alignment import Alignment
+from secateur.allocation import Allocation
 from secateur.console import layer_progress
 from secateur.data import MAX_IMAGES, Transform, load_images
 from secateur.errors import OptionError, SecateurWarning
 from secateur.evaluate import fast_layout
 from secateur.frontends.torch_export import trace, with_parameters
-from secateur.methods import ADMM, METHODS, Method
-from secateur.options import check_sparsity, choose, select_layers
-from secateur.patterns import PATTERNS, Pattern, Unstructured
-from secateur.report import Inspection, Report, build_report, describe
-from secateur.walk import Sampling, folded_weight, walk
+from secateur.methods import Method
+from secateur.options import check_sparsity, select_layers
+from secateur.patterns import Pattern
+from secateur.recipe import Recipe, choose_recipe
+from secateur.report import Inspection, Report, build_report, describe, step_reports
+from secateur.steps import Plan
+from secateur.walk import Sampling
 
 # Input values per run of an operation. Larger chunks made EfficientNet-Lite0 up to 1.6 times
 # slower: activations over 32 MB get fresh pages from the system at every allocation.
@@ -30,10 +34,25 @@ _CHUNK_VALUES = 8 * 3 * 224 * 224
 
 @dataclass(frozen=True)
 class PruneResult:
-    """What `prune` returns: the pruned copy of the network (eval mode) and the report."""
+    """What `prune` returns.
+
+    Attributes:
+        model: the pruned copy of the network, in eval mode.
+        report: what happened.
+        steps: for a recipe of several steps, the parameters that differ from the dense
+            network's after each of them, by name; see `after`.
+    """
 
     model: nn.Module
     report: Report
+    steps: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+
+    def after(self, step: str) -> nn.Module:
+        """A copy of the network as it was after a step of the recipe."""
+        if step not in self.steps:
+            known = ", ".join(self.steps) or "none, for the recipe has a single step"
+            raise OptionError(f"no step {step!r}, expected one of: {known}")
+        return with_parameters(self.model, self.steps[step])
 
 
 def prune(
@@ -42,10 +61,11 @@ def prune(
     *,
     sparsity: float,
     preprocess: Transform | None = None,
-    pattern: Pattern | str = Unstructured(),
-    method: Method | str = ADMM(),
-    allocation: Allocation | str = NormalizedMagnitude(),
-    inputs: str = "pruned",
+    recipe: Recipe | str | Path = "default",
+    pattern: Pattern | str | None = None,
+    method: Method | str | None = None,
+    allocation: Allocation | str | None = None,
+    inputs: str | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     max_images: int | None = MAX_IMAGES,
@@ -59,9 +79,12 @@ def prune(
     Args:
         model: any module that `torch.export` can trace, with its weights; never modified.
         data: calibration images, without labels: a float tensor (N, C, H, W), a DataLoader or
-            other batches, a folder, an `.npz`, or "file.py:callable". 300 to 1000 serve well.
+            other batches, a folder, an `.npz`, "file.py:callable", or "fractal:300" for
+            synthetic images where there are none. 300 to 1000 serve well.
         sparsity: fraction of zeros among the weights of the pruned layers, in [0, 1); hit exactly.
         preprocess: from images to inputs, see `Preprocess`; for folders and uint8 data.
+        recipe: how: an object, a name in `RECIPES` ("default", "paper") or a TOML file. The
+            four settings below replace the recipe's where they are given.
         pattern: which zeros are allowed; an object or a name in `PATTERNS`.
         method: which weights go and what the others become; an object or a name in `METHODS`.
         allocation: how many zeros in each layer; an object or a name in `ALLOCATIONS`.
@@ -84,49 +107,48 @@ def prune(
         OptionError, DataError, ModelError: a mistake that the message helps to put right.
         NumericalError: a layer gets NaN or infinite values, or cannot be solved.
 
-    Cost: about five forward passes over the images on EfficientNet-Lite0 (benchmarks/cost.py).
+    Cost: about five forward passes over the images on EfficientNet-Lite0 (benchmarks/cost.py);
+    the paper's recipe takes a hundred times that (benchmarks/paper.py).
     Memory: the values at the widest cut for all images, twice; see `secateur.walk`.
     """
     start = time.perf_counter()
     check_sparsity(sparsity)
-    if inputs not in ("pruned", "dense"):
-        raise OptionError(f"inputs is {inputs!r}, expected 'pruned' or 'dense'")
+    how = choose_recipe(
+        recipe, pattern=pattern, method=method, allocation=allocation, inputs=inputs
+    )
     if max_columns < 1:
         raise OptionError(f"max_columns is {max_columns}, expected at least 1")
-    chosen_pattern: Pattern = choose("pattern", pattern, PATTERNS)
-    chosen_method: Method = choose("method", method, METHODS)
-    chosen_allocation: Allocation = choose("allocation", allocation, ALLOCATIONS)
     images = load_images(data, preprocess=preprocess, max_images=max_images, seed=seed)
     loaded = time.perf_counter()
 
     batch = fast_layout(images.tensor.to(device or device_of(model)))
-    graph = trace(model, batch[:2])
-    layers = select_layers(graph.layers, include, exclude)
-    kept = chosen_allocation.kept([folded_weight(graph, layer) for layer in layers], sparsity)
+    original = trace(model, batch[:2])
     traced = time.perf_counter()
 
-    with layer_progress(progress, len(layers)) as on_layer:
-        walked = walk(
-            graph,
-            batch,
-            layers,
-            kept,
-            method=chosen_method,
-            pattern=chosen_pattern,
-            inputs=inputs,  # type: ignore[arg-type]
-            sampling=Sampling(max_columns=max_columns, seed=seed),
-            chunk=chunk_size(batch),
-            on_layer=on_layer,
-        )
-    pruned = with_parameters(model, walked.changes)
+    chunk = chunk_size(batch)
+    align = how.alignment
+    aligned = align.align(original, batch, chunk=chunk) if align is not None else Alignment()
+    graph = original.changed(aligned.changes) if aligned.changes else original
+    plan = Plan(
+        graph=graph,
+        images=batch,
+        layers=select_layers(graph.layers, include, exclude),
+        sparsity=sparsity,
+        recipe=how,
+        sampling=Sampling(max_columns=max_columns, seed=seed),
+        chunk=chunk,
+    )
+    with layer_progress(progress, len(plan.layers) * len(plan.levels)) as on_layer:
+        walked = plan.run(on_layer)
+    pruned = with_parameters(model, {**aligned.changes, **walked.changes})
+    solved = time.perf_counter()
+    steps = plan.account(walked, original, aligned)
+    found = step_reports(model, steps, batch, walked.dense)
     end = time.perf_counter()
 
     settings = {
         "sparsity": sparsity,
-        "pattern": describe(chosen_pattern),
-        "method": describe(chosen_method),
-        "allocation": describe(chosen_allocation),
-        "inputs": inputs,
+        "recipe": how.settings(),
         "include": include,
         "exclude": exclude,
         "preprocess": None if preprocess is None else describe(preprocess),
@@ -138,13 +160,14 @@ def prune(
     seconds = {
         "data": loaded - start,
         "trace": traced - loaded,
-        "walk": end - traced,
+        "walk": solved - traced,
+        "steps": end - solved,
         "total": end - start,
     }
-    report = build_report(pruned, graph, walked, images, settings, seconds)
+    report = build_report(pruned, graph, walked, images, settings, seconds, found, aligned.pairs)
     for warning in report.warnings:
         warnings.warn(warning, SecateurWarning, stacklevel=2)
-    return PruneResult(pruned, report)
+    return PruneResult(pruned, report, steps)
 
 
 def inspect(

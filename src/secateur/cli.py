@@ -6,6 +6,7 @@ in one sentence on standard error with nothing written; 1 a defect of secateur (
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import sys
 import warnings
@@ -20,7 +21,8 @@ from secateur.version import __version__
 
 if TYPE_CHECKING:
     from secateur.api import PruneResult
-    from secateur.data import Preprocess
+    from secateur.data import Images, Preprocess
+    from secateur.evaluate import Evaluation
 
 app = typer.Typer(
     name="secateur",
@@ -66,7 +68,8 @@ def prune(
     data: Annotated[
         str,
         typer.Option(
-            metavar="DATA", help="Calibration images: a folder, .npz or file.py:callable."
+            metavar="DATA",
+            help="Calibration images: a folder, .npz, file.py:callable or fractal:300.",
         ),
     ],
     sparsity: Annotated[float, typer.Option(help="Fraction of zeros, in [0, 1).")],
@@ -77,13 +80,16 @@ def prune(
         typer.Option("--eval", metavar="DATA", help="Images (with labels, if any) to judge by."),
     ] = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Also write model.onnx.")] = False,
-    method: Annotated[str, typer.Option(help="admm, least-squares or magnitude.")] = "admm",
-    allocation: Annotated[
-        str, typer.Option(help="normalized-magnitude or uniform.")
-    ] = "normalized-magnitude",
+    recipe: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="default, paper or a .toml file.")
+    ] = "default",
+    method: Annotated[
+        str | None, typer.Option(help="Replaces the recipe's, as do the next two: such as admm.")
+    ] = None,
+    allocation: Annotated[str | None, typer.Option(help="normalized-magnitude or uniform.")] = None,
     inputs: Annotated[
-        str, typer.Option(help="What a layer sees while it is fitted: pruned or dense.")
-    ] = "pruned",
+        str | None, typer.Option(help="What a layer sees while it is fitted: pruned or dense.")
+    ] = None,
     include: Annotated[
         list[str] | None,
         typer.Option(metavar="GLOB", help="Layers to prune, protected ones too; repeatable."),
@@ -113,7 +119,7 @@ def prune(
         from secateur import api
         from secateur.data import load_images
         from secateur.errors import DataError, ModelError
-        from secateur.evaluate import evaluate, predict
+        from secateur.evaluate import predict
         from secateur.export import require_onnx
         from secateur.loading import load_model
         from secateur.options import check_sparsity
@@ -138,6 +144,7 @@ def prune(
                 network,
                 images,
                 sparsity=sparsity,
+                recipe=recipe,
                 method=method,
                 allocation=allocation,
                 inputs=inputs,
@@ -150,11 +157,7 @@ def prune(
                 progress=None if quiet is None else not quiet,
             )
             if judge is not None:
-                found = result.report.evaluation
-                found["dense"] = evaluate(network, judge.tensor, judge.labels, reference=network)
-                found["pruned"] = evaluate(
-                    result.model, judge.tensor, judge.labels, reference=network
-                )
+                _judge(result, network, judge)
             _write(result, folder, images.tensor if onnx else None)
         _show(result, out, quiet)
 
@@ -182,6 +185,27 @@ def inspect(
         found = api.inspect(load_model(model, weights), sizes)
         console = Console(width=None if sys.stdout.isatty() else 120)
         console.print(inspection_view(found))
+
+
+@app.command()
+def recipe(
+    name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="default, paper or a file.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write it there.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
+) -> None:
+    """Show a recipe as TOML, to be changed and passed to --recipe."""
+    with _one_sentence():
+        import tomli_w
+
+        from secateur.recipe import choose_recipe
+
+        chosen = choose_recipe(name)
+        if out is None:
+            typer.echo(tomli_w.dumps(chosen.settings()), nl=False)
+        else:
+            chosen.save(out, force=force)
 
 
 def _preprocess(
@@ -230,6 +254,24 @@ def _device(name: str | None) -> Any:
             f"--device is {name!r}, expected a device that this PyTorch can use, such as cpu: "
             f"{next(iter(str(error).splitlines()), 'not available')}"
         ) from error
+
+
+def _judge(result: PruneResult, network: Any, images: Images) -> None:
+    """Adds to the report how the network does on evaluation images, after each step too."""
+    from secateur.evaluate import compare, predict
+
+    dense = predict(network, images.tensor)
+
+    def against_dense(model: Any) -> Evaluation:
+        return compare(predict(model, images.tensor), images.labels, dense)
+
+    report = result.report
+    report.evaluation["dense"] = compare(dense, images.labels, dense)
+    report.evaluation["pruned"] = against_dense(result.model)
+    report.steps = [
+        dataclasses.replace(step, evaluation=against_dense(result.after(step.name)))
+        for step in report.steps
+    ]
 
 
 def _write(result: PruneResult, folder: Path, images: Any) -> None:

@@ -81,9 +81,15 @@ def _plain(view: RenderableType) -> str:
 
 def report_view(report: Report) -> Group:
     """Warnings first, then the layers, then what stayed dense and what it cost."""
-    parts: list[RenderableType] = [Text(f"! {text}", style="yellow") for text in report.warnings]
+    parts: list[RenderableType] = []
+    if report.synthetic:
+        line = f"calibrated on synthetic images, no real ones: {report.synthetic}"
+        parts.append(Text(line, style="yellow"))
+    parts += [Text(f"! {text}", style="yellow") for text in report.warnings]
     parts += [_layer_table(report), *_dense_lines(report), Text(_summary(report))]
     parts += [Text(line) for line in _accuracy_lines(report)]
+    if report.steps:
+        parts += [Text("after each step:"), _step_table(report)]
     for name, facts in report.exports.items():
         shown = ", ".join(f"{key.replace('_', ' ')} {_number(of)}" for key, of in facts.items())
         parts.append(Text(f"{name}: {shown}"))
@@ -109,6 +115,29 @@ def _layer_table(report: Report) -> Table:
     return table
 
 
+def _step_table(report: Report) -> Table:
+    """What each step of a recipe led to: on evaluation images where there are any."""
+    table = Table("step", box=None, pad_edge=False, header_style="bold")
+    judged = any(step.evaluation for step in report.steps)
+    for heading in ("top-1 %", "± points", "agreement %", "KL nats"):
+        table.add_column(heading, justify="right")
+    for step in report.steps:
+        found = step.evaluation if judged else step.calibration
+        values = (
+            (None,) * 4
+            if found is None
+            else (found.top1, found.standard_error, found.agreement, found.kl)
+        )
+        formats = (".2f", ".2f", ".2f", ".4f")
+        cells = [
+            "-" if value is None else format(value, how)
+            for value, how in zip(values, formats, strict=True)
+        ]
+        table.add_row(step.name, *cells)
+    table.caption = "on the evaluation images" if judged else "on the calibration images"
+    return table
+
+
 def _dense_lines(report: Report) -> list[Text]:
     by_reason: dict[str, list[str]] = {}
     for layer in report.dense_layers:
@@ -128,6 +157,8 @@ def _summary(report: Report) -> str:
 def result_line(report: Report) -> str:
     """The outcome in one line, for pipes and logs."""
     parts = [f"{report.sparsity:.2%} of the prunable weights are zero"]
+    if report.synthetic:
+        parts.append(f"calibrated on synthetic images ({report.synthetic})")
     if "pruned" in report.evaluation:
         parts.append(_evaluation_text(report.evaluation["pruned"]))
     return ", ".join(parts)

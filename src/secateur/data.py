@@ -2,12 +2,14 @@
 
 Accepted everywhere data are taken: a float tensor (N, C, ...), an array, a DataLoader or any
 iterable of batches (labels in them are ignored), a Dataset of single images, a folder of images,
-an `.npz` file, or a reference `file.py:callable` / `package.module:callable` to any of these.
+an `.npz` file, a reference `file.py:callable` / `package.module:callable` to any of these, or
+synthetic images: "fractal:300" and, for comparison only, "gaussian:300" and "pink:300".
 """
 
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +26,7 @@ from secateur.references import call, is_reference
 
 FEW_IMAGES = 32  # below this a warning: the statistics of most layers are too thin
 MAX_IMAGES = 1000
+_SYNTHETIC = re.compile(r"(?P<kind>fractal|gaussian|pink):(?P<count>.*)")
 _NOT_IMAGES = {"labels.csv", "thumbs.db", "desktop.ini"}
 
 
@@ -36,7 +39,7 @@ class Preprocess:
         resize: the short side is resized to this before the crop (bilinear, antialiased);
             None = `size` where that is given.
         mean, std: per channel, for pixels scaled to [0, 1].
-        channels: 3 (RGB) or 1 (grey).
+        channels: 3 (RGB) or 1 (grey); any number for synthetic images.
     """
 
     size: int | None = None
@@ -46,7 +49,7 @@ class Preprocess:
     channels: int = 3
 
     def __post_init__(self) -> None:
-        if self.channels not in (1, 3):
+        if self.channels < 1:
             raise OptionError(f"channels is {self.channels}, expected 1 (grey) or 3 (RGB)")
         for name, least in (("size", self.size), ("resize", self.resize)):
             if least is not None and least < 1:
@@ -67,12 +70,20 @@ class Preprocess:
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "chan height width"]:
         """Converts, resizes, crops, scales to [0, 1] and normalises one image."""
+        if self.channels not in (1, 3):
+            raise OptionError(
+                f"channels is {self.channels}, expected 1 (grey) or 3 (RGB) for images; "
+                "other numbers are for synthetic ones such as fractal:300"
+            )
         image = image.convert("RGB" if self.channels == 3 else "L")
         image = _center_crop(_resize_short(image, self.resize or self.size), self.size)
-        pixels = torch.from_numpy(np.array(image, dtype=np.float32)) / 255
-        pixels = pixels.reshape(*pixels.shape[:2], self.channels)
-        normal = (pixels - torch.tensor(self.mean)) / torch.tensor(self.std)
-        return normal.permute(2, 0, 1).contiguous()
+        pixels = torch.from_numpy(np.array(image))
+        return self.normalise(pixels.reshape(*pixels.shape[:2], self.channels).permute(2, 0, 1))
+
+    def normalise(self, pixels: UInt8[Tensor, "*batch chan height width"]) -> Tensor:
+        """Scales pixels to [0, 1], then by mean and std."""
+        mean, std = (torch.tensor(tuple(of)).view(-1, 1, 1) for of in (self.mean, self.std))
+        return ((pixels.float() / 255 - mean) / std).contiguous()
 
 
 def _resize_short(image: Image.Image, short: int | None) -> Image.Image:
@@ -99,12 +110,14 @@ class Images:
         source: where they come from, for the report.
         labels: class numbers, where the source has them and they were asked for.
         notes: what a reader of the report should know.
+        synthetic: generator and seed, when they were made rather than taken; None = real.
     """
 
     tensor: Float[Tensor, "batch ..."]
     source: str
     labels: Int[Tensor, " batch"] | None = None
     notes: list[str] = field(default_factory=list)
+    synthetic: str | None = None
 
 
 Transform = Callable[[Image.Image], Tensor]
@@ -168,11 +181,14 @@ class _Source:
             return self._batches(data, name or type(data).__name__)
         raise DataError(
             f"the data are a {type(data).__name__}, expected a float tensor (N, C, H, W), "
-            "batches, a folder of images, an .npz file or file.py:callable: pass one of these"
+            "batches, a folder of images, an .npz file, file.py:callable or fractal:300: pass one "
+            "of these"
         )
 
     def _path(self, text: str) -> Images:
         path = Path(text)
+        if not path.exists() and (made := _SYNTHETIC.fullmatch(text)):
+            return self._synthetic(made["kind"], made["count"])
         if path.is_dir():
             return self._folder(path)
         if path.is_file() and path.suffix == ".npz":
@@ -188,6 +204,31 @@ class _Source:
             f"{text} is a single file, expected a folder of images, an .npz file or "
             "file.py:callable: pass the folder that holds it"
         )
+
+    def _synthetic(self, kind: str, number: str) -> Images:
+        """Made images, as inputs of the network; see `secateur.fractals` and `secateur.noise`."""
+        if not number.isdecimal() or int(number) < 1:
+            raise DataError(f"got {kind}:{number}, expected how many to make, such as {kind}:300")
+        if not isinstance(self.preprocess, Preprocess) or self.preprocess.size is None:
+            raise DataError(
+                f"{kind}:{number} has no size, expected the network's preprocessing: pass "
+                "Preprocess(size=..., mean=..., std=...), or --size, --mean and --std"
+            )
+        count = min(int(number), self.max_images or int(number))
+        shape = {"size": self.preprocess.size, "channels": self.preprocess.channels}
+        if kind == "fractal":
+            from secateur.fractals import fractal_images
+
+            tensor = self.preprocess.normalise(fractal_images(count, **shape, seed=self.seed))
+        else:
+            from secateur import noise
+
+            make = noise.pink_noise if kind == "pink" else noise.gaussian_noise
+            tensor = make(count, **shape, seed=self.seed)
+        what = {"fractal": "fractal images", "pink": "1/f noise", "gaussian": "Gaussian noise"}
+        notes = [f"{count} of {number}, the most allowed"] if count < int(number) else []
+        made = f"{count} {what[kind]}, seed {self.seed}"
+        return Images(tensor, f"{kind}:{number}", notes=notes, synthetic=made)
 
     def _npz(self, path: Path) -> Images:
         try:

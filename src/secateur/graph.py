@@ -28,11 +28,15 @@ class Op:
 
 @dataclass(frozen=True)
 class Use:
-    """One use of a layer's weight: which op, what it reads, its geometry, the bias it adds."""
+    """One use of a layer's weight: which op, what it reads, its geometry, the bias it adds.
+
+    `output` names the value that comes out, after a following BatchNorm where there is one.
+    """
 
     op: int
     input: str
     geometry: Geometry
+    output: str
     bias: str | None = None
 
 
@@ -58,6 +62,8 @@ class Layer:
         uses: in execution order.
         bias: where a fitted bias goes; None when there is no place for one.
         scale: slope of a following BatchNorm per output; None = 1.
+        affine: parameters that scale and shift the output and nothing else: the BatchNorm's
+            weight and bias, or the layer's own (whose bias may be None); None when shared.
         obstacle: why it cannot be pruned; None when it can.
         protected: why it is not pruned unless asked for; None when it is.
     """
@@ -71,6 +77,7 @@ class Layer:
     uses: tuple[Use, ...] = ()
     bias: BiasSlot | None = None
     scale: Float[Tensor, " out"] | None = None
+    affine: tuple[str, str | None] | None = None
     obstacle: str | None = None
     protected: str | None = None
 
@@ -109,6 +116,10 @@ class Graph(Protocol):
     def layers(self) -> Sequence[Layer]: ...  # noqa: D102
     @property
     def notes(self) -> Sequence[str]: ...  # noqa: D102
+
+    def changed(self, parameters: Mapping[str, Tensor]) -> Graph:
+        """The same network with some parameters replaced."""
+        ...
 
     def run(self, index: int, values: Mapping[str, Any]) -> Any:
         """Runs op number `index`; `values` holds activations and parameters by name."""

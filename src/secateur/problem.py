@@ -15,11 +15,25 @@ of the same size, an ordinary layer is one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Stored samples of a layer, for methods that train on them instead of on sums.
+
+    Attributes:
+        inputs: windows of the layer's input.
+        outputs: the outputs they should give, less the present bias, scaled like the weights.
+    """
+
+    inputs: Float[Tensor, "groups samples cols"]
+    outputs: Float[Tensor, "groups samples rows"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +48,7 @@ class Problem:
         input_mean, output_mean: means of x and y, zero unless `fits_bias`.
         samples: how many (x, y) pairs the sums hold.
         fits_bias: whether the layer has a place for a bias.
+        patches: a part of the samples themselves, where they were stored.
     """
 
     weight: Float[Tensor, "groups rows cols"]
@@ -44,6 +59,7 @@ class Problem:
     output_mean: Float[Tensor, "groups rows"]
     samples: int
     fits_bias: bool
+    patches: Patches | None = None
 
     @property
     def columns(self) -> int:
@@ -90,6 +106,7 @@ class Solution:
         damping: weight of the pull towards the dense weights, relative to the mean of the
             Gram matrix's diagonal; 0 when the method solves nothing.
         notes: what a reader of the report should know.
+        before: the solution that this one improved, where there was one.
     """
 
     weight: Float[Tensor, "groups rows cols"]
@@ -97,6 +114,21 @@ class Solution:
     bias: Float[Tensor, "groups rows"] | None = None
     damping: float = 0.0
     notes: tuple[str, ...] = ()
+    before: Solution | None = None
+
+    def refined(
+        self,
+        weight: Float[Tensor, "groups rows cols"],
+        bias: Float[Tensor, "groups rows"] | None,
+    ) -> Solution:
+        """This solution with other weights on the same mask; it remembers this one."""
+        return replace(self, weight=weight, bias=bias, before=self)
+
+    def steps(self) -> Iterator[Solution]:
+        """The solutions on the way to this one, the first one first."""
+        if self.before is not None:
+            yield from self.before.steps()
+        yield self
 
 
 class Statistics:
@@ -106,11 +138,21 @@ class Statistics:
     far from zero lose no digits when they are centred. The result does not depend on how the
     samples are split into blocks, up to rounding.
 
-    Memory: groups * cols^2 * 8 bytes, plus a float32 block of the same shape during `add`.
+    Memory: groups * cols^2 * 8 bytes, plus a float32 block of the same shape during `add`, plus
+    the stored samples.
     """
 
     def __init__(self) -> None:
         self.samples = 0
+        self.stored: list[tuple[Tensor, Tensor]] = []
+
+    def store(
+        self,
+        inputs: Float[Tensor, "groups samples cols"],
+        outputs: Float[Tensor, "groups samples rows"],
+    ) -> None:
+        """Keeps samples as they are, for the problem's patches."""
+        self.stored.append((inputs, outputs))
 
     def add(
         self,
@@ -180,7 +222,16 @@ class Statistics:
             output_mean=(mean_y * scale).to(dtype),
             samples=n,
             fits_bias=fits_bias,
+            patches=self._patches(scale, bias),
         )
+
+    def _patches(self, scale: Tensor, bias: Tensor | None) -> Patches | None:
+        if not self.stored:
+            return None
+        inputs, outputs = (torch.cat(parts, 1) for parts in zip(*self.stored, strict=True))
+        if bias is not None:
+            outputs = outputs - bias.unsqueeze(1)
+        return Patches(inputs, outputs * scale.unsqueeze(1).to(outputs))
 
 
 def symmetric(gram: Float[Tensor, "groups cols cols"]) -> Float[Tensor, "groups cols cols"]:

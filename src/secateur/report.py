@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 from secateur.data import FEW_IMAGES, Images
 from secateur.errors import DataError
-from secateur.evaluate import Evaluation, compare
-from secateur.frontends.torch_export import named_tensors
+from secateur.evaluate import Evaluation, compare, predict
+from secateur.frontends.torch_export import named_tensors, with_parameters
 from secateur.graph import Graph, Layer
 from secateur.output import write_file
 from secateur.version import __version__
 from secateur.walk import LayerResult, Walked
 
 SCHEMA = "secateur.report"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +78,27 @@ class DataReport:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """The network after a step of a recipe, this one and those before it together.
+
+    Attributes:
+        name: of the step.
+        calibration: agreement and KL against the dense network on the calibration images.
+        evaluation: on evaluation data, where they were given.
+    """
+
+    name: str
+    calibration: Evaluation | None = None
+    evaluation: Evaluation | None = None
+
+
 @dataclass(kw_only=True)
 class Report:
     """Everything worth knowing about a pruned network.
 
     Attributes:
+        synthetic: generator and seed of the calibration images, when they are not real.
         sparsity: zeros / weights over the pruned layers, as reached.
         network_sparsity: zeros / parameters over the whole network.
         requested: the settings of the call.
@@ -92,6 +108,7 @@ class Report:
         seconds: wall-clock time by step, and "total".
         calibration: agreement and KL against the dense network on the calibration images
             themselves (optimistic: the layers were fitted to them); None when not measured.
+        steps: what each step of a recipe of several steps led to.
         evaluation: by network ("dense", "pruned"), where evaluation data were given.
         exports: what was found out about each file written, by file name.
         warnings: read these first.
@@ -99,6 +116,7 @@ class Report:
         versions: of secateur, torch and Python.
     """
 
+    synthetic: str | None = None
     sparsity: float
     network_sparsity: float
     requested: dict[str, Any]
@@ -107,6 +125,7 @@ class Report:
     data: DataReport
     seconds: dict[str, float]
     calibration: Evaluation | None = None
+    steps: list[StepReport] = field(default_factory=list)
     evaluation: dict[str, Evaluation] = field(default_factory=dict)
     exports: dict[str, dict[str, Any]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -147,8 +166,15 @@ class Report:
         held["layers"] = [LayerReport(**_tuples(layer)) for layer in held["layers"]]
         held["dense_layers"] = [DenseLayer(**_tuples(layer)) for layer in held["dense_layers"]]
         held["data"] = DataReport(**_tuples(held["data"]))
-        if held["calibration"] is not None:
-            held["calibration"] = Evaluation(**held["calibration"])
+        held["calibration"] = _evaluation(held["calibration"])
+        held["steps"] = [
+            StepReport(
+                name=step["name"],
+                calibration=_evaluation(step["calibration"]),
+                evaluation=_evaluation(step["evaluation"]),
+            )
+            for step in held["steps"]
+        ]
         held["evaluation"] = {key: Evaluation(**of) for key, of in held["evaluation"].items()}
         return cls(**held)
 
@@ -165,12 +191,16 @@ def build_report(
     images: Images,
     settings: dict[str, Any],
     seconds: dict[str, float],
+    steps: list[StepReport],
+    aligned: Sequence[tuple[str, str]],
 ) -> Report:
     """Puts together what a walk did; zeros are counted in the pruned module itself."""
     tensors = named_tensors(pruned)
     layers = [_layer_report(result, tensors) for result in walked.results]
     chosen = {layer.name for layer in layers}
+    notes = [f"channels aligned between {first} and {second}" for first, second in aligned]
     return Report(
+        synthetic=images.synthetic,
         sparsity=sum(layer.zeros for layer in layers) / sum(layer.weights for layer in layers),
         network_sparsity=_zero_share(pruned.parameters()),
         requested=settings,
@@ -183,9 +213,10 @@ def build_report(
             notes=tuple(images.notes),
         ),
         seconds=seconds,
-        calibration=_on_calibration_images(walked),
+        calibration=_on_calibration_images(walked, pruned, images.tensor),
+        steps=steps,
         warnings=_warnings(len(images.tensor)),
-        notes=list(graph.notes),
+        notes=[*graph.notes, *notes],
         versions={
             "secateur": __version__,
             "torch": torch.__version__,
@@ -235,11 +266,38 @@ def _zero_share(tensors: Any) -> float:
     return sum(int((t == 0).sum()) for t in held) / sum(t.numel() for t in held)
 
 
-def _on_calibration_images(walked: Walked) -> Evaluation | None:
-    dense, pruned = walked.dense, walked.pruned
-    if dense is None or pruned is None or dense.dim() != 2:
+def step_reports(
+    model: nn.Module,
+    steps: Mapping[str, Mapping[str, Tensor]],
+    images: Tensor,
+    dense: Tensor | None,
+) -> list[StepReport]:
+    """Compares the network after each step with the dense one on the calibration images.
+
+    Args:
+        model: the dense network.
+        steps: changed parameters after each step, by its name.
+        images: calibration inputs.
+        dense: the dense network's first output for them.
+    """
+    if dense is None or dense.dim() != 2:
+        return [StepReport(name=name) for name in steps]
+    outputs = {
+        name: predict(with_parameters(model, changes), images) for name, changes in steps.items()
+    }
+    return [
+        StepReport(name=name, calibration=compare(output, reference=dense.cpu()))
+        for name, output in outputs.items()
+    ]
+
+
+def _on_calibration_images(walked: Walked, pruned: nn.Module, images: Tensor) -> Evaluation | None:
+    """From the walk's own outputs, or from a forward pass where no pruned stream was run."""
+    dense = walked.dense
+    if dense is None or dense.dim() != 2:
         return None
-    return compare(pruned, reference=dense)
+    outputs = predict(pruned, images) if walked.pruned is None else walked.pruned
+    return compare(outputs, reference=dense.to(outputs.device))
 
 
 def _warnings(images: int) -> list[str]:
@@ -275,6 +333,10 @@ class Inspection:
 def status(layer: Layer) -> str:
     """Why a layer stays dense by default; empty when it is pruned."""
     return layer.obstacle or layer.protected or ""
+
+
+def _evaluation(held: dict[str, Any] | None) -> Evaluation | None:
+    return None if held is None else Evaluation(**held)
 
 
 def _tuples(held: dict[str, Any]) -> dict[str, Any]:

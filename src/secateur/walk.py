@@ -8,14 +8,16 @@ earlier ones lost.
 
 Peak memory: all images' live values at the widest cut of the network, twice (dense and pruned;
 once until the first pruned layer and with `inputs="dense"`), plus for the widest layer about
-6 * cols^2 * 4 bytes. A value is dropped after its last reader. Images are run in chunks.
+6 * cols^2 * 4 bytes. A value is dropped after its last reader. Images are run in chunks. Methods
+that train on patches add patches * (cols + rows) * 4 bytes for each of a few layers at a time.
 """
 
 from __future__ import annotations
 
 import math
-from collections import ChainMap
+from collections import ChainMap, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,9 +28,9 @@ from torch import Tensor
 from secateur.errors import NumericalError
 from secateur.geometry import sample_positions
 from secateur.graph import BiasSlot, Graph, Layer, Use, last_reads
-from secateur.methods import Method
+from secateur.methods import Method, stored_patches
 from secateur.patterns import Pattern
-from secateur.problem import Solution, Statistics
+from secateur.problem import Problem, Solution, Statistics
 
 Inputs = Literal["pruned", "dense"]
 
@@ -82,12 +84,15 @@ class Walked:
     Attributes:
         changes: new values by parameter name.
         results: one per layer, in execution order.
+        steps: new values after each step of a method that improves another's solution, the
+            last one equal to `changes`.
         dense, pruned: the network's first output for all images; `pruned` is None when
             no pruned stream was run.
     """
 
     changes: dict[str, Tensor]
     results: list[LayerResult]
+    steps: list[dict[str, Tensor]]
     dense: Tensor | None
     pruned: Tensor | None
 
@@ -145,7 +150,7 @@ class Walker:
     def __init__(
         self, graph: Graph, images: Tensor, *, chunk: int, device: torch.device, inputs: Inputs
     ) -> None:
-        self.graph, self.inputs, self.total = graph, inputs, len(images)
+        self.graph, self.inputs, self.total, self.device = graph, inputs, len(images), device
         self.changes: dict[str, Tensor] = {}
         self.pruned_parameters = ChainMap(self.changes, dict(graph.parameters))
         self.dense = [
@@ -189,15 +194,6 @@ class Walker:
         outputs = dense.values[self.graph.ops[use.op].name]
         return _Block(use, images, inputs, outputs, dense_inputs, bias)
 
-    def store(self, layer: Layer, weight: Tensor, bias: Tensor | None) -> None:
-        """Puts a layer's new weight and change of bias into the pruned network."""
-        old = self.graph.parameters
-        assert layer.parameter is not None
-        self.changes[layer.parameter] = weight
-        if bias is not None and layer.bias is not None:
-            slot: BiasSlot = layer.bias
-            self.changes[slot.parameter] = old[slot.parameter] + slot.sign * bias
-
     def outputs(self, streams: list[Stream] | None) -> Tensor | None:
         """Runs streams to the end; the network's first output for all images."""
         if streams is None:
@@ -217,6 +213,7 @@ def walk(
     method: Method,
     pattern: Pattern,
     inputs: Inputs = "pruned",
+    start: Mapping[str, Tensor] | None = None,
     sampling: Sampling | None = None,
     chunk: int = 32,
     device: torch.device | None = None,
@@ -232,6 +229,8 @@ def walk(
         method, pattern: which zeros, and what the other weights become.
         inputs: "pruned" fits a layer to the inputs it will get, "dense" (the paper) to those
             of the dense network, each layer on its own.
+        start: weights by parameter name that methods start from (and damp to) in place of the
+            dense ones; the outputs to come close to are the dense network's all the same.
         sampling: how many output positions are used; None = the defaults.
         chunk: images per run of an operation.
         device: where to run; None = where the images are.
@@ -245,16 +244,24 @@ def walk(
     """
     sampling = sampling or Sampling()
     walker = Walker(graph, images, chunk=chunk, device=device or images.device, inputs=inputs)
-    results = []
-    with torch.no_grad():
+    results: list[LayerResult] = []
+    steps: list[dict[str, Tensor]] = []
+
+    def finish(solved: _Solved) -> None:
+        walker.changes.update(solved.changes[-1])
+        steps.extend({} for _ in solved.changes[len(steps) :])
+        for step, changes in zip(steps, solved.changes, strict=True):
+            step.update(changes)
+        results.append(solved.result)
+        on_layer(solved.result)
+
+    with torch.no_grad(), _Workers(finish, method, inputs, walker.device) as workers:
         for index, (layer, count) in enumerate(zip(layers, kept, strict=True)):
             blocks = walker.arrive(layer)
-            fit = _Fit(layer, blocks, walker.total, sampling, index)
-            weight, bias, result = fit.solve(graph, method, pattern, count)
+            fit = _Fit(layer, blocks, walker.total, sampling, index, graph, start or {})
+            workers.solve(fit, method, pattern, count)
             del blocks, fit  # they hold activations that the streams may drop
-            walker.store(layer, weight, bias)
-            results.append(result)
-            on_layer(result)
+        workers.finish()
         pruned = walker.outputs(walker.pruned)
         dense = walker.outputs(walker.dense)
     for outputs in (dense, pruned):
@@ -263,7 +270,70 @@ def walk(
                 "the network's outputs are NaN or Inf, expected finite numbers: "
                 "check the images' scaling and the weights after the last pruned layer"
             )
-    return Walked(walker.changes, results, dense, pruned)
+    return Walked(walker.changes, results, steps, dense, pruned)
+
+
+class _Workers:
+    """Solves layers at once, or several at a time where they do not depend on each other.
+
+    With dense inputs no layer waits for another's solution. Methods that train on patches take
+    many small steps, which one thread does as fast as several: so each core gets a layer. Others
+    use all cores by themselves.
+    """
+
+    def __init__(
+        self,
+        finish: Callable[[_Solved], None],
+        method: Method,
+        inputs: Inputs,
+        device: torch.device,
+    ) -> None:
+        several = inputs == "dense" and device.type == "cpu" and stored_patches(method) > 0
+        self.threads = torch.get_num_threads()
+        self.pool = (
+            ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
+            if several
+            else None
+        )
+        self.pending: deque[Future[_Solved]] = deque()
+        self.on_solved = finish
+
+    def __enter__(self) -> _Workers:
+        return self
+
+    def __exit__(self, kind: Any, *_: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(wait=True, cancel_futures=kind is not None)
+            torch.set_num_threads(self.threads)
+
+    def solve(self, fit: _Fit, method: Method, pattern: Pattern, kept: int) -> None:
+        """Solves a layer; the layers' results come out in the order they were given."""
+        if self.pool is None or fit.in_blocks:
+            self.finish()
+            self.on_solved(fit.solve(method, pattern, kept))
+            return
+        problem = fit.problem(stored_patches(method))
+        fit.blocks = []
+        while len(self.pending) > self.threads:  # bounds the problems held
+            self.on_solved(self.pending.popleft().result())
+        self.pending.append(self.pool.submit(self._alone, fit, problem, method, pattern, kept))
+
+    def _alone(self, fit: _Fit, problem: Problem, *arguments: Any) -> _Solved:
+        with torch.no_grad():  # which holds for one thread only
+            return fit.solve_problem(problem, *arguments)
+
+    def finish(self) -> None:
+        """Waits for the layers under way."""
+        while self.pending:
+            self.on_solved(self.pending.popleft().result())
+
+
+@dataclass(frozen=True)
+class _Solved:
+    """A layer's result and its new values after each step of the method."""
+
+    result: LayerResult
+    changes: list[dict[str, Tensor]]
 
 
 @dataclass
@@ -275,49 +345,89 @@ class _Fit:
     images: int
     sampling: Sampling
     index: int
+    graph: Graph
+    start: Mapping[str, Tensor]
 
-    def solve(
-        self, graph: Graph, method: Method, pattern: Pattern, kept: int
-    ) -> tuple[Tensor, Tensor | None, LayerResult]:
-        layer = self.layer
-        assert layer.parameter is not None
-        geometry = layer.uses[0].geometry
-        dense = graph.parameters[layer.parameter]
-        matrix = geometry.matrix(dense)
-        scale = slope(layer, matrix)
-        new = matrix.clone()
-        solutions, error, samples = [], 0.0, 0
+    def __post_init__(self) -> None:
+        name = self.layer.parameter
+        assert name is not None
+        self.geometry = self.layer.uses[0].geometry
+        self.dense = self.geometry.matrix(self.graph.parameters[name])
+        self.scale = slope(self.layer, self.dense)
+        begin = self.start.get(name)
+        self.matrix = self.dense if begin is None else self.geometry.matrix(begin)
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether the layer is too wide for one piece."""
+        return self.layer.columns > self.sampling.max_columns
+
+    def solve(self, method: Method, pattern: Pattern, kept: int) -> _Solved:
+        """Gathers statistics and solves, block of columns by block of columns."""
+        patches = stored_patches(method)
+        if not self.in_blocks:
+            return self.solve_problem(self.problem(patches), method, pattern, kept)
         bounds = self._bounds()
-        shares = _shares(matrix * scale.unsqueeze(-1), bounds, kept)
+        shares = _shares(self.matrix * self.scale.unsqueeze(-1), bounds, kept)
+        new = self.dense.clone()
+        solutions, problem = [], None
         for columns, share in zip(bounds, shares, strict=True):
-            statistics = self._statistics(matrix, new, columns)
-            problem = statistics.problem(
-                matrix[..., columns], scale=scale, fits_bias=layer.bias is not None
-            )
-            self._check(problem.gram, problem.cross)
-            samples = problem.samples
-            solution = _named(layer, method.solve, problem, pattern, share)
-            error = problem.relative_error(solution.weight, _zero_if_left(solution, layer))
-            solutions.append(solution)
-            new[..., columns] = solution.weight / scale.unsqueeze(-1)
-        bias = solutions[-1].bias
-        result = LayerResult(
-            layer=layer,
-            kept=int(new.count_nonzero()),
-            relative_error=error,
-            damping=max(solution.damping for solution in solutions),
-            samples=samples,
-            notes=self._notes(solutions, bounds),
+            problem = self.problem(patches, new, columns)
+            solutions.append(_named(self.layer, method.solve, problem, pattern, share))
+            new[..., columns] = solutions[-1].weight / self.scale.unsqueeze(-1)
+        assert problem is not None
+        note = f"{self.layer.columns} columns fitted in {len(bounds)} blocks"
+        return self._solved(solutions, problem, note)
+
+    def solve_problem(
+        self, problem: Problem, method: Method, pattern: Pattern, kept: int
+    ) -> _Solved:
+        """Solves a layer in one piece."""
+        return self._solved([_named(self.layer, method.solve, problem, pattern, kept)], problem)
+
+    def problem(
+        self, patches: int, new: Tensor | None = None, columns: slice = slice(None)
+    ) -> Problem:
+        """The problem of the layer, or of some columns given the others' `new` weights."""
+        statistics = self._statistics(patches, new, columns)
+        problem = statistics.problem(
+            self.matrix[..., columns], scale=self.scale, fits_bias=self.layer.bias is not None
         )
-        change = None if bias is None else (bias / scale).flatten()
-        return geometry.weight(new, layer.shape), change, result
+        self._check(problem.gram, problem.cross)
+        return problem
+
+    def _solved(self, solutions: list[Solution], last: Problem, *notes: str) -> _Solved:
+        steps = [
+            self._changes(parts) for parts in zip(*(s.steps() for s in solutions), strict=True)
+        ]
+        found = solutions[-1]
+        result = LayerResult(
+            layer=self.layer,
+            kept=int(steps[-1][str(self.layer.parameter)].count_nonzero()),
+            relative_error=last.relative_error(found.weight, _zero_if_left(found, self.layer)),
+            damping=max(solution.damping for solution in solutions),
+            samples=last.samples,
+            notes=self._notes(solutions, notes),
+        )
+        return _Solved(result, steps)
+
+    def _changes(self, solutions: Sequence[Solution]) -> dict[str, Tensor]:
+        """The layer's new weight and bias by parameter name."""
+        layer, bias = self.layer, solutions[-1].bias
+        matrix = torch.cat([part.weight for part in solutions], -1) / self.scale.unsqueeze(-1)
+        changes = {str(layer.parameter): self.geometry.weight(matrix, layer.shape)}
+        if bias is not None and layer.bias is not None:
+            slot: BiasSlot = layer.bias
+            change = slot.sign * (bias / self.scale).flatten()
+            changes[slot.parameter] = self.graph.parameters[slot.parameter] + change
+        return changes
 
     def _bounds(self) -> list[slice]:
         parts = math.ceil(self.layer.columns / self.sampling.max_columns)
         width = math.ceil(self.layer.columns / parts)
         return [slice(at, at + width) for at in range(0, self.layer.columns, width)]
 
-    def _statistics(self, dense: Tensor, new: Tensor, columns: slice) -> Statistics:
+    def _statistics(self, patches: int, new: Tensor | None, columns: slice) -> Statistics:
         """Sums for a block of columns; the other columns' share is taken out of the outputs.
 
         Columns already solved count as they will be deployed, so that each block makes good what
@@ -329,10 +439,15 @@ class _Fit:
         for block in self.blocks:
             count = math.ceil(total * block.images / self.images)
             x, dense_x, y = block.sample(count, generator)
-            if columns.stop - columns.start < self.layer.columns:
+            if new is not None:
                 y = y - x[..., : columns.start] @ new[..., : columns.start].mT
-                y -= dense_x[..., columns.stop :] @ dense[..., columns.stop :].mT
-            statistics.add(x[..., columns], y)
+                y -= dense_x[..., columns.stop :] @ self.dense[..., columns.stop :].mT
+            x = x[..., columns]
+            statistics.add(x, y)
+            if patches:
+                share = math.ceil(patches * block.images / self.images)
+                chosen = sample_positions(x.shape[1], share, generator).to(x.device)
+                statistics.store(x[:, chosen], y[:, chosen])
         return statistics
 
     def _check(self, *tensors: Tensor) -> None:
@@ -350,10 +465,8 @@ class _Fit:
             "1e18: check the images' scaling and the weights"
         )
 
-    def _notes(self, solutions: list[Solution], bounds: list[slice]) -> tuple[str, ...]:
-        notes = [note for solution in solutions for note in solution.notes]
-        if len(bounds) > 1:
-            notes.append(f"{self.layer.columns} columns fitted in {len(bounds)} blocks")
+    def _notes(self, solutions: list[Solution], more: Sequence[str]) -> tuple[str, ...]:
+        notes = [note for solution in solutions for note in solution.notes] + list(more)
         if self.layer.bias is None:
             notes.append("no place for a bias: none fitted")
         if len(self.layer.uses) > 1:
@@ -361,10 +474,16 @@ class _Fit:
         return tuple(dict.fromkeys(notes))
 
 
-def folded_weight(graph: Graph, layer: Layer) -> Float[Tensor, "groups rows cols"]:
-    """A layer's dense weight matrix with a following BatchNorm's slope in its rows."""
+def folded_weight(
+    graph: Graph, layer: Layer, changes: Mapping[str, Tensor] | None = None
+) -> Float[Tensor, "groups rows cols"]:
+    """A layer's weight matrix with a following BatchNorm's slope in its rows.
+
+    Dense, or as in `changes` (by parameter name) where the layer is in them.
+    """
     assert layer.parameter is not None
-    matrix = layer.uses[0].geometry.matrix(graph.parameters[layer.parameter])
+    weight = (changes or {}).get(layer.parameter, graph.parameters[layer.parameter])
+    matrix = layer.uses[0].geometry.matrix(weight)
     return matrix * slope(layer, matrix).unsqueeze(-1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -75,6 +76,12 @@ class TorchGraph:
         look_up = lambda argument: values[self.keys[argument]]  # noqa: E731
         target = _ANY_LAYOUT.get(node.target, node.target)
         return target(*map_arg(node.args, look_up), **map_arg(node.kwargs, look_up))
+
+    def changed(self, parameters: Mapping[str, Tensor]) -> TorchGraph:
+        """The same network with some parameters replaced; the layers' slopes follow."""
+        twin = replace(self, parameters={**self.parameters, **parameters})
+        twin.layers = _Layers(twin).find()
+        return twin
 
     def module_of(self, index: int) -> str:
         """The module that op number `index` belongs to, for messages."""
@@ -329,6 +336,7 @@ class _Layers:
         use = Use(
             op=index,
             input=self.graph.keys[node.args[0]],  # type: ignore[index]
+            output=self.graph.keys[node],
             bias=self.graph.keys[bias] if isinstance(bias, Node) else None,
             geometry=geometry,
         )
@@ -359,8 +367,36 @@ class _Layers:
         if layer.obstacle:
             return layer
         norms = [self._batch_norm(self.graph.nodes[use.op]) for use in layer.uses]
-        slot = self._bias_slot(layer, norms)
-        return replace(layer, bias=slot, scale=self._slope(norms[0]) if norms[0] else None)
+        uses = tuple(
+            replace(use, output=self._normalised(norm)) if norm else use
+            for use, norm in zip(layer.uses, norms, strict=True)
+        )
+        return replace(
+            layer,
+            uses=uses,
+            bias=self._bias_slot(layer, norms),
+            scale=self._slope(norms[0]) if norms[0] else None,
+            affine=self._affine(layer, norms[0]),
+        )
+
+    def _normalised(self, norm: Node) -> str:
+        """The value that a BatchNorm gives: the first of its outputs."""
+        first = [user for user in norm.users if user.target is operator.getitem]
+        return self.graph.keys[first[0]] if len(first) == 1 else self.graph.keys[norm]
+
+    def _affine(self, layer: Layer, norm: Node | None) -> tuple[str, str | None] | None:
+        if len(layer.uses) != 1:
+            return None
+        if norm is None:
+            names = layer.parameter, layer.uses[0].bias
+        else:
+            gamma, beta = norm.args[1:3]
+            if not isinstance(gamma, Node) or not isinstance(beta, Node):
+                return None
+            names = self.graph.keys[gamma], self.graph.keys[beta]
+        if any(len(self.readers[name]) != 1 for name in names if name is not None):
+            return None
+        return names  # type: ignore[return-value]
 
     def _bias_slot(self, layer: Layer, norms: list[Node | None]) -> BiasSlot | None:
         biases = {use.bias for use in layer.uses}

@@ -5,29 +5,38 @@ A method is a frozen keyword-only dataclass (its fields are its settings) with
     solve(problem, pattern, kept) -> Solution
 
 tensors in, tensors out. To add one: write its file, add it to `METHODS`, and the conformance
-suite (`tests/test_methods.py`) runs it.
+suite (`tests/test_methods.py`) runs it. A method that improves another's solution takes that
+other one as `start`: `BiasCorrection(start=WeightCorrection(start=Magnitude()))`.
 """
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
-
+from secateur.methods.adam_calibration import AdamCalibration
 from secateur.methods.admm import ADMM
+from secateur.methods.bias_correction import BiasCorrection
 from secateur.methods.least_squares import LeastSquares
 from secateur.methods.magnitude import Magnitude
-from secateur.patterns import Pattern
-from secateur.problem import Problem, Solution
+from secateur.methods.protocol import Method, chain, stored_patches
+from secateur.methods.weight_correction import WeightCorrection
 
-__all__ = ["ADMM", "METHODS", "LeastSquares", "Magnitude", "Method"]
+__all__ = [
+    "ADMM",
+    "METHODS",
+    "AdamCalibration",
+    "BiasCorrection",
+    "LeastSquares",
+    "Magnitude",
+    "Method",
+    "WeightCorrection",
+    "chain",
+    "stored_patches",
+]
 
-
-@runtime_checkable
-class Method(Protocol):
-    """What the walk asks of a method."""
-
-    def solve(self, problem: Problem, pattern: Pattern, kept: int) -> Solution:
-        """Prunes the problem's weights to `kept` non-zeros in the pattern."""
-        ...
-
-
-METHODS = {"magnitude": Magnitude, "least-squares": LeastSquares, "admm": ADMM}
+METHODS = {
+    "magnitude": Magnitude,
+    "weight-correction": WeightCorrection,
+    "bias-correction": BiasCorrection,
+    "adam-calibration": AdamCalibration,
+    "least-squares": LeastSquares,
+    "admm": ADMM,
+}

@@ -1,0 +1,124 @@
+"""A recipe carried out on a graph, and what each of its steps contributed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from secateur.alignment import Alignment
+from secateur.graph import Graph, Layer
+from secateur.methods import Magnitude, chain
+from secateur.recipe import Recipe, name_of
+from secateur.walk import LayerResult, Sampling, Walked, folded_weight, walk
+
+Changes = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a recipe is carried out on.
+
+    Attributes:
+        graph: the dense network, aligned where the recipe says so.
+        images: calibration inputs, batch first.
+        layers: the layers to prune, in execution order.
+        sparsity: the target.
+        recipe: how.
+        sampling: how many output positions are used.
+        chunk: images per run of an operation.
+    """
+
+    graph: Graph
+    images: Tensor
+    layers: Sequence[Layer]
+    sparsity: float
+    recipe: Recipe
+    sampling: Sampling
+    chunk: int
+
+    @property
+    def levels(self) -> list[float]:
+        """The sparsities to go through."""
+        return self.recipe.sparsities(self.sparsity)
+
+    def run(self, on_layer: Callable[[LayerResult], Any] = lambda result: None) -> Walked:
+        """Walks once per level, each time from the weights of the level before."""
+        walked, weights = None, {}
+        for level in self.levels:
+            walked = self._walk(level, weights, on_layer)
+            weights = {name: walked.changes[name] for name in self._names()}
+        assert walked is not None
+        return walked
+
+    def _walk(
+        self, sparsity: float, weights: Changes, on_layer: Callable[[LayerResult], Any]
+    ) -> Walked:
+        recipe = self.recipe
+        return walk(
+            self.graph,
+            self.images,
+            self.layers,
+            self._kept(self.graph, self.layers, sparsity, weights),
+            method=recipe.method,
+            pattern=recipe.pattern,
+            inputs=recipe.inputs,  # type: ignore[arg-type]
+            start=weights,
+            sampling=self.sampling,
+            chunk=self.chunk,
+            on_layer=on_layer,
+        )
+
+    def _kept(
+        self, graph: Graph, layers: Sequence[Layer], sparsity: float, weights: Changes
+    ) -> list[int]:
+        folded = [folded_weight(graph, layer, weights) for layer in layers]
+        return self.recipe.allocation.kept(folded, sparsity)
+
+    def _names(self) -> list[str]:
+        return [str(layer.parameter) for layer in self.layers]
+
+    def account(self, walked: Walked, original: Graph, aligned: Alignment) -> dict[str, Changes]:
+        """Parameters after each step, cumulatively; empty for a recipe of one step.
+
+        Each step names all parameters that the whole recipe changes, so that any network that
+        the recipe has gone through can be made from any other.
+
+        With several levels the steps before the last are taken straight at the target, so that
+        each differs from the one before by that step alone.
+
+        Args:
+            walked: what `run` returned.
+            original: the network before it was aligned.
+            aligned: what aligning it changed.
+        """
+        names = [name_of(part) for part in chain(self.recipe.method)]
+        steps = walked.steps
+        if len(self.levels) > 1 and len(names) > 1:
+            before = replace(self.recipe, method=self.recipe.method.start, levels=(0.0,))  # type: ignore[attr-defined]
+            steps = [*replace(self, recipe=before).run().steps, walked.steps[-1]]
+        found = {
+            name: {**aligned.changes, **changes} for name, changes in zip(names, steps, strict=True)
+        }
+        if aligned.pairs and isinstance(next(chain(self.recipe.method)), Magnitude):
+            found = {"channel-alignment" if k == "magnitude" else k: v for k, v in found.items()}
+            found = {"magnitude": self._magnitude(original), **found}
+        changed = {**aligned.changes, **walked.changes}
+        dense = {name: original.parameters[name] for name in changed}
+        return {name: {**dense, **of} for name, of in found.items()} if len(found) > 1 else {}
+
+    def _magnitude(self, original: Graph) -> Changes:
+        """Magnitude pruning without alignment: the network that the first step starts from."""
+        chosen = {layer.name for layer in self.layers}
+        layers = [layer for layer in original.layers if layer.name in chosen]
+        changes = {}
+        for layer, kept in zip(
+            layers, self._kept(original, layers, self.sparsity, {}), strict=True
+        ):
+            name, geometry = str(layer.parameter), layer.uses[0].geometry
+            mask = self.recipe.pattern.mask(folded_weight(original, layer).abs(), kept)
+            matrix = geometry.matrix(original.parameters[name]) * mask
+            changes[name] = geometry.weight(matrix, layer.shape)
+        return changes
