@@ -1,7 +1,7 @@
-"""Writes the result tables of README.md from the CSV files in benchmarks/results.
+"""Writes the result tables of README.md and docs from the CSV files in benchmarks/results.
 
     python benchmarks/tables.py          # rewrite what stands between the markers
-    python benchmarks/tables.py --check  # exit status 1 when README.md is not up to date
+    python benchmarks/tables.py --check  # exit status 1 when a page is not up to date
 
 A table stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`. One without a CSV file is
 said to be missing.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from results_table import FOLDER, read_rows
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
 NAMES = {
     "resnet20": "ResNet-20, CIFAR-10",
     "resnet56": "ResNet-56, CIFAR-10",
@@ -68,17 +68,98 @@ def cost(folder: Path) -> str:
     return "\n\n".join(parts) or MISSING
 
 
-TABLES: dict[str, Callable[[Path], str]] = {"accuracy": accuracy, "cost": cost}
+STEPS = {  # columns of the paper's tables, in their order
+    "magnitude": "magnitude",
+    "channel-alignment": "+ channel alignment",
+    "weight-correction": "+ weight correction",
+    "bias-correction": "+ bias correction",
+    "adam-calibration": "+ Adam (the paper)",
+    "least-squares": "least squares",
+    "admm": "ADMM (default)",
+}
+KINDS = {
+    "real": "photographs",
+    "fractal": "fractals",
+    "pink": "1/f noise",
+    "gaussian": "Gaussian noise",
+}
 
 
-def renewed(text: str, folder: Path) -> str:
-    """README's text with every table rewritten."""
-    for name, table in TABLES.items():
+def paper(folder: Path) -> str:
+    """Top-1 after each step of the paper's recipe and of two other methods."""
+    rows = read_rows(folder / "paper.csv")
+    if not rows:
+        return MISSING
+    parts = []
+    for network in [name for name in NAMES if any(row["network"] == name for row in rows)]:
+        here = [row for row in rows if row["network"] == network]
+        steps = [step for step in STEPS if any(row["step"] == step for row in here)]
+        lines = []
+        for kind in [kind for kind in KINDS if any(row["data"] == kind for row in here)]:
+            of_kind = [row for row in here if row["data"] == kind]
+            for sparsity in sorted({row["sparsity"] for row in of_kind}, key=float):
+                these = [row for row in of_kind if row["sparsity"] == sparsity]
+                cells = [_top1([row for row in these if row["step"] == step]) for step in steps]
+                lines.append([KINDS[kind], f"{float(sparsity):.0%}", *cells])
+        heads = ["images", "zeros", *(STEPS[step] for step in steps)]
+        dense = f"{NAMES[network]}, dense {float(here[0]['dense_top1']):.1f}:"
+        parts += [dense, _markdown(heads, lines)]
+    return "\n\n".join([*parts, _paper_notes(rows)])
+
+
+def paper_cost(folder: Path) -> str:
+    """Forward passes that the paper's recipe and the others take."""
+    rows = read_rows(folder / "paper.csv")
+    if not rows:
+        return MISSING
+    lines = []
+    for network in [name for name in NAMES if any(row["network"] == name for row in rows)]:
+        cells = []
+        for run in ("paper", "least-squares", "admm"):
+            held = {
+                (row["data"], row["sparsity"], row["draw"]): float(row["ratio"])
+                for row in rows
+                if row["network"] == network and row["run"] == run
+            }
+            cells.append(f"{statistics.median(held.values()):.0f} ({len(held)})" if held else "-")
+        lines.append([NAMES[network], *cells])
+    heads = ["network", "the paper's recipe", "least squares", "ADMM (default)"]
+    note = (
+        "Time of the whole `prune` call in dense forward passes over the same 300 images, measured "
+        "right before it in the same process: medians over the runs, whose number is in brackets."
+    )
+    return f"{_markdown(heads, lines)}\n\n{note} {_machine(rows)}"
+
+
+def _paper_notes(rows: Sequence[Row]) -> str:
+    error = {
+        name: max(float(row["drop_error"]) for row in rows if row["network"] == name)
+        for name in {row["network"] for row in rows}
+    }
+    errors = ", ".join(f"{NAMES[name]} {error[name]:.1f}" for name in NAMES if name in error)
+    return (
+        "Top-1 in percent, cumulatively from left to right up to the paper; 300 images of each "
+        "kind; sparsity is that of the pruned layers. `a ± b (n)` is the median over n choices or "
+        "seeds of the images and the largest distance from it; without ± it is one. Standard "
+        f"error of the points lost, at most: {errors}. {_machine(rows)}"
+    )
+
+
+Table = Callable[[Path], str]
+PAGES: dict[str, dict[str, Table]] = {
+    "README.md": {"accuracy": accuracy, "cost": cost},
+    "docs/paper.md": {"paper": paper, "paper-cost": paper_cost},
+}
+
+
+def renewed(text: str, folder: Path, tables: dict[str, Table]) -> str:
+    """A page's text with every table rewritten."""
+    for name, table in tables.items():
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         before, found, rest = text.partition(begin)
         _, closed, after = rest.partition(end)
         if not found or not closed:
-            sys.exit(f"README.md lacks {begin} or {end}: put both where the table goes")
+            sys.exit(f"the page lacks {begin} or {end}: put both where the table goes")
         text = f"{before}{begin}\n{table(folder)}\n{end}{after}"
     return text
 
@@ -167,17 +248,19 @@ def _markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Result tables of README.md from CSV files.")
+    parser = argparse.ArgumentParser(description="Result tables of the pages from CSV files.")
     parser.add_argument("--check", action="store_true", help="only compare, change nothing")
-    parser.add_argument("--readme", type=Path, default=README)
+    parser.add_argument("--root", type=Path, default=ROOT, help="folder of README.md and docs")
     parser.add_argument("--results", type=Path, default=FOLDER, metavar="FOLDER")
     options = parser.parse_args()
-    text = options.readme.read_text(encoding="utf-8")
-    wanted = renewed(text, options.results)
-    if options.check and wanted != text:
-        sys.exit("README.md differs from benchmarks/results: run python benchmarks/tables.py")
-    if not options.check:
-        options.readme.write_text(wanted, encoding="utf-8")
+    for name, tables in PAGES.items():
+        page = options.root / name
+        text = page.read_text(encoding="utf-8")
+        wanted = renewed(text, options.results, tables)
+        if options.check and wanted != text:
+            sys.exit(f"{name} differs from benchmarks/results: run python benchmarks/tables.py")
+        if not options.check:
+            page.write_text(wanted, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+import secateur
+from secateur import Report
 from secateur.cli import app
 from secateur.version import __version__
 
@@ -95,7 +98,8 @@ def invoke(*arguments):
 
 def prune_arguments(place, out, *more, network="network", data="images.npz", sparsity=0.6):
     model = f"{place / 'cli_networks.py'}:{network}"
-    return ["prune", model, "--data", place / data, "--sparsity", sparsity, "-o", out, *more]
+    data = data if data.startswith("fractal:") else place / data
+    return ["prune", model, "--data", data, "--sparsity", sparsity, "-o", out, *more]
 
 
 @pytest.fixture(scope="module")
@@ -409,6 +413,71 @@ def test_a_defect_is_not_passed_off_as_a_mistake(place, tmp_path, monkeypatch):
     assert result.exit_code == 1
     assert isinstance(result.exception, AssertionError)
     assert list(tmp_path.iterdir()) == []
+
+
+# recipes and made images
+
+
+def test_the_papers_recipe_reports_its_steps(place, tmp_path):
+    recipe = tmp_path / "brief.toml"
+    result = invoke("recipe", "paper", "-o", recipe)
+    assert result.exit_code == 0, result.output
+    recipe.write_text(recipe.read_text().replace("iterations = 30", "iterations = 1"))
+    out = tmp_path / "out"
+    more = ("--recipe", recipe, "--eval", place / "images.npz", "--verbose")
+    result = invoke(*prune_arguments(place, out, *more))
+    assert result.exit_code == 0, result.output
+    report = Report.load(out / "report.json")
+    assert [step.name for step in report.steps] == [
+        "magnitude",
+        "weight-correction",
+        "bias-correction",
+        "adam-calibration",
+    ]
+    assert all(step.evaluation.top1 is not None for step in report.steps)
+    assert report.steps[-1].evaluation == report.evaluation["pruned"]
+    assert report.requested["recipe"]["method"]["iterations"] == 1
+    assert "after each step:" in result.stdout
+    assert "adam-calibration" in result.stdout
+
+
+def test_a_recipe_is_shown_as_toml():
+    result = invoke("recipe", "default")
+    assert result.exit_code == 0
+    assert tomllib.loads(result.stdout)["method"]["name"] == "admm"
+    assert_mistake(invoke("recipe", "papper"), "did you mean paper")
+
+
+def test_fractal_data_say_so_first(place, tmp_path):
+    out = tmp_path / "out"
+    made = ("--size", 12, "--channels", 1, "--seed", 5, "--verbose")
+    result = invoke(*prune_arguments(place, out, *made, data="fractal:40"))
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("calibrated on synthetic images, no real ones: 40 fractal")
+    lines = (out / "report.json").read_text().splitlines()
+    assert lines[3] == '  "synthetic": "40 fractal images, seed 5",'
+    assert Report.load(out / "report.json").synthetic == "40 fractal images, seed 5"
+
+
+def test_fractal_data_need_a_size(place, tmp_path):
+    result = invoke(*prune_arguments(place, tmp_path / "out", data="fractal:40"))
+    assert_mistake(result, "fractal:40 has no size", tmp_path / "out")
+
+
+def test_fractals_are_written_as_files(tmp_path):
+    out = tmp_path / "out"
+    result = invoke("fractals", "-o", out, "--count", 3, "--size", 16, "--seed", 2)
+    assert result.exit_code == 0, result.output
+    names = ["fractal-00000.png", "fractal-00001.png", "fractal-00002.png"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    images = secateur.fractal_images(3, size=16, seed=2)
+    for name, image in zip(names, images, strict=True):
+        with Image.open(out / name) as found:
+            assert np.array_equal(np.array(found), image.permute(1, 2, 0).numpy())
+    assert_mistake(invoke("fractals", "-o", out), "is not empty")
+    assert_mistake(invoke("fractals", "-o", tmp_path / "x", "--channels", 2), "--channels is 2")
+    assert_mistake(invoke("fractals", "-o", tmp_path / "x", "--size", 2), "size is 2")
+    assert not (tmp_path / "x").exists()
 
 
 # as a program

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -37,7 +38,8 @@ LAYERS = {
     "conv1d": lambda bias: nn.Conv1d(8, 6, 3, padding=1, bias=bias),
 }
 BRIEF = AdamCalibration(iterations=2, learning_rate=1e-3, bias_learning_rate=1e-3)
-FITTING = {name: METHODS[name] for name in ("least-squares", "admm")}
+FITTING = {"least-squares": LeastSquares, "admm": partial(ADMM, widest=1.0)}
+FITTING_ONLY = ADMM(damping=1e-2, widest=1.0)  # the smallest squared error, which is compared
 
 
 class OneLayer(nn.Module):
@@ -79,7 +81,7 @@ def test_every_method_prunes_every_kind_of_layer(kind: str, bias: bool, norm: bo
     dense = network(images)
     losses = {}
     for name, pattern in itertools.product(METHODS, PATTERNS):
-        method = {"adam-calibration": BRIEF}.get(name, name)
+        method = {"adam-calibration": BRIEF, "admm": FITTING_ONLY}.get(name, name)
         result = secateur.prune(
             network, images, sparsity=0.5, method=method, pattern=pattern, include="*"
         )
@@ -114,7 +116,7 @@ def test_a_full_mask_returns_the_dense_weights(name: str) -> None:
 @pytest.mark.parametrize("noise", [0.0, 0.3])
 def test_the_gradient_vanishes_on_the_support(name: str, noise: float) -> None:
     held = problem(rows=5, cols=12, groups=2, noise=noise)
-    method = METHODS[name](tolerance=1e-10)
+    method = FITTING[name](tolerance=1e-10)
     solution = method.solve(held, PATTERNS["unstructured"](), 50)
     amount = solution.damping * held.gram.diagonal(dim1=-2, dim2=-1).mean(-1).view(-1, 1, 1)
     pull = amount * (solution.weight - held.weight)
@@ -126,7 +128,7 @@ def test_the_gradient_vanishes_on_the_support(name: str, noise: float) -> None:
 @pytest.mark.parametrize("name", FITTING)
 def test_the_fit_equals_a_slow_reference(name: str) -> None:
     held = problem(rows=5, cols=9, groups=2, noise=0.2)
-    solution = METHODS[name](tolerance=1e-10).solve(held, PATTERNS["unstructured"](), 40)
+    solution = FITTING[name](tolerance=1e-10).solve(held, PATTERNS["unstructured"](), 40)
     expected = slow_masked_fit(held, solution.mask, solution.damping)
     torch.testing.assert_close(solution.weight, torch.from_numpy(expected), rtol=1e-6, atol=1e-8)
 
@@ -139,7 +141,7 @@ def test_no_method_beats_brute_force(seed: int) -> None:
         solution = method().solve(held, PATTERNS["unstructured"](), 4)
         loss = float(held.loss(solution.weight, solution.bias).sum())
         assert loss >= best - 1e-9, name
-    admm = ADMM(damping=1e-6).solve(held, PATTERNS["unstructured"](), 4)
+    admm = ADMM(damping=1e-6, widest=1.0).solve(held, PATTERNS["unstructured"](), 4)
     magnitude = Magnitude().solve(held, PATTERNS["unstructured"](), 4)
     assert _loss(held, admm) <= _loss(held, magnitude)
 
@@ -159,7 +161,7 @@ def _loss(held: Problem, solution: secateur.problem.Solution) -> float:
 def test_admm_chooses_better_masks_than_magnitude(rows: int) -> None:
     held = problem(rows=rows, cols=48, samples=2000, seed=4)
     kept = held.weight.numel() // 4
-    admm = ADMM().solve(held, PATTERNS["unstructured"](), kept)
+    admm = FITTING_ONLY.solve(held, PATTERNS["unstructured"](), kept)
     fitted = LeastSquares().solve(held, PATTERNS["unstructured"](), kept)
     assert _loss(held, admm) < 0.9 * _loss(held, fitted)
 
@@ -186,6 +188,29 @@ def test_magnitude_leaves_weights_and_bias_alone() -> None:
     assert solution.bias is None
     smallest_kept = held.weight[solution.mask].abs().min()
     assert held.weight[~solution.mask].abs().max() <= smallest_kept
+
+
+def test_admm_gives_outputs_their_spread_back() -> None:
+    """Rows as fitted, times one factor each: the deviation of the dense outputs over their own."""
+    held = problem(rows=5, cols=30, groups=2, noise=0.4)
+    pattern = PATTERNS["unstructured"]()
+    fitted = ADMM(widest=1.0).solve(held, pattern, 90)
+    solution = ADMM(widest=9.0).solve(held, pattern, 90)
+    assert held.patches is not None
+    x, y = held.patches.inputs, held.patches.outputs
+    outputs = x @ solution.weight.mT + solution.bias.unsqueeze(1)
+    factor = y.std(1) / (x @ fitted.weight.mT).std(1)
+    assert factor.min() > 1.02
+    torch.testing.assert_close(outputs.std(1), y.std(1))
+    torch.testing.assert_close(outputs.mean(1), y.mean(1))
+    torch.testing.assert_close(solution.weight, fitted.weight * factor.unsqueeze(-1))
+    bounded = ADMM(widest=1.01).solve(held, pattern, 90)
+    torch.testing.assert_close(bounded.weight, fitted.weight * 1.01)
+
+
+def test_rows_without_weights_have_no_spread_to_give_back() -> None:
+    held = problem()
+    assert torch.equal(held.spread(torch.zeros_like(held.weight)), torch.ones(1, 4).double())
 
 
 def test_weight_correction_gives_rows_their_spread_back() -> None:

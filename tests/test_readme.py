@@ -1,6 +1,7 @@
 """README.md does what it says: its Python runs, its tables are those of the measured results."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,9 +39,15 @@ def test_tables_are_those_of_the_results() -> None:
 
 
 def test_stale_tables_are_found(tmp_path: Path) -> None:
-    stale = tmp_path / "README.md"
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    stale.write_text(text.replace("<!-- cost:end -->", "old\n<!-- cost:end -->"), encoding="utf-8")
-    done = check_tables("--readme", str(stale))
+    for page in ("README.md", "docs/paper.md"):
+        (tmp_path / page).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / page, tmp_path / page)
+    assert check_tables("--root", str(tmp_path)).returncode == 0
+    stale = tmp_path / "docs" / "paper.md"
+    text = stale.read_text(encoding="utf-8")
+    stale.write_text(
+        text.replace("<!-- paper:end -->", "old\n<!-- paper:end -->"), encoding="utf-8"
+    )
+    done = check_tables("--root", str(tmp_path))
     assert done.returncode == 1
-    assert "differs" in done.stderr
+    assert "docs/paper.md differs" in done.stderr

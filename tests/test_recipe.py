@@ -234,7 +234,7 @@ def test_a_file_says_only_what_differs(tmp_path) -> None:
         ("method = 'adm'", "method is 'adm', expected one of .*did you mean admm"),
         ("[method]\nname='admm'\ndampin=1.0", "method has no setting 'dampin'.*damping"),
         ("[method]\nname='admm'\nsteps=1.5", "method: steps is 1.5, expected a whole number"),
-        ("[method]\nname='admm'\ndamping='x'", "damping is 'x', expected a number such as 0.01"),
+        ("[method]\nname='admm'\ndamping='x'", "damping is 'x', expected a number such as 0.1"),
         ("[method]\ndamping=1.0", "expected a name or a table with a name"),
         ("inputs = 'both'", "inputs is 'both', expected 'pruned' or 'dense'"),
         ("inputs = 1", "inputs is 1, expected a text"),

@@ -21,6 +21,7 @@ from secateur.errors import (
     UserError,
 )
 from secateur.evaluate import Evaluation, evaluate
+from secateur.fractals import fractal_images
 from secateur.methods import (
     ADMM,
     AdamCalibration,
@@ -62,6 +63,7 @@ __all__ = [
     "WeightCorrection",
     "__version__",
     "evaluate",
+    "fractal_images",
     "inspect",
     "load_images",
     "prune",

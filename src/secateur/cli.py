@@ -1,4 +1,4 @@
-"""The command line: `secateur prune` and `secateur inspect`.
+"""The command line: `secateur prune`, `inspect`, `recipe` and `fractals`.
 
 Exit status: 0 done; 2 a mistake in the call or its inputs, an interruption or a full disk, told
 in one sentence on standard error with nothing written; 1 a defect of secateur (a traceback).
@@ -206,6 +206,33 @@ def recipe(
             typer.echo(tomli_w.dumps(chosen.settings()), nl=False)
         else:
             chosen.save(out, force=force)
+
+
+@app.command()
+def fractals(
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder to write.")],
+    count: Annotated[int, typer.Option(help="How many images.")] = 300,
+    size: Annotated[int, typer.Option(help="Side of the square images, in pixels.")] = 224,
+    channels: Annotated[int, typer.Option(help="3 (RGB) or 1 (grey).")] = 3,
+    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace files in DIR.")] = False,
+) -> None:
+    """Write synthetic images (PNG) to calibrate on where there are no real ones."""
+    with _one_sentence():
+        from PIL import Image
+
+        from secateur.errors import OptionError
+        from secateur.fractals import fractal_images
+        from secateur.output import output_folder
+
+        if channels not in (1, 3):
+            raise OptionError(f"--channels is {channels}, expected 3 (RGB) or 1 (grey)")
+        with output_folder(out, force=force) as folder:
+            images = fractal_images(count, size=size, channels=channels, seed=seed)
+            for index, image in enumerate(images):
+                array = image.permute(1, 2, 0).squeeze(-1).numpy()
+                Image.fromarray(array).save(folder / f"fractal-{index:05d}.png")
+        typer.echo(f"{out}: {count} fractal images of {size} pixels, seed {seed}")
 
 
 def _preprocess(

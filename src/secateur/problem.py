@@ -85,6 +85,16 @@ class Problem:
         offset = self.bias(weight) if bias is None else self.bias(weight) - bias
         return fit.clamp_min(0) + offset.square()
 
+    def spread(self, weight: Float[Tensor, "groups rows cols"]) -> Float[Tensor, "groups rows"]:
+        """How much wider the wanted outputs spread than those of given weights, per row.
+
+        sqrt(energy / (w G w)): a least-squares fit explains a part of the outputs only, so its
+        own outputs spread less, and layer after layer the signal fades (regression dilution).
+        One where the weights' outputs are zero.
+        """
+        found = (weight @ self.gram).mul_(weight).sum(-1)
+        return torch.where(found > 0, self.energy / found, 1.0).sqrt()
+
     def relative_error(
         self,
         weight: Float[Tensor, "groups rows cols"],

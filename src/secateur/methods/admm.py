@@ -30,8 +30,14 @@ class ADMM:
     (splitting and schedule); here on any layer kind, with damping towards the dense weights and
     one Cholesky factor per rho in place of an eigendecomposition.
 
+    At the end each row is scaled so that its outputs spread as the dense ones do: a fit explains
+    a part of them only, and what is missing adds up layer after layer. Measured on
+    EfficientNet-Lite0 at 65 % zeros, this and the stronger damping that goes with it took top-1
+    from 46 to 67 % (docs/experiments.md).
+
     Attributes:
         damping: least relative damping; it grows when samples are fewer than columns.
+        widest: greatest factor by which a row is scaled; 1 = leave rows as they were fitted.
         rho: first penalty, relative to the unit diagonal.
         steps: greatest number of ADMM steps.
         settled: fraction of kept entries that may still move when the splitting ends; 1e-3
@@ -40,7 +46,8 @@ class ADMM:
         iterations: their greatest number.
     """
 
-    damping: float = 1e-2
+    damping: float = 0.1
+    widest: float = 2.0
     rho: float = 0.1
     steps: int = 120
     settled: float = 1e-3
@@ -59,6 +66,7 @@ class ADMM:
         weight, fit_notes = system.fit(
             start, mask, tolerance=self.tolerance, iterations=self.iterations
         )
+        weight = weight * problem.spread(weight).clamp(1.0, self.widest).unsqueeze(-1)
         return Solution(
             weight=weight,
             mask=mask,
