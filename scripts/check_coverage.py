@@ -3,7 +3,11 @@
 import subprocess
 import sys
 
-CORE = "allocation geometry linear_algebra patterns problem walk methods/admm methods/least_squares"
+CORE = """
+    alignment allocation fractals geometry linear_algebra noise patterns problem recipe steps walk
+    methods/adam_calibration methods/admm methods/bias_correction methods/least_squares
+    methods/protocol methods/weight_correction
+"""
 LEAST = 95
 
 files = ",".join(f"*/secateur/{name}.py" for name in CORE.split())

@@ -275,3 +275,17 @@ def test_saved_recipes_are_plain_toml(tmp_path) -> None:
 def test_sparsities_on_the_way() -> None:
     assert Recipe(levels=(0.2, 0.1, 0.0)).sparsities(0.5) == pytest.approx([0.3, 0.4, 0.5])
     assert Recipe(levels=(0.2, 0.1, 0.0)).sparsities(0.15) == pytest.approx([0.05, 0.15])
+
+
+def test_a_method_that_does_not_tell_its_steps_has_none(network, images) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Silent:
+        start: secateur.Magnitude = dataclasses.field(default_factory=secateur.Magnitude)
+
+        def solve(self, problem, pattern, kept):
+            return self.start.solve(problem, pattern, kept)
+
+    result = secateur.prune(network, images, sparsity=0.5, method=Silent())
+    assert not result.steps
+    assert not result.report.steps
+    assert result.report.sparsity == pytest.approx(0.5, abs=0.002)

@@ -99,6 +99,8 @@ class Plan:
         if len(self.levels) > 1 and len(names) > 1:
             before = replace(self.recipe, method=self.recipe.method.start, levels=(0.0,))  # type: ignore[attr-defined]
             steps = [*replace(self, recipe=before).run().steps, walked.steps[-1]]
+        if len(steps) != len(names):  # a method that does not tell its steps
+            return {}
         found = {
             name: {**aligned.changes, **changes} for name, changes in zip(names, steps, strict=True)
         }

@@ -85,7 +85,7 @@ class Walked:
         changes: new values by parameter name.
         results: one per layer, in execution order.
         steps: new values after each step of a method that improves another's solution, the
-            last one equal to `changes`.
+            last one equal to `changes`; only that one when layers differ in their steps.
         dense, pruned: the network's first output for all images; `pruned` is None when
             no pruned stream was run.
     """
@@ -245,13 +245,11 @@ def walk(
     sampling = sampling or Sampling()
     walker = Walker(graph, images, chunk=chunk, device=device or images.device, inputs=inputs)
     results: list[LayerResult] = []
-    steps: list[dict[str, Tensor]] = []
+    ways: list[list[dict[str, Tensor]]] = []
 
     def finish(solved: _Solved) -> None:
         walker.changes.update(solved.changes[-1])
-        steps.extend({} for _ in solved.changes[len(steps) :])
-        for step, changes in zip(steps, solved.changes, strict=True):
-            step.update(changes)
+        ways.append(solved.changes)
         results.append(solved.result)
         on_layer(solved.result)
 
@@ -270,7 +268,17 @@ def walk(
                 "the network's outputs are NaN or Inf, expected finite numbers: "
                 "check the images' scaling and the weights after the last pruned layer"
             )
-    return Walked(walker.changes, results, steps, dense, pruned)
+    return Walked(walker.changes, results, _steps(ways), dense, pruned)
+
+
+def _steps(ways: list[list[dict[str, Tensor]]]) -> list[dict[str, Tensor]]:
+    """The network's changes step by step, where all layers went the same number of steps."""
+    if len({len(way) for way in ways}) != 1:
+        ways = [way[-1:] for way in ways]
+    return [
+        {name: value for changes in step for name, value in changes.items()}
+        for step in zip(*ways, strict=True)
+    ]
 
 
 class _Workers:
