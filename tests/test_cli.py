@@ -4,9 +4,11 @@ import builtins
 import errno
 import json
 import os
+import signal as signals
 import subprocess
 import sys
 import tomllib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -361,7 +363,7 @@ def test_an_interruption_leaves_nothing(place, tmp_path, monkeypatch):
         staged.extend(tmp_path.rglob("*.partial"))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("secateur.api.walk", interrupted)
+    monkeypatch.setattr("secateur.steps.walk", interrupted)
     out = tmp_path / "x" / "out"
     result = invoke(*prune_arguments(place, out))
     assert_mistake(result, "interrupted: nothing was written")
@@ -399,7 +401,7 @@ def test_out_of_memory_is_one_sentence(place, tmp_path, monkeypatch):
     def too_much(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr("secateur.api.walk", too_much)
+    monkeypatch.setattr("secateur.steps.walk", too_much)
     result = invoke(*prune_arguments(place, tmp_path / "out"))
     assert_mistake(result, "out of memory", tmp_path / "out")
 
@@ -408,7 +410,7 @@ def test_a_defect_is_not_passed_off_as_a_mistake(place, tmp_path, monkeypatch):
     def defect(*_, **__):
         raise AssertionError("impossible")
 
-    monkeypatch.setattr("secateur.api.walk", defect)
+    monkeypatch.setattr("secateur.steps.walk", defect)
     result = invoke(*prune_arguments(place, tmp_path / "out"))
     assert result.exit_code == 1
     assert isinstance(result.exception, AssertionError)
@@ -485,6 +487,8 @@ def test_fractals_are_written_as_files(tmp_path):
 
 def program(*arguments, **more):
     command = [sys.executable, "-m", "secateur", *map(str, arguments)]
+    if os.name != "nt":  # run in the background, the tests would hand on that SIGINT is ignored
+        more["preexec_fn"] = partial(signals.signal, signals.SIGINT, signals.SIG_DFL)
     return subprocess.Popen(command, stdout=-1, stderr=-1, text=True, **more)
 
 
@@ -521,8 +525,6 @@ def test_a_mistake_in_the_options_is_one_line(arguments, told):
 @pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])
 def test_a_signal_leaves_nothing(place, tmp_path, signal):
     """The calibration function tells that it runs, then waits for the signal."""
-    import signal as signals
-
     source = tmp_path / "in" / "cli_waiting.py"
     source.parent.mkdir()
     source.write_text(
@@ -539,6 +541,7 @@ def test_a_signal_leaves_nothing(place, tmp_path, signal):
         stdout, stderr = process.communicate(timeout=30)
     finally:
         process.kill()
+        process.communicate()
     assert process.returncode == 2
     assert stderr == "secateur: error: interrupted: nothing was written\n"
     assert stdout == ""
