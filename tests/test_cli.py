@@ -334,6 +334,23 @@ def test_a_filled_output_folder_is_left_alone(place, tmp_path):
     assert (out / "report.json").read_text() == "mine"
 
 
+def test_an_output_name_that_the_system_refuses_is_one_sentence(place, tmp_path):
+    out = tmp_path / ("x" * 1000)
+    assert_mistake(invoke(*prune_arguments(place, out)), "cannot be written", out)
+    assert_mistake(invoke("recipe", "paper", "-o", out), "cannot be written", out)
+
+
+def test_force_leaves_a_folder_named_like_a_file_alone(place, tmp_path):
+    """Told before the pruning; other files are not replaced."""
+    out = tmp_path / "out"
+    (out / "report.json").mkdir(parents=True)
+    (out / "model.safetensors").write_text("old")
+    arguments = prune_arguments(place, out, "--force", data="absent")
+    assert_mistake(invoke(*arguments), "report.json is a folder, expected a file")
+    assert sorted(path.name for path in out.rglob("*")) == FILES
+    assert (out / "model.safetensors").read_text() == "old"
+
+
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
 def test_onnx_without_its_packages_is_the_install_line(place, tmp_path, monkeypatch, package):
     real = builtins.__import__

@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+from functools import partial
 
 import pytest
 
@@ -154,6 +155,34 @@ def test_force_replaces_files_of_the_same_name_and_keeps_others(tmp_path):
     assert everything_in(tmp_path) == ["out", "out/a", "out/mine"]
 
 
+@pytest.mark.parametrize("old", ["b/mine", "c"])
+def test_force_replaces_nothing_where_a_file_and_a_folder_have_one_name(tmp_path, old):
+    target = tmp_path / "out"
+    (target / old).parent.mkdir(parents=True)
+    (target / "a").write_text("old")
+    (target / old).write_text("mine")
+    before = everything_in(tmp_path)
+    refused = pytest.raises(OutputError, match=r"out.[bc] is a f")
+    with refused, output_folder(target, force=True) as new:
+        for name in ("a", "b"):
+            (new / name).write_text("new")
+        (new / "c").mkdir()
+    assert everything_in(tmp_path) == before
+    assert (target / "a").read_text() == "old"
+    assert (target / old).read_text() == "mine"
+
+
+def test_force_replaces_a_link_to_a_folder_by_a_file(tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (target / "a").symlink_to(tmp_path / "elsewhere")
+    with output_folder(target, force=True) as staging:
+        (staging / "a").write_text("new")
+    assert everything_in(tmp_path) == ["elsewhere", "out", "out/a"]
+    assert (target / "a").read_text() == "new"
+
+
 def test_a_file_in_place_of_the_folder_is_refused_even_with_force(tmp_path):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(OutputError, match="is a file"):
@@ -166,6 +195,13 @@ def test_a_file_in_place_of_a_parent_is_one_sentence(tmp_path):
     with pytest.raises(OutputError, match="cannot be written"), output_folder(tmp_path / "x/out"):
         pytest.fail("the block must not run")
     assert (tmp_path / "x").read_text() == "mine"
+
+
+@pytest.mark.parametrize("enter", [check_folder, partial(write_file, content=b"")])
+def test_a_name_that_the_system_refuses_is_one_sentence(tmp_path, enter):
+    with pytest.raises(OutputError, match="cannot be written") as caught:
+        enter(tmp_path / ("x" * 1000))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_folder_that_cannot_be_written_to_is_told_before_long_work(tmp_path, monkeypatch):

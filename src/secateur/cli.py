@@ -7,7 +7,6 @@ in one sentence on standard error with nothing written; 1 a defect of secateur (
 from __future__ import annotations
 
 import dataclasses
-import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from secateur.output import clean_up_when_killed
 from secateur.version import __version__
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+WEIGHTS, REPORT, ONNX = "model.safetensors", "report.json", "model.onnx"  # written by prune
 
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="file.py:callable or package.module:callable.")
@@ -125,7 +127,7 @@ def prune(
         from secateur.options import check_sparsity
         from secateur.output import check_folder, output_folder
 
-        check_folder(out, force=force)
+        check_folder(out, [WEIGHTS, REPORT, *([ONNX] if onnx else [])], force=force)
         check_sparsity(sparsity)
         if onnx:
             require_onnx("--onnx")
@@ -306,19 +308,19 @@ def _write(result: PruneResult, folder: Path, images: Any) -> None:
     from secateur.export import differs, save_onnx, save_safetensors
 
     report = result.report
-    weights = folder / "model.safetensors"
+    weights = folder / WEIGHTS
     report.exports[weights.name] = save_safetensors(result.model, weights)
     if images is not None:
-        path = folder / "model.onnx"
+        path = folder / ONNX
         names = _pruned_parameters(result)
         check = save_onnx(result.model, path, images, names)
         report.exports[path.name] = check
         if differs(check):
             report.warnings.append(
-                f"model.onnx differs from the PyTorch outputs by {check['largest_difference']:.2g}"
+                f"{ONNX} differs from the PyTorch outputs by {check['largest_difference']:.2g}"
                 ", more than rounding would: evaluate it before you ship it"
             )
-    report.save(folder / "report.json")
+    report.save(folder / REPORT)
 
 
 def _pruned_parameters(result: PruneResult) -> list[str]:
@@ -373,13 +375,9 @@ def _fail(sentence: str) -> NoReturn:
     raise typer.Exit(2)
 
 
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 def main() -> None:
     """Entry point; Ctrl-C and a polite kill leave nothing behind."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    clean_up_when_killed()
     try:
         status = app(standalone_mode=False)
     except Exception as error:

@@ -5,13 +5,26 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
+import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal, NoReturn
 
 from secateur.errors import OutputError
+
+
+def clean_up_when_killed() -> None:
+    """Makes of a polite kill (SIGTERM) what Ctrl-C is, so that nothing partial is left.
+
+    Call it where a program begins.
+    """
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
 
 
 def write_file(path: Path, content: bytes, *, force: bool = False) -> None:
@@ -20,11 +33,11 @@ def write_file(path: Path, content: bytes, *, force: bool = False) -> None:
     Raises:
         OutputError: it exists and `force` is not given, or it cannot be written.
     """
-    if path.exists() and not force:
-        raise OutputError(
-            f"{path} exists, expected a new name: choose another or allow overwriting (force)"
-        )
     with _plain_errors(path):
+        if path.exists() and not force:
+            raise OutputError(
+                f"{path} exists, expected a new name: choose another or allow overwriting (force)"
+            )
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
         temporary = Path(name)
         try:
@@ -37,20 +50,28 @@ def write_file(path: Path, content: bytes, *, force: bool = False) -> None:
             raise
 
 
-def check_folder(folder: Path, *, force: bool = False) -> None:
-    """Raises OutputError when `output_folder` would refuse; call it before long work."""
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file, expected a folder or a new name: choose another")
-    if folder.is_dir() and any(folder.iterdir()) and not force:
-        raise OutputError(
-            f"the output folder {folder} is not empty, expected an empty or new one: "
-            "choose another or pass --force to replace files of the same name"
-        )
-    parent = next(path for path in (folder, *folder.resolve().parents) if path.exists())
-    if not os.access(parent, os.W_OK):
-        raise OutputError(
-            f"{parent} cannot be written to, expected a writable folder: choose another"
-        )
+def check_folder(folder: Path, files: Iterable[str] = (), *, force: bool = False) -> None:
+    """Raises OutputError when `output_folder` would refuse; call it before long work.
+
+    Args:
+        folder: where to write.
+        files: names of those that will be written, as far as they are known.
+        force: whether files of the same name are replaced.
+    """
+    with _plain_errors(folder):
+        _check_place(folder, wanted="folder")
+        if folder.is_dir() and any(folder.iterdir()) and not force:
+            raise OutputError(
+                f"the output folder {folder} is not empty, expected an empty or new one: "
+                "choose another or pass --force to replace files of the same name"
+            )
+        for name in files:
+            _check_place(folder / name, wanted="file")
+        parent = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+        if not os.access(parent, os.W_OK):
+            raise OutputError(
+                f"{parent} cannot be written to, expected a writable folder: choose another"
+            )
 
 
 @contextmanager
@@ -61,22 +82,24 @@ def output_folder(folder: Path, *, force: bool = False) -> Iterator[Path]:
     exists, its files are moved in one by one. After an error or Ctrl-C nothing is left.
 
     Raises:
-        OutputError: `folder` is not empty and `force` is not given, or the disk refuses.
+        OutputError: `folder` is not empty and `force` is not given, a file would replace a
+            folder or the other way round, or the disk refuses.
     """
     folder = Path(os.path.abspath(folder))
     check_folder(folder, force=force)
     with _plain_errors(folder):
         made = _make_parents(folder.parent)
-        staging = folder.parent / f".{folder.name}.partial"
         try:
-            staging = Path(
-                tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent)
-            )
-            yield staging
-            _open_to_others(staging)
-            _move(staging, folder)
+            with tempfile.TemporaryDirectory(
+                prefix=f".{folder.name}.",
+                suffix=".partial",
+                dir=folder.parent,
+                ignore_cleanup_errors=True,
+            ) as name:
+                yield Path(name)
+                _open_to_others(Path(name))
+                _move(Path(name), folder)
         except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
             for parent in made:
                 with contextlib.suppress(OSError):  # somebody else may use it by now
                     parent.rmdir()
@@ -101,13 +124,26 @@ def _move(staging: Path, folder: Path) -> None:
     if not folder.exists():
         staging.rename(folder)
         return
-    for path in sorted(staging.rglob("*")):
-        target = folder / path.relative_to(staging)
+    pairs = [(path, folder / path.relative_to(staging)) for path in sorted(staging.rglob("*"))]
+    for path, target in pairs:  # all of them before the first is moved
+        _check_place(target, wanted="folder" if path.is_dir() else "file")
+    for path, target in pairs:
         if path.is_dir():
             target.mkdir(exist_ok=True)
         else:
             path.replace(target)
-    shutil.rmtree(staging)
+
+
+def _check_place(target: Path, *, wanted: Literal["file", "folder"]) -> None:
+    """Raises OutputError where a folder is in the place of a file, or the other way round."""
+    if wanted == "folder":
+        held = "file" if os.path.lexists(target) and not target.is_dir() else None
+    else:  # a link gives way to a file, wherever it leads
+        held = "folder" if target.is_dir() and not target.is_symlink() else None
+    if held:
+        raise OutputError(
+            f"{target} is a {held}, expected a {wanted} or a new name: choose another"
+        )
 
 
 @contextmanager

@@ -15,9 +15,10 @@ from rich.table import Table
 
 from secateur import example
 from secateur.api import PruneResult, prune
-from secateur.evaluate import Evaluation, evaluate
+from secateur.errors import OutputError
+from secateur.evaluate import Evaluation, compare, predict
 from secateur.export import save_safetensors
-from secateur.output import output_folder
+from secateur.output import clean_up_when_killed, output_folder
 
 METHODS = ("magnitude", "least-squares", "admm")  # those that take seconds
 SPARSITIES = (0.5, 0.7, 0.8, 0.9)
@@ -28,9 +29,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[1])
     parser.add_argument("-o", "--out", type=Path, default=Path("demo-output"))
     out = parser.parse_args().out
+    clean_up_when_killed()
+    try:
+        demonstrate(out)
+    except (OutputError, KeyboardInterrupt) as error:
+        told = str(error) or "interrupted: nothing was written"
+        parser.exit(2, f"{parser.prog}: error: {told}\n")
+
+
+def demonstrate(out: Path) -> None:
+    """Prunes with each method at each sparsity, and fills the folder."""
     console = Console(width=None if sys.stdout.isatty() else 110)
-    dense, (images, labels) = example.trained(), example.test()
-    found = evaluate(dense, images, labels)
+    dense, calibration = example.trained(), example.calibration()
+    images, labels = example.test()
+    scores = predict(dense, images)
+    found = compare(scores, labels)
     console.print(
         f"dense network: {found.top1:.2f} % ± {found.standard_error:.2f} on {found.images} images"
     )
@@ -39,8 +52,8 @@ def main() -> None:
         for sparsity in SPARSITIES:
             cells, seconds = [], []
             for method in METHODS:
-                result = prune(dense, example.calibration(), sparsity=sparsity, method=method)
-                cost = evaluate(result.model, images, labels, reference=dense)
+                result = prune(dense, calibration, sparsity=sparsity, method=method)
+                cost = compare(predict(result.model, images), labels, scores)
                 result.report.evaluation |= {"dense": found, "pruned": cost}
                 _save(result, folder / f"{method}-{sparsity:.0%}".replace("%", ""))
                 cells.append(_cell(cost))
