@@ -19,7 +19,8 @@ from pathlib import Path
 import networks
 import shared_data
 import torch
-from results_table import FOLDER, append_row, cpu_name, key, read_rows
+from options import add_files, numbers, words
+from results_table import MACHINE, append_row, key, machine, read_rows, scores
 from torch import Tensor, nn
 
 import secateur
@@ -37,9 +38,7 @@ COLUMNS = (
     "kl",
     "prune_seconds",
     "reached_sparsity",
-    "secateur",
-    "torch",
-    "cpu",
+    *MACHINE,
 )
 
 
@@ -98,6 +97,9 @@ class Bench:
         self.dense = predict(self.model, self.test)
         self.dense_top1 = compare(self.dense, self.labels).top1
 
+    def judge(self, model: nn.Module) -> secateur.Evaluation:
+        return compare(predict(model, self.test), self.labels, self.dense)
+
     def measure(self, case: Case) -> dict[str, object]:
         images = self.subject.calibration(self.folder, count=case.images, draw=case.draw)
         start = time.perf_counter()
@@ -111,20 +113,13 @@ class Bench:
             progress=False,
         )
         seconds = time.perf_counter() - start
-        found = compare(predict(result.model, self.test), self.labels, self.dense)
         return {
             **vars(case),
             "dense_top1": f"{self.dense_top1:.2f}",
-            "top1": f"{found.top1:.2f}",
-            "drop": f"{found.drop:.2f}",
-            "drop_error": f"{found.drop_error:.3f}",
-            "agreement": f"{found.agreement:.2f}",
-            "kl": f"{found.kl:.5g}",
+            **scores(self.judge(result.model), "top1", "drop", "drop_error", "agreement", "kl"),
             "prune_seconds": f"{seconds:.1f}",
             "reached_sparsity": f"{result.report.sparsity:.6f}",
-            "secateur": secateur.__version__,
-            "torch": torch.__version__,
-            "cpu": cpu_name(),
+            **machine(),
         }
 
 
@@ -176,12 +171,6 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    def words(text: str) -> list[str]:
-        return text.split(",")
-
-    def numbers(text: str) -> list[float]:
-        return [float(part) for part in text.split(",")]
-
     parser = argparse.ArgumentParser(description="Accuracy after pruning, as rows of a CSV file.")
     parser.add_argument("--networks", type=words, default=list(SUBJECTS))
     parser.add_argument("--sparsities", type=numbers, default=[0.5, 0.7, 0.8])
@@ -189,10 +178,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--inputs", type=words, default=["pruned", "dense"])
     parser.add_argument("--draws", type=int, default=3, help="choices of calibration images")
     parser.add_argument("--all-draws", action="store_true", help="for every method")
-    parser.add_argument("--data", type=Path, default=shared_data.FOLDER, metavar="FOLDER")
     parser.add_argument("--images", type=int, help="calibration images; default by network")
     parser.add_argument("--test-images", type=int, help="the first so many; default: all")
-    parser.add_argument("--out", type=Path, default=FOLDER / "accuracy.csv", metavar="CSV")
+    add_files(parser, "accuracy.csv")
     options = parser.parse_args()
     if unknown := set(options.networks) - set(SUBJECTS):
         sys.exit(f"unknown networks {sorted(unknown)}, expected some of {', '.join(SUBJECTS)}")

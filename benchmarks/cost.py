@@ -10,12 +10,12 @@ benchmarks/results/cost.csv, one row a repeat.
 import argparse
 import statistics
 import time
-from pathlib import Path
 
 import networks
 import shared_data
 import torch
-from results_table import FOLDER, cpu_name, write_rows
+from options import add_files
+from results_table import MACHINE, machine, write_rows
 from torch import Tensor, nn
 
 import secateur
@@ -32,9 +32,7 @@ COLUMNS = (
     "forward_seconds",
     "prune_seconds",
     "ratio",
-    "secateur",
-    "torch",
-    "cpu",
+    *MACHINE,
 )
 
 
@@ -72,9 +70,7 @@ def main() -> None:
                 "forward_seconds": f"{forward:.2f}",
                 "prune_seconds": f"{prune:.2f}",
                 "ratio": f"{prune / forward:.2f}",
-                "secateur": secateur.__version__,
-                "torch": torch.__version__,
-                "cpu": cpu_name(),
+                **machine(),
             }
         )
         print(f"forward {forward:.1f} s, prune {prune:.1f} s, ratio {prune / forward:.2f}")
@@ -87,8 +83,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--sparsity", type=float, default=0.5)
-    parser.add_argument("--data", type=Path, default=shared_data.FOLDER, metavar="FOLDER")
-    parser.add_argument("--out", type=Path, default=FOLDER / "cost.csv", metavar="CSV")
+    add_files(parser, "cost.csv")
     return parser.parse_args()
 
 

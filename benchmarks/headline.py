@@ -15,8 +15,9 @@ from pathlib import Path
 
 import networks
 import torch
-from results_table import append_row
-from torch import nn
+from results_table import append_row, scores
+from shared_data import LITE0_MEAN, LITE0_STD
+from torch import Tensor, nn
 
 import secateur
 from secateur.data import Images
@@ -30,7 +31,7 @@ NETWORKS = {
     "resnet50": (lambda: networks.resnet50(seed=0), IMAGENET),
     "efficientnet_lite0": (
         networks.efficientnet_lite0,
-        secateur.Preprocess(size=224, mean=(127 / 255,) * 3, std=(128 / 255,) * 3),
+        secateur.Preprocess(size=224, mean=LITE0_MEAN, std=LITE0_STD),
     ),
 }
 COLUMNS = (
@@ -56,13 +57,12 @@ def network(options: argparse.Namespace) -> nn.Module:
 
 
 def measure(
-    model: nn.Module, images: Images, test: Images, sparsity: float, recipe: str
+    model: nn.Module, images: Images, test: Images, dense: Tensor, sparsity: float, recipe: str
 ) -> list[dict[str, object]]:
-    """One row per step of the recipe."""
+    """One row per step of the recipe; `dense` are the dense network's scores on `test`."""
     start = time.perf_counter()
     result = secateur.prune(model, images, sparsity=sparsity, recipe=recipe)
     seconds = time.perf_counter() - start
-    dense = predict(model, test.tensor)
     models = {step: result.after(step) for step in result.steps} or {recipe: result.model}
     rows = []
     for step, pruned in models.items():
@@ -75,9 +75,7 @@ def measure(
                 "recipe": recipe,
                 "step": step,
                 "dense_top1": f"{compare(dense, test.labels).top1:.2f}",
-                "top1": f"{found.top1:.2f}",
-                "drop": f"{found.drop:.2f}",
-                "drop_error": f"{found.drop_error:.3f}",
+                **scores(found, "top1", "drop", "drop_error"),
                 "seconds": f"{seconds:.0f}",
             }
         )
@@ -92,11 +90,12 @@ def main() -> None:
     )
     if test.labels is None:
         sys.exit(f"{options.val} has no labels: use one subfolder per class, or a labels.csv")
+    dense = predict(model, test.tensor)
     for kind in (str(options.calibration), f"fractal:{options.images}"):
         images = secateur.load_images(kind, preprocess=preprocess, max_images=options.images)
         for sparsity in options.sparsities:
             for recipe in options.recipes:
-                for row in measure(model, images, test, sparsity, recipe):
+                for row in measure(model, images, test, dense, sparsity, recipe):
                     data = "fractal" if images.synthetic else "real"
                     full = {"network": options.network, "data": data, **row}
                     append_row(options.out, COLUMNS, full)

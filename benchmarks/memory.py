@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 import networks
-import shared_data
 import torch
-from results_table import FOLDER, cpu_name, key, read_rows, write_rows
+from options import add_files
+from results_table import MACHINE, key, machine, read_rows, write_rows
 from torch import nn
 
 import secateur
@@ -29,9 +29,7 @@ COLUMNS = (
     "before_gb",
     "peak_gb",
     "seconds",
-    "secateur",
-    "torch",
-    "cpu",
+    *MACHINE,
 )
 SIZES = {"resnet50": 224, "efficientnet_lite0": 224, "resnet20": 32}
 
@@ -65,9 +63,7 @@ def measure(name: str, count: int, sparsity: float, folder: Path) -> dict[str, o
         "before_gb": f"{before:.3f}",
         "peak_gb": f"{peak_gb():.3f}",
         "seconds": f"{seconds:.1f}",
-        "secateur": secateur.__version__,
-        "torch": torch.__version__,
-        "cpu": cpu_name(),
+        **machine(),
     }
 
 
@@ -87,8 +83,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--network", choices=SIZES, default="resnet50")
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--sparsity", type=float, default=0.7)
-    parser.add_argument("--data", type=Path, default=shared_data.FOLDER, metavar="FOLDER")
-    parser.add_argument("--out", type=Path, default=FOLDER / "memory.csv", metavar="CSV")
+    add_files(parser, "memory.csv")
     return parser.parse_args()
 
 

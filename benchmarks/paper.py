@@ -15,25 +15,20 @@ import argparse
 import itertools
 import statistics
 import time
-from pathlib import Path
 
-import torch
 from accuracy import SUBJECTS, Bench
 from cost import forward_seconds
-from results_table import FOLDER, append_row, cpu_name, key, read_rows
-from shared_data import CIFAR_MEAN, CIFAR_STD
-from shared_data import FOLDER as DATA
+from options import add_files, numbers, words
+from results_table import MACHINE, append_row, key, machine, read_rows, scores
+from shared_data import CIFAR_MEAN, CIFAR_STD, LITE0_MEAN, LITE0_STD
 from torch import Tensor
 
 import secateur
-from secateur.evaluate import compare, predict
 
 PREPROCESS = {
     "resnet20": secateur.Preprocess(size=32, mean=CIFAR_MEAN, std=CIFAR_STD),
     "resnet56": secateur.Preprocess(size=32, mean=CIFAR_MEAN, std=CIFAR_STD),
-    "efficientnet_lite0": secateur.Preprocess(
-        size=224, mean=(127 / 255,) * 3, std=(128 / 255,) * 3
-    ),
+    "efficientnet_lite0": secateur.Preprocess(size=224, mean=LITE0_MEAN, std=LITE0_STD),
 }
 IMAGES = 300
 KINDS = ("real", "fractal", "pink", "gaussian")
@@ -54,9 +49,7 @@ COLUMNS = (
     "seconds",
     "forward_seconds",
     "ratio",
-    "secateur",
-    "torch",
-    "cpu",
+    *MACHINE,
 )
 
 
@@ -81,22 +74,15 @@ def measure(bench: Bench, case: dict[str, object], images: Tensor) -> list[dict[
         {
             **case,
             "step": step,
-            **_scores(compare(predict(model, bench.test), bench.labels, bench.dense)),
             "dense_top1": f"{bench.dense_top1:.2f}",
+            **scores(bench.judge(model), "top1", "drop", "drop_error", "kl"),
             "seconds": f"{seconds:.1f}",
             "forward_seconds": f"{forward:.2f}",
             "ratio": f"{seconds / forward:.1f}",
-            "secateur": secateur.__version__,
-            "torch": torch.__version__,
-            "cpu": cpu_name(),
+            **machine(),
         }
         for step, model in models.items()
     ]
-
-
-def _scores(found: secateur.Evaluation) -> dict[str, str]:
-    formats = {"top1": ".2f", "drop": ".2f", "drop_error": ".3f", "kl": ".5g"}
-    return {name: format(getattr(found, name), how) for name, how in formats.items()}
 
 
 def main() -> None:
@@ -129,20 +115,13 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    def words(text: str) -> list[str]:
-        return text.split(",")
-
-    def numbers(text: str) -> list[float]:
-        return [float(part) for part in text.split(",")]
-
     parser = argparse.ArgumentParser(description="The paper's recipe against the default one.")
     parser.add_argument("--networks", type=words, default=list(PREPROCESS))
     parser.add_argument("--sparsities", type=numbers, default=[0.5, 0.6, 0.65, 0.7, 0.8])
     parser.add_argument("--data-kinds", type=words, default=list(KINDS), metavar="KINDS")
     parser.add_argument("--runs", type=words, default=list(RUNS))
     parser.add_argument("--draws", type=int, default=1, help="choices or seeds of the images")
-    parser.add_argument("--data", type=Path, default=DATA, metavar="FOLDER")
-    parser.add_argument("--out", type=Path, default=FOLDER / "paper.csv", metavar="CSV")
+    add_files(parser, "paper.csv")
     return parser.parse_args()
 
 

@@ -1,13 +1,20 @@
 """Result files: CSV tables of which each row is written as soon as it is measured."""
 
+from __future__ import annotations
+
 import csv
 import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from secateur import Evaluation
 
 FOLDER = Path(__file__).resolve().parent / "results"
+MACHINE = ("secateur", "torch", "cpu")  # the last columns of every table
+_DIGITS = {"top1": ".2f", "drop": ".2f", "drop_error": ".3f", "agreement": ".2f", "kl": ".5g"}
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -40,6 +47,21 @@ def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, A
 def key(row: Mapping[str, Any], columns: Sequence[str]) -> tuple[str, ...]:
     """What tells a row from the others, as the file holds it."""
     return tuple(str(row[column]) for column in columns)
+
+
+def scores(found: Evaluation, *names: str) -> dict[str, str]:
+    """Some fields of an evaluation, as the tables hold them."""
+    return {name: format(getattr(found, name), _DIGITS[name]) for name in names}
+
+
+def machine() -> dict[str, str]:
+    """What a row was measured with: the columns MACHINE."""
+    import torch  # here, because reading tables needs neither
+
+    import secateur
+
+    versions = (secateur.__version__, torch.__version__, cpu_name())
+    return dict(zip(MACHINE, versions, strict=True))
 
 
 def cpu_name() -> str:

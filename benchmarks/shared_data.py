@@ -22,6 +22,8 @@ FOLDER = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 CIFAR_MEAN = (0.485, 0.456, 0.406)
 CIFAR_STD = (0.229, 0.224, 0.225)
+LITE0_MEAN = (127 / 255,) * 3  # of pixels in [0, 1]: (pixel - 127) / 128
+LITE0_STD = (128 / 255,) * 3
 
 
 def cifar10_test(folder: Path = FOLDER) -> tuple[Tensor, Tensor]:

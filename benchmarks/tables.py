@@ -10,7 +10,7 @@ said to be missing.
 import argparse
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from results_table import FOLDER, read_rows
@@ -40,12 +40,12 @@ def accuracy(folder: Path) -> str:
     if not rows:
         return MISSING
     _check_comparable(rows)
-    columns = [pair for pair in HEADINGS if any(_pair(row) == pair for row in rows)]
+    columns = [pair for pair in HEADINGS if _where(rows, method=pair[0], inputs=pair[1])]
     heads = ["network", "dense", "zeros", *(HEADINGS[pair] for pair in columns)]
     lines = []
     for name, sparsity in sorted({(row["network"], row["sparsity"]) for row in rows}, key=_order):
-        here = [row for row in rows if (row["network"], row["sparsity"]) == (name, sparsity)]
-        cells = [_top1([row for row in here if _pair(row) == pair]) for pair in columns]
+        here = _where(rows, network=name, sparsity=sparsity)
+        cells = [_top1(_where(here, method=method, inputs=inputs)) for method, inputs in columns]
         dense = f"{float(here[0]['dense_top1']):.1f}"
         lines.append([NAMES.get(name, name), dense, f"{float(sparsity):.0%}", *cells])
     return f"{_markdown(heads, lines)}\n\n{_accuracy_notes(rows)}"
@@ -91,15 +91,13 @@ def paper(folder: Path) -> str:
     if not rows:
         return MISSING
     parts = []
-    for network in [name for name in NAMES if any(row["network"] == name for row in rows)]:
-        here = [row for row in rows if row["network"] == network]
-        steps = [step for step in STEPS if any(row["step"] == step for row in here)]
+    for network, here in _by("network", NAMES, rows):
+        steps = [step for step, _ in _by("step", STEPS, here)]
         lines = []
-        for kind in [kind for kind in KINDS if any(row["data"] == kind for row in here)]:
-            of_kind = [row for row in here if row["data"] == kind]
+        for kind, of_kind in _by("data", KINDS, here):
             for sparsity in sorted({row["sparsity"] for row in of_kind}, key=float):
-                these = [row for row in of_kind if row["sparsity"] == sparsity]
-                cells = [_top1([row for row in these if row["step"] == step]) for step in steps]
+                these = _where(of_kind, sparsity=sparsity)
+                cells = [_top1(_where(these, step=step)) for step in steps]
                 lines.append([KINDS[kind], f"{float(sparsity):.0%}", *cells])
         heads = ["images", "zeros", *(STEPS[step] for step in steps)]
         dense = f"{NAMES[network]}, dense {float(here[0]['dense_top1']):.1f}:"
@@ -113,13 +111,12 @@ def paper_cost(folder: Path) -> str:
     if not rows:
         return MISSING
     lines = []
-    for network in [name for name in NAMES if any(row["network"] == name for row in rows)]:
+    for network, here in _by("network", NAMES, rows):
         cells = []
         for run in ("paper", "least-squares", "admm"):
-            held = {
+            held = {  # the steps of a run have the cost of the whole
                 (row["data"], row["sparsity"], row["draw"]): float(row["ratio"])
-                for row in rows
-                if row["network"] == network and row["run"] == run
+                for row in _where(here, run=run)
             }
             cells.append(f"{statistics.median(held.values()):.0f} ({len(held)})" if held else "-")
         lines.append([NAMES[network], *cells])
@@ -132,11 +129,8 @@ def paper_cost(folder: Path) -> str:
 
 
 def _paper_notes(rows: Sequence[Row]) -> str:
-    error = {
-        name: max(float(row["drop_error"]) for row in rows if row["network"] == name)
-        for name in {row["network"] for row in rows}
-    }
-    errors = ", ".join(f"{NAMES[name]} {error[name]:.1f}" for name in NAMES if name in error)
+    networks = _by("network", NAMES, rows)
+    errors = ", ".join(f"{NAMES[name]} {_largest_error(here):.1f}" for name, here in networks)
     return (
         "Top-1 in percent, cumulatively from left to right up to the paper; 300 images of each "
         "kind; sparsity is that of the pruned layers. `a ± b (n)` is the median over n choices or "
@@ -168,13 +162,20 @@ def _check_comparable(rows: Sequence[Row]) -> None:
     """Ends the program rather than taking a median over different settings."""
     for name in {row["network"] for row in rows}:
         columns = ("allocation", "images", "test_images")
-        seen = {tuple(row[of] for of in columns) for row in rows if row["network"] == name}
+        seen = {tuple(row[of] for of in columns) for row in _where(rows, network=name)}
         if len(seen) > 1:
             sys.exit(f"accuracy.csv has {name} with {sorted(seen)}, expected one {columns}")
 
 
-def _pair(row: Row) -> tuple[str, str]:
-    return row["method"], row["inputs"]
+def _where(rows: Sequence[Row], **values: str) -> list[Row]:
+    """The rows that have these values in the columns named."""
+    return [row for row in rows if all(row[column] == of for column, of in values.items())]
+
+
+def _by(column: str, order: Iterable[str], rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """The rows with each value of a column, in the order given; values without rows left out."""
+    found = ((value, _where(rows, **{column: value})) for value in order)
+    return [(value, here) for value, here in found if here]
 
 
 def _order(of: tuple[str, str]) -> tuple[int, float]:
@@ -197,7 +198,7 @@ def _accuracy_notes(rows: Sequence[Row]) -> str:
     sets = {(row["network"], row["images"], row["test_images"]) for row in rows}
     images = "; ".join(
         f"{NAMES.get(name, name)}: {used} calibration and {int(tests):,} test images, which leave "
-        f"the points lost a standard error of up to {_largest_error(rows, name):.1f}"
+        f"the points lost a standard error of up to {_largest_error(rows, network=name):.1f}"
         for name, used, tests in sorted(sets, key=lambda found: _order(found[:2]))
     )
     return (
@@ -207,8 +208,8 @@ def _accuracy_notes(rows: Sequence[Row]) -> str:
     )
 
 
-def _largest_error(rows: Sequence[Row], network: str) -> float:
-    return max(float(row["drop_error"]) for row in rows if row["network"] == network)
+def _largest_error(rows: Sequence[Row], **values: str) -> float:
+    return max(float(row["drop_error"]) for row in _where(rows, **values))
 
 
 def _cost_line(rows: Sequence[Row]) -> list[str]:

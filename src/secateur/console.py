@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
 OnLayer = Callable[["LayerResult"], Any]
 
+_STEP_COLUMNS = {  # field of Evaluation and its format by heading
+    "top-1 %": ("top1", ".2f"),
+    "± points": ("standard_error", ".2f"),
+    "agreement %": ("agreement", ".2f"),
+    "KL nats": ("kl", ".4f"),
+}
+
 
 @contextmanager
 def layer_progress(
@@ -119,21 +126,14 @@ def _step_table(report: Report) -> Table:
     """What each step of a recipe led to: on evaluation images where there are any."""
     table = Table("step", box=None, pad_edge=False, header_style="bold")
     judged = any(step.evaluation for step in report.steps)
-    for heading in ("top-1 %", "± points", "agreement %", "KL nats"):
+    for heading in _STEP_COLUMNS:
         table.add_column(heading, justify="right")
     for step in report.steps:
         found = step.evaluation if judged else step.calibration
-        values = (
-            (None,) * 4
-            if found is None
-            else (found.top1, found.standard_error, found.agreement, found.kl)
+        cells = [(getattr(found, name, None), how) for name, how in _STEP_COLUMNS.values()]
+        table.add_row(
+            step.name, *("-" if value is None else format(value, how) for value, how in cells)
         )
-        formats = (".2f", ".2f", ".2f", ".4f")
-        cells = [
-            "-" if value is None else format(value, how)
-            for value, how in zip(values, formats, strict=True)
-        ]
-        table.add_row(step.name, *cells)
     table.caption = "on the evaluation images" if judged else "on the calibration images"
     return table
 

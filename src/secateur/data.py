@@ -9,7 +9,6 @@ synthetic images: "fractal:300" and, for comparison only, "gaussian:300" and "pi
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +21,17 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from secateur.errors import DataError, OptionError
+from secateur.fractals import fractal_images
+from secateur.noise import gaussian_noise, pink_noise
 from secateur.references import call, is_reference
 
 FEW_IMAGES = 32  # below this a warning: the statistics of most layers are too thin
 MAX_IMAGES = 1000
-_SYNTHETIC = re.compile(r"(?P<kind>fractal|gaussian|pink):(?P<count>.*)")
+_SYNTHETIC = {
+    "fractal": ("fractal images", fractal_images),
+    "pink": ("1/f noise", pink_noise),
+    "gaussian": ("Gaussian noise", gaussian_noise),
+}
 _NOT_IMAGES = {"labels.csv", "thumbs.db", "desktop.ini"}
 
 
@@ -187,8 +192,9 @@ class _Source:
 
     def _path(self, text: str) -> Images:
         path = Path(text)
-        if not path.exists() and (made := _SYNTHETIC.fullmatch(text)):
-            return self._synthetic(made["kind"], made["count"])
+        kind, colon, number = text.partition(":")
+        if not path.exists() and colon and kind in _SYNTHETIC:
+            return self._synthetic(kind, number)
         if path.is_dir():
             return self._folder(path)
         if path.is_file() and path.suffix == ".npz":
@@ -215,20 +221,14 @@ class _Source:
                 "Preprocess(size=..., mean=..., std=...), or --size, --mean and --std"
             )
         count = min(int(number), self.max_images or int(number))
-        shape = {"size": self.preprocess.size, "channels": self.preprocess.channels}
-        if kind == "fractal":
-            from secateur.fractals import fractal_images
-
-            tensor = self.preprocess.normalise(fractal_images(count, **shape, seed=self.seed))
-        else:
-            from secateur import noise
-
-            make = noise.pink_noise if kind == "pink" else noise.gaussian_noise
-            tensor = make(count, **shape, seed=self.seed)
-        what = {"fractal": "fractal images", "pink": "1/f noise", "gaussian": "Gaussian noise"}
+        what, make = _SYNTHETIC[kind]
+        size, channels = self.preprocess.size, self.preprocess.channels
+        images = make(count, size=size, channels=channels, seed=self.seed)
+        if images.dtype == torch.uint8:  # noise comes as inputs
+            images = self.preprocess.normalise(images)
         notes = [f"{count} of {number}, the most allowed"] if count < int(number) else []
-        made = f"{count} {what[kind]}, seed {self.seed}"
-        return Images(tensor, f"{kind}:{number}", notes=notes, synthetic=made)
+        made = f"{count} {what}, seed {self.seed}"
+        return Images(images, f"{kind}:{number}", notes=notes, synthetic=made)
 
     def _npz(self, path: Path) -> Images:
         try:

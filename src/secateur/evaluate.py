@@ -82,6 +82,7 @@ def compare(
         found["top1"] = 100 * share
         found["standard_error"] = 100 * math.sqrt(share * (1 - share) / count)
     if reference is not None:
+        reference = reference.to(logits.device)
         found["agreement"] = 100 * float((logits.argmax(1) == reference.argmax(1)).double().mean())
         found["kl"] = kl_divergence(reference, logits)
         if hits is not None and labels is not None:

@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -133,17 +133,9 @@ def _quiet() -> Iterator[None]:
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings(), open(os.devnull, "w") as sink, _stdout_to(sink):
+    with warnings.catch_warnings(), open(os.devnull, "w") as sink, redirect_stdout(sink):
         warnings.simplefilter("ignore")
         try:
             yield
         finally:
             logger.setLevel(level)
-
-
-@contextmanager
-def _stdout_to(sink: Any) -> Iterator[None]:
-    import contextlib
-
-    with contextlib.redirect_stdout(sink):
-        yield

@@ -7,6 +7,8 @@ mean and unit variance, as normalised photographs have on average.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
@@ -33,11 +35,7 @@ def gaussian_noise(
     Raises:
         OptionError: an argument is out of range.
     """
-    check_sizes(count, size, channels, seed)
-    shape = (channels, size, size)
-    return torch.from_numpy(
-        np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in _generators(seed, count)])
-    )
+    return _images(_gaussian_image, count, size, channels, seed)
 
 
 def pink_noise(
@@ -61,9 +59,7 @@ def pink_noise(
     Source: D. J. Field, "Relations between the statistics of natural images and the response
     properties of cortical cells", 1987.
     """
-    check_sizes(count, size, channels, seed)
-    images = [_pink_image(rng, size, channels) for rng in _generators(seed, count)]
-    return torch.from_numpy(np.stack(images))
+    return _images(_pink_image, count, size, channels, seed)
 
 
 def check_sizes(count: int, size: int, channels: int, seed: int) -> None:
@@ -93,8 +89,20 @@ def power_law_fields(
     return _standardise(fields.astype(np.float32))
 
 
-def _generators(seed: int, count: int) -> list[np.random.Generator]:
-    return [np.random.default_rng([seed, index]) for index in range(count)]
+def _images(
+    draw: Callable[[np.random.Generator, int, int], Planes],
+    count: int,
+    size: int,
+    channels: int,
+    seed: int,
+) -> Float[Tensor, "count channels size size"]:
+    check_sizes(count, size, channels, seed)
+    generators = (np.random.default_rng([seed, index]) for index in range(count))
+    return torch.from_numpy(np.stack([draw(rng, size, channels) for rng in generators]))
+
+
+def _gaussian_image(rng: np.random.Generator, size: int, channels: int) -> Planes:
+    return rng.standard_normal((channels, size, size), dtype=np.float32)
 
 
 def _pink_image(rng: np.random.Generator, size: int, channels: int) -> Planes:

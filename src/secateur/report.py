@@ -282,12 +282,12 @@ def step_reports(
     """
     if dense is None or dense.dim() != 2:
         return [StepReport(name=name) for name in steps]
-    outputs = {
-        name: predict(with_parameters(model, changes), images) for name, changes in steps.items()
-    }
     return [
-        StepReport(name=name, calibration=compare(output, reference=dense.cpu()))
-        for name, output in outputs.items()
+        StepReport(
+            name=name,
+            calibration=compare(predict(with_parameters(model, changes), images), reference=dense),
+        )
+        for name, changes in steps.items()
     ]
 
 
@@ -297,7 +297,7 @@ def _on_calibration_images(walked: Walked, pruned: nn.Module, images: Tensor) ->
     if dense is None or dense.dim() != 2:
         return None
     outputs = predict(pruned, images) if walked.pruned is None else walked.pruned
-    return compare(outputs, reference=dense.to(outputs.device))
+    return compare(outputs, reference=dense)
 
 
 def _warnings(images: int) -> list[str]:
