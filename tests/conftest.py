@@ -9,8 +9,7 @@ from jaxtyping import install_import_hook
 
 # Before anything imports secateur: jaxtyping's shapes are checked by beartype, in tests only.
 _HOOKED = [
-    f"secateur.{name}"
-    for name in ("allocation", "evaluate", "geometry", "linear_algebra", "methods", "patterns")
+    f"secateur.{name}" for name in ("evaluate", "geometry", "linear_algebra", "methods", "patterns")
 ]
 with install_import_hook([*_HOOKED, "secateur.problem"], "beartype.beartype"):
     import secateur  # noqa: F401

@@ -39,7 +39,7 @@ LAYERS = {
 }
 BRIEF = AdamCalibration(iterations=2, learning_rate=1e-3, bias_learning_rate=1e-3)
 FITTING = {"least-squares": LeastSquares, "admm": partial(ADMM, widest=1.0)}
-FITTING_ONLY = ADMM(damping=1e-2, widest=1.0)  # the smallest squared error, which is compared
+FITTING_ONLY = ADMM(damping=1e-2, dampings=(), widest=1.0)  # the smallest squared error
 
 
 class OneLayer(nn.Module):

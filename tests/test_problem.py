@@ -1,4 +1,4 @@
-"""Laws of the sums: streaming, centring, loss; and allocations and patterns."""
+"""Laws of the sums: streaming, centring, loss; and patterns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import correlated, problem, random_weight
 
-from secateur.allocation import ALLOCATIONS, NormalizedMagnitude, Uniform, total_kept
 from secateur.patterns import Unstructured
 from secateur.problem import Statistics
 
@@ -87,38 +86,6 @@ def test_relative_error_is_one_for_the_best_constant() -> None:
     held = problem()
     nothing = torch.zeros_like(held.weight)
     assert held.relative_error(nothing, held.bias(nothing)) == pytest.approx(1.0)
-
-
-@given(
-    sizes=st.lists(st.integers(1, 300), min_size=1, max_size=6),
-    sparsity=st.floats(0, 0.999),
-    seed=st.integers(0, 100),
-)
-@settings(deadline=None, max_examples=60)
-def test_every_allocation_hits_the_sparsity_exactly(
-    sizes: list[int], sparsity: float, seed: int
-) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    weights = [torch.randn(1, 1, size, generator=generator) for size in sizes]
-    for allocation in ALLOCATIONS.values():
-        kept = allocation().kept(weights, sparsity)
-        assert sum(kept) == sum(sizes) - round(sum(sizes) * sparsity)
-        assert all(0 <= count <= size for count, size in zip(kept, sizes, strict=True))
-
-
-def test_uniform_is_within_one_weight_of_uniform() -> None:
-    weights = [torch.zeros(1, 1, size) for size in (10, 101, 7, 33)]
-    for count, weight in zip(Uniform().kept(weights, 0.37), weights, strict=True):
-        assert abs(count - 0.63 * weight.numel()) <= 1
-
-
-def test_normalized_magnitude_follows_its_definition_and_ignores_scale() -> None:
-    weights = [random_weight(1, 4, 5), random_weight(2, 3, 5, seed=8)]
-    scores = [w.abs().numpy().ravel() / np.linalg.norm(w.numpy()) for w in weights]
-    threshold = np.sort(np.concatenate(scores))[::-1][total_kept(50, 0.6) - 1]
-    expected = [int((score >= threshold).sum()) for score in scores]
-    assert NormalizedMagnitude().kept(weights, 0.6) == expected
-    assert NormalizedMagnitude().kept([100 * weights[0], weights[1]], 0.6) == expected
 
 
 @given(kept=st.integers(0, 24), levels=st.integers(1, 5), seed=st.integers(0, 50))

@@ -6,7 +6,7 @@ print(result.report)
 """
 
 from secateur.alignment import ChannelAlignment
-from secateur.allocation import NormalizedMagnitude, Uniform
+from secateur.allocations import NormalizedMagnitude, Sensitivity, Uniform
 from secateur.api import PruneResult, inspect, prune
 from secateur.data import Preprocess, load_images
 from secateur.errors import (
@@ -57,6 +57,7 @@ __all__ = [
     "Report",
     "SecateurError",
     "SecateurWarning",
+    "Sensitivity",
     "Uniform",
     "Unstructured",
     "UserError",

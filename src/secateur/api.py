@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.alignment import Alignment
-from secateur.allocation import Allocation
+from secateur.allocations import Allocation
 from secateur.console import layer_progress
 from secateur.data import MAX_IMAGES, Transform, load_images
 from secateur.errors import OptionError, SecateurWarning
@@ -138,8 +138,11 @@ def prune(
         sampling=Sampling(max_columns=max_columns, seed=seed),
         chunk=chunk,
     )
-    with layer_progress(progress, len(plan.layers) * len(plan.levels)) as on_layer:
-        walked = plan.run(on_layer)
+    with layer_progress(progress, plan.visits) as on_layer:
+        plan = replace(plan, on_layer=on_layer)
+        division = plan.division
+        divided = time.perf_counter()
+        walked = plan.run()
     pruned = with_parameters(model, {**aligned.changes, **walked.changes})
     solved = time.perf_counter()
     steps = plan.account(walked, original, aligned)
@@ -160,11 +163,14 @@ def prune(
     seconds = {
         "data": loaded - start,
         "trace": traced - loaded,
-        "walk": solved - traced,
+        "allocation": divided - traced,
+        "walk": solved - divided,
         "steps": end - solved,
         "total": end - start,
     }
-    report = build_report(pruned, graph, walked, images, settings, seconds, found, aligned.pairs)
+    report = build_report(
+        pruned, graph, walked, division, images, settings, seconds, found, aligned.pairs
+    )
     for warning in report.warnings:
         warnings.warn(warning, SecateurWarning, stacklevel=2)
     return PruneResult(pruned, report, steps)

@@ -88,7 +88,9 @@ def prune(
     method: Annotated[
         str | None, typer.Option(help="Replaces the recipe's, as do the next two: such as admm.")
     ] = None,
-    allocation: Annotated[str | None, typer.Option(help="normalized-magnitude or uniform.")] = None,
+    allocation: Annotated[
+        str | None, typer.Option(help="sensitivity, normalized-magnitude or uniform.")
+    ] = None,
     inputs: Annotated[
         str | None, typer.Option(help="What a layer sees while it is fitted: pruned or dense.")
     ] = None,

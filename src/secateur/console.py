@@ -18,9 +18,8 @@ from secateur.errors import OptionError
 if TYPE_CHECKING:
     from secateur.evaluate import Evaluation
     from secateur.report import Inspection, Report
-    from secateur.walk import LayerResult
 
-OnLayer = Callable[["LayerResult"], Any]
+OnLayer = Callable[[str], Any]
 
 _STEP_COLUMNS = {  # field of Evaluation and its format by heading
     "top-1 %": ("top1", ".2f"),
@@ -40,9 +39,9 @@ def layer_progress(
     elif progress is True or (progress is None and sys.stderr.isatty()):
         with _bar() as bar:
             task = bar.add_task("pruning", total=total, layer="")
-            yield lambda result: bar.update(task, advance=1, layer=result.layer.name)
+            yield lambda name: bar.update(task, advance=1, layer=name)
     elif progress in (None, False):
-        yield lambda result: None
+        yield lambda name: None
     else:
         raise OptionError(f"progress is {progress!r}, expected True, False, None or a function")
 
@@ -50,10 +49,10 @@ def layer_progress(
 def _counting(progress: Callable[[int, int, str], Any], total: int) -> OnLayer:
     done = 0
 
-    def on_layer(result: LayerResult) -> None:
+    def on_layer(name: str) -> None:
         nonlocal done
         done += 1
-        progress(done, total, result.layer.name)
+        progress(done, total, name)
 
     return on_layer
 

@@ -15,7 +15,8 @@ of the same size, an ordinary layer is one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -49,6 +50,8 @@ class Problem:
         samples: how many (x, y) pairs the sums hold.
         fits_bias: whether the layer has a place for a bias.
         patches: a part of the samples themselves, where they were stored.
+        halves: the problems of one half of the images and of the other, where they were kept
+            apart; a fit to one half is judged on the other.
     """
 
     weight: Float[Tensor, "groups rows cols"]
@@ -60,11 +63,24 @@ class Problem:
     samples: int
     fits_bias: bool
     patches: Patches | None = None
+    halves: tuple[Problem, Problem] | None = None
 
     @property
     def columns(self) -> int:
         """Inputs per output."""
         return self.weight.shape[-1]
+
+    def rows(self, chosen: slice) -> Problem:
+        """The problem of some rows; the rest of it is shared, not copied. No patches, no halves."""
+        return replace(
+            self,
+            weight=self.weight[:, chosen],
+            cross=self.cross[:, chosen],
+            energy=self.energy[:, chosen],
+            output_mean=self.output_mean[:, chosen],
+            patches=None,
+            halves=None,
+        )
 
     def bias(self, weight: Float[Tensor, "groups rows cols"]) -> Float[Tensor, "groups rows"]:
         """The best change of the bias for given weights: mean(y) - W mean(x); 0 where unfitted."""
@@ -170,6 +186,8 @@ class Statistics:
         outputs: Float[Tensor, "groups samples rows"],
     ) -> None:
         """Adds a block of samples; cost: one product of cols x samples x (cols + rows)."""
+        if inputs.shape[1] == 0:
+            return
         if self.samples == 0:
             self._start(inputs, outputs)
         x, y = inputs - self.input_shift, outputs - self.output_shift
@@ -179,6 +197,27 @@ class Statistics:
         self.gram += x.mT @ x
         self.cross += y.mT @ x
         self.energy += y.square().sum(1)
+
+    def merge(self, other: Statistics) -> None:
+        """Adds another's sums, shifted from its origin to this one's, and its stored samples."""
+        if self.samples == 0:
+            self.__dict__.update(copy.deepcopy(other.__dict__))
+            return
+        self.stored += other.stored
+        if other.samples == 0:
+            return
+        n = other.samples
+        dx = (other.input_shift - self.input_shift).squeeze(1).to(self.gram)
+        dy = (other.output_shift - self.output_shift).squeeze(1).to(self.gram)
+        sum_x, sum_y = other.input_sum, other.output_sum
+        self.gram += other.gram
+        self.gram += _outer(sum_x + n * dx, dx) + _outer(dx, sum_x)
+        self.cross += other.cross
+        self.cross += _outer(sum_y + n * dy, dx) + _outer(dy, sum_x)
+        self.energy += other.energy + 2 * dy * sum_y + n * dy.square()
+        self.input_sum += sum_x + n * dx
+        self.output_sum += sum_y + n * dy
+        self.samples += n
 
     def _start(self, inputs: Tensor, outputs: Tensor) -> None:
         groups, _, cols = inputs.shape
@@ -212,13 +251,13 @@ class Statistics:
         mean_x, mean_y = self.input_sum / n, self.output_sum / n
         gram, cross = self.gram.div_(n), self.cross.div_(n)
         energy = self.energy.div_(n).sub_(mean_y.square())
-        gram -= mean_x.unsqueeze(-1) * mean_x.unsqueeze(-2)
-        cross -= mean_y.unsqueeze(-1) * mean_x.unsqueeze(-2)
+        gram -= _outer(mean_x, mean_x)
+        cross -= _outer(mean_y, mean_x)
         mean_x = mean_x + self.input_shift.squeeze(1)
         mean_y = mean_y + self.output_shift.squeeze(1) - (0 if bias is None else bias)
         if not fits_bias:  # put the means back: without a bias the weights must explain them
-            gram += mean_x.unsqueeze(-1) * mean_x.unsqueeze(-2)
-            cross += mean_y.unsqueeze(-1) * mean_x.unsqueeze(-2)
+            gram += _outer(mean_x, mean_x)
+            cross += _outer(mean_y, mean_x)
             energy += mean_y.square()
             mean_x, mean_y = torch.zeros_like(mean_x), torch.zeros_like(mean_y)
         if scale is None:
@@ -242,6 +281,20 @@ class Statistics:
         if bias is not None:
             outputs = outputs - bias.unsqueeze(1)
         return Patches(inputs, outputs * scale.unsqueeze(1).to(outputs))
+
+
+def merged(parts: Sequence[Statistics]) -> Statistics:
+    """The statistics of all samples together; those given stay as they are."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = Statistics()
+    for part in parts:
+        whole.merge(part)
+    return whole
+
+
+def _outer(left: Tensor, right: Tensor) -> Tensor:
+    return left.unsqueeze(-1) * right.unsqueeze(-2)
 
 
 def symmetric(gram: Float[Tensor, "groups cols cols"]) -> Float[Tensor, "groups cols cols"]:

@@ -18,7 +18,7 @@ from typing import Any
 import tomli_w
 
 from secateur.alignment import ChannelAlignment
-from secateur.allocation import ALLOCATIONS, Allocation, NormalizedMagnitude
+from secateur.allocations import ALLOCATIONS, Allocation, NormalizedMagnitude, Sensitivity
 from secateur.errors import OptionError
 from secateur.methods import (
     ADMM,
@@ -57,7 +57,7 @@ class Recipe:
 
     pattern: Pattern = field(default_factory=Unstructured)
     method: Method = field(default_factory=ADMM)
-    allocation: Allocation = field(default_factory=NormalizedMagnitude)
+    allocation: Allocation = field(default_factory=Sensitivity)
     inputs: str = "pruned"
     alignment: ChannelAlignment | None = None
     levels: tuple[float, ...] = (0.0,)
@@ -204,6 +204,7 @@ RECIPES = {
     "default": Recipe(),
     "paper": Recipe(
         method=AdamCalibration(start=BiasCorrection(start=WeightCorrection())),
+        allocation=NormalizedMagnitude(),
         inputs="dense",
         alignment=ChannelAlignment(),
         levels=(0.1, 0.0),

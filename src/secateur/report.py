@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.allocations import Curve, Division
 from secateur.data import FEW_IMAGES, Images
 from secateur.errors import DataError
 from secateur.evaluate import Evaluation, compare, predict
@@ -23,7 +24,7 @@ from secateur.version import __version__
 from secateur.walk import LayerResult, Walked
 
 SCHEMA = "secateur.report"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,8 @@ class LayerReport:
             calibration samples the layer was fitted to.
         damping: relative damping used in the solve; 0 for methods that solve nothing.
         samples: output positions the statistics were taken from.
+        sensitivity: damage to the network's output when this layer alone is pruned, where the
+            allocation has measured it.
         notes: whatever departed from the ordinary.
     """
 
@@ -54,6 +57,7 @@ class LayerReport:
     relative_error: float
     damping: float
     samples: int
+    sensitivity: Curve | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -163,7 +167,7 @@ class Report:
 
     @classmethod
     def _from(cls, held: dict[str, Any]) -> Report:
-        held["layers"] = [LayerReport(**_tuples(layer)) for layer in held["layers"]]
+        held["layers"] = [_load_layer(layer) for layer in held["layers"]]
         held["dense_layers"] = [DenseLayer(**_tuples(layer)) for layer in held["dense_layers"]]
         held["data"] = DataReport(**_tuples(held["data"]))
         held["calibration"] = _evaluation(held["calibration"])
@@ -184,10 +188,18 @@ class Report:
         return render_report(self)
 
 
+def _load_layer(held: dict[str, Any]) -> LayerReport:
+    curve = held["sensitivity"]
+    return LayerReport(
+        **_tuples({**held, "sensitivity": None if curve is None else Curve(**_tuples(curve))})
+    )
+
+
 def build_report(
     pruned: nn.Module,
     graph: Graph,
     walked: Walked,
+    division: Division,
     images: Images,
     settings: dict[str, Any],
     seconds: dict[str, float],
@@ -196,7 +208,11 @@ def build_report(
 ) -> Report:
     """Puts together what a walk did; zeros are counted in the pruned module itself."""
     tensors = named_tensors(pruned)
-    layers = [_layer_report(result, tensors) for result in walked.results]
+    curves = list(division.curves) or [None] * len(walked.results)
+    layers = [
+        _layer_report(result, tensors, curve)
+        for result, curve in zip(walked.results, curves, strict=True)
+    ]
     chosen = {layer.name for layer in layers}
     notes = [f"channels aligned between {first} and {second}" for first, second in aligned]
     return Report(
@@ -232,7 +248,9 @@ def describe(setting: Any) -> Any:
     return getattr(setting, "__name__", str(setting))
 
 
-def _layer_report(result: LayerResult, tensors: Mapping[str, Tensor]) -> LayerReport:
+def _layer_report(
+    result: LayerResult, tensors: Mapping[str, Tensor], curve: Curve | None
+) -> LayerReport:
     layer = result.layer
     zeros = int((tensors[str(layer.parameter)] == 0).sum())
     return LayerReport(
@@ -246,6 +264,7 @@ def _layer_report(result: LayerResult, tensors: Mapping[str, Tensor]) -> LayerRe
         relative_error=result.relative_error,
         damping=result.damping,
         samples=result.samples,
+        sensitivity=curve,
         notes=result.notes,
     )
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
 from secateur.alignment import Alignment
+from secateur.allocations import Budget, Division, Subject
 from secateur.graph import Graph, Layer
 from secateur.methods import Magnitude, chain
 from secateur.recipe import Recipe, name_of
-from secateur.walk import LayerResult, Sampling, Walked, folded_weight, walk
+from secateur.walk import Sampling, Walked, folded_weight, walk
 
 Changes = dict[str, Tensor]
 
@@ -29,6 +31,7 @@ class Plan:
         recipe: how.
         sampling: how many output positions are used.
         chunk: images per run of an operation.
+        on_layer: called with a layer's name whenever a layer is done, `visits` times in all.
     """
 
     graph: Graph
@@ -38,44 +41,72 @@ class Plan:
     recipe: Recipe
     sampling: Sampling
     chunk: int
+    on_layer: Callable[[str], Any] = lambda name: None
+
+    @property
+    def visits(self) -> int:
+        """How often a layer is visited, by the allocation and by the walks."""
+        per_level = 1 + getattr(self.recipe.allocation, "visits", 0)
+        return per_level * len(self.levels) * len(self.layers)
 
     @property
     def levels(self) -> list[float]:
         """The sparsities to go through."""
         return self.recipe.sparsities(self.sparsity)
 
-    def run(self, on_layer: Callable[[LayerResult], Any] = lambda result: None) -> Walked:
+    def run(self) -> Walked:
         """Walks once per level, each time from the weights of the level before."""
         walked, weights = None, {}
         for level in self.levels:
-            walked = self._walk(level, weights, on_layer)
+            division = self.division if walked is None else self.divide(weights)
+            walked = self._walk(self._kept(division, level), weights)
             weights = {name: walked.changes[name] for name in self._names()}
         assert walked is not None
         return walked
 
-    def _walk(
-        self, sparsity: float, weights: Changes, on_layer: Callable[[LayerResult], Any]
-    ) -> Walked:
+    @cached_property
+    def division(self) -> Division:
+        """The dense network as the allocation has found it."""
+        return self.divide({})
+
+    def divide(self, weights: Changes) -> Division:
+        """Measures what the allocation wants to know, with some weights in the dense one's place.
+
+        Raises:
+            NumericalError: the network's values are NaN or infinite.
+        """
+        return self._measure(self.graph, self.layers, weights)
+
+    def _measure(self, graph: Graph, layers: Sequence[Layer], weights: Changes) -> Division:
+        subject = Subject(
+            graph=graph,
+            images=self.images,
+            layers=layers,
+            weights=weights,
+            sampling=self.sampling,
+            chunk=self.chunk,
+            on_layer=self.on_layer,
+        )
+        return self.recipe.allocation.measure(subject)
+
+    def _kept(self, division: Division, sparsity: float) -> list[int]:
+        return division.kept(Budget.of_sparsity([item.weights for item in self.layers], sparsity))
+
+    def _walk(self, kept: Sequence[int], weights: Changes) -> Walked:
         recipe = self.recipe
         return walk(
             self.graph,
             self.images,
             self.layers,
-            self._kept(self.graph, self.layers, sparsity, weights),
+            kept,
             method=recipe.method,
             pattern=recipe.pattern,
             inputs=recipe.inputs,  # type: ignore[arg-type]
             start=weights,
             sampling=self.sampling,
             chunk=self.chunk,
-            on_layer=on_layer,
+            on_layer=lambda result: self.on_layer(result.layer.name),
         )
-
-    def _kept(
-        self, graph: Graph, layers: Sequence[Layer], sparsity: float, weights: Changes
-    ) -> list[int]:
-        folded = [folded_weight(graph, layer, weights) for layer in layers]
-        return self.recipe.allocation.kept(folded, sparsity)
 
     def _names(self) -> list[str]:
         return [str(layer.parameter) for layer in self.layers]
@@ -116,9 +147,8 @@ class Plan:
         chosen = {layer.name for layer in self.layers}
         layers = [layer for layer in original.layers if layer.name in chosen]
         changes = {}
-        for layer, kept in zip(
-            layers, self._kept(original, layers, self.sparsity, {}), strict=True
-        ):
+        division = self._measure(original, layers, {})
+        for layer, kept in zip(layers, self._kept(division, self.sparsity), strict=True):
             name, geometry = str(layer.parameter), layer.uses[0].geometry
             mask = self.recipe.pattern.mask(folded_weight(original, layer).abs(), kept)
             matrix = geometry.matrix(original.parameters[name]) * mask

@@ -18,8 +18,8 @@ import math
 from collections import ChainMap, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -28,9 +28,9 @@ from torch import Tensor
 from secateur.errors import NumericalError
 from secateur.geometry import sample_positions
 from secateur.graph import BiasSlot, Graph, Layer, Use, last_reads
-from secateur.methods import Method, stored_patches
+from secateur.methods import Method, compares_halves, stored_patches
 from secateur.patterns import Pattern
-from secateur.problem import Problem, Solution, Statistics
+from secateur.problem import Problem, Solution, Statistics, merged
 
 Inputs = Literal["pruned", "dense"]
 
@@ -121,6 +121,15 @@ class Stream:
         return twin
 
 
+class _Samples(NamedTuple):
+    """Some output positions of a chunk: (groups, samples, columns or rows)."""
+
+    inputs: Tensor
+    dense_inputs: Tensor
+    outputs: Tensor  # less the bias
+    middle: int  # where the second half of the images begins
+
+
 @dataclass
 class _Block:
     """What a layer's fit needs of one chunk at one use."""
@@ -132,16 +141,19 @@ class _Block:
     dense_inputs: Tensor
     bias: Tensor | None
 
-    def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Patches of the inputs and of the dense inputs, and the outputs less the bias."""
+    def sample(self, count: int, generator: torch.Generator) -> _Samples:
+        """Samples in the order of the images."""
         geometry, shape = self.use.geometry, self.outputs.shape
-        positions = sample_positions(geometry.count(self.outputs), count, generator)
+        available = geometry.count(self.outputs)
+        positions = sample_positions(available, count, generator)
+        middle = int((positions < available * (self.images // 2) // self.images).sum())
         positions = positions.to(self.outputs.device)
         x = geometry.inputs(self.inputs, positions, shape)
         same = self.dense_inputs is self.inputs
         dense = x if same else geometry.inputs(self.dense_inputs, positions, shape)
         y = geometry.outputs(self.outputs, positions)
-        return x, dense, y if self.bias is None else y - geometry.rows(self.bias).unsqueeze(1)
+        y = y if self.bias is None else y - geometry.rows(self.bias).unsqueeze(1)
+        return _Samples(x, dense, y, middle)
 
 
 class Walker:
@@ -247,7 +259,7 @@ def walk(
     results: list[LayerResult] = []
     ways: list[list[dict[str, Tensor]]] = []
 
-    def finish(solved: _Solved) -> None:
+    def finish(solved: Solved) -> None:
         walker.changes.update(solved.changes[-1])
         ways.append(solved.changes)
         results.append(solved.result)
@@ -256,7 +268,7 @@ def walk(
     with torch.no_grad(), _Workers(finish, method, inputs, walker.device) as workers:
         for index, (layer, count) in enumerate(zip(layers, kept, strict=True)):
             blocks = walker.arrive(layer)
-            fit = _Fit(layer, blocks, walker.total, sampling, index, graph, start or {})
+            fit = Fit(layer, blocks, walker.total, sampling, index, graph, start or {})
             workers.solve(fit, method, pattern, count)
             del blocks, fit  # they hold activations that the streams may drop
         workers.finish()
@@ -291,7 +303,7 @@ class _Workers:
 
     def __init__(
         self,
-        finish: Callable[[_Solved], None],
+        finish: Callable[[Solved], None],
         method: Method,
         inputs: Inputs,
         device: torch.device,
@@ -303,7 +315,7 @@ class _Workers:
             if several
             else None
         )
-        self.pending: deque[Future[_Solved]] = deque()
+        self.pending: deque[Future[Solved]] = deque()
         self.on_solved = finish
 
     def __enter__(self) -> _Workers:
@@ -314,19 +326,19 @@ class _Workers:
             self.pool.shutdown(wait=True, cancel_futures=kind is not None)
             torch.set_num_threads(self.threads)
 
-    def solve(self, fit: _Fit, method: Method, pattern: Pattern, kept: int) -> None:
+    def solve(self, fit: Fit, method: Method, pattern: Pattern, kept: int) -> None:
         """Solves a layer; the layers' results come out in the order they were given."""
         if self.pool is None or fit.in_blocks:
             self.finish()
             self.on_solved(fit.solve(method, pattern, kept))
             return
-        problem = fit.problem(stored_patches(method))
+        problem = fit.problem(method)
         fit.blocks = []
         while len(self.pending) > self.threads:  # bounds the problems held
             self.on_solved(self.pending.popleft().result())
         self.pending.append(self.pool.submit(self._alone, fit, problem, method, pattern, kept))
 
-    def _alone(self, fit: _Fit, problem: Problem, *arguments: Any) -> _Solved:
+    def _alone(self, fit: Fit, problem: Problem, *arguments: Any) -> Solved:
         with torch.no_grad():  # which holds for one thread only
             return fit.solve_problem(problem, *arguments)
 
@@ -337,7 +349,7 @@ class _Workers:
 
 
 @dataclass(frozen=True)
-class _Solved:
+class Solved:
     """A layer's result and its new values after each step of the method."""
 
     result: LayerResult
@@ -345,7 +357,7 @@ class _Solved:
 
 
 @dataclass
-class _Fit:
+class Fit:
     """The fit of one layer: in one piece, or in blocks of columns when it is wide."""
 
     layer: Layer
@@ -370,41 +382,53 @@ class _Fit:
         """Whether the layer is too wide for one piece."""
         return self.layer.columns > self.sampling.max_columns
 
-    def solve(self, method: Method, pattern: Pattern, kept: int) -> _Solved:
+    def solve(self, method: Method, pattern: Pattern, kept: int) -> Solved:
         """Gathers statistics and solves, block of columns by block of columns."""
-        patches = stored_patches(method)
         if not self.in_blocks:
-            return self.solve_problem(self.problem(patches), method, pattern, kept)
+            return self.solve_problem(self.problem(method), method, pattern, kept)
         bounds = self._bounds()
         shares = _shares(self.matrix * self.scale.unsqueeze(-1), bounds, kept)
         new = self.dense.clone()
         solutions, problem = [], None
         for columns, share in zip(bounds, shares, strict=True):
-            problem = self.problem(patches, new, columns)
+            problem = self.problem(method, new, columns)
             solutions.append(_named(self.layer, method.solve, problem, pattern, share))
             new[..., columns] = solutions[-1].weight / self.scale.unsqueeze(-1)
         assert problem is not None
         note = f"{self.layer.columns} columns fitted in {len(bounds)} blocks"
         return self._solved(solutions, problem, note)
 
+    def solve_all(self, method: Method, pattern: Pattern, kept: Sequence[int]) -> list[Solved]:
+        """Solves for several numbers of kept weights, from the same statistics where it can."""
+        if self.in_blocks:
+            return [self.solve(method, pattern, count) for count in kept]
+        problem = self.problem(method)
+        return [self.solve_problem(problem, method, pattern, count) for count in kept]
+
     def solve_problem(
         self, problem: Problem, method: Method, pattern: Pattern, kept: int
-    ) -> _Solved:
+    ) -> Solved:
         """Solves a layer in one piece."""
         return self._solved([_named(self.layer, method.solve, problem, pattern, kept)], problem)
 
     def problem(
-        self, patches: int, new: Tensor | None = None, columns: slice = slice(None)
+        self, method: Method, new: Tensor | None = None, columns: slice = slice(None)
     ) -> Problem:
         """The problem of the layer, or of some columns given the others' `new` weights."""
-        statistics = self._statistics(patches, new, columns)
-        problem = statistics.problem(
+        found = self._statistics(method, new, columns)
+        problem = self._problem(merged(found), columns)
+        self._check(problem.gram, problem.cross)
+        if len(found) == 1 or not all(half.samples for half in found):
+            return problem
+        first, second = (self._problem(half, columns) for half in found)
+        return replace(problem, halves=(first, second))
+
+    def _problem(self, statistics: Statistics, columns: slice) -> Problem:
+        return statistics.problem(
             self.matrix[..., columns], scale=self.scale, fits_bias=self.layer.bias is not None
         )
-        self._check(problem.gram, problem.cross)
-        return problem
 
-    def _solved(self, solutions: list[Solution], last: Problem, *notes: str) -> _Solved:
+    def _solved(self, solutions: list[Solution], last: Problem, *notes: str) -> Solved:
         steps = [
             self._changes(parts) for parts in zip(*(s.steps() for s in solutions), strict=True)
         ]
@@ -417,12 +441,13 @@ class _Fit:
             samples=last.samples,
             notes=self._notes(solutions, notes),
         )
-        return _Solved(result, steps)
+        return Solved(result, steps)
 
     def _changes(self, solutions: Sequence[Solution]) -> dict[str, Tensor]:
         """The layer's new weight and bias by parameter name."""
         layer, bias = self.layer, solutions[-1].bias
         matrix = torch.cat([part.weight for part in solutions], -1) / self.scale.unsqueeze(-1)
+        matrix += 0.0  # zeros without a sign
         changes = {str(layer.parameter): self.geometry.weight(matrix, layer.shape)}
         if bias is not None and layer.bias is not None:
             slot: BiasSlot = layer.bias
@@ -435,28 +460,33 @@ class _Fit:
         width = math.ceil(self.layer.columns / parts)
         return [slice(at, at + width) for at in range(0, self.layer.columns, width)]
 
-    def _statistics(self, patches: int, new: Tensor | None, columns: slice) -> Statistics:
-        """Sums for a block of columns; the other columns' share is taken out of the outputs.
+    def _statistics(self, method: Method, new: Tensor | None, columns: slice) -> list[Statistics]:
+        """Sums for a block of columns: of all images, or of each half where the method asks so.
 
-        Columns already solved count as they will be deployed, so that each block makes good what
-        the earlier ones lost; columns to come count as in the dense network.
+        The other columns' share is taken out of the outputs. Columns already solved count as
+        they will be deployed, so that each block makes good what the earlier ones lost; columns
+        to come count as in the dense network.
         """
-        statistics = Statistics()
+        found = [Statistics() for _ in range(2 if compares_halves(method) else 1)]
+        patches = stored_patches(method)
         generator = torch.Generator().manual_seed(self.sampling.seed * 1_000_003 + self.index)
         total = self.sampling.count(self.layer.columns)
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
             count = math.ceil(total * block.images / self.images)
-            x, dense_x, y = block.sample(count, generator)
+            x, dense_x, y, middle = block.sample(count, generator)
             if new is not None:
                 y = y - x[..., : columns.start] @ new[..., : columns.start].mT
                 y -= dense_x[..., columns.stop :] @ self.dense[..., columns.stop :].mT
             x = x[..., columns]
-            statistics.add(x, y)
+            if len(found) == 1 or (block.images == 1 and number % 2):
+                middle = x.shape[1]
+            for half, part in zip(found, (slice(middle), slice(middle, None)), strict=False):
+                half.add(x[:, part], y[:, part])
             if patches:
                 share = math.ceil(patches * block.images / self.images)
                 chosen = sample_positions(x.shape[1], share, generator).to(x.device)
-                statistics.store(x[:, chosen], y[:, chosen])
-        return statistics
+                found[0].store(x[:, chosen], y[:, chosen])
+        return found
 
     def _check(self, *tensors: Tensor) -> None:
         if all(bool(tensor.isfinite().all()) for tensor in tensors):

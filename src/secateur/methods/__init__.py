@@ -16,7 +16,7 @@ from secateur.methods.admm import ADMM
 from secateur.methods.bias_correction import BiasCorrection
 from secateur.methods.least_squares import LeastSquares
 from secateur.methods.magnitude import Magnitude
-from secateur.methods.protocol import Method, chain, stored_patches
+from secateur.methods.protocol import Method, chain, compares_halves, stored_patches
 from secateur.methods.weight_correction import WeightCorrection
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Method",
     "WeightCorrection",
     "chain",
+    "compares_halves",
     "stored_patches",
 ]
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from secateur.linear_algebra import NormalEquations, damping_for
+from secateur.linear_algebra import NormalEquations, choose_damping, damping_for
 from secateur.patterns import Pattern
 from secateur.problem import Problem, Solution
 
@@ -36,7 +36,10 @@ class ADMM:
     (docs/experiments.md).
 
     Attributes:
-        damping: least relative damping; it grows when samples are fewer than columns.
+        damping: relative damping while the mask is chosen; it grows when samples are fewer than
+            columns.
+        dampings: relative dampings to choose from for the fit on the mask, by `choose_damping`;
+            empty = the fit has the splitting's.
         widest: greatest factor by which a row is scaled; 1 = leave rows as they were fitted.
         rho: first penalty, relative to the unit diagonal.
         steps: greatest number of ADMM steps.
@@ -46,7 +49,8 @@ class ADMM:
         iterations: their greatest number.
     """
 
-    damping: float = 0.1
+    damping: float = 0.3
+    dampings: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
     widest: float = 2.0
     rho: float = 0.1
     steps: int = 120
@@ -54,9 +58,18 @@ class ADMM:
     tolerance: float = 1e-4
     iterations: int = 200
 
+    @property
+    def halves(self) -> bool:
+        """Whether the walk should keep the halves of the images apart."""
+        return bool(self.dampings)
+
     def solve(self, problem: Problem, pattern: Pattern, kept: int) -> Solution:
         """Cost: a Cholesky factor (cols^3 / 3) per third step, a solve (rows cols^2) per step."""
         damping, notes = damping_for(problem, self.damping)
+        if problem.halves is not None and self.dampings:
+            rms = problem.gram.diagonal(dim1=-2, dim2=-1).sqrt().unsqueeze(-2)
+            mask = pattern.mask((problem.weight * rms).abs(), kept)  # near enough for this
+            damping, notes = choose_damping(problem, mask, self.dampings), ()
         system = NormalEquations.of(problem, damping)
         if kept == problem.weight.numel():
             mask, start = torch.ones_like(problem.weight, dtype=torch.bool), problem.weight

@@ -15,6 +15,7 @@ class Method(Protocol):
 
     A method that improves another's solution has that other one in a field `start`. One that
     trains on samples instead of on sums says in a field `patches` how many a layer should keep.
+    One that judges a fit to half of the images on the other half has `halves` True.
     """
 
     def solve(self, problem: Problem, pattern: Pattern, kept: int) -> Solution:
@@ -32,3 +33,8 @@ def chain(method: Any) -> Iterator[Any]:
 def stored_patches(method: Any) -> int:
     """Samples per layer to keep for a method and those it builds on; 0 = sums are enough."""
     return max(getattr(part, "patches", 0) for part in chain(method))
+
+
+def compares_halves(method: Any) -> bool:
+    """Whether a method or those it builds on ask for the problems of two halves of the images."""
+    return any(getattr(part, "halves", False) for part in chain(method))

@@ -1,0 +1,204 @@
+"""Laws of allocations: budgets are met, and what is measured is what matters."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import random_weight
+from torch import nn
+
+import secateur
+from secateur.allocations import (
+    ALLOCATIONS,
+    Budget,
+    Curve,
+    NormalizedMagnitude,
+    Sensitivity,
+    Subject,
+    Uniform,
+    total_kept,
+)
+from secateur.allocations.normalized_magnitude import MagnitudeDivision
+from secateur.allocations.sensitivity import SensitivityDivision
+from secateur.allocations.uniform import UniformDivision
+from secateur.frontends.torch_export import trace
+
+
+def divisions(sizes: list[int], seed: int) -> list:
+    generator = torch.Generator().manual_seed(seed)
+    weights = [torch.randn(1, 1, size, generator=generator) for size in sizes]
+    levels = (0.3, 0.6, 0.9)
+    curves = [
+        Curve(levels, tuple(torch.rand(3, generator=generator).cumsum(0).tolist())) for _ in sizes
+    ]
+    return [UniformDivision(sizes), MagnitudeDivision(weights), SensitivityDivision(sizes, curves)]
+
+
+@given(
+    sizes=st.lists(st.integers(1, 300), min_size=1, max_size=6),
+    sparsity=st.floats(0, 0.999),
+    seed=st.integers(0, 100),
+)
+@settings(deadline=None, max_examples=60)
+def test_every_division_hits_the_sparsity_exactly(
+    sizes: list[int], sparsity: float, seed: int
+) -> None:
+    for division in divisions(sizes, seed):
+        kept = division.kept(Budget.of_sparsity(sizes, sparsity))
+        assert sum(kept) == sum(sizes) - round(sum(sizes) * sparsity)
+        assert all(0 <= count <= size for count, size in zip(kept, sizes, strict=True))
+
+
+@given(
+    sizes=st.lists(st.integers(1, 300), min_size=2, max_size=6),
+    share=st.floats(0.01, 1),
+    seed=st.integers(0, 100),
+)
+@settings(deadline=None, max_examples=60)
+def test_every_division_stays_within_a_budget_of_unequal_costs_and_uses_it(
+    sizes: list[int], share: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    costs = (1 + 20 * torch.rand(len(sizes), generator=generator)).tolist()
+    total = sum(size * cost for size, cost in zip(sizes, costs, strict=True))
+    for division in divisions(sizes, seed):
+        kept = division.kept(Budget(share * total, costs))
+        spent = sum(count * cost for count, cost in zip(kept, costs, strict=True))
+        assert spent <= share * total * (1 + 1e-9)
+        assert share * total - spent <= sum(costs)  # a weight a layer, for rounding
+
+
+def test_uniform_is_within_one_weight_of_uniform() -> None:
+    sizes = [10, 101, 7, 33]
+    for count, size in zip(
+        UniformDivision(sizes).kept(Budget.of_sparsity(sizes, 0.37)), sizes, strict=True
+    ):
+        assert abs(count - 0.63 * size) <= 1
+
+
+def test_normalized_magnitude_follows_its_definition_and_ignores_scale() -> None:
+    weights = [random_weight(1, 4, 5), random_weight(2, 3, 5, seed=8)]
+    budget = Budget.of_sparsity([weight.numel() for weight in weights], 0.6)
+    scores = [w.abs().numpy().ravel() / np.linalg.norm(w.numpy()) for w in weights]
+    threshold = np.sort(np.concatenate(scores))[::-1][total_kept(50, 0.6) - 1]
+    expected = [int((score >= threshold).sum()) for score in scores]
+    assert MagnitudeDivision(weights).kept(budget) == expected
+    assert MagnitudeDivision([100 * weights[0], weights[1]]).kept(budget) == expected
+
+
+def test_sensitivity_minimises_the_sum_of_convex_curves() -> None:
+    sizes = [6, 9, 5]
+    levels = tuple(np.arange(1, 10) / 10)
+    curves = [Curve(levels, tuple(a * np.exp(b * np.array(levels)))) for a, b in COEFFICIENTS]
+    division = SensitivityDivision(sizes, curves)
+    for left in range(1, 20):
+        kept = division.kept(Budget(left))
+        best = min(
+            (sum(division.damage(counts)), counts)
+            for counts in itertools.product(*(range(size + 1) for size in sizes))
+            if sum(counts) == left
+        )
+        assert sum(division.damage(kept)) == pytest.approx(best[0], rel=1e-6)
+
+
+COEFFICIENTS = [(0.01, 4.0), (0.002, 6.0), (0.05, 3.0)]
+
+
+class Lopsided(nn.Module):
+    """Three layers of which the second hardly touches the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3)
+        self.idle = nn.Conv2d(8, 8, 3, padding=1)
+        self.busy = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x).relu()
+        x = 0.01 * self.idle(x) + self.busy(x)
+        return self.head(x.relu().mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def lopsided() -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(3)
+    return Lopsided().eval(), torch.randn(40, 3, 8, 8)
+
+
+def subject_of(network: nn.Module, images: torch.Tensor, **changes) -> Subject:
+    graph = trace(network, images[:2])
+    return Subject(graph=graph, images=images, layers=graph.layers[1:], chunk=16, **changes)
+
+
+def test_sensitivity_sees_which_layer_matters(lopsided) -> None:
+    network, images = lopsided
+    told: list[str] = []
+    division = Sensitivity().measure(subject_of(network, images, on_layer=told.append))
+    assert told == ["idle", "busy", "head"]
+    idle, busy, _ = division.curves
+    for curve in division.curves:
+        assert list(curve.damage) == sorted(curve.damage)
+    assert all(i < 0.01 * b for i, b in zip(idle.damage, busy.damage, strict=True))
+    sizes = [576, 576, 40]
+    kept = division.kept(Budget.of_sparsity(sizes, 0.5))
+    assert kept[0] < 0.1 * sizes[0] < 0.8 * sizes[1] < kept[1]
+
+
+def test_a_measured_damage_is_what_a_network_so_pruned_does(lopsided) -> None:
+    """The curve's point against a network pruned in one layer and run as a whole."""
+    network, images = lopsided
+    method = secateur.Magnitude()
+    sensitivity = Sensitivity(levels=(0.6,), images=10, method=method)
+    busy = sensitivity.measure(subject_of(network, images)).curves[1]
+    alone = secateur.prune(network, images, sparsity=0.6, method=method, include="busy").model
+    judged = images[torch.linspace(0, 39, 10).round().long()]
+    expected = secateur.evaluate(alone, judged, reference=network).kl
+    assert busy.damage[0] == pytest.approx(expected, rel=1e-4)
+    assert busy.measured
+
+
+def test_small_layers_are_not_run_and_say_so(lopsided) -> None:
+    network, images = lopsided
+    few = Sensitivity(small=0.1).measure(subject_of(network, images)).curves
+    assert [curve.measured for curve in few] == [True, True, False]
+    dear = subject_of(network, images, costs=[1.0, 1.0, 1000.0])
+    assert [c.measured for c in Sensitivity(small=0.1).measure(dear).curves] == [False, False, True]
+    assert all(damage > 0 for damage in few[2].damage)
+
+
+def test_outputs_that_are_no_scores_are_judged_by_squared_error() -> None:
+    torch.manual_seed(4)
+    network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3)).eval()
+    images = torch.randn(12, 3, 8, 8)
+    curve = Sensitivity(levels=(0.5, 0.999)).measure(subject_of(network, images)).curves[0]
+    assert 0 < curve.damage[0] < curve.damage[1] < 1.5
+
+
+def test_the_report_tells_the_curves(lopsided, tmp_path) -> None:
+    network, images = lopsided
+    report = secateur.prune(network, images, sparsity=0.5).report
+    assert report.requested["recipe"]["allocation"]["name"] == "sensitivity"
+    curve = report.layers[0].sensitivity
+    assert curve is not None
+    assert len(curve.damage) == 4
+    report.save(tmp_path / "report.json")
+    assert secateur.Report.load(tmp_path / "report.json") == report
+    plain = secateur.prune(network, images, sparsity=0.5, allocation=NormalizedMagnitude()).report
+    assert plain.layers[0].sensitivity is None
+    assert secateur.prune(network, images, sparsity=0.5, allocation=Uniform()).report.sparsity == (
+        pytest.approx(0.5, abs=1e-3)
+    )
+
+
+@pytest.mark.parametrize("name", ALLOCATIONS)
+def test_every_allocation_is_repeatable_and_works_with_one_image(name, lopsided) -> None:
+    network, images = lopsided
+    subject = subject_of(network, images[:1])
+    budget = Budget.of_sparsity([576, 576, 40], 0.7)
+    first = ALLOCATIONS[name]().measure(subject).kept(budget)
+    assert first == ALLOCATIONS[name]().measure(subject).kept(budget)
+    assert sum(first) == total_kept(1192, 0.7)
