@@ -34,8 +34,9 @@ IMAGES = 300
 KINDS = ("real", "fractal", "pink", "gaussian")
 RUNS = {
     "paper": {"recipe": "paper"},
-    "least-squares": {"method": "least-squares"},
-    "admm": {"method": "admm"},
+    "least-squares": {"method": "least-squares", "allocation": "normalized-magnitude"},
+    "admm": {"method": "admm", "allocation": "normalized-magnitude"},
+    "default": {},
 }
 KEY = ("network", "data", "sparsity", "run", "draw", "images", "test_images")
 COLUMNS = (
@@ -53,11 +54,11 @@ COLUMNS = (
 )
 
 
-def images_of(bench: Bench, network: str, kind: str, draw: int) -> Tensor:
-    """Calibration inputs (300, 3, height, width); the draw is the seed of synthetic ones."""
+def images_of(bench: Bench, network: str, kind: str, draw: int, count: int = IMAGES) -> Tensor:
+    """Calibration inputs (count, 3, height, width); the draw is the seed of synthetic ones."""
     if kind == "real":
-        return bench.subject.calibration(bench.folder, count=IMAGES, draw=draw)
-    source, preprocess = f"{kind}:{IMAGES}", PREPROCESS[network]
+        return bench.subject.calibration(bench.folder, count=count, draw=draw)
+    source, preprocess = f"{kind}:{count}", PREPROCESS[network]
     return secateur.load_images(source, preprocess=preprocess, seed=draw).tensor
 
 
