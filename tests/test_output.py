@@ -9,7 +9,7 @@ import pytest
 
 from secateur import output
 from secateur.errors import OutputError
-from secateur.output import check_folder, output_folder, write_file
+from secateur.output import check_folder, output_files, output_folder, write_file
 
 
 def everything_in(folder):
@@ -74,7 +74,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(type(tmp_path), "chmod", interrupted)
+    monkeypatch.setattr(type(tmp_path), "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_file(tmp_path / "a", b"")
     assert everything_in(tmp_path) == []
@@ -84,6 +84,48 @@ def test_a_missing_parent_is_one_sentence(tmp_path):
     with pytest.raises(OutputError, match="cannot be written") as caught:
         write_file(tmp_path / "no" / "a", b"")
     assert "\n" not in str(caught.value)
+
+
+def test_several_files_appear_only_at_the_end(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    with output_files(tmp_path, ["a", "b"]) as staging:
+        for name in ("a", "b"):
+            (staging / name).write_text(name)
+        assert staging.parent == tmp_path  # the same disk, so that a rename suffices
+        assert staging.name.startswith(".b.")
+        assert not (tmp_path / "a").exists()
+    assert everything_in(tmp_path) == ["a", "b", "mine"]
+    assert (tmp_path / "b").read_text() == "b"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_none_of_several_files_is_left_after_an_error(tmp_path, error):
+    def write_and_raise():
+        with output_files(tmp_path, ["a", "b"], force=True) as staging:
+            (staging / "a").write_text("new")
+            (staging / "b").write_text("new")
+            raise error
+
+    (tmp_path / "b").write_text("old")
+    with pytest.raises(error):
+        write_and_raise()
+    assert everything_in(tmp_path) == ["b"]
+    assert (tmp_path / "b").read_text() == "old"
+
+
+@pytest.mark.parametrize("taken", ["a", "b"])
+def test_one_existing_file_refuses_all_before_the_block(tmp_path, taken):
+    (tmp_path / taken).write_text("old")
+    with pytest.raises(OutputError, match=f"{taken} exists"), output_files(tmp_path, ["a", "b"]):
+        pytest.fail("the block must not run")
+    assert everything_in(tmp_path) == [taken]
+
+
+def test_force_leaves_a_folder_in_a_files_place(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(OutputError, match="a is a folder, expected a file"):
+        write_file(tmp_path / "a", b"", force=True)
+    assert everything_in(tmp_path) == ["a"]
 
 
 # folders

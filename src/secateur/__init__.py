@@ -16,6 +16,7 @@ from secateur.errors import (
     NumericalError,
     OptionError,
     OutputError,
+    PackError,
     SecateurError,
     SecateurWarning,
     UserError,
@@ -30,6 +31,7 @@ from secateur.methods import (
     Magnitude,
     WeightCorrection,
 )
+from secateur.packing import PackedSize, pack, unpack
 from secateur.patterns import Unstructured
 from secateur.recipe import RECIPES, Recipe
 from secateur.report import Report
@@ -51,6 +53,8 @@ __all__ = [
     "NumericalError",
     "OptionError",
     "OutputError",
+    "PackError",
+    "PackedSize",
     "Preprocess",
     "PruneResult",
     "Recipe",
@@ -67,5 +71,7 @@ __all__ = [
     "fractal_images",
     "inspect",
     "load_images",
+    "pack",
     "prune",
+    "unpack",
 ]

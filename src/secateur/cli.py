@@ -1,4 +1,4 @@
-"""The command line: `secateur prune`, `inspect`, `recipe` and `fractals`.
+"""The command line: `secateur prune`, `inspect`, `recipe`, `fractals`, `pack` and `unpack`.
 
 Exit status: 0 done; 2 a mistake in the call or its inputs, an interruption or a full disk, told
 in one sentence on standard error with nothing written; 1 a defect of secateur (a traceback).
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from secateur.api import PruneResult
     from secateur.data import Images, Preprocess
     from secateur.evaluate import Evaluation
+    from secateur.packing import PackedSize
 
 app = typer.Typer(
     name="secateur",
@@ -240,6 +241,36 @@ def fractals(
         typer.echo(f"{out}: {count} fractal images of {size} pixels, seed {seed}")
 
 
+@app.command()
+def pack(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors or .onnx file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="File to write.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT.")] = False,
+) -> None:
+    """Write FILE smaller: zeros cost next to nothing, and unpack gives back every bit."""
+    with _one_sentence():
+        from secateur import packing
+
+        _show_size(packing.pack(file, out, force=force))
+
+
+@app.command()
+def unpack(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file made by pack.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="File to write.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT.")] = False,
+    max_bytes: Annotated[
+        int | None,
+        typer.Option(min=0, help="Write no more; default: 1 GiB, or 256 times FILE if more."),
+    ] = None,
+) -> None:
+    """Write the file that was packed as FILE, bit for bit."""
+    with _one_sentence():
+        from secateur import packing
+
+        _show_size(packing.unpack(file, out, force=force, max_bytes=max_bytes))
+
+
 def _preprocess(
     size: int | None, resize: int | None, mean: str | None, std: str | None, channels: int
 ) -> Preprocess | None:
@@ -345,6 +376,14 @@ def _show(result: PruneResult, out: Path, quiet: bool | None) -> None:
         return
     Console(width=None if sys.stdout.isatty() else 120).print(report_view(result.report))
     typer.echo(f"written to {out}")
+
+
+def _show_size(size: PackedSize) -> None:
+    from rich.console import Console
+
+    from secateur.console import size_view
+
+    Console().print(size_view(size))
 
 
 @contextmanager

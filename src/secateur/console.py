@@ -17,6 +17,7 @@ from secateur.errors import OptionError
 
 if TYPE_CHECKING:
     from secateur.evaluate import Evaluation
+    from secateur.packing import PackedSize
     from secateur.report import Inspection, Report
 
 OnLayer = Callable[[str], Any]
@@ -222,6 +223,15 @@ def inspection_view(inspection: Inspection) -> Group:
     share = inspection.prunable_weights / total if total else 0.0
     line = f"{inspection.prunable_weights:,} of {total:,} weights ({share:.1%}) pruned by default"
     return Group(table, Text(line))
+
+
+def size_view(size: PackedSize) -> Table:
+    """What packing saves."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("dense bytes", "packed bytes", "ratio"):
+        table.add_column(heading, justify="right")
+    table.add_row(f"{size.dense:,}", f"{size.packed:,}", f"{size.ratio:.1%}")
+    return table
 
 
 def shape_text(shape: tuple[int, ...]) -> str:

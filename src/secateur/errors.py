@@ -5,6 +5,7 @@ SecateurError
 │   ├── OptionError      an option is out of range, misspelt or matches nothing
 │   ├── ModelError       the model cannot be loaded, exported or pruned
 │   ├── DataError        the images or labels cannot be used
+│   ├── PackError        a file cannot be packed, or a packed one is damaged
 │   └── OutputError      the result cannot be written where it was asked for
 ├── MissingExtraError    an optional package is not installed
 └── NumericalError       a layer cannot be solved: values overflow or no damping helps
@@ -33,6 +34,10 @@ class ModelError(UserError):
 
 class DataError(UserError):
     """The images or labels cannot be used."""
+
+
+class PackError(UserError):
+    """A file cannot be packed, or a packed one is damaged."""
 
 
 class OutputError(UserError):

@@ -7,7 +7,7 @@ import errno
 import os
 import signal
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -28,26 +28,46 @@ def clean_up_when_killed() -> None:
 
 
 def write_file(path: Path, content: bytes, *, force: bool = False) -> None:
-    """Writes a file under a temporary name beside it, then renames it.
+    """Writes a file under a temporary name, then renames it.
 
     Raises:
         OutputError: it exists and `force` is not given, or it cannot be written.
     """
-    with _plain_errors(path):
-        if path.exists() and not force:
-            raise OutputError(
-                f"{path} exists, expected a new name: choose another or allow overwriting (force)"
-            )
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-        temporary = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            temporary.chmod(0o666 & ~_umask())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    with output_files(path.parent, [path.name], force=force) as staging:
+        (staging / path.name).write_bytes(content)
+
+
+@contextmanager
+def output_files(folder: Path, names: Sequence[str], *, force: bool = False) -> Iterator[Path]:
+    """A folder to write files into that get their places in `folder` only when the block ends well.
+
+    They go to a hidden folder inside `folder`, and are renamed at the end. After an error or
+    Ctrl-C nothing is left.
+
+    Args:
+        folder: where the files go; it has to exist.
+        names: of the files, all of which the block has to write; renamed in this order.
+        force: whether existing files are replaced.
+
+    Raises:
+        OutputError: a file exists and `force` is not given, a folder is in a file's place, or the
+            disk refuses.
+    """
+    folder = Path(os.path.abspath(folder))
+    with _plain_errors(folder / names[-1]):
+        for path in (folder / name for name in names):
+            if path.exists() and not force:
+                raise OutputError(
+                    f"{path} exists, expected a new name: "
+                    "choose another or allow overwriting (force)"
+                )
+            _check_place(path, wanted="file")
+        with tempfile.TemporaryDirectory(
+            prefix=f".{names[-1]}.", suffix=".partial", dir=folder, ignore_cleanup_errors=True
+        ) as staging:
+            yield Path(staging)
+            for name in names:
+                (Path(staging) / name).replace(folder / name)
 
 
 def check_folder(folder: Path, files: Iterable[str] = (), *, force: bool = False) -> None:
