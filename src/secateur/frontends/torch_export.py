@@ -29,6 +29,8 @@ _CONVOLUTIONS = {
     aten.conv1d.padding,
     aten.conv2d.default,
     aten.conv2d.padding,
+    aten.conv3d.default,
+    aten.conv3d.padding,
     aten.convolution.default,
 }
 _LINEAR = aten.linear.default
@@ -37,8 +39,6 @@ _STAY_DENSE: dict[Any, str] = {
     aten.conv_transpose1d.default: "transposed convolution",
     aten.conv_transpose2d.input: "transposed convolution",
     aten.conv_transpose3d.input: "transposed convolution",
-    aten.conv3d.default: "three-dimensional convolution",
-    aten.conv3d.padding: "three-dimensional convolution",
     aten.matmul.default: "matrix product with a parameter",
     aten.mm.default: "matrix product with a parameter",
     aten.bmm.default: "matrix product with a parameter",
