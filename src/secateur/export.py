@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from secateur.errors import MissingExtraError, ModelError
+from secateur.errors import ModelError
 from secateur.evaluate import predict
+from secateur.frontends import require_onnx
 from secateur.frontends.torch_export import copy_module, named_tensors
 
 _CHECKED_IMAGES = 8
@@ -52,7 +53,7 @@ def save_onnx(
         MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
         ModelError: the exporter or ONNX Runtime refuses the module, or zeros were lost.
     """
-    onnx, runtime = require_onnx("writing ONNX")
+    onnx, runtime = require_onnx("writing ONNX", "onnxscript")
     images = images[:_CHECKED_IMAGES].cpu()
     module = copy_module(model).eval().cpu()
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
@@ -114,17 +115,6 @@ def _check_zeros(
 def differs(check: Mapping[str, Any]) -> bool:
     """Whether an exported file's outputs differ by more than rounding would."""
     return not check["relative_difference"] <= _WARN_DIFFERENCE
-
-
-def require_onnx(purpose: str) -> tuple[Any, Any]:
-    """The modules onnx and onnxruntime (and onnxscript at hand), or the install line."""
-    try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(error.name or "onnx", "onnx", purpose) from error
-    return onnx, onnxruntime
 
 
 @contextmanager
