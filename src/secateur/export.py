@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from secateur.errors import ModelError
 from secateur.evaluate import predict
-from secateur.frontends import require_onnx
-from secateur.frontends.torch_export import copy_module, named_tensors
+from secateur.frontends import named_tensors, output_difference, read, require_onnx
+from secateur.frontends.torch_export import copy_module
 
 _CHECKED_IMAGES = 8
 _WARN_DIFFERENCE = 1e-3  # relative to the largest output
@@ -91,6 +91,36 @@ def save_onnx(
         "largest_difference": difference,
         "relative_difference": difference / max(float(expected.abs().max()), 1e-12),
         "zeros": _check_zeros(onnx, path, named_tensors(module), parameters),
+    }
+
+
+def save_model(
+    model: Any, path: Path, images: Float[Tensor, "batch ..."], parameters: Sequence[str]
+) -> dict[str, Any]:
+    """Writes an `onnx.ModelProto`, reads it back, checks it and runs it.
+
+    Args:
+        model: the pruned model.
+        path: where to write.
+        images: some inputs; a few of them are run by ONNX Runtime and layer by layer.
+        parameters: names of the pruned weights, whose zeros are counted in the file.
+
+    Returns:
+        bytes, the largest absolute difference of the outputs, also as a share of the largest
+        output, and zeros in the file's pruned weights.
+
+    Raises:
+        ModelError: the file is refused by onnx.checker or ONNX Runtime.
+    """
+    path.write_bytes(model.SerializeToString())
+    held = read(path)
+    difference, largest = output_difference(held, images[:_CHECKED_IMAGES])
+    tensors = named_tensors(held)
+    return {
+        "bytes": path.stat().st_size,
+        "largest_difference": difference,
+        "relative_difference": difference / max(largest, 1e-12),
+        "zeros": sum(int((tensors[name] == 0).sum()) for name in parameters),
     }
 
 

@@ -42,8 +42,7 @@ def read(model: Any) -> Any:
 
 def is_onnx(model: Any) -> bool:
     """Whether a model is an `onnx.ModelProto`."""
-    loaded = sys.modules.get("onnx")
-    return loaded is not None and isinstance(model, loaded.ModelProto)
+    return isinstance(model, getattr(sys.modules.get("onnx"), "ModelProto", ()))
 
 
 def trace(model: Any, example: Tensor) -> Graph:
@@ -82,6 +81,15 @@ def onnx_function(model: Any, example: Tensor) -> Callable[[Tensor], Tensor]:
     return _onnx().Whole(model, example)
 
 
+def output_difference(model: Any, images: Tensor) -> tuple[float, float]:
+    """How far an ONNX model's first output is, at most, from its layers' run one by one.
+
+    Returns:
+        The largest difference, and the largest output.
+    """
+    return _onnx().output_difference(model, images)
+
+
 def require_onnx(purpose: str, *more: str) -> tuple[Any, Any]:
     """The modules onnx and onnxruntime, with `more` packages at hand, or the install line.
 
@@ -89,7 +97,7 @@ def require_onnx(purpose: str, *more: str) -> tuple[Any, Any]:
         MissingExtraError: one of them is not installed.
     """
     try:
-        onnx, runtime, *_ = map(importlib.import_module, ("onnx", "onnxruntime", *more))
+        onnx, runtime, *_ = [__import__(name) for name in ("onnx", "onnxruntime", *more)]
     except ImportError as error:
         raise MissingExtraError(error.name or "onnx", "onnx", purpose) from error
     return onnx, runtime

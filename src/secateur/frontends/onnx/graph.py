@@ -20,7 +20,7 @@ from torch import Tensor
 from secateur.errors import ModelError
 from secateur.frontends.onnx.file import constants, first_line, has_body, put, tensor_of
 from secateur.frontends.onnx.plan import Plan, Site, schedule
-from secateur.frontends.onnx.runtime import Segment, Trial, declared_batch, trial
+from secateur.frontends.onnx.runtime import Segment, Trial, Whole, declared_batch, trial
 from secateur.frontends.onnx.steps import Normalise, Step
 from secateur.graph import BiasSlot, Layer, Op, Use, last_reads, merged, protected
 
@@ -111,6 +111,18 @@ def named_tensors(model: ModelProto) -> dict[str, Tensor]:
     """The floating-point constants of a model by name, as they are stored; copied."""
     held = constants(model.graph)
     return {name: tensor_of(of, name) for name, of in held.items() if of.data_type in _FLOATS}
+
+
+def output_difference(model: ModelProto, images: Tensor) -> tuple[float, float]:
+    """The first output by ONNX Runtime against that of the layers run one after the other.
+
+    Returns:
+        The largest difference, and the largest output.
+    """
+    images = images.cpu()
+    whole = Whole(model, images[:2])(images)
+    (parts, *_) = trace(model, images[:2]).rehearse(images)
+    return float((whole - parts).abs().max()), float(whole.abs().max())
 
 
 def _agreeing(model: ModelProto, example: Tensor, found: Trial) -> OnnxGraph:
