@@ -127,18 +127,22 @@ class Graph(Protocol):
 
 
 def merged(layers: Iterable[Layer]) -> list[Layer]:
-    """One layer per name: its uses together, in order of first use."""
-    by_name: dict[str, Layer] = {}
+    """One layer per weight: its uses together, in order of first use."""
+    found: dict[tuple[str, str | None], Layer] = {}
     for layer in layers:
-        known = by_name.setdefault(layer.name, layer)
-        if known is not layer:
-            by_name[layer.name] = replace(
-                known,
-                uses=known.uses + layer.uses,
-                macs=known.macs + layer.macs,
-                obstacle=known.obstacle or layer.obstacle,
-            )
-    return list(by_name.values())
+        key = layer.name, layer.parameter
+        known = found.get(key)
+        found[key] = layer if known is None else _together(known, layer)
+    return list(found.values())
+
+
+def _together(known: Layer, again: Layer) -> Layer:
+    return replace(
+        known,
+        uses=known.uses + again.uses,
+        macs=known.macs + again.macs,
+        obstacle=known.obstacle or again.obstacle,
+    )
 
 
 def protected(layers: Sequence[Layer]) -> list[Layer]:

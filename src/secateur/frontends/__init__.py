@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateur.errors import MissingExtraError, ModelError
 from secateur.frontends import torch_export
@@ -24,20 +24,21 @@ def read(model: Any) -> Any:
     """The model itself; of the path of an `.onnx` file, what it holds (an `onnx.ModelProto`).
 
     Raises:
-        ModelError: the file cannot be read or is not valid ONNX.
+        ModelError: neither a module nor an ONNX model, or the file cannot be read.
         MissingExtraError: onnx or onnxruntime is not installed.
     """
+    if isinstance(model, nn.Module):
+        return model
     if is_onnx(model):
         _onnx().check(model)
         return model
-    if not isinstance(model, str | Path):
-        return model
-    if Path(model).suffix.lower() != ".onnx":
-        raise ModelError(
-            f"the model is {str(model)!r}, expected a torch.nn.Module or the path of an .onnx "
-            "file: pass the module itself, with its weights loaded"
-        )
-    return _onnx().read(model)
+    if isinstance(model, str | Path) and Path(model).suffix.lower() == ".onnx":
+        return _onnx().read(model)
+    got = repr(str(model)) if isinstance(model, str | Path) else f"a {type(model).__name__}"
+    raise ModelError(
+        f"the model is {got}, expected a torch.nn.Module or the path of an .onnx file: "
+        "pass the module itself, with its weights loaded"
+    )
 
 
 def is_onnx(model: Any) -> bool:

@@ -62,7 +62,7 @@ def check(model: ModelProto, name: str = "the ONNX model") -> None:
     if size > _MOST_BYTES:
         raise ModelError(f"{name} holds {size / 1e9:.1f} GB, expected at most 2 GB: split it")
     try:
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(_with_output_shapes(model))
     except Exception as error:  # ValidationError, and what protobuf raises
         raise ModelError(
             f"{name} is not valid ONNX ({first_line(error)}), expected a file that onnx.checker "
@@ -169,6 +169,18 @@ def _node_tensors(nodes: object) -> Iterator[TensorProto]:
                 yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
         for graph in _bodies(node):
             yield from _graph_tensors(graph)
+
+
+def _with_output_shapes(model: ModelProto) -> ModelProto:
+    """For the checker, which wants a shape for each output, if only an empty one."""
+    if all(value.type.tensor_type.HasField("shape") for value in model.graph.output):
+        return model
+    twin = ModelProto()
+    twin.CopyFrom(model)
+    for value in twin.graph.output:
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.shape.SetInParent()
+    return twin
 
 
 def _load_external(model: ModelProto, path: Path) -> None:

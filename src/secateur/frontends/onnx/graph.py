@@ -20,7 +20,7 @@ from torch import Tensor
 from secateur.errors import ModelError
 from secateur.frontends.onnx.file import constants, first_line, has_body, put, tensor_of
 from secateur.frontends.onnx.plan import Plan, Site, schedule
-from secateur.frontends.onnx.runtime import Segment, Trial, Whole, declared_batch, trial
+from secateur.frontends.onnx.runtime import Segment, Trial, Whole, several, trial
 from secateur.frontends.onnx.steps import Normalise, Step
 from secateur.graph import BiasSlot, Layer, Op, Use, last_reads, merged, protected
 
@@ -30,7 +30,15 @@ _AGREEMENT = 1e-3  # largest difference of graph and file, relative to the large
 
 @dataclass
 class OnnxGraph:
-    """An ONNX model, run step by step. See `secateur.graph.Graph` for the attributes."""
+    """An ONNX model, run step by step. See `secateur.graph.Graph` for the other attributes.
+
+    Attributes:
+        plan: what the file says.
+        steps: what runs each operation.
+        writable: names of the constants that the file has a place for.
+        shapes: of the values of one image.
+        shown: the same with 0 for axes that grow with the number of images.
+    """
 
     plan: Plan
     steps: list[Step]
@@ -39,6 +47,7 @@ class OnnxGraph:
     layers: list[Layer] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    shown: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.input, self.outputs = self.plan.input, self.plan.outputs
@@ -81,11 +90,10 @@ def trace(model: ModelProto, example: Tensor) -> OnnxGraph:
         ModelError: the model cannot be run on such inputs or takes several, a weight is NaN or
             infinite, or the graph does not give what the model gives.
     """
-    # A number of images that the file may not have been made for shows whether any number will do.
-    example = torch.cat([example] * 4)[: 4 if declared_batch(model) == 3 else 3]
+    example = several(model, example)
     found = trial(model, example)
     graph = _agreeing(model, example, found)
-    graph.shapes = _shapes(graph, example, found)
+    _learn_shapes(graph, example, found)
     graph.layers = _Layers(graph).find()
     if any(has_body(node) for node in graph.plan.nodes.nodes):
         graph.notes.append("layers inside control flow (If, Loop, Scan) stay dense")
@@ -141,7 +149,7 @@ def _agreeing(model: ModelProto, example: Tensor, found: Trial) -> OnnxGraph:
         except (ModelError, RuntimeError) as error:  # made for another number of images
             reason = error
             continue
-        if difference <= _AGREEMENT:
+        if not difference > _AGREEMENT:  # NaN is told with its layer's name, by the walk
             return graph
         reason = f"its outputs differ by {difference:.2g} of the largest"
     if found.batch:
@@ -195,14 +203,14 @@ def _difference(graph: OnnxGraph, outputs: Sequence[Any], found: Trial) -> float
     return worst
 
 
-def _shapes(graph: OnnxGraph, example: Tensor, found: Trial) -> dict[str, tuple[int, ...]]:
-    """Shapes of all values that are known: of one image, 0 for the axis of the images."""
+def _learn_shapes(graph: OnnxGraph, example: Tensor, found: Trial) -> None:
+    """Sets a graph's shapes: what onnx infers, and what one image and several have."""
     several = graph.shapes
     graph.rehearse(example[:1])
-    known = {name: tuple(sizes) for name, sizes in found.shapes.items()} | graph.shapes
-    return {
+    graph.shapes = {name: tuple(sizes) for name, sizes in found.shapes.items()} | graph.shapes
+    graph.shown = {
         name: _batch_as_zero(sizes, several.get(name, (0, *sizes[1:])))
-        for name, sizes in known.items()
+        for name, sizes in graph.shapes.items()
     }
 
 
@@ -231,8 +239,7 @@ class _Layers:
             return self._dense(site)
         weight, shapes = self.graph.parameters[site.step.weight], self.graph.shapes
         output = shapes[site.step.name]
-        one = [size or 1 for size in output]  # of one image
-        places = math.prod(one[:-1] if site.kind == "linear" else (one[0], *one[2:]))
+        places = math.prod(output[:-1] if site.kind == "linear" else (output[0], *output[2:]))
         use = Use(
             op=self.at[site.step.name],
             input=site.step.input,
@@ -241,11 +248,11 @@ class _Layers:
             bias=site.step.bias,
         )
         return Layer(
-            name=site.step.weight.removesuffix(".weight"),
+            name=self._short(site.step.weight),
             parameter=site.step.weight,
             kind=site.kind,
             shape=weight.shape,
-            output=output,
+            output=self.graph.shown[site.step.name],
             macs=places * weight.numel(),
             uses=(use,),
             obstacle=self._obstacle(site),
@@ -256,18 +263,22 @@ class _Layers:
         held = site.weight or next((name for name in node.input[1:2]), "")
         known = self.nodes.constants.get(held)
         shape = tuple(known.dims) if known is not None else self.graph.shapes.get(held, (0,))
-        output = self.graph.shapes.get(node.output[0], ())
         where = {"Conv": node.output, "ConvTranspose": node.input}.get(node.op_type, [""])[0]
         places = math.prod(self.graph.shapes.get(where, (0, 0, 0))[2:])
         return Layer(
-            name=(site.weight or node.name or node.output[0]).removesuffix(".weight"),
+            name=self._short(site.weight) if site.weight else node.name or node.output[0],
             parameter=site.weight,
             kind=node.op_type,
             shape=torch.Size(shape),
-            output=output,
+            output=self.graph.shown.get(node.output[0], ()),
             macs=places * math.prod(shape),
             obstacle=site.reason,
         )
+
+    def _short(self, weight: str) -> str:
+        """A weight's name without ".weight", unless another has that name."""
+        short = weight.removesuffix(".weight")
+        return weight if short in self.nodes.constants else short
 
     def _obstacle(self, site: Site) -> str | None:
         assert site.step is not None

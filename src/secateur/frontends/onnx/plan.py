@@ -63,7 +63,7 @@ class Stored:
     def write(self, value: Tensor) -> Tensor:
         """The inverse, up to the shape of a vector."""
         value = value.mT if self.transposed else value
-        return value if self.factor == 1 else value / self.factor
+        return value if self.factor == 1 else value / self.factor + 0.0  # no negative zeros
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,8 @@ from secateur.evaluate import fast_layout
 from secateur.frontends.onnx.file import first_line, has_body
 
 _PATIENCE = 300.0  # seconds for the first run, on a few images
+_LARGEST_BATCH = 1024  # that a file may be fixed to
+_LARGEST_IMAGE = 2**28  # values, where nobody said what shape
 _CRASHES = {-number.value: number.name for number in signal.Signals}
 _NAMES = """
     Abs Add Ceil Clip Div Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity LeakyRelu Log Max
@@ -105,7 +107,7 @@ def trial(model: ModelProto, images: Tensor) -> Trial:
     declared = declared_batch(model)
     images = images.cpu()
     if declared:
-        images = torch.cat([images] * declared)[: declared * -(-len(images) // declared)]
+        images = _filled(images, declared * math.ceil(len(images) / declared))
     content, file = model.SerializeToString(), io.BytesIO()
     np.save(file, images.contiguous().numpy())
     program = str(Path(__file__).with_name("trial.py"))
@@ -158,17 +160,41 @@ def _why_not(done: subprocess.CompletedProcess[bytes], shape: torch.Size) -> str
     )
 
 
+def several(model: ModelProto, images: Tensor) -> Tensor:
+    """Three images by repeating a few, or four where the file is made for three.
+
+    A number that it was not made for shows whether any number will do.
+    """
+    return torch.cat([images] * 4)[: 4 if declared_batch(model) == 3 else 3]
+
+
 def declared_batch(model: ModelProto) -> int:
     """The batch size that the file's input is fixed to; 0 = any."""
     axes = images_input(model).type.tensor_type.shape.dim
-    return max(0, axes[0].dim_value) if axes else 0
+    batch = axes[0].dim_value if axes else 0
+    if batch > _LARGEST_BATCH:
+        raise ModelError(
+            f"the ONNX model takes {batch} images at a time, expected any number, or at most "
+            f"{_LARGEST_BATCH}: export it with a dynamic batch"
+        )
+    return max(0, batch)
 
 
 def input_shape(model: ModelProto) -> tuple[int, ...]:
-    """Of one image; 3 channels and 224 pixels where the file leaves a size open."""
+    """Of one image; 3 channels and 224 pixels where the file leaves a size open.
+
+    Raises:
+        ModelError: it would be too large to try.
+    """
     axes = images_input(model).type.tensor_type.shape.dim
     usual = [0, 3, *[224] * len(axes)] if len(axes) > 2 else [0, 224]
-    return tuple(axis.dim_value or usual[index] for index, axis in enumerate(axes))[1:]
+    shape = tuple(axis.dim_value or usual[index] for index, axis in enumerate(axes))[1:]
+    if min(shape, default=1) < 1 or math.prod(shape) > _LARGEST_IMAGE:
+        raise ModelError(
+            f"the ONNX model takes images of shape {shape}, expected at most {_LARGEST_IMAGE} "
+            "values: pass the shape to look at (shape=, --shape)"
+        )
+    return shape
 
 
 def images_input(model: ModelProto) -> onnx.ValueInfoProto:
@@ -206,7 +232,7 @@ class Whole:
 
     def __init__(self, model: ModelProto, example: Tensor) -> None:
         self.input = images_input(model).name
-        self.batch = trial(model, example).batch
+        self.batch = trial(model, several(model, example)).batch
         self.session = start(model)
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -273,7 +299,8 @@ class Segment:
         permuted = self.elementwise and _are_channels_last(inputs)
         if permuted:
             inputs = [value.permute(0, 2, 3, 1) for value in inputs]
-        found = call(self.session, {f"i{index}": of for index, of in enumerate(inputs)})
+        names = [value.name for value in self.session.get_inputs()]
+        found = call(self.session, dict(zip(names, inputs, strict=True)))
         tensors = [as_tensor(value) for value in found]
         devices = {value.device for value in inputs if isinstance(value, Tensor)}
         for device in devices - {torch.device("cpu")}:
