@@ -94,19 +94,21 @@ class Builder:
 
 
 class Net(nn.Module):
-    """Convolutions of all kinds: with a BatchNorm, depthwise, grouped, dilated, with a shortcut."""
+    """Convolutions of all kinds: with a BatchNorm, depthwise, grouped, a shortcut, a gate."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
         self.depthwise = nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=8)
         self.grouped = nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=2)
+        self.gate = nn.Conv2d(8, 8, 1)
         self.last, self.scale = nn.Conv2d(8, 12, 1), nn.BatchNorm2d(12)
         self.head = nn.Linear(12, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.depthwise(self.norm(self.stem(x)).relu())
         x = (self.grouped(x) + x).relu()
+        x = x * self.gate(x.mean((2, 3), keepdim=True)).sigmoid()
         return self.head(self.scale(self.last(x)).relu().mean((2, 3)))
 
 
@@ -141,6 +143,8 @@ def as_onnx(net: Net, *, size: int = 11, batch: int | str = "n", **more: Any) ->
     x = build.normalisation(x, net.norm, "norm") if isinstance(net.norm, nn.BatchNorm2d) else x
     x = build.convolution(build.node("Relu", x), net.depthwise, "depthwise")
     x = build.node("Relu", build.node("Add", build.convolution(x, net.grouped, "grouped"), x))
+    gate = build.convolution(build.node("GlobalAveragePool", x), net.gate, "gate")
+    x = build.node("Mul", x, build.node("Sigmoid", gate))
     x = build.convolution(x, net.last, "last")
     x = build.normalisation(x, net.scale, "scale") if isinstance(net.scale, nn.BatchNorm2d) else x
     x = build.node("GlobalAveragePool", build.node("Relu", x))

@@ -2,7 +2,8 @@
 
 from secateur.frontends.onnx.file import check, read
 from secateur.frontends.onnx.graph import named_tensors, output_difference, trace, with_parameters
-from secateur.frontends.onnx.runtime import Whole, input_shape
+from secateur.frontends.onnx.signature import input_shape
+from secateur.frontends.onnx.whole import Whole
 
 __all__ = [
     "Whole",

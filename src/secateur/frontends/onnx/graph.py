@@ -19,9 +19,13 @@ from torch import Tensor
 
 from secateur.errors import ModelError
 from secateur.frontends.onnx.file import constants, first_line, has_body, put, tensor_of
-from secateur.frontends.onnx.plan import Plan, Site, schedule
-from secateur.frontends.onnx.runtime import Segment, Trial, Whole, several, trial
+from secateur.frontends.onnx.first_run import Trial, trial
+from secateur.frontends.onnx.plan import Plan, Site
+from secateur.frontends.onnx.schedule import schedule
+from secateur.frontends.onnx.segment import Segment
+from secateur.frontends.onnx.signature import known_shapes, several
 from secateur.frontends.onnx.steps import Normalise, Step
+from secateur.frontends.onnx.whole import Whole
 from secateur.graph import BiasSlot, Layer, Op, Use, last_reads, merged, protected
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
@@ -93,7 +97,7 @@ def trace(model: ModelProto, example: Tensor) -> OnnxGraph:
     example = several(model, example)
     found = trial(model, example)
     graph = _agreeing(model, example, found)
-    _learn_shapes(graph, example, found)
+    _learn_shapes(graph, example)
     graph.layers = _Layers(graph).find()
     if any(has_body(node) for node in graph.plan.nodes.nodes):
         graph.notes.append("layers inside control flow (If, Loop, Scan) stay dense")
@@ -203,11 +207,12 @@ def _difference(graph: OnnxGraph, outputs: Sequence[Any], found: Trial) -> float
     return worst
 
 
-def _learn_shapes(graph: OnnxGraph, example: Tensor, found: Trial) -> None:
-    """Sets a graph's shapes: what onnx infers, and what one image and several have."""
+def _learn_shapes(graph: OnnxGraph, example: Tensor) -> None:
+    """Sets a graph's shapes: what one image and several have, and within segments what is known."""
     several = graph.shapes
     graph.rehearse(example[:1])
-    graph.shapes = {name: tuple(sizes) for name, sizes in found.shapes.items()} | graph.shapes
+    if any(site.step is None for site in graph.plan.sites):
+        graph.shapes = known_shapes(graph.plan.model, example.shape[1:]) | graph.shapes
     graph.shown = {
         name: _batch_as_zero(sizes, several.get(name, (0, *sizes[1:])))
         for name, sizes in graph.shapes.items()

@@ -81,8 +81,25 @@ class Nodes:
             name = node.input[0]
         return name, turned
 
+    def vector(self, name: str) -> tuple[str, tuple[int, ...] | None]:
+        """The constant behind a value, through Identity and new shapes, and the last shape.
+
+        The shape is None where it is no float32 constant.
+        """
+        nodes: list[NodeProto] = []
+        while name in self.makers:
+            node = self.nodes[self.makers[name]]
+            if not (is_node(node, "Identity") or self._is_new_shape(node)):
+                break
+            nodes.append(node)
+            name = node.input[0]
+        shape = self.float_shape(name)
+        for node in reversed(nodes):
+            shape = shape if shape is None else self._new_shape(node, shape)
+        return name, shape
+
     def users(self, name: str) -> list[int]:
-        """The nodes that read a constant, directly or through Identity and Transpose.
+        """The nodes that read a constant, directly or through Identity, Transpose, a new shape.
 
         An output of the graph counts as -1.
         """
@@ -90,15 +107,16 @@ class Nodes:
         for known in names:
             found += [-1] * (known in self.outputs)
             for index in self.readers.get(known, ()):
-                if _is_alias(self.nodes[index]):
-                    names.append(self.nodes[index].output[0])
+                node = self.nodes[index]
+                if _is_alias(node) or (self._is_new_shape(node) and node.input[0] == known):
+                    names.append(node.output[0])
                 else:
                     found.append(index)
         return found
 
     def is_sole(self, name: str, index: int) -> bool:
         """Whether one node alone reads a constant, and once."""
-        inputs = [self.source(held)[0] for held in self.nodes[index].input]
+        inputs = [self.vector(held)[0] for held in self.nodes[index].input]
         return self.users(name) == [index] and inputs.count(name) == 1
 
     def only_reader(self, name: str) -> int | None:
@@ -113,9 +131,32 @@ class Nodes:
         held = self.constants.get(name)
         return None if held is None or held.data_type != TensorProto.FLOAT else tuple(held.dims)
 
+    def _integers(self, name: str) -> list[int]:
+        """The values of a constant of integers."""
+        return onnx.numpy_helper.to_array(self.constants[name]).tolist()
+
+    def _is_new_shape(self, node: NodeProto) -> bool:
+        """Whether a node gives a constant another shape, which is a constant too."""
+        held = is_node(node, "Reshape") or is_node(node, "Unsqueeze")
+        return held and self.is_fixed(node) and all(of in self.constants for of in node.input[1:])
+
+    def _new_shape(self, node: NodeProto, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if is_node(node, "Identity"):
+            return shape
+        if is_node(node, "Reshape"):
+            sizes = self._integers(node.input[1])
+            pairs = zip(sizes, (*shape, *sizes), strict=False)
+            sizes = [old if new == 0 else new for new, old in pairs]
+            rest = math.prod(size for size in sizes if size != -1)
+            left = math.prod(shape) // max(rest, 1)
+            return tuple(left if size == -1 else size for size in sizes)
+        axes = self._integers(node.input[1]) if node.input[1:] else option(node, "axes", [])
+        rank = len(shape) + len(axes)
+        ones, sizes = {axis % rank for axis in axes}, iter(shape)
+        return tuple(1 if axis in ones else next(sizes) for axis in range(rank))
+
     def _for_any_batch(self, node: NodeProto, batch: int) -> NodeProto:
-        held = self.constants.get(node.input[1])
-        sizes = [] if held is None else onnx.numpy_helper.to_array(held).tolist()
+        sizes = self._integers(node.input[1]) if node.input[1] in self.constants else []
         if sizes[:1] != [batch] or option(node, "allowzero", 0):
             return node
         twin = NodeProto()

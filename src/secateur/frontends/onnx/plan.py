@@ -1,25 +1,23 @@
-"""Which nodes of an ONNX graph are layers, how their weights are stored, and in what order to run.
+"""Which nodes of an ONNX graph are layers, and how their weights are stored.
 
-Convolutions, products with a weight and normalisations become steps that PyTorch runs; the nodes
-between them become segments that ONNX Runtime runs, each as late as possible. What depends on
-constants only is part of the segments that need it, where ONNX Runtime works it out once.
+Convolutions, products with a weight and normalisations become steps that PyTorch runs; see
+`schedule` for the others.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from onnx import ModelProto, NodeProto, TensorProto
 from torch import Tensor
 
 from secateur.errors import ModelError
-from secateur.frontends.onnx.file import inlined, reads, tensor_of
+from secateur.frontends.onnx.file import inlined, tensor_of
 from secateur.frontends.onnx.nodes import Nodes, is_node, option
-from secateur.frontends.onnx.runtime import Segment, images_input
-from secateur.frontends.onnx.steps import Convolve, Multiply, Normalise, Part, Step, Swap
+from secateur.frontends.onnx.signature import images_input
+from secateur.frontends.onnx.steps import Convolve, Multiply, Normalise, Step, Swap
 
 _STAY_DENSE = {
     "ConvTranspose": "transposed convolution",
@@ -264,11 +262,10 @@ class Plan:
         """The bias among a node's inputs; None where it has none."""
         if len(node.input) < 3 or not node.input[2]:
             return None
-        name, _ = self.nodes.source(node.input[2])
-        shape = self.nodes.float_shape(name)
+        name, shape = self.nodes.vector(node.input[2])
         if shape is None or math.prod(shape) != rows:
             return _COMPUTED
-        return _Bias(name, Stored(vector=len(shape) != 1, factor=factor))
+        return _Bias(name, self._as_vector(name, factor))
 
     def _added_bias(self, node: NodeProto, shapes: set[tuple[int, ...]]) -> _Bias:
         """The constant of one of these shapes that a following Add brings, or no bias."""
@@ -276,11 +273,11 @@ class Plan:
         if reader is None or not is_node(self.nodes.nodes[reader], "Add"):
             return _Bias()
         (other,) = [name for name in self.nodes.nodes[reader].input if name != node.output[0]]
-        name, turned = self.nodes.source(other)
-        shape = self.nodes.float_shape(name)
-        if shape not in shapes or turned:
-            return _Bias()
-        return _Bias(name, Stored(vector=len(shape or ()) != 1), reader)
+        name, shape = self.nodes.vector(other)
+        return _Bias(name, self._as_vector(name), reader) if shape in shapes else _Bias()
+
+    def _as_vector(self, name: str, factor: float = 1.0) -> Stored:
+        return Stored(vector=len(self.nodes.constants[name].dims) != 1, factor=factor)
 
     def _fits(self, index: int, weight: str, stored: Stored, bias: _Bias) -> bool:
         """Whether a layer can be run by PyTorch; it stays in a segment where it cannot."""
@@ -341,76 +338,3 @@ class Plan:
 
 
 _COMPUTED = _Bias("")
-
-
-def schedule(plan: Plan, sessions: dict[bytes, Any]) -> list[Step]:
-    """All steps in execution order; what ONNX Runtime runs comes just before it is needed."""
-    return list(_Schedule(plan, sessions).steps())
-
-
-class _Schedule:
-    """Cuts what is between the units into segments."""
-
-    def __init__(self, plan: Plan, sessions: dict[bytes, Any]) -> None:
-        self.plan, self.nodes, self.sessions = plan, plan.nodes, sessions
-        run = [step for steps in plan.units.values() for step in steps]
-        self.read_by_units = {name for step in run for name in step.reads}
-        self.images = {step.input for step in run if isinstance(step, Convolve)}
-        self.done: set[int] = set(plan.units) | plan.absorbed
-
-    def steps(self) -> Iterator[Step]:
-        for index in sorted(self.plan.units):
-            yield from self._before(name for step in self.plan.units[index] for name in step.reads)
-            yield from self.plan.units[index]
-        yield from self._before(self.plan.outputs)
-
-    def _before(self, wanted: Iterable[str]) -> Iterator[Step]:
-        """The segment that makes these values, where they are not there yet."""
-        group = self._makers(name for name in wanted if name not in self.plan.stored)
-        moving = [index for index in group if not self.nodes.is_fixed(self.nodes.nodes[index])]
-        if moving:
-            self.done.update(moving)
-            yield from self._segment(sorted(group), set(moving))
-
-    def _makers(self, wanted: Iterable[str]) -> set[int]:
-        """The nodes not run yet that values depend on, those of constants included."""
-        found: set[int] = set()
-        names = list(wanted)
-        while names:
-            index = self.nodes.makers.get(names.pop())
-            if index is not None and index not in self.done and index not in found:
-                found.add(index)
-                names += reads(self.nodes.nodes[index])
-        return found
-
-    def _segment(self, group: list[int], moving: set[int]) -> Iterator[Step]:
-        nodes = [self.nodes.nodes[index] for index in group]
-        needed = list(dict.fromkeys(name for node in nodes for name in reads(node)))
-        constants = self.nodes.constants
-        held = {name: constants[name] for name in needed if name in constants}
-        made = {name for node in nodes for name in node.output}
-        writes = tuple(
-            name
-            for index in sorted(moving)
-            for name in self.nodes.nodes[index].output
-            if name and self._is_read_outside(name, moving)
-        )
-        segment = Segment(
-            name=writes[0] if len(writes) == 1 else self.nodes.fresh(writes[0]),
-            reads=tuple(name for name in needed if name not in made | self.nodes.fixed),
-            writes=writes,
-            nodes=nodes,
-            constants=held,
-            source=self.plan.model,
-            sessions=self.sessions,
-            fast=frozenset(writes) & self.images,
-        )
-        yield segment
-        if len(writes) > 1:
-            for index, name in enumerate(writes):
-                yield Part(name=name, input=segment.name, index=index)
-
-    def _is_read_outside(self, name: str, group: set[int]) -> bool:
-        if name in self.plan.outputs or name in self.read_by_units:
-            return True
-        return any(index not in group for index in self.nodes.readers.get(name, ()))
