@@ -73,7 +73,7 @@ def at_arms_length(model: bytes, images: np.ndarray, batch: int) -> Mapping[str,
             input=model + file.getvalue(),
             capture_output=True,
             timeout=_PATIENCE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             check=False,
         )
     except subprocess.TimeoutExpired as error:
