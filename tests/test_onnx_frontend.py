@@ -396,7 +396,8 @@ def test_what_cannot_be_pruned_says_why() -> None:
 def test_layers_inside_control_flow_stay_dense_and_are_run(images) -> None:
     torch.manual_seed(9)
     build = Builder(3, 11, 11)
-    x = build.node("Conv", "input", build.hold(torch.randn(4, 3, 3, 3), "a"))
+    x = build.node("Relu", build.node("Conv", "input", build.hold(torch.randn(4, 3, 3, 3), "a")))
+    y = build.node("Conv", build.node("Sigmoid", x), build.hold(torch.randn(4, 4, 1, 1), "c"))
 
     def body(name: str) -> onnx.GraphProto:
         """Reads a value from outside."""
@@ -405,14 +406,14 @@ def test_layers_inside_control_flow_stay_dense_and_are_run(images) -> None:
         conv = helper.make_node("Conv", [x, f"{name}.weight"], [name])
         return helper.make_graph([conv], name, [], [value], [kernel])
 
-    size = build.node("ReduceSum", build.node("Shape", "input"), keepdims=0)
+    size = build.node("ReduceSum", build.node("Shape", y), keepdims=0)
     condition = build.node("Greater", size, build.hold(np.array(0)))
     x = build.node("If", condition, then_branch=body("yes"), else_branch=body("no"))
     x = build.node("Conv", x, build.hold(torch.randn(4, 4, 3, 3), "b"))
     model = build.model(build.node("Flatten", build.node("GlobalAveragePool", x)))
     result = secateur.prune(model, images, sparsity=0.5)
     assert "layers inside control flow (If, Loop, Scan) stay dense" in result.report.notes
-    assert [layer.name for layer in result.report.layers] == ["b"]
+    assert [layer.name for layer in result.report.layers] == ["c", "b"]
 
 
 def test_functions_of_a_file_are_expanded_to_be_read_and_kept_when_written(images) -> None:

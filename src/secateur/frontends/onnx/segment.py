@@ -20,8 +20,8 @@ from secateur.frontends.onnx.file import has_body
 from secateur.frontends.onnx.runtime import as_array, as_tensor, call, start
 
 _NAMES = """
-    Abs Add Ceil Clip Div Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity LeakyRelu Log Max
-    Min Mish Mul Neg Pow Reciprocal Relu Round Selu Sigmoid Sign Softplus Softsign Sqrt Sub Sum
+    Abs Add Cast Ceil Clip Div Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity LeakyRelu Log
+    Max Min Mish Mul Neg Pow Reciprocal Relu Round Selu Sigmoid Sign Softplus Softsign Sqrt Sub Sum
     Swish Tanh ThresholdedRelu
 """
 _ELEMENTWISE = frozenset(_NAMES.split())
