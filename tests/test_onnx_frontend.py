@@ -121,8 +121,10 @@ def test_attention_written_by_the_exporter_of_pytorch(tmp_path) -> None:
     net.attention.out_proj.bias.normal_()
     x = torch.randn(60, 7, 6)
     save_onnx(net, tmp_path / "net.onnx", x, [])
-    want = secateur.prune(net, x, sparsity=0.5, include="*")
-    got = secateur.prune(tmp_path / "net.onnx", x, sparsity=0.5, include="*")
+    options = {"sparsity": 0.5, "include": "*", "allocation": "uniform"}
+    options["method"] = secateur.LeastSquares()  # a few tokens are a near tie for others
+    want = secateur.prune(net, x, **options)
+    got = secateur.prune(tmp_path / "net.onnx", x, **options)
     for ours, theirs in zip(got.report.layers, want.report.layers, strict=True):
         for field in ("kind", "shape", "zeros", "macs", "samples", "notes"):
             assert getattr(ours, field) == getattr(theirs, field), field
@@ -238,12 +240,15 @@ PRODUCTS = {
 }
 
 
+HALF = {"sparsity": 0.5, "include": "*", "allocation": "normalized-magnitude"}
+
+
 @pytest.fixture(scope="module")
 def two_layers():
     torch.manual_seed(5)
     net = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 4)).requires_grad_(False)
     x = torch.randn(200, 6) + 1
-    return net, x, secateur.prune(net, x, sparsity=0.5, include="*")
+    return net, x, secateur.prune(net, x, **HALF)
 
 
 @pytest.mark.parametrize("how", PRODUCTS)
@@ -253,7 +258,7 @@ def test_a_product_in_any_form_is_the_linear_layer(how, two_layers) -> None:
     hidden = build.node("Relu", PRODUCTS[how](build, "input", net[0]))
     model = build.model(PRODUCTS[how](build, hidden, net[2]))
     torch.testing.assert_close(predict(model, x), net(x))
-    got = secateur.prune(model, x, sparsity=0.5, include="*")
+    got = secateur.prune(model, x, **HALF)
     assert [layer.zeros for layer in got.report.layers] == [
         layer.zeros for layer in want.report.layers
     ]
