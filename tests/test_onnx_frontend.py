@@ -62,7 +62,7 @@ def small(opset: int = 17, **more) -> ModelProto:
 
 def refused(says: str):
     """One sentence that says so."""
-    return pytest.raises(secateur.ModelError, match=rf"^[^\n]*{says}[^\n]*$")
+    return pytest.raises(secateur.ModelError, match=rf"^(?!.*\n).*{says}")
 
 
 # the same as through PyTorch
@@ -746,7 +746,7 @@ HOSTILE = {
     _greedy: "more memory than half of this machine's",
     _endless: "did not finish .* check its loops",
     _random: "a random model cannot be pruned",
-    _with_nan: "NaN or Inf in weight",
+    _with_nan: "^the weights hold NaN or Inf in weight",
     _constant: "no output that depends on its images",
     _of_huge_batch: "images at a time, expected any number, or at most 1024",
     _of_huge_images: "expected at most .* values",

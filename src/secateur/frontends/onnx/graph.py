@@ -139,18 +139,19 @@ def output_difference(model: ModelProto, images: Tensor) -> tuple[float, float]:
 
 def _agreeing(model: ModelProto, example: Tensor, found: Trial) -> OnnxGraph:
     """The graph that gives what the file gives, with all images at once or one by one."""
-    together = lambda: _build(model, example)  # noqa: E731
-    ways = [together]
+    plan = Plan(model)
+    parameters = _parameters(plan, example.device)
+    ways = [lambda: _build(model, plan, parameters)]
     if found.batch:
-        ways.append(lambda: _build(model, example, any_batch=found.batch))
+        ways.append(lambda: _build(model, Plan(model, any_batch=found.batch), parameters))
     if found.batch == 1:
-        ways.append(lambda: _one_by_one(_build(model, example), example))
+        ways.append(lambda: _one_by_one(_build(model, plan, parameters), example))
     reason: Exception | str = ""
     for way in ways:
         try:
             graph = way()
             difference = _difference(graph, graph.rehearse(example), found)
-        except (ModelError, RuntimeError) as error:  # made for another number of images
+        except (ValueError, RuntimeError, IndexError) as error:  # for another number of images
             reason = error
             continue
         if not difference > _AGREEMENT:  # NaN is told with its layer's name, by the walk
@@ -168,15 +169,19 @@ def _agreeing(model: ModelProto, example: Tensor, found: Trial) -> OnnxGraph:
     )
 
 
-def _build(model: ModelProto, example: Tensor, any_batch: int = 0) -> OnnxGraph:
-    plan = Plan(model, any_batch=any_batch)
-    parameters = {name: value.to(example.device) for name, value in plan.parameters().items()}
+def _parameters(plan: Plan, device: torch.device) -> dict[str, Tensor]:
+    """The layers' weights; ModelError names the first that holds a NaN or an infinity."""
+    parameters = {name: value.to(device) for name, value in plan.parameters().items()}
     for name, value in parameters.items():
         if not value.isfinite().all():
             raise ModelError(
                 f"the weights hold NaN or Inf in {name}, expected finite numbers: "
                 "check the ONNX file and how it was exported"
             )
+    return parameters
+
+
+def _build(model: ModelProto, plan: Plan, parameters: dict[str, Tensor]) -> OnnxGraph:
     return OnnxGraph(plan, schedule(plan, {}), parameters, frozenset(constants(model.graph)))
 
 
@@ -209,12 +214,12 @@ def _difference(graph: OnnxGraph, outputs: Sequence[Any], found: Trial) -> float
 
 def _learn_shapes(graph: OnnxGraph, example: Tensor) -> None:
     """Sets a graph's shapes: what one image and several have, and within segments what is known."""
-    several = graph.shapes
+    of_several = graph.shapes
     graph.rehearse(example[:1])
     if any(site.step is None for site in graph.plan.sites):
         graph.shapes = known_shapes(graph.plan.model, example.shape[1:]) | graph.shapes
     graph.shown = {
-        name: _batch_as_zero(sizes, several.get(name, (0, *sizes[1:])))
+        name: _batch_as_zero(sizes, of_several.get(name, (0, *sizes[1:])))
         for name, sizes in graph.shapes.items()
     }
 
