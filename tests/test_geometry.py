@@ -73,6 +73,25 @@ def test_conv1d_and_linear_of_any_rank() -> None:
     torch.testing.assert_close(product, Linear().outputs(out, some))
 
 
+def test_three_spatial_axes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 4, 5, 6, 7, generator=generator)
+    weight = torch.randn(6, 2, 2, 3, 2, generator=generator)
+    geometry = Convolution(
+        kernel=(2, 3, 2),
+        stride=(1, 2, 1),
+        padding=((0, 1), (1, 0), (2, 1)),
+        dilation=(1, 1, 2),
+        groups=2,
+    )
+    padded = F.pad(x, (2, 1, 1, 0, 0, 1))
+    y = F.conv3d(padded, weight, stride=(1, 2, 1), dilation=(1, 1, 2), groups=2)
+    every = torch.arange(geometry.count(y))
+    product = geometry.inputs(x, every, y.shape) @ geometry.matrix(weight).mT
+    torch.testing.assert_close(product, geometry.outputs(y, every), rtol=1e-4, atol=1e-4)
+    assert torch.equal(geometry.weight(geometry.matrix(weight), weight.shape), weight)
+
+
 @given(total=st.integers(1, 5000), count=st.integers(1, 6000), seed=st.integers(0, 99))
 @settings(deadline=None, max_examples=60)
 def test_positions_are_spread_seeded_and_all_when_few(total: int, count: int, seed: int) -> None:

@@ -296,3 +296,12 @@ def test_progress_reports_every_layer(zoo, images) -> None:
 def test_samples_follow_the_columns() -> None:
     sampling = Sampling(per_column=16, least=100, max_columns=50)
     assert [sampling.count(cols) for cols in (3, 20, 1000)] == [100, 320, 800]
+
+
+def test_three_dimensional_convolutions_are_pruned_too() -> None:
+    torch.manual_seed(6)
+    network = nn.Sequential(nn.Conv3d(2, 4, 3), nn.ReLU(), nn.Conv3d(4, 4, 2, padding=1))
+    x = torch.randn(40, 2, 5, 6, 5)
+    result = secateur.prune(network, x, sparsity=0.5)
+    assert [layer.name for layer in result.report.layers] == ["2"]
+    assert int((result.model[2].weight == 0).sum()) == 64

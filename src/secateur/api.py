@@ -18,7 +18,7 @@ from secateur.console import layer_progress
 from secateur.data import MAX_IMAGES, Transform, load_images
 from secateur.errors import OptionError, SecateurWarning
 from secateur.evaluate import fast_layout
-from secateur.frontends.torch_export import trace, with_parameters
+from secateur.frontends import device_of, input_shape, read, trace, with_parameters
 from secateur.methods import Method
 from secateur.options import check_sparsity, select_layers
 from secateur.patterns import Pattern
@@ -37,17 +37,18 @@ class PruneResult:
     """What `prune` returns.
 
     Attributes:
-        model: the pruned copy of the network, in eval mode.
+        model: the pruned copy of the network: a module in eval mode, or an `onnx.ModelProto`
+            where that or an ONNX file was given.
         report: what happened.
         steps: for a recipe of several steps, the parameters that differ from the dense
             network's after each of them, by name; see `after`.
     """
 
-    model: nn.Module
+    model: Any
     report: Report
     steps: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
-    def after(self, step: str) -> nn.Module:
+    def after(self, step: str) -> Any:
         """A copy of the network as it was after a step of the recipe."""
         if step not in self.steps:
             known = ", ".join(self.steps) or "none, for the recipe has a single step"
@@ -56,7 +57,7 @@ class PruneResult:
 
 
 def prune(
-    model: nn.Module,
+    model: nn.Module | str | Path | Any,
     data: Any,
     *,
     sparsity: float,
@@ -77,7 +78,8 @@ def prune(
     """Prunes a trained network without retraining it.
 
     Args:
-        model: any module that `torch.export` can trace, with its weights; never modified.
+        model: any module that `torch.export` can trace, with its weights, or an ONNX model that
+            ONNX Runtime runs: the path of the file or an `onnx.ModelProto`; never modified.
         data: calibration images, without labels: a float tensor (N, C, H, W), a DataLoader or
             other batches, a folder, an `.npz`, "file.py:callable", or "fractal:300" for
             synthetic images where there are none. 300 to 1000 serve well.
@@ -96,7 +98,7 @@ def prune(
         max_images: use at most this many images; None = all.
         max_columns: layers with more inputs per output are fitted in blocks of columns.
         seed: of every random choice.
-        device: where to compute; None = where the model is.
+        device: where to compute; None = where the model is (an ONNX model on the CPU).
         progress: True or False for a bar, a function (done, total, layer name), or None for a
             bar when on a terminal.
 
@@ -105,6 +107,7 @@ def prune(
 
     Raises:
         OptionError, DataError, ModelError: a mistake that the message helps to put right.
+        MissingExtraError: an ONNX model, and onnx or onnxruntime is not installed.
         NumericalError: a layer gets NaN or infinite values, or cannot be solved.
 
     Cost: about five forward passes over the images on EfficientNet-Lite0 (benchmarks/cost.py);
@@ -118,6 +121,7 @@ def prune(
     )
     if max_columns < 1:
         raise OptionError(f"max_columns is {max_columns}, expected at least 1")
+    model = read(model)
     images = load_images(data, preprocess=preprocess, max_images=max_images, seed=seed)
     loaded = time.perf_counter()
 
@@ -177,28 +181,28 @@ def prune(
 
 
 def inspect(
-    model: nn.Module, shape: Sequence[int] = (3, 224, 224), *, device: str | None = None
+    model: nn.Module | str | Path | Any,
+    shape: Sequence[int] | None = None,
+    *,
+    device: str | None = None,
 ) -> Inspection:
     """Lists a network's layers and which of them `prune` leaves dense, and why.
 
     Args:
-        model: any module that `torch.export` can trace; never modified.
-        shape: of one input, without the batch axis.
+        model: as for `prune`; never modified.
+        shape: of one input, without the batch axis; None = as an ONNX file says, with 3 channels
+            and 224 pixels for what it leaves open, and (3, 224, 224) for a module.
         device: where to trace; None = where the model is.
 
     Raises:
-        ModelError: the model cannot be exported with such an input.
+        ModelError: the model cannot be exported or run with such an input.
     """
+    model = read(model)
+    shape = input_shape(model) if shape is None else shape
     if not shape or any(size < 1 for size in shape):
         raise OptionError(f"shape is {tuple(shape)}, expected positive sizes such as (3, 224, 224)")
     example = torch.zeros(2, *shape, device=device or device_of(model))
     return Inspection(tuple(trace(model, example).layers))
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where a module's first parameter is."""
-    tensors = (tensor for group in (model.parameters(), model.buffers()) for tensor in group)
-    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 def chunk_size(images: Tensor) -> int:

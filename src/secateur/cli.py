@@ -37,7 +37,10 @@ app = typer.Typer(
 WEIGHTS, REPORT, ONNX = "model.safetensors", "report.json", "model.onnx"  # written by prune
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="file.py:callable or package.module:callable.")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="An .onnx file, file.py:callable or package.mod:callable."
+    ),
 ]
 Weights = Annotated[
     str | None, typer.Option(metavar="FILE", help="Weights to load: .safetensors, .pt or .pth.")
@@ -83,7 +86,9 @@ def prune(
         str | None,
         typer.Option("--eval", metavar="DATA", help="Images (with labels, if any) to judge by."),
     ] = None,
-    onnx: Annotated[bool, typer.Option("--onnx", help="Also write model.onnx.")] = False,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Also write model.onnx (as is done for an .onnx file).")
+    ] = False,
     recipe: Annotated[
         str, typer.Option(metavar="NAME|FILE", help="default, paper or a .toml file.")
     ] = "default",
@@ -120,23 +125,28 @@ def prune(
         typer.Option("--quiet/--verbose", help="Default: quiet when not on a terminal."),
     ] = None,
 ) -> None:
-    """Prune MODEL and write model.safetensors, report.json and, asked for, model.onnx to OUT."""
+    """Prune MODEL and write the result and report.json to OUT.
+
+    Of a PyTorch network it writes model.safetensors and, asked for, model.onnx; of an .onnx file
+    model.onnx, which is that file with other weights.
+    """
     with _one_sentence():
         from secateur import api
         from secateur.data import load_images
         from secateur.errors import DataError, ModelError
         from secateur.evaluate import predict
-        from secateur.export import require_onnx
-        from secateur.loading import load_model
+        from secateur.frontends import require_onnx
+        from secateur.loading import is_onnx_file, load_model
         from secateur.options import check_sparsity
         from secateur.output import check_folder, output_folder
 
-        check_folder(out, [WEIGHTS, REPORT, *([ONNX] if onnx else [])], force=force)
+        files = [ONNX] if is_onnx_file(model) else [WEIGHTS, *([ONNX] if onnx else [])]
+        check_folder(out, [*files, REPORT], force=force)
         check_sparsity(sparsity)
-        if onnx:
-            require_onnx("--onnx")
+        if onnx and not is_onnx_file(model):
+            require_onnx("--onnx", "onnxscript")
         preprocess = _preprocess(size, resize, mean, std, channels)
-        network = load_model(model, weights).eval()
+        network = load_model(model, weights)
         images = load_images(data, preprocess=preprocess, max_images=max_images, seed=seed)
         judge = None
         if eval_data is not None:
@@ -164,7 +174,7 @@ def prune(
             )
             if judge is not None:
                 _judge(result, network, judge)
-            _write(result, folder, images.tensor if onnx else None)
+            _write(result, folder, images.tensor, files)
         _show(result, out, quiet)
 
 
@@ -173,7 +183,10 @@ def inspect(
     model: Model,
     weights: Weights = None,
     shape: Annotated[
-        str | None, typer.Option(metavar="C,H,W", help="One input's shape; default 3,224,224.")
+        str | None,
+        typer.Option(
+            metavar="C,H,W", help="One input's shape; default: the .onnx file's, or 3,224,224."
+        ),
     ] = None,
     size: Size = None,
     channels: Channels = 3,
@@ -186,8 +199,9 @@ def inspect(
         from secateur.console import inspection_view
         from secateur.loading import load_model
 
-        side = size or 224
-        sizes = (channels, side, side) if shape is None else _integers("--shape", shape)
+        sizes = None if shape is None else _integers("--shape", shape)
+        if sizes is None and (size is not None or channels != 3):
+            sizes = (channels, size or 224, size or 224)
         found = api.inspect(load_model(model, weights), sizes)
         console = Console(width=None if sys.stdout.isatty() else 120)
         console.print(inspection_view(found))
@@ -337,18 +351,18 @@ def _judge(result: PruneResult, network: Any, images: Images) -> None:
     ]
 
 
-def _write(result: PruneResult, folder: Path, images: Any) -> None:
-    """Writes all files; `images` are given when ONNX is wanted."""
-    from secateur.export import differs, save_onnx, save_safetensors
+def _write(result: PruneResult, folder: Path, images: Any, files: list[str]) -> None:
+    """Writes all files; `images` are run through an ONNX file to check it."""
+    from secateur.export import differs, save_model, save_onnx, save_safetensors
+    from secateur.frontends import is_onnx
 
     report = result.report
-    weights = folder / WEIGHTS
-    report.exports[weights.name] = save_safetensors(result.model, weights)
-    if images is not None:
-        path = folder / ONNX
-        names = _pruned_parameters(result)
-        check = save_onnx(result.model, path, images, names)
-        report.exports[path.name] = check
+    if WEIGHTS in files:
+        report.exports[WEIGHTS] = save_safetensors(result.model, folder / WEIGHTS)
+    if ONNX in files:
+        save = save_model if is_onnx(result.model) else save_onnx
+        check = save(result.model, folder / ONNX, images, _pruned_parameters(result))
+        report.exports[ONNX] = check
         if differs(check):
             report.warnings.append(
                 f"{ONNX} differs from the PyTorch outputs by {check['largest_difference']:.2g}"
@@ -358,7 +372,7 @@ def _write(result: PruneResult, folder: Path, images: Any) -> None:
 
 
 def _pruned_parameters(result: PruneResult) -> list[str]:
-    from secateur.frontends.torch_export import named_tensors
+    from secateur.frontends import named_tensors
 
     known = named_tensors(result.model)
     names = (layer.name for layer in result.report.layers)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from secateur.errors import DataError, ModelError
+from secateur.frontends import is_onnx, onnx_function, read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,17 +41,18 @@ class Evaluation:
 
 
 def evaluate(
-    model: nn.Module,
+    model: nn.Module | str | Path | Any,
     images: Float[Tensor, "batch ..."],
     labels: Int[Tensor, " batch"] | None = None,
     *,
-    reference: nn.Module | None = None,
+    reference: nn.Module | str | Path | Any = None,
     batch_size: int = 100,
 ) -> Evaluation:
     """Evaluates a classifier, alone or against a reference (the dense network).
 
     Args:
-        model: run in eval mode; its mode is put back.
+        model: a module, run in eval mode (its mode is put back), or an ONNX model (the path of
+            the file or an `onnx.ModelProto`), run by ONNX Runtime.
         images: preprocessed inputs.
         labels: class numbers; None = label-free, which needs a reference.
         reference: the network to agree with.
@@ -101,7 +104,10 @@ def kl_divergence(
 
 
 def predict(
-    model: nn.Module, images: Float[Tensor, "batch ..."], *, batch_size: int = 100
+    model: nn.Module | str | Path | Any,
+    images: Float[Tensor, "batch ..."],
+    *,
+    batch_size: int = 100,
 ) -> Float[Tensor, "batch classes"]:
     """A classifier's scores, in float32 on the CPU.
 
@@ -109,13 +115,10 @@ def predict(
     """
     if len(images) == 0:
         raise DataError("got no images to evaluate, expected at least one: check the source")
-    first = next(iter(model.parameters()), torch.zeros(()))
-    with torch.no_grad(), _eval_mode(model):
+    model = read(model)
+    with torch.no_grad(), _running(model, images[:2]) as run:
         try:
-            parts = [
-                _scores(model(fast_layout(part.to(first.device, first.dtype))))
-                for part in images.split(batch_size)
-            ]
+            parts = [_scores(run(part)) for part in images.split(batch_size)]
         except RuntimeError as error:
             raise ModelError(
                 f"the model fails on images of shape {tuple(images.shape[1:])}: "
@@ -123,6 +126,17 @@ def predict(
                 "check size and preprocess"
             ) from error
     return torch.cat(parts)
+
+
+@contextmanager
+def _running(model: Any, example: Tensor) -> Iterator[Callable[[Tensor], Any]]:
+    """A model as a function of images; a module is in eval mode meanwhile."""
+    if is_onnx(model):
+        yield onnx_function(model, example)
+        return
+    first = next(iter(model.parameters()), torch.zeros(()))
+    with _eval_mode(model):
+        yield lambda images: model(fast_layout(images.to(first.device, first.dtype)))
 
 
 def fast_layout(images: Tensor) -> Tensor:

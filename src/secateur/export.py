@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from secateur.errors import MissingExtraError, ModelError
+from secateur.errors import ModelError
 from secateur.evaluate import predict
-from secateur.frontends.torch_export import copy_module, named_tensors
+from secateur.frontends import named_tensors, output_difference, read, require_onnx
+from secateur.frontends.torch_export import copy_module
 
 _CHECKED_IMAGES = 8
 _WARN_DIFFERENCE = 1e-3  # relative to the largest output
@@ -52,7 +53,7 @@ def save_onnx(
         MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
         ModelError: the exporter or ONNX Runtime refuses the module, or zeros were lost.
     """
-    onnx, runtime = require_onnx("writing ONNX")
+    onnx, runtime = require_onnx("writing ONNX", "onnxscript")
     images = images[:_CHECKED_IMAGES].cpu()
     module = copy_module(model).eval().cpu()
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
@@ -93,6 +94,36 @@ def save_onnx(
     }
 
 
+def save_model(
+    model: Any, path: Path, images: Float[Tensor, "batch ..."], parameters: Sequence[str]
+) -> dict[str, Any]:
+    """Writes an `onnx.ModelProto`, reads it back, checks it and runs it.
+
+    Args:
+        model: the pruned model.
+        path: where to write.
+        images: some inputs; a few of them are run by ONNX Runtime and layer by layer.
+        parameters: names of the pruned weights, whose zeros are counted in the file.
+
+    Returns:
+        bytes, the largest absolute difference of the outputs, also as a share of the largest
+        output, and zeros in the file's pruned weights.
+
+    Raises:
+        ModelError: the file is refused by onnx.checker or ONNX Runtime.
+    """
+    path.write_bytes(model.SerializeToString())
+    held = read(path)
+    difference, largest = output_difference(held, images[:_CHECKED_IMAGES])
+    tensors = named_tensors(held)
+    return {
+        "bytes": path.stat().st_size,
+        "largest_difference": difference,
+        "relative_difference": difference / max(largest, 1e-12),
+        "zeros": sum(int((tensors[name] == 0).sum()) for name in parameters),
+    }
+
+
 def _check_zeros(
     onnx: Any, path: Path, weights: Mapping[str, Tensor], pruned: Sequence[str]
 ) -> int:
@@ -114,17 +145,6 @@ def _check_zeros(
 def differs(check: Mapping[str, Any]) -> bool:
     """Whether an exported file's outputs differ by more than rounding would."""
     return not check["relative_difference"] <= _WARN_DIFFERENCE
-
-
-def require_onnx(purpose: str) -> tuple[Any, Any]:
-    """The modules onnx and onnxruntime (and onnxscript at hand), or the install line."""
-    try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(error.name or "onnx", "onnx", purpose) from error
-    return onnx, onnxruntime
 
 
 @contextmanager

@@ -84,7 +84,7 @@ class Linear:
 
 @dataclass(frozen=True, kw_only=True)
 class Convolution:
-    """A convolution over one or two spatial axes.
+    """A convolution over any number of spatial axes.
 
     Attributes:
         kernel, stride, dilation: per spatial axis.

@@ -7,15 +7,15 @@ front-end brings its own `Graph` and nothing else changes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secateur.geometry import Geometry
+from secateur.geometry import Convolution, Geometry
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,39 @@ class Graph(Protocol):
     def run(self, index: int, values: Mapping[str, Any]) -> Any:
         """Runs op number `index`; `values` holds activations and parameters by name."""
         ...
+
+
+def merged(layers: Iterable[Layer]) -> list[Layer]:
+    """One layer per weight: its uses together, in order of first use."""
+    found: dict[tuple[str, str | None], Layer] = {}
+    for layer in layers:
+        key = layer.name, layer.parameter
+        known = found.get(key)
+        found[key] = layer if known is None else _together(known, layer)
+    return list(found.values())
+
+
+def _together(known: Layer, again: Layer) -> Layer:
+    return replace(
+        known,
+        uses=known.uses + again.uses,
+        macs=known.macs + again.macs,
+        obstacle=known.obstacle or again.obstacle,
+    )
+
+
+def protected(layers: Sequence[Layer]) -> list[Layer]:
+    """Marks what stays dense unless it is asked for: the first layer and depthwise layers."""
+    prunable = [layer for layer in layers if layer.obstacle is None]
+    reasons = {layer.name: "depthwise" for layer in prunable if _is_depthwise(layer)}
+    if prunable:
+        reasons[prunable[0].name] = "first layer"
+    return [replace(layer, protected=reasons.get(layer.name)) for layer in layers]
+
+
+def _is_depthwise(layer: Layer) -> bool:
+    geometry = layer.uses[0].geometry
+    return isinstance(geometry, Convolution) and geometry.groups > 1 and layer.shape[1] == 1
 
 
 def last_reads(graph: Graph) -> dict[int, tuple[str, ...]]:

@@ -9,23 +9,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import ModelError
+from secateur.errors import ModelError, OptionError
+from secateur.frontends import read
 from secateur.references import call
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
 
 
-def load_model(reference: str, weights: str | Path | None = None) -> nn.Module:
+def is_onnx_file(reference: str) -> bool:
+    """Whether a model is given as an ONNX file."""
+    return reference.lower().endswith(".onnx")
+
+
+def load_model(reference: str, weights: str | Path | None = None) -> Any:
     """The module behind `file.py:callable` or `package.module:callable`, weights loaded.
 
     Args:
-        reference: a module, or a function or class without arguments that returns one.
+        reference: a module, or a function or class without arguments that returns one; or the
+            path of an `.onnx` file, of which an `onnx.ModelProto` is returned.
         weights: a `.safetensors` file or a checkpoint that `torch.load` reads without running
             code; wrappers such as {"state_dict": ...} and a common "module." prefix are removed.
 
     Raises:
         ModelError: anything does not exist, is not a module, or does not fit.
+        OptionError: weights are given for an ONNX file, which has its own.
+        MissingExtraError: an ONNX file, and onnx or onnxruntime is not installed.
     """
+    if is_onnx_file(reference):
+        if weights is not None:
+            raise OptionError(
+                f"got the weights {weights} for {reference}, expected none, for an ONNX file has "
+                "its own: leave them out"
+            )
+        return read(reference)
     if weights is not None and not Path(weights).is_file():
         raise ModelError(f"no such file: {weights}, expected the model's weights: check the path")
     model = call(reference)
@@ -36,7 +52,7 @@ def load_model(reference: str, weights: str | Path | None = None) -> nn.Module:
         )
     if weights is not None:
         _load_state(model, read_state(Path(weights)), str(weights))
-    return model
+    return model.eval()
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

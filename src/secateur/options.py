@@ -106,6 +106,6 @@ def _nothing_to_prune(layers: Sequence[Layer], include: Any, exclude: Any) -> st
     if exclude is not None:
         way_out = "exclude fewer layers"
     return (
-        "the model has no layer to prune, expected at least one Conv1d, Conv2d or Linear layer; "
+        "the model has no layer to prune, expected at least one convolution or linear layer; "
         f"found {found}: {way_out}"
     )

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.allocations import Curve, Division
 from secateur.data import FEW_IMAGES, Images
 from secateur.errors import DataError
 from secateur.evaluate import Evaluation, compare, predict
-from secateur.frontends.torch_export import named_tensors, with_parameters
+from secateur.frontends import named_tensors, parameters, with_parameters
 from secateur.graph import Graph, Layer
 from secateur.output import write_file
 from secateur.version import __version__
@@ -196,7 +196,7 @@ def _load_layer(held: dict[str, Any]) -> LayerReport:
 
 
 def build_report(
-    pruned: nn.Module,
+    pruned: Any,
     graph: Graph,
     walked: Walked,
     division: Division,
@@ -206,7 +206,7 @@ def build_report(
     steps: list[StepReport],
     aligned: Sequence[tuple[str, str]],
 ) -> Report:
-    """Puts together what a walk did; zeros are counted in the pruned module itself."""
+    """Puts together what a walk did; zeros are counted in the pruned model itself."""
     tensors = named_tensors(pruned)
     curves = list(division.curves) or [None] * len(walked.results)
     layers = [
@@ -218,7 +218,7 @@ def build_report(
     return Report(
         synthetic=images.synthetic,
         sparsity=sum(layer.zeros for layer in layers) / sum(layer.weights for layer in layers),
-        network_sparsity=_zero_share(pruned.parameters()),
+        network_sparsity=_zero_share(parameters(pruned)),
         requested=settings,
         layers=layers,
         dense_layers=[_dense_layer(layer) for layer in graph.layers if layer.name not in chosen],
@@ -286,7 +286,7 @@ def _zero_share(tensors: Any) -> float:
 
 
 def step_reports(
-    model: nn.Module,
+    model: Any,
     steps: Mapping[str, Mapping[str, Tensor]],
     images: Tensor,
     dense: Tensor | None,
@@ -310,7 +310,7 @@ def step_reports(
     ]
 
 
-def _on_calibration_images(walked: Walked, pruned: nn.Module, images: Tensor) -> Evaluation | None:
+def _on_calibration_images(walked: Walked, pruned: Any, images: Tensor) -> Evaluation | None:
     """From the walk's own outputs, or from a forward pass where no pruned stream was run."""
     dense = walked.dense
     if dense is None or dense.dim() != 2:

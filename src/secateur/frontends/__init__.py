@@ -1,1 +1,113 @@
-"""Front-ends turn a model into a `secateur.graph.Graph`, and write weights back. Nothing else."""
+"""Front-ends turn a model into a `secateur.graph.Graph`, and write weights back. Nothing else.
+
+There is one for PyTorch modules and one for ONNX files. The functions here choose by the model's
+type, so that the rest of the package asks neither.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import MissingExtraError, ModelError
+from secateur.frontends import torch_export
+from secateur.graph import Graph
+
+
+def read(model: Any) -> Any:
+    """The model itself; of the path of an `.onnx` file, what it holds (an `onnx.ModelProto`).
+
+    Raises:
+        ModelError: neither a module nor an ONNX model, or the file cannot be read.
+        MissingExtraError: onnx or onnxruntime is not installed.
+    """
+    if isinstance(model, nn.Module):
+        return model
+    if is_onnx(model):
+        _onnx().check(model)
+        return model
+    if isinstance(model, str | Path) and Path(model).suffix.lower() == ".onnx":
+        return _onnx().read(model)
+    got = repr(str(model)) if isinstance(model, str | Path) else f"a {type(model).__name__}"
+    raise ModelError(
+        f"the model is {got}, expected a torch.nn.Module or the path of an .onnx file: "
+        "pass the module itself, with its weights loaded"
+    )
+
+
+def is_onnx(model: Any) -> bool:
+    """Whether a model is an `onnx.ModelProto`."""
+    return isinstance(model, getattr(sys.modules.get("onnx"), "ModelProto", ()))
+
+
+def trace(model: Any, example: Tensor) -> Graph:
+    """A model as a graph with a batch of any size; see the front-ends' own `trace`."""
+    return _frontend(model).trace(model, example)
+
+
+def with_parameters(model: Any, changes: Mapping[str, Tensor]) -> Any:
+    """A copy of a model with some parameters changed, by their names in its graph."""
+    return _frontend(model).with_parameters(model, changes)
+
+
+def named_tensors(model: Any) -> dict[str, Tensor]:
+    """Parameters and buffers of a module, or the constants of an ONNX model, by name."""
+    return _frontend(model).named_tensors(model)
+
+
+def parameters(model: Any) -> list[Tensor]:
+    """What counts as a parameter: of an ONNX model all floating-point constants."""
+    return list(named_tensors(model).values() if is_onnx(model) else model.parameters())
+
+
+def device_of(model: Any) -> torch.device:
+    """Where a module's first tensor is; an ONNX model's are in main memory."""
+    tensors = () if is_onnx(model) else (*model.parameters(), *model.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+
+def input_shape(model: Any) -> tuple[int, ...]:
+    """Of one image: as an ONNX model says, 3 channels of 224 pixels where nothing is said."""
+    return _onnx().input_shape(model) if is_onnx(model) else (3, 224, 224)
+
+
+def onnx_function(model: Any, example: Tensor) -> Callable[[Tensor], Tensor]:
+    """An ONNX model as a function from images to its first output, run by ONNX Runtime."""
+    return _onnx().Whole(model, example)
+
+
+def output_difference(model: Any, images: Tensor) -> tuple[float, float]:
+    """How far an ONNX model's first output is, at most, from its layers' run one by one.
+
+    Returns:
+        The largest difference, and the largest output.
+    """
+    return _onnx().output_difference(model, images)
+
+
+def require_onnx(purpose: str, *more: str) -> tuple[Any, Any]:
+    """The modules onnx and onnxruntime, with `more` packages at hand, or the install line.
+
+    Raises:
+        MissingExtraError: one of them is not installed.
+    """
+    try:
+        onnx, runtime, *_ = [__import__(name) for name in ("onnx", "onnxruntime", *more)]
+    except ImportError as error:
+        raise MissingExtraError(error.name or "onnx", "onnx", purpose) from error
+    return onnx, runtime
+
+
+def _frontend(model: Any) -> Any:
+    return _onnx() if is_onnx(model) else torch_export
+
+
+def _onnx() -> Any:
+    require_onnx("reading an ONNX file")
+    return importlib.import_module("secateur.frontends.onnx")

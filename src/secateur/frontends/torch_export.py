@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from secateur.errors import ModelError
 from secateur.geometry import Convolution, Geometry, Linear
-from secateur.graph import BiasSlot, Layer, Op, Use
+from secateur.graph import BiasSlot, Layer, Op, Use, merged, protected
 
 aten = torch.ops.aten
 
@@ -29,6 +29,8 @@ _CONVOLUTIONS = {
     aten.conv1d.padding,
     aten.conv2d.default,
     aten.conv2d.padding,
+    aten.conv3d.default,
+    aten.conv3d.padding,
     aten.convolution.default,
 }
 _LINEAR = aten.linear.default
@@ -37,8 +39,6 @@ _STAY_DENSE: dict[Any, str] = {
     aten.conv_transpose1d.default: "transposed convolution",
     aten.conv_transpose2d.input: "transposed convolution",
     aten.conv_transpose3d.input: "transposed convolution",
-    aten.conv3d.default: "three-dimensional convolution",
-    aten.conv3d.padding: "three-dimensional convolution",
     aten.matmul.default: "matrix product with a parameter",
     aten.mm.default: "matrix product with a parameter",
     aten.bmm.default: "matrix product with a parameter",
@@ -278,15 +278,9 @@ class _Layers:
                 self.readers.setdefault(self.graph.keys[read], []).append(node)
 
     def find(self) -> list[Layer]:
-        layers: dict[str, Layer] = {}
-        for index, node in enumerate(self.graph.nodes):
-            layer = self._layer(index, node)
-            if layer is None:
-                continue
-            known = layers.get(layer.name)
-            layers[layer.name] = layer if known is None else _merge(known, layer)
-        found = [self._settle(layer) for layer in layers.values()]
-        return _protect(found)
+        found = (self._layer(index, node) for index, node in enumerate(self.graph.nodes))
+        layers = merged(layer for layer in found if layer is not None)
+        return protected([self._settle(layer) for layer in layers])
 
     def _layer(self, index: int, node: Node) -> Layer | None:
         if node.target in _CONVOLUTIONS or node.target == _LINEAR:
@@ -439,29 +433,6 @@ def _dense_macs(node: Node) -> int:
         return 0
     places = node.args[0] if "transpose" in kind else node
     return math.prod(_sizes(places)[2:]) if isinstance(places, Node) else 0
-
-
-def _merge(known: Layer, again: Layer) -> Layer:
-    return replace(
-        known,
-        uses=known.uses + again.uses,
-        macs=known.macs + again.macs,
-        obstacle=known.obstacle or again.obstacle,
-    )
-
-
-def _protect(layers: list[Layer]) -> list[Layer]:
-    """Marks what stays dense unless it is asked for: the first layer and depthwise layers."""
-    prunable = [layer for layer in layers if layer.obstacle is None]
-    reasons = {layer.name: "depthwise" for layer in prunable if _is_depthwise(layer)}
-    if prunable:
-        reasons[prunable[0].name] = "first layer"
-    return [replace(layer, protected=reasons.get(layer.name)) for layer in layers]
-
-
-def _is_depthwise(layer: Layer) -> bool:
-    geometry = layer.uses[0].geometry
-    return isinstance(geometry, Convolution) and geometry.groups > 1 and layer.shape[1] == 1
 
 
 def _convolution(node: Node) -> Geometry | None:

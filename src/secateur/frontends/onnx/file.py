@@ -1,0 +1,295 @@
+"""ONNX files: read with suspicion, and their constants by name.
+
+A file comes from anywhere, so nothing in it is believed before it is checked: external data lie in
+the model's folder, sizes fit what is there, functions end. Nothing is run here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnx.inliner
+import torch
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+from torch import Tensor
+
+from secateur.errors import ModelError
+
+_MOST_BYTES = 2**31 - 1  # protobuf's limit for one message
+_MOST_NODES = 1_000_000  # of a model whose functions are expanded
+_FOUR_BITS = ("INT4", "UINT4", "FLOAT4E2M1")
+
+
+def read(path: str | Path) -> ModelProto:
+    """Reads an ONNX file with its external data, and checks it.
+
+    Args:
+        path: the file. External data are read from its folder and the folders within, and
+            from nowhere else.
+
+    Raises:
+        ModelError: no such file, not ONNX, broken, over 2 GB with its weights, or with external
+            data that are missing, too short or outside its folder.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"no such file: {path}, expected an ONNX model: check the path")
+    model = ModelProto()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read ({error.strerror}): check the file") from error
+    except Exception as error:  # protobuf's own kinds
+        raise ModelError(
+            f"{path} is not a readable ONNX file ({first_line(error)}), expected a whole one: "
+            "copy or export it again"
+        ) from error
+    _load_external(model, path)
+    check(model, str(path))
+    return model
+
+
+def check(model: ModelProto, name: str = "the ONNX model") -> None:
+    """Raises ModelError unless a model is complete and passes `onnx.checker`."""
+    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in tensors(model)):
+        raise ModelError(
+            f"{name} has weights in other files that were not loaded, expected them within: "
+            "pass the file's path, or load it with onnx.load"
+        )
+    size = model.ByteSize()
+    if size > _MOST_BYTES:
+        raise ModelError(f"{name} holds {size / 1e9:.1f} GB, expected at most 2 GB: split it")
+    try:
+        onnx.checker.check_model(_with_output_shapes(model))
+    except Exception as error:  # ValidationError, and what protobuf raises
+        raise ModelError(
+            f"{name} is not valid ONNX ({first_line(error)}), expected a file that onnx.checker "
+            "accepts: export it again"
+        ) from error
+    _check_functions(model, name)
+
+
+def inlined(model: ModelProto) -> ModelProto:
+    """The model without functions of its own: itself, or a copy with them expanded."""
+    return onnx.inliner.inline_local_functions(model) if model.functions else model
+
+
+def constants(graph: GraphProto) -> dict[str, TensorProto]:
+    """A graph's initializers and the tensors of its Constant nodes, by name."""
+    held = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and not node.domain:
+            for attribute in node.attribute:
+                if attribute.name == "value":
+                    held[node.output[0]] = attribute.t
+    return held
+
+
+def tensor_of(stored: TensorProto, name: str) -> Tensor:
+    """A stored tensor's values, copied.
+
+    Raises:
+        ModelError: the values do not fit its shape and type.
+    """
+    try:
+        return torch.from_numpy(onnx.numpy_helper.to_array(stored).copy())
+    except Exception as error:  # whatever NumPy finds wrong with the sizes
+        raise ModelError(
+            f"the ONNX model's tensor {name} cannot be read ({first_line(error)}), expected as "
+            "many values as its shape says: export the file again"
+        ) from error
+
+
+def put(stored: TensorProto, values: Tensor) -> None:
+    """Writes new values into a stored float32 tensor; name and shape stay as they are."""
+    stored.ClearField("float_data")
+    stored.raw_data = values.detach().cpu().numpy().astype("<f4").tobytes()
+
+
+def reads(node: NodeProto) -> list[str]:
+    """The values that a node reads, those that its bodies (If, Loop, Scan) read included."""
+    names = [name for name in node.input if name]
+    for graph in _bodies(node):
+        names += _free(graph)
+    return list(dict.fromkeys(names))
+
+
+def has_body(node: NodeProto) -> bool:
+    """Whether a node has graphs of its own, as If, Loop and Scan have."""
+    return next(_bodies(node), None) is not None
+
+
+def first_line(error: object) -> str:
+    """What a library's error says, in one line of bearable length."""
+    lines = (" ".join(line.split()) for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)[:300]
+
+
+def _bodies(node: NodeProto) -> Iterator[GraphProto]:
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _free(graph: GraphProto) -> list[str]:
+    """Names that a body reads and does not define."""
+    known = {value.name for value in graph.input} | {held.name for held in graph.initializer}
+    known |= {held.values.name for held in graph.sparse_initializer}
+    free: list[str] = []
+    for node in graph.node:
+        free += [name for name in reads(node) if name not in known]
+        known.update(node.output)
+    return free + [value.name for value in graph.output if value.name not in known]
+
+
+def tensors(model: ModelProto) -> Iterator[TensorProto]:
+    """Every tensor that a model holds, those in bodies and functions included."""
+    yield from _graph_tensors(model.graph)
+    for function in model.functions:
+        yield from _node_tensors(function.node)
+
+
+def _graph_tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: object) -> Iterator[TensorProto]:
+    for node in nodes:  # type: ignore[attr-defined]
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            if attribute.HasField("sparse_tensor"):
+                yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
+        for graph in _bodies(node):
+            yield from _graph_tensors(graph)
+
+
+def _with_output_shapes(model: ModelProto) -> ModelProto:
+    """For the checker, which wants a shape for each output, if only an empty one."""
+    if all(value.type.tensor_type.HasField("shape") for value in model.graph.output):
+        return model
+    twin = ModelProto()
+    twin.CopyFrom(model)
+    for value in twin.graph.output:
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.shape.SetInParent()
+    return twin
+
+
+def _load_external(model: ModelProto, path: Path) -> None:
+    outside = [held for held in tensors(model) if held.data_location == TensorProto.EXTERNAL]
+    sizes = [_bytes(held, path) for held in outside]
+    if model.ByteSize() + sum(sizes) > _MOST_BYTES:
+        raise ModelError(
+            f"{path} holds {sum(sizes) / 1e9:.1f} GB in external data, expected at most 2 GB: "
+            "split the model"
+        )
+    for held, size in zip(outside, sizes, strict=True):
+        held.raw_data = _external_bytes(held, size, path)
+        held.data_location = TensorProto.DEFAULT
+        del held.external_data[:]
+
+
+def _bytes(stored: TensorProto, path: Path) -> int:
+    """How many bytes a tensor's shape and type ask for."""
+    count = 1
+    for size in stored.dims:
+        count *= size
+    kind = stored.data_type
+    if kind in (TensorProto.STRING, TensorProto.UNDEFINED) or min(stored.dims, default=0) < 0:
+        raise ModelError(
+            f"{path}: the external tensor {stored.name} has shape {list(stored.dims)} and type "
+            f"{kind}, expected sizes of numbers: export the file again"
+        )
+    try:
+        width = onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{path}: the external tensor {stored.name} has the unknown type {kind}, expected one "
+            "that the installed onnx knows: update onnx or export the file again"
+        ) from error
+    halves = onnx.helper.tensor_dtype_to_string(kind).rpartition(".")[2] in _FOUR_BITS
+    return (count + 1) // 2 if halves else count * width
+
+
+def _external_bytes(stored: TensorProto, size: int, path: Path) -> bytes:
+    entries = {entry.key: entry.value for entry in stored.external_data}
+    place = _inside(entries.get("location", ""), stored.name, path)
+    try:
+        offset, length = int(entries.get("offset", 0)), int(entries.get("length", size))
+    except ValueError:
+        offset = length = -1
+    if offset < 0 or length != size or offset + size > place.stat().st_size:
+        raise ModelError(
+            f"{path}: the external data of {stored.name} are {entries.get('length', size)} bytes "
+            f"from {entries.get('offset', 0)} on in {place.name} ({place.stat().st_size} bytes), "
+            f"expected {size} within the file: copy or export both files again"
+        )
+    with place.open("rb") as file:
+        file.seek(offset)
+        return file.read(size)
+
+
+def _inside(location: str, name: str, path: Path) -> Path:
+    """The file of external data; refused where it is not below the model's folder."""
+    folder = path.parent.resolve()
+    place = folder / location
+    try:
+        place = place.resolve()
+        inside = place.is_relative_to(folder) and not Path(location).is_absolute()
+        found = place.is_file()
+    except (OSError, ValueError):  # a name that the system refuses
+        inside, found = True, False
+    if not inside:
+        raise ModelError(
+            f"{path}: the external data of {name} lie in {location!r}, outside the model's folder, "
+            "expected them within: copy the files into one folder (refused for safety)"
+        )
+    if not found:
+        raise ModelError(
+            f"{path}: the external data of {name} are missing ({location!r}), expected them beside "
+            "the model: copy that file too"
+        )
+    return place
+
+
+def _check_functions(model: ModelProto, name: str) -> None:
+    """Raises ModelError when functions call each other without end, or grow beyond measure."""
+    bodies = {(held.domain, held.name, held.overload): held for held in model.functions}
+    sizes: dict[tuple[str, str, str], int] = {}
+    open_calls: list[tuple[str, str, str]] = []
+
+    def size(nodes: object) -> int:
+        total = 0
+        for node in nodes:  # type: ignore[attr-defined]
+            total += 1 + sum(size(graph.node) for graph in _bodies(node))
+            key = node.domain, node.op_type, node.overload
+            if key in bodies:
+                total += expanded(key)
+        return total
+
+    def expanded(key: tuple[str, str, str]) -> int:
+        if key in open_calls or len(open_calls) > 100:
+            raise ModelError(
+                f"{name} has the function {key[1]} that calls itself, expected functions that "
+                "end: export the file again"
+            )
+        if key not in sizes:
+            open_calls.append(key)
+            sizes[key] = size(bodies[key].node)
+            open_calls.pop()
+        return sizes[key]
+
+    total = size(model.graph.node)
+    if total > _MOST_NODES:
+        raise ModelError(
+            f"{name} expands to {total:.2g} nodes, expected at most {_MOST_NODES}: "
+            "export it without functions"
+        )

@@ -1,0 +1,107 @@
+"""The first run of an ONNX model, in a process of its own, and what it tells."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from onnx import ModelProto
+from torch import Tensor
+
+from secateur.errors import ModelError
+from secateur.frontends.onnx.runtime import filled
+from secateur.frontends.onnx.signature import declared_batch
+
+_PATIENCE = 300.0  # seconds for the first run, on a few images
+_CRASHES = {-number.value: number.name for number in signal.Signals}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a first run of a model found.
+
+    Attributes:
+        outputs: for all images; None for what is not a tensor of numbers.
+        batch: how many images it takes at a time; 0 = any number.
+    """
+
+    outputs: list[Tensor | None]
+    batch: int
+
+
+def trial(model: ModelProto, images: Tensor) -> Trial:
+    """Runs a model for the first time, at arm's length.
+
+    Args:
+        model: with a single input.
+        images: a few inputs.
+
+    Raises:
+        ModelError: it cannot be run, crashes, does not end, or needs half of the memory.
+    """
+    declared = declared_batch(model)
+    if declared:
+        images = filled(images, declared * math.ceil(len(images) / declared))
+    content = model.SerializeToString()
+    arrays = at_arms_length(content, images.cpu().contiguous().numpy(), declared)
+    found = [arrays.get(f"output{index}") for index in range(len(model.graph.output))]
+    batch = int(arrays["batch"])
+    return Trial(
+        outputs=[None if array is None else torch.from_numpy(array) for array in found],
+        batch=declared or (batch if batch != len(images) else 0),
+    )
+
+
+def at_arms_length(model: bytes, images: np.ndarray, batch: int) -> Mapping[str, np.ndarray]:
+    """Runs a model in a process of its own; see `trial.py` for what goes in and comes out."""
+    file = io.BytesIO()
+    np.save(file, images)
+    program = str(Path(__file__).with_name("trial.py"))
+    numbers = [str(torch.get_num_threads()), str(len(model)), str(batch)]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-W", "ignore", program, *numbers],
+            input=model + file.getvalue(),
+            capture_output=True,
+            timeout=_PATIENCE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ModelError(
+            f"the ONNX model did not finish on {len(images)} images within {_PATIENCE:g} s, "
+            "expected one that ends: check its loops"
+        ) from error
+    if done.returncode != 0:
+        raise ModelError(_why_not(done, images.shape))
+    with np.load(io.BytesIO(done.stdout)) as held:
+        return {name: held[name] for name in held.files}
+
+
+def _why_not(done: subprocess.CompletedProcess[bytes], shape: tuple[int, ...]) -> str:
+    """The sentence for a first run that failed."""
+    lines = done.stderr.decode(errors="replace").strip().splitlines()
+    if done.returncode == 3 and lines:
+        if "alloc" in lines[-1] or lines[-1] == "MemoryError":
+            return (
+                "the ONNX model asks for more memory than half of this machine's "
+                f"({lines[-1][:200]}), expected less: check its sizes, or use smaller images"
+            )
+        return (
+            f"ONNX Runtime cannot run the model on images of shape {shape[1:]} "
+            f"({lines[-1][:300]}), expected a file and images that fit: check size and preprocess"
+        )
+    how = _CRASHES.get(done.returncode, f"status {done.returncode}")
+    return (
+        f"ONNX Runtime crashed on the model ({how}), expected a file that it runs: export it "
+        "again, or update onnxruntime"
+    )

@@ -1,0 +1,34 @@
+"""An ONNX model as a function of images."""
+
+from __future__ import annotations
+
+import torch
+from onnx import ModelProto
+from torch import Tensor
+
+from secateur.frontends.onnx.first_run import trial
+from secateur.frontends.onnx.runtime import as_tensor, call, filled, start
+from secateur.frontends.onnx.signature import images_input, several
+
+
+class Whole:
+    """An ONNX model as a function from images to its first output.
+
+    A fixed batch is kept to: images go through so many at a time, the last ones with copies.
+    """
+
+    def __init__(self, model: ModelProto, example: Tensor) -> None:
+        self.input = images_input(model).name
+        self.batch = trial(model, several(model, example)).batch
+        self.session = start(model)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The first output, batch first."""
+        if not self.batch:
+            return self._run(images)
+        parts = images.split(self.batch)
+        return torch.cat([self._run(filled(part, self.batch))[: len(part)] for part in parts])
+
+    def _run(self, images: Tensor) -> Tensor:
+        name = self.session.get_outputs()[0].name
+        return as_tensor(call(self.session, {self.input: images}, [name])[0])
