@@ -110,8 +110,8 @@ def prune(
         MissingExtraError: an ONNX model, and onnx or onnxruntime is not installed.
         NumericalError: a layer gets NaN or infinite values, or cannot be solved.
 
-    Cost: about five forward passes over the images on EfficientNet-Lite0 (benchmarks/cost.py);
-    the paper's recipe takes a hundred times that (benchmarks/paper.py).
+    Cost: see the tables of README.md (benchmarks/default.py) and, for the paper's recipe,
+    docs/paper.md, in forward passes over the images.
     Memory: the values at the widest cut for all images, twice; see `secateur.walk`.
     """
     start = time.perf_counter()
