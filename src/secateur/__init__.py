@@ -7,7 +7,7 @@ print(result.report)
 
 from secateur.alignment import ChannelAlignment
 from secateur.allocations import NormalizedMagnitude, Sensitivity, Uniform
-from secateur.api import PruneResult, inspect, prune
+from secateur.api import PruneResult, inspect, plan, prune
 from secateur.data import Preprocess, load_images
 from secateur.errors import (
     DataError,
@@ -21,6 +21,7 @@ from secateur.errors import (
     UserError,
 )
 from secateur.evaluate import Evaluation, evaluate
+from secateur.forecast import Forecast
 from secateur.fractals import fractal_images
 from secateur.methods import (
     ADMM,
@@ -43,6 +44,7 @@ __all__ = [
     "ChannelAlignment",
     "DataError",
     "Evaluation",
+    "Forecast",
     "LeastSquares",
     "Magnitude",
     "MissingExtraError",
@@ -67,5 +69,6 @@ __all__ = [
     "fractal_images",
     "inspect",
     "load_images",
+    "plan",
     "prune",
 ]
