@@ -55,6 +55,7 @@ def test_it_ends_within_a_point_of_sparsity_where_the_curves_are_right(limit) ->
     best, _, tries = searched(loss, limit, right)
     assert loss(best.sparsity + WIDTH) > limit
     assert len(tries) <= 4
+    assert tries[0].drop == pytest.approx(limit, rel=0.25)
     _, high = bracket(tries, limit)
     assert high is not None
     assert high.sparsity - best.sparsity <= WIDTH * 1.001
@@ -235,3 +236,25 @@ def test_evaluation_images_that_do_not_fit_are_told_before_pruning(network) -> N
         secateur.prune(
             network, example.calibration(), sparsity=0.5, evaluation=torch.zeros(4, 3, 28, 28)
         )
+
+
+def test_a_recipe_of_several_levels_goes_through_them_at_every_try(network, test_images) -> None:
+    seen: list[tuple[int, int, str]] = []
+    recipe = secateur.Recipe(method=secateur.BiasCorrection(), levels=(0.1, 0.0))
+    result = secateur.prune(
+        network,
+        example.calibration()[:60],
+        max_drop=5,
+        evaluation=test_images,
+        recipe=recipe,
+        allocation="normalized-magnitude",
+        inputs="dense",
+        progress=lambda *call: seen.append(call),
+    )
+    search = result.report.search
+    assert search.drop <= 5
+    walks = 2 * len(search.tries) + 2  # the last two for the step before the correction
+    assert len(seen) <= walks * len(result.report.layers)
+    corrected = [step.evaluation.drop for step in result.report.steps]
+    assert corrected[-1] == pytest.approx(search.drop)
+    assert len(corrected) == 2

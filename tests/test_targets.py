@@ -251,6 +251,25 @@ def test_a_plan_for_a_drop_is_a_guess_and_says_so(network, images) -> None:
     assert "guess" in str(little)
 
 
+def test_a_plan_visits_layers_for_the_allocation_only(network, images) -> None:
+    seen: list[tuple[int, int, str]] = []
+    secateur.plan(network, images, max_drop=1, progress=lambda *call: seen.append(call))
+    assert seen == [(1, 3, "early"), (2, 3, "late"), (3, 3, "head")]
+
+
+def test_a_network_whose_state_dict_has_other_names_is_pruned(network, images) -> None:
+    class Renaming(Small):
+        def state_dict(self, *args, **kwargs):
+            held = super().state_dict(*args, **kwargs)
+            return {f"module.{name}": value for name, value in held.items()}
+
+    other = Renaming().eval()
+    found = [
+        secateur.plan(one, images, max_bytes=0.5, allocation="uniform") for one in (other, network)
+    ]
+    assert found[0].bytes_fraction == pytest.approx(found[1].bytes_fraction)
+
+
 def test_the_plan_shows_each_layer_and_the_sums(network, images) -> None:
     text = str(secateur.plan(network, images, max_macs=0.4, recipe=Recipe(levels=(0.1, 0.0))))
     rows = {line.split()[0]: line for line in text.splitlines()}

@@ -160,9 +160,9 @@ def prune(
         job.watch.seconds,
         found,
         job.aligned.pairs,
-        plan.costs,
-        search,
-        judged,
+        costs=plan.costs,
+        search=search,
+        evaluation=judged,
     )
     for warning in report.warnings:
         warnings.warn(warning, SecateurWarning, stacklevel=2)
@@ -214,7 +214,7 @@ def plan(
         device=device,
     )
     found = prepare(model, data, options, search=False).plan
-    with layer_progress(progress, found.visits) as on_layer:
+    with layer_progress(progress, found.measured) as on_layer:
         return foresee(replace(found, on_layer=on_layer))
 
 

@@ -15,7 +15,7 @@ from secateur.data import Images, Transform, load_images
 from secateur.errors import DataError, ModelError, OptionError
 from secateur.evaluate import Judge, fast_layout, predict
 from secateur.forecast import expectation
-from secateur.frontends.torch_export import trace, with_parameters
+from secateur.frontends.torch_export import named_tensors, trace, with_parameters
 from secateur.graph import Graph
 from secateur.options import select_layers
 from secateur.recipe import Recipe
@@ -197,7 +197,7 @@ def prepare(
         images=batch,
         layers=layers,
         target=target,
-        costs=Costs.of(graph.layers, layers, model.state_dict(keep_vars=True)),
+        costs=Costs.of(graph.layers, layers, named_tensors(model)),
         recipe=how,
         sampling=Sampling(max_columns=options.max_columns, seed=options.seed),
         chunk=chunk,

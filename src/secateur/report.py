@@ -242,6 +242,7 @@ def build_report(
     seconds: dict[str, float],
     steps: list[StepReport],
     aligned: Sequence[tuple[str, str]],
+    *,
     costs: Costs,
     search: SearchReport | None,
     evaluation: dict[str, Evaluation],

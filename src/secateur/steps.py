@@ -48,13 +48,17 @@ class Plan:
     on_layer: Callable[[str], Any] = lambda name: None
 
     @property
+    def measured(self) -> int:
+        """How often layers are visited by the allocation, for one division."""
+        return getattr(self.recipe.allocation, "visits", 0) * len(self.layers)
+
+    @property
     def visits(self) -> int:
         """How often layers are visited at most, by the allocation and by the walks."""
-        measured = getattr(self.recipe.allocation, "visits", 0)
-        searched = isinstance(self.target, MaxDrop)  # all walks with the first level's division
+        searched = isinstance(self.target, MaxDrop)
         levels = len(self.recipe.levels if searched else self.recipe.targets(self.target))
-        walks = WALKS if searched else 1
-        return (measured + walks * (levels + measured * (levels - 1))) * len(self.layers)
+        walk = levels * len(self.layers) + (levels - 1) * self.measured
+        return self.measured + (WALKS if searched else 1) * walk  # the first division serves all
 
     def run(self, target: Target) -> Walked:
         """Walks once per level, each time from the weights of the level before.

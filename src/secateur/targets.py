@@ -69,7 +69,7 @@ class Costs:
         Args:
             every: all its layers.
             chosen: those to prune.
-            tensors: its state dict, tied tensors being the same object (`keep_vars=True`).
+            tensors: parameters and buffers by every name; tied ones are the same object.
         """
         return cls(
             tuple(layer.weights for layer in chosen), _macs(every, chosen), _bytes(chosen, tensors)
