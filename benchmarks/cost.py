@@ -19,8 +19,8 @@ from results_table import MACHINE, machine, write_rows
 from torch import Tensor, nn
 
 import secateur
-from secateur.api import chunk_size
 from secateur.evaluate import fast_layout
+from secateur.job import chunk_size
 
 COLUMNS = (
     "network",

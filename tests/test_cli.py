@@ -101,7 +101,8 @@ def invoke(*arguments):
 def prune_arguments(place, out, *more, network="network", data="images.npz", sparsity=0.6):
     model = f"{place / 'cli_networks.py'}:{network}"
     data = data if data.startswith("fractal:") else place / data
-    return ["prune", model, "--data", data, "--sparsity", sparsity, "-o", out, *more]
+    asked = [] if sparsity is None else ["--sparsity", sparsity]
+    return ["prune", model, "--data", data, *asked, "-o", out, *more]
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +208,49 @@ def test_onnx_is_written_when_asked_for(place, tmp_path):
     assert report["exports"]["model.onnx"]["relative_difference"] < 1e-4
 
 
+@pytest.mark.parametrize("target", ["macs", "bytes"])
+def test_a_share_of_the_dense_cost_may_be_asked_for(place, tmp_path, target):
+    out = tmp_path / "out"
+    more = [f"--max-{target}", 0.6, "--method", "magnitude"]
+    result = invoke(*prune_arguments(place, out, *more, sparsity=None))
+    assert result.exit_code == 0, result.output
+    report = json.loads((out / "report.json").read_text())
+    assert 0.55 < report[f"{target}_fraction"] <= 0.6
+    assert report["requested"]["target"] == {"name": f"max_{target}", "value": 0.6}
+
+
+def test_a_drop_may_be_asked_for_and_is_measured_on_the_evaluation_images(place, tmp_path):
+    out = tmp_path / "out"
+    more = ["--max-drop", 20, "--method", "magnitude", "--eval", place / "images.npz"]
+    result = invoke(*prune_arguments(place, out, *more, sparsity=None))
+    assert result.exit_code == 0, result.output
+    report = json.loads((out / "report.json").read_text())
+    assert report["search"]["drop"] <= 20
+    assert report["search"]["measure"] == "top-1"
+    assert report["evaluation"]["pruned"]["drop"] == pytest.approx(report["search"]["drop"])
+    assert f"in {len(report['search']['tries'])} walks" in result.stdout
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(place, tmp_path):
+    model = f"{place / 'cli_networks.py'}:network"
+    arguments = ["prune", model, "--data", place / "images.npz", "--sparsity", 0.6, "--dry-run"]
+    for more in ([], ["-o", tmp_path / "out"]):
+        result = invoke(*arguments, *more)
+        assert result.exit_code == 0, result.output
+        rows = {line.split()[0]: line for line in result.stdout.splitlines()}
+        assert "6x4x3x3" in rows["3"]
+        assert "plan for sparsity 0.6: 60." in result.stdout
+        assert "expected damage" in result.stdout
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_tells_mistakes_all_the_same(place):
+    model = f"{place / 'cli_networks.py'}:network"
+    arguments = ["prune", model, "--data", place / "images.npz", "--sparsity", 0.6, "--dry-run"]
+    assert_mistake(invoke(*arguments, "--method", "adm"), "did you mean admm")
+    assert_mistake(invoke(*arguments[:-1]), "expected -o OUT: or ask for --dry-run")
+
+
 def test_few_images_are_a_warning(place, tmp_path):
     result = invoke(*prune_arguments(place, tmp_path / "out", data="few.npz"))
     assert result.exit_code == 0
@@ -291,6 +335,11 @@ MISTAKES = {
     "no images wanted": (None, {}, ["--max-images", 0], "max_images is 0"),
     "no such device": (None, {}, ["--device", "gpu"], "--device is 'gpu'"),
     "wrong input shape": (None, {"data": "large.npz"}, [], "error: "),
+    "two targets": (None, {}, ["--max-macs", 0.5], "got sparsity and max_macs, expected exactly"),
+    "macs in percent": (None, {"sparsity": None}, ["--max-macs", 30], "(30 % is 0.3)"),
+    "too few bytes": (None, {"sparsity": None}, ["--max-bytes", 0.01], "expected at least 0."),
+    "negative drop": (None, {"sparsity": None}, ["--max-drop", -1], "max_drop is -1.0, expected"),
+    "no target": (None, {"sparsity": None}, [], "got no target, expected exactly one"),
     "no such evaluation": (None, {}, ["--eval", "absent"], "no such file or folder: absent"),
 }
 

@@ -25,6 +25,7 @@ from secateur.alignment import pairs_to_align
 from secateur.evaluate import compare, predict
 from secateur.frontends.torch_export import trace, with_parameters
 from secateur.recipe import choose_recipe
+from secateur.targets import MaxBytes, MaxMacs, Sparsity
 
 QUICK = AdamCalibration(
     start=BiasCorrection(start=WeightCorrection()), iterations=3, learning_rate=1e-3, batch=64
@@ -274,9 +275,20 @@ def test_saved_recipes_are_plain_toml(tmp_path) -> None:
     assert held["levels"] == [0.1, 0.0]
 
 
-def test_sparsities_on_the_way() -> None:
-    assert Recipe(levels=(0.2, 0.1, 0.0)).sparsities(0.5) == pytest.approx([0.3, 0.4, 0.5])
-    assert Recipe(levels=(0.2, 0.1, 0.0)).sparsities(0.15) == pytest.approx([0.05, 0.15])
+@pytest.mark.parametrize(
+    ("target", "values"),
+    [
+        (Sparsity(0.5), [0.3, 0.4, 0.5]),
+        (Sparsity(0.15), [0.05, 0.15]),
+        (MaxMacs(0.3), [0.5, 0.4, 0.3]),
+        (MaxBytes(0.85), [0.95, 0.85]),
+        (MaxBytes(1.0), [1.0]),
+    ],
+)
+def test_targets_on_the_way(target, values) -> None:
+    found = Recipe(levels=(0.2, 0.1, 0.0)).targets(target)
+    assert [one.value for one in found] == pytest.approx(values)
+    assert {type(one) for one in found} == {type(target)}
 
 
 def test_a_method_that_does_not_tell_its_steps_has_none(network, images) -> None:

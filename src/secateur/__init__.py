@@ -7,7 +7,7 @@ print(result.report)
 
 from secateur.alignment import ChannelAlignment
 from secateur.allocations import NormalizedMagnitude, Sensitivity, Uniform
-from secateur.api import PruneResult, inspect, prune
+from secateur.api import PruneResult, inspect, plan, prune
 from secateur.data import Preprocess, load_images
 from secateur.errors import (
     DataError,
@@ -22,6 +22,7 @@ from secateur.errors import (
     UserError,
 )
 from secateur.evaluate import Evaluation, evaluate
+from secateur.forecast import Forecast
 from secateur.fractals import fractal_images
 from secateur.methods import (
     ADMM,
@@ -45,6 +46,7 @@ __all__ = [
     "ChannelAlignment",
     "DataError",
     "Evaluation",
+    "Forecast",
     "LeastSquares",
     "Magnitude",
     "MissingExtraError",
@@ -72,6 +74,7 @@ __all__ = [
     "inspect",
     "load_images",
     "pack",
+    "plan",
     "prune",
     "unpack",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,24 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.alignment import Alignment
 from secateur.allocations import Allocation
 from secateur.console import layer_progress
-from secateur.data import MAX_IMAGES, Transform, load_images
+from secateur.data import MAX_IMAGES, Transform
 from secateur.errors import OptionError, SecateurWarning
-from secateur.evaluate import fast_layout
+from secateur.forecast import Forecast, foresee
 from secateur.frontends import device_of, input_shape, read, trace, with_parameters
+from secateur.job import Options, prepare
 from secateur.methods import Method
-from secateur.options import check_sparsity, select_layers
 from secateur.patterns import Pattern
 from secateur.recipe import Recipe, choose_recipe
-from secateur.report import Inspection, Report, build_report, describe, step_reports
-from secateur.steps import Plan
+from secateur.report import Inspection, Report, build_report, step_reports
+from secateur.targets import choose_target
 from secateur.walk import Sampling
-
-# Input values per run of an operation. Larger chunks made EfficientNet-Lite0 up to 1.6 times
-# slower: activations over 32 MB get fresh pages from the system at every allocation.
-_CHUNK_VALUES = 8 * 3 * 224 * 224
 
 
 @dataclass(frozen=True)
@@ -60,7 +54,11 @@ def prune(
     model: nn.Module | str | Path | Any,
     data: Any,
     *,
-    sparsity: float,
+    sparsity: float | None = None,
+    max_macs: float | None = None,
+    max_bytes: float | None = None,
+    max_drop: float | None = None,
+    evaluation: Any = None,
     preprocess: Transform | None = None,
     recipe: Recipe | str | Path = "default",
     pattern: Pattern | str | None = None,
@@ -77,6 +75,8 @@ def prune(
 ) -> PruneResult:
     """Prunes a trained network without retraining it.
 
+    Exactly one of `sparsity`, `max_macs`, `max_bytes` and `max_drop` says how much.
+
     Args:
         model: any module that `torch.export` can trace, with its weights, or an ONNX model that
             ONNX Runtime runs: the path of the file or an `onnx.ModelProto`; never modified.
@@ -84,6 +84,15 @@ def prune(
             other batches, a folder, an `.npz`, "file.py:callable", or "fractal:300" for
             synthetic images where there are none. 300 to 1000 serve well.
         sparsity: fraction of zeros among the weights of the pruned layers, in [0, 1); hit exactly.
+        max_macs: multiply-accumulates left, as a fraction of the dense network's, in (0, 1].
+            Those with zero weights count as saved, which only some runtimes do save.
+        max_bytes: size of a packed file (a bit per weight and the kept ones) as a fraction of
+            the dense network's, in (0, 1].
+        max_drop: points of top-1 that may be lost, in [0, 100): the largest sparsity that stays
+            within it, in at most 6 walks. Without labels points of agreement with the dense
+            network; without evaluation data on a quarter of `data`, held back.
+        evaluation: images to judge the result by, never fitted to: (images, labels), or any
+            source as for `data`; all of them are used.
         preprocess: from images to inputs, see `Preprocess`; for folders and uint8 data.
         recipe: how: an object, a name in `RECIPES` ("default", "paper") or a TOML file. The
             four settings below replace the recipe's where they are given.
@@ -111,73 +120,106 @@ def prune(
         NumericalError: a layer gets NaN or infinite values, or cannot be solved.
 
     Cost: see the tables of README.md (benchmarks/default.py) and, for the paper's recipe,
-    docs/paper.md, in forward passes over the images.
+    docs/paper.md, in forward passes over the images. `max_drop`: that much per walk, and a pass
+    over the images that are judged on.
     Memory: the values at the widest cut for all images, twice; see `secateur.walk`.
     """
-    start = time.perf_counter()
-    check_sparsity(sparsity)
-    how = choose_recipe(
-        recipe, pattern=pattern, method=method, allocation=allocation, inputs=inputs
+    options = Options(
+        target=choose_target(
+            sparsity=sparsity, max_macs=max_macs, max_bytes=max_bytes, max_drop=max_drop
+        ),
+        recipe=choose_recipe(
+            recipe, pattern=pattern, method=method, allocation=allocation, inputs=inputs
+        ),
+        preprocess=preprocess,
+        include=include,
+        exclude=exclude,
+        max_images=max_images,
+        max_columns=max_columns,
+        seed=seed,
+        device=device,
     )
-    if max_columns < 1:
-        raise OptionError(f"max_columns is {max_columns}, expected at least 1")
     model = read(model)
-    images = load_images(data, preprocess=preprocess, max_images=max_images, seed=seed)
-    loaded = time.perf_counter()
-
-    batch = fast_layout(images.tensor.to(device or device_of(model)))
-    original = trace(model, batch[:2])
-    traced = time.perf_counter()
-
-    chunk = chunk_size(batch)
-    align = how.alignment
-    aligned = align.align(original, batch, chunk=chunk) if align is not None else Alignment()
-    graph = original.changed(aligned.changes) if aligned.changes else original
-    plan = Plan(
-        graph=graph,
-        images=batch,
-        layers=select_layers(graph.layers, include, exclude),
-        sparsity=sparsity,
-        recipe=how,
-        sampling=Sampling(max_columns=max_columns, seed=seed),
-        chunk=chunk,
-    )
-    with layer_progress(progress, plan.visits) as on_layer:
-        plan = replace(plan, on_layer=on_layer)
+    job = prepare(model, data, options, evaluation)
+    with layer_progress(progress, job.plan.visits) as on_layer:
+        plan = replace(job.plan, on_layer=on_layer)
         division = plan.division
-        divided = time.perf_counter()
-        walked = plan.run()
-    pruned = with_parameters(model, {**aligned.changes, **walked.changes})
-    solved = time.perf_counter()
-    steps = plan.account(walked, original, aligned)
-    found = step_reports(model, steps, batch, walked.dense)
-    end = time.perf_counter()
+        job.watch.lap("allocation")
+        walked, target, search = job.carry_out(plan)
+    pruned = job.network(walked)
+    job.watch.lap("walk")
+    steps = plan.account(walked, target, job.original, job.aligned)
+    found = step_reports(model, steps, plan.images, walked.dense, job.evaluator)
+    job.watch.lap("steps")
+    judged = {} if job.evaluator is None else job.evaluator.evaluations(pruned)
+    job.watch.lap("evaluation")
 
-    settings = {
-        "sparsity": sparsity,
-        "recipe": how.settings(),
-        "include": include,
-        "exclude": exclude,
-        "preprocess": None if preprocess is None else describe(preprocess),
-        "max_images": max_images,
-        "max_columns": max_columns,
-        "seed": seed,
-        "device": str(batch.device),
-    }
-    seconds = {
-        "data": loaded - start,
-        "trace": traced - loaded,
-        "allocation": divided - traced,
-        "walk": solved - divided,
-        "steps": end - solved,
-        "total": end - start,
-    }
     report = build_report(
-        pruned, graph, walked, division, images, settings, seconds, found, aligned.pairs
+        pruned,
+        plan.graph,
+        walked,
+        division,
+        job.images,
+        options.settings(plan.images.device),
+        job.watch.seconds,
+        found,
+        job.aligned.pairs,
+        costs=plan.costs,
+        search=search,
+        evaluation=judged,
     )
     for warning in report.warnings:
         warnings.warn(warning, SecateurWarning, stacklevel=2)
     return PruneResult(pruned, report, steps)
+
+
+def plan(
+    model: nn.Module | str | Path | Any,
+    data: Any,
+    *,
+    sparsity: float | None = None,
+    max_macs: float | None = None,
+    max_bytes: float | None = None,
+    max_drop: float | None = None,
+    preprocess: Transform | None = None,
+    recipe: Recipe | str | Path = "default",
+    allocation: Allocation | str | None = None,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    max_images: int | None = MAX_IMAGES,
+    max_columns: int = Sampling.max_columns,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool | Callable[[int, int, str], Any] | None = None,
+) -> Forecast:
+    """What `prune` would do with these arguments, without pruning: zeros layer by layer.
+
+    Args: see `prune`. With `max_drop` the sparsity is guessed from the expected damage.
+
+    Returns:
+        The layers with their zeros, expected damage and MACs left, and the sums.
+
+    Raises:
+        OptionError, DataError, ModelError: a mistake that the message helps to put right.
+
+    Cost: what the allocation measures; nothing for those that look at weights only.
+    """
+    options = Options(
+        target=choose_target(
+            sparsity=sparsity, max_macs=max_macs, max_bytes=max_bytes, max_drop=max_drop
+        ),
+        recipe=choose_recipe(recipe, allocation=allocation),
+        preprocess=preprocess,
+        include=include,
+        exclude=exclude,
+        max_images=max_images,
+        max_columns=max_columns,
+        seed=seed,
+        device=device,
+    )
+    found = prepare(read(model), data, options, search=False).plan
+    with layer_progress(progress, found.measured) as on_layer:
+        return foresee(replace(found, on_layer=on_layer))
 
 
 def inspect(
@@ -203,8 +245,3 @@ def inspect(
         raise OptionError(f"shape is {tuple(shape)}, expected positive sizes such as (3, 224, 224)")
     example = torch.zeros(2, *shape, device=device or device_of(model))
     return Inspection(tuple(trace(model, example).layers))
-
-
-def chunk_size(images: Tensor) -> int:
-    """Images per run of an operation: 8 of 224 pixels, more of smaller ones, at most 256."""
-    return max(1, min(256, _CHUNK_VALUES // max(1, images[0].numel())))

@@ -6,7 +6,6 @@ in one sentence on standard error with nothing written; 1 a defect of secateur (
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 import warnings
@@ -22,8 +21,8 @@ from secateur.version import __version__
 
 if TYPE_CHECKING:
     from secateur.api import PruneResult
-    from secateur.data import Images, Preprocess
-    from secateur.evaluate import Evaluation
+    from secateur.data import Preprocess
+    from secateur.forecast import Forecast
     from secateur.packing import PackedSize
 
 app = typer.Typer(
@@ -79,8 +78,26 @@ def prune(
             help="Calibration images: a folder, .npz, file.py:callable or fractal:300.",
         ),
     ],
-    sparsity: Annotated[float, typer.Option(help="Fraction of zeros, in [0, 1).")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="Folder to write.")],
+    sparsity: Annotated[
+        float | None,
+        typer.Option(help="Fraction of zeros, in [0, 1). One of this and the next three."),
+    ] = None,
+    max_macs: Annotated[
+        float | None, typer.Option(help="Multiply-accumulates left, as a fraction, in (0, 1].")
+    ] = None,
+    max_bytes: Annotated[
+        float | None, typer.Option(help="Size of a packed file, as a fraction, in (0, 1].")
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="Points of top-1 (or, without labels, of agreement) to lose at most."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="OUT", help="Folder to write.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show how many zeros in each layer; write nothing.")
+    ] = False,
     weights: Weights = None,
     eval_data: Annotated[
         str | None,
@@ -127,53 +144,57 @@ def prune(
 ) -> None:
     """Prune MODEL and write the result and report.json to OUT.
 
-    Of a PyTorch network it writes model.safetensors and, asked for, model.onnx; of an .onnx file
-    model.onnx, which is that file with other weights.
+    Exactly one of --sparsity, --max-macs, --max-bytes and --max-drop says how much. Of a PyTorch
+    network it writes model.safetensors and, asked for, model.onnx; of an .onnx file model.onnx,
+    which is that file with other weights.
     """
     with _one_sentence():
         from secateur import api
         from secateur.data import load_images
-        from secateur.errors import DataError, ModelError
-        from secateur.evaluate import predict
+        from secateur.errors import OptionError
         from secateur.frontends import require_onnx
         from secateur.loading import is_onnx_file, load_model
-        from secateur.options import check_sparsity
         from secateur.output import check_folder, output_folder
+        from secateur.recipe import choose_recipe
+        from secateur.targets import choose_target
 
         files = [ONNX] if is_onnx_file(model) else [WEIGHTS, *([ONNX] if onnx else [])]
-        check_folder(out, [*files, REPORT], force=force)
-        check_sparsity(sparsity)
+        if out is not None:
+            check_folder(out, [*files, REPORT], force=force)
+        elif not dry_run:
+            raise OptionError("got no folder to write, expected -o OUT: or ask for --dry-run")
+        target = {
+            "sparsity": sparsity,
+            "max_macs": max_macs,
+            "max_bytes": max_bytes,
+            "max_drop": max_drop,
+        }
+        choose_target(**target)  # a mistake shows now, not after the images are read
+        how = choose_recipe(recipe, method=method, allocation=allocation, inputs=inputs)
         if onnx and not is_onnx_file(model):
             require_onnx("--onnx", "onnxscript")
         preprocess = _preprocess(size, resize, mean, std, channels)
         network = load_model(model, weights)
         images = load_images(data, preprocess=preprocess, max_images=max_images, seed=seed)
-        judge = None
+        common: dict[str, Any] = {
+            **target,
+            "recipe": how,
+            "include": include or None,
+            "exclude": exclude or None,
+            "max_images": max_images,
+            "max_columns": max_columns,
+            "seed": seed,
+            "device": _device(device),
+            "progress": None if quiet is None else not quiet,
+        }
+        if dry_run or out is None:
+            _show_plan(api.plan(network, images, **common))
+            return
+        judged = None
         if eval_data is not None:
-            judge = load_images(eval_data, preprocess=preprocess, max_images=None, labelled=True)
-            try:  # a mistake shows now, not after the pruning
-                predict(network, judge.tensor[:2])
-            except ModelError as error:
-                raise DataError(f"--eval {eval_data}: {error}") from error
+            judged = load_images(eval_data, preprocess=preprocess, max_images=None, labelled=True)
         with output_folder(out, force=force) as folder:
-            result = api.prune(
-                network,
-                images,
-                sparsity=sparsity,
-                recipe=recipe,
-                method=method,
-                allocation=allocation,
-                inputs=inputs,
-                include=include or None,
-                exclude=exclude or None,
-                max_images=max_images,
-                max_columns=max_columns,
-                seed=seed,
-                device=_device(device),
-                progress=None if quiet is None else not quiet,
-            )
-            if judge is not None:
-                _judge(result, network, judge)
+            result = api.prune(network, images, evaluation=judged, **common)
             _write(result, folder, images.tensor, files)
         _show(result, out, quiet)
 
@@ -333,24 +354,6 @@ def _device(name: str | None) -> Any:
         ) from error
 
 
-def _judge(result: PruneResult, network: Any, images: Images) -> None:
-    """Adds to the report how the network does on evaluation images, after each step too."""
-    from secateur.evaluate import compare, predict
-
-    dense = predict(network, images.tensor)
-
-    def against_dense(model: Any) -> Evaluation:
-        return compare(predict(model, images.tensor), images.labels, dense)
-
-    report = result.report
-    report.evaluation["dense"] = compare(dense, images.labels, dense)
-    report.evaluation["pruned"] = against_dense(result.model)
-    report.steps = [
-        dataclasses.replace(step, evaluation=against_dense(result.after(step.name)))
-        for step in report.steps
-    ]
-
-
 def _write(result: PruneResult, folder: Path, images: Any, files: list[str]) -> None:
     """Writes all files; `images` are run through an ONNX file to check it."""
     from secateur.export import differs, save_model, save_onnx, save_safetensors
@@ -377,6 +380,14 @@ def _pruned_parameters(result: PruneResult) -> list[str]:
     known = named_tensors(result.model)
     names = (layer.name for layer in result.report.layers)
     return [name if name in known else f"{name}.weight" for name in names]
+
+
+def _show_plan(forecast: Forecast) -> None:
+    from rich.console import Console
+
+    from secateur.console import forecast_view
+
+    Console(width=None if sys.stdout.isatty() else 120).print(forecast_view(forecast))
 
 
 def _show(result: PruneResult, out: Path, quiet: bool | None) -> None:

@@ -17,8 +17,9 @@ from secateur.errors import OptionError
 
 if TYPE_CHECKING:
     from secateur.evaluate import Evaluation
+    from secateur.forecast import Forecast
     from secateur.packing import PackedSize
-    from secateur.report import Inspection, Report
+    from secateur.report import Inspection, Report, SearchReport
 
 OnLayer = Callable[[str], Any]
 
@@ -80,6 +81,11 @@ def render_inspection(inspection: Inspection) -> str:
     return _plain(inspection_view(inspection))
 
 
+def render_forecast(forecast: Forecast) -> str:
+    """The plan as plain text, 100 columns wide."""
+    return _plain(forecast_view(forecast))
+
+
 def _plain(view: RenderableType) -> str:
     console = Console(file=io.StringIO(), width=100, no_color=True)
     console.print(view)
@@ -94,6 +100,7 @@ def report_view(report: Report) -> Group:
         parts.append(Text(line, style="yellow"))
     parts += [Text(f"! {text}", style="yellow") for text in report.warnings]
     parts += [_layer_table(report), *_dense_lines(report), Text(_summary(report))]
+    parts += [Text(line) for line in _search_lines(report)]
     parts += [Text(line) for line in _accuracy_lines(report)]
     if report.steps:
         parts += [Text("after each step:"), _step_table(report)]
@@ -150,15 +157,40 @@ def _summary(report: Report) -> str:
     return (
         f"{report.sparsity:.2%} of {weights:,} prunable weights are zero "
         f"({report.network_sparsity:.2%} of all parameters); "
+        f"{_left(report.macs_fraction, report.bytes_fraction)}; "
         f"{report.data.images} images from {report.data.source}, {report.seconds['total']:.1f} s"
     )
+
+
+def _left(macs: float, size: float) -> str:
+    return f"{macs:.1%} of the MACs and {size:.1%} of the bytes (packed) are left"
+
+
+def _search_lines(report: Report) -> list[str]:
+    """The drop that was asked for, what was reached, and every try."""
+    search = report.search
+    if search is None:
+        return []
+    wanted = report.requested["target"]["value"]
+    tries = [f"{one.sparsity:.2%}: {one.drop:.2f} ± {one.error:.2f}" for one in search.tries]
+    return [
+        f"{_lost(search)}, {wanted:g} allowed, on {search.images} {search.judged_on}",
+        f"{len(tries)} walks, points lost by zeros: {', '.join(tries)}",
+    ]
+
+
+def _lost(search: SearchReport) -> str:
+    return f"{search.drop:.2f} ± {search.error:.2f} points of {search.measure}"
 
 
 def result_line(report: Report) -> str:
     """The outcome in one line, for pipes and logs."""
     parts = [f"{report.sparsity:.2%} of the prunable weights are zero"]
+    parts.append(_left(report.macs_fraction, report.bytes_fraction))
     if report.synthetic:
         parts.append(f"calibrated on synthetic images ({report.synthetic})")
+    if report.search is not None:
+        parts.append(f"{_lost(report.search)} in {len(report.search.tries)} walks")
     if "pruned" in report.evaluation:
         parts.append(_evaluation_text(report.evaluation["pruned"]))
     return ", ".join(parts)
@@ -197,6 +229,34 @@ def top1_text(found: Evaluation) -> str:
 
 def _label_free(found: Evaluation) -> str:
     return f"agreement with dense {found.agreement:.2f} %, KL {found.kl:.4f} nats"
+
+
+def forecast_view(forecast: Forecast) -> Group:
+    """One line per layer that would be pruned, the sums below."""
+    table = Table("layer", "shape", box=None, pad_edge=False, header_style="bold")
+    for heading in ("weights", "kept", "zeros", "damage", "MACs left"):
+        table.add_column(heading, justify="right")
+    for layer in forecast.layers:
+        table.add_row(
+            layer.name,
+            shape_text(layer.shape),
+            f"{layer.weights:,}",
+            f"{layer.kept:,}",
+            f"{layer.sparsity:.1%}",
+            "-" if layer.damage is None else f"{layer.damage:.2g}",
+            f"{layer.macs:,}",
+        )
+    weights = sum(layer.weights for layer in forecast.layers)
+    lines = [
+        f"plan for {forecast.target} {forecast.value:g}: {forecast.sparsity:.2%} of {weights:,} "
+        f"prunable weights zero; {_left(forecast.macs_fraction, forecast.bytes_fraction)}"
+    ]
+    if forecast.damage is not None:
+        lines.append(
+            f"expected damage to the output {forecast.damage:.2g} in sum (KL in nats for scores, "
+            "else relative squared error; each layer alone)"
+        )
+    return Group(table, *(Text(line) for line in (*lines, *forecast.notes)))
 
 
 def inspection_view(inspection: Inspection) -> Group:

@@ -95,6 +95,30 @@ def compare(
     return Evaluation(images=count, **found)
 
 
+@dataclass(frozen=True)
+class Judge:
+    """Images to judge networks on, with the dense network's scores on them.
+
+    Attributes:
+        images: preprocessed inputs.
+        dense: the dense network's scores.
+        labels: class numbers; None = label-free.
+    """
+
+    images: Float[Tensor, "batch ..."]
+    dense: Float[Tensor, "batch classes"]
+    labels: Int[Tensor, " batch"] | None = None
+
+    def evaluate(self, model: nn.Module) -> Evaluation:
+        """A network against the dense one. Cost: a forward pass over the images."""
+        return compare(predict(model, self.images), self.labels, self.dense)
+
+    def evaluations(self, pruned: nn.Module) -> dict[str, Evaluation]:
+        """The dense network's and the pruned one's."""
+        dense = compare(self.dense, self.labels, self.dense)
+        return {"dense": dense, "pruned": self.evaluate(pruned)}
+
+
 def kl_divergence(
     reference: Float[Tensor, "batch classes"], logits: Float[Tensor, "batch classes"]
 ) -> float:

@@ -1,4 +1,4 @@
-"""A recipe: everything about how a network is pruned, except the network, images and sparsity.
+"""A recipe: everything about how a network is pruned, except the network, images and target.
 
     Recipe(method=ADMM(damping=0.05))
     secateur.prune(model, images, sparsity=0.7, recipe="paper")
@@ -31,6 +31,7 @@ from secateur.methods import (
 from secateur.options import choose, did_you_mean
 from secateur.output import write_file
 from secateur.patterns import PATTERNS, Pattern, Unstructured
+from secateur.targets import Target
 
 _TABLES: dict[str, Mapping[str, type]] = {
     "pattern": PATTERNS,
@@ -51,8 +52,9 @@ class Recipe:
         inputs: "pruned" fits each layer to the inputs it will get in the pruned network,
             "dense" to those it gets in the dense one.
         alignment: equalises channels between convolutions first; None = no.
-        levels: how far below the target sparsity to stop on the way, the last one 0: (0.1, 0)
-            prunes to ten points less, then starts from those weights for the target.
+        levels: by how much the target is relaxed on the way, the last one 0: (0.1, 0) prunes to
+            ten points of sparsity less (or of MACs or bytes more), then starts from those
+            weights for the target.
     """
 
     pattern: Pattern = field(default_factory=Unstructured)
@@ -72,9 +74,9 @@ class Recipe:
                 "such as [0.1, 0.0]"
             )
 
-    def sparsities(self, target: float) -> list[float]:
-        """The sparsities to go through; those at or below zero are left out."""
-        return [level for below in self.levels[:-1] if (level := target - below) > 0] + [target]
+    def targets(self, target: Target) -> list[Target]:
+        """The targets to go through; levels at which nothing is asked for are left out."""
+        return [level for by in self.levels[:-1] if (level := target.relaxed(by))] + [target]
 
     def settings(self) -> dict[str, Any]:
         """The recipe as plain data: what `save` writes."""

@@ -16,10 +16,12 @@ from torch import Tensor
 from secateur.allocations import Curve, Division
 from secateur.data import FEW_IMAGES, Images
 from secateur.errors import DataError
-from secateur.evaluate import Evaluation, compare, predict
+from secateur.evaluate import Evaluation, Judge, compare, predict
 from secateur.frontends import named_tensors, parameters, with_parameters
 from secateur.graph import Graph, Layer
 from secateur.output import write_file
+from secateur.search import Try
+from secateur.targets import Costs
 from secateur.version import __version__
 from secateur.walk import LayerResult, Walked
 
@@ -97,6 +99,27 @@ class StepReport:
     evaluation: Evaluation | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class SearchReport:
+    """How the largest sparsity within `max_drop` was found.
+
+    Attributes:
+        measure: what a drop is, in points: "top-1" lost, or "disagreement" with the dense network.
+        judged_on: "evaluation images", or "held-back calibration images".
+        images: how many.
+        sparsity, drop, error: of the try that was kept; its drop has this standard error.
+        tries: all, one walk each, in their order.
+    """
+
+    measure: str
+    judged_on: str
+    images: int
+    sparsity: float
+    drop: float
+    error: float
+    tries: tuple[Try, ...]
+
+
 @dataclass(kw_only=True)
 class Report:
     """Everything worth knowing about a pruned network.
@@ -105,7 +128,11 @@ class Report:
         synthetic: generator and seed of the calibration images, when they are not real.
         sparsity: zeros / weights over the pruned layers, as reached.
         network_sparsity: zeros / parameters over the whole network.
+        macs_fraction: multiply-accumulates with weights that are not zero, over all of the dense
+            network's; only a runtime that leaves out the others is faster.
+        bytes_fraction: of a packed file over the dense network's; see `secateur.targets.Costs`.
         requested: the settings of the call.
+        search: how the sparsity was found, where `max_drop` was asked for.
         layers: the pruned layers, in execution order.
         dense_layers: the others, with the reason.
         data: the calibration images.
@@ -123,7 +150,10 @@ class Report:
     synthetic: str | None = None
     sparsity: float
     network_sparsity: float
+    macs_fraction: float
+    bytes_fraction: float
     requested: dict[str, Any]
+    search: SearchReport | None = None
     layers: list[LayerReport]
     dense_layers: list[DenseLayer]
     data: DataReport
@@ -167,6 +197,7 @@ class Report:
 
     @classmethod
     def _from(cls, held: dict[str, Any]) -> Report:
+        held["search"] = _load_search(held["search"])
         held["layers"] = [_load_layer(layer) for layer in held["layers"]]
         held["dense_layers"] = [DenseLayer(**_tuples(layer)) for layer in held["dense_layers"]]
         held["data"] = DataReport(**_tuples(held["data"]))
@@ -195,6 +226,12 @@ def _load_layer(held: dict[str, Any]) -> LayerReport:
     )
 
 
+def _load_search(held: dict[str, Any] | None) -> SearchReport | None:
+    if held is None:
+        return None
+    return SearchReport(**{**held, "tries": tuple(Try(**one) for one in held["tries"])})
+
+
 def build_report(
     pruned: Any,
     graph: Graph,
@@ -205,6 +242,10 @@ def build_report(
     seconds: dict[str, float],
     steps: list[StepReport],
     aligned: Sequence[tuple[str, str]],
+    *,
+    costs: Costs,
+    search: SearchReport | None,
+    evaluation: dict[str, Evaluation],
 ) -> Report:
     """Puts together what a walk did; zeros are counted in the pruned model itself."""
     tensors = named_tensors(pruned)
@@ -214,12 +255,16 @@ def build_report(
         for result, curve in zip(walked.results, curves, strict=True)
     ]
     chosen = {layer.name for layer in layers}
+    kept = [layer.weights - layer.zeros for layer in layers]
     notes = [f"channels aligned between {first} and {second}" for first, second in aligned]
     return Report(
         synthetic=images.synthetic,
         sparsity=sum(layer.zeros for layer in layers) / sum(layer.weights for layer in layers),
         network_sparsity=_zero_share(parameters(pruned)),
+        macs_fraction=costs.macs.share(kept),
+        bytes_fraction=costs.bytes.share(kept),
         requested=settings,
+        search=search,
         layers=layers,
         dense_layers=[_dense_layer(layer) for layer in graph.layers if layer.name not in chosen],
         data=DataReport(
@@ -231,6 +276,7 @@ def build_report(
         seconds=seconds,
         calibration=_on_calibration_images(walked, pruned, images.tensor),
         steps=steps,
+        evaluation=evaluation,
         warnings=_warnings(len(images.tensor)),
         notes=[*graph.notes, *notes],
         versions={
@@ -290,24 +336,25 @@ def step_reports(
     steps: Mapping[str, Mapping[str, Tensor]],
     images: Tensor,
     dense: Tensor | None,
+    judge: Judge | None = None,
 ) -> list[StepReport]:
-    """Compares the network after each step with the dense one on the calibration images.
+    """Compares the network after each step with the dense one.
 
     Args:
         model: the dense network.
         steps: changed parameters after each step, by its name.
         images: calibration inputs.
         dense: the dense network's first output for them.
+        judge: of evaluation data, where there are any.
     """
-    if dense is None or dense.dim() != 2:
-        return [StepReport(name=name) for name in steps]
-    return [
-        StepReport(
-            name=name,
-            calibration=compare(predict(with_parameters(model, changes), images), reference=dense),
-        )
-        for name, changes in steps.items()
-    ]
+    scores = dense if dense is not None and dense.dim() == 2 else None
+    reports = []
+    for name, changes in steps.items():
+        network = with_parameters(model, changes)
+        near = None if scores is None else compare(predict(network, images), reference=scores)
+        far = None if judge is None else judge.evaluate(network)
+        reports.append(StepReport(name=name, calibration=near, evaluation=far))
+    return reports
 
 
 def _on_calibration_images(walked: Walked, pruned: Any, images: Tensor) -> Evaluation | None:

@@ -10,10 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from secateur.alignment import Alignment
-from secateur.allocations import Budget, Division, Subject
+from secateur.allocations import Division, Subject
 from secateur.graph import Graph, Layer
 from secateur.methods import Magnitude, chain
 from secateur.recipe import Recipe, name_of
+from secateur.search import WALKS
+from secateur.targets import Costs, MaxDrop, Target
 from secateur.walk import Sampling, Walked, folded_weight, walk
 
 Changes = dict[str, Tensor]
@@ -27,39 +29,47 @@ class Plan:
         graph: the dense network, aligned where the recipe says so.
         images: calibration inputs, batch first.
         layers: the layers to prune, in execution order.
-        sparsity: the target.
+        target: what is asked for.
+        costs: what the network costs, for targets that are set in it.
         recipe: how.
         sampling: how many output positions are used.
         chunk: images per run of an operation.
-        on_layer: called with a layer's name whenever a layer is done, `visits` times in all.
+        on_layer: called with a layer's name whenever a layer is done, `visits` times at most.
     """
 
     graph: Graph
     images: Tensor
     layers: Sequence[Layer]
-    sparsity: float
+    target: Target
+    costs: Costs
     recipe: Recipe
     sampling: Sampling
     chunk: int
     on_layer: Callable[[str], Any] = lambda name: None
 
     @property
-    def visits(self) -> int:
-        """How often a layer is visited, by the allocation and by the walks."""
-        per_level = 1 + getattr(self.recipe.allocation, "visits", 0)
-        return per_level * len(self.levels) * len(self.layers)
+    def measured(self) -> int:
+        """How often layers are visited by the allocation, for one division."""
+        return getattr(self.recipe.allocation, "visits", 0) * len(self.layers)
 
     @property
-    def levels(self) -> list[float]:
-        """The sparsities to go through."""
-        return self.recipe.sparsities(self.sparsity)
+    def visits(self) -> int:
+        """How often layers are visited at most, by the allocation and by the walks."""
+        searched = isinstance(self.target, MaxDrop)
+        levels = len(self.recipe.levels if searched else self.recipe.targets(self.target))
+        walk = levels * len(self.layers) + (levels - 1) * self.measured
+        return self.measured + (WALKS if searched else 1) * walk  # the first division serves all
 
-    def run(self) -> Walked:
-        """Walks once per level, each time from the weights of the level before."""
+    def run(self, target: Target) -> Walked:
+        """Walks once per level, each time from the weights of the level before.
+
+        Args:
+            target: the plan's own, or, where that has to be searched, a sparsity to try.
+        """
         walked, weights = None, {}
-        for level in self.levels:
+        for level in self.recipe.targets(target):
             division = self.division if walked is None else self.divide(weights)
-            walked = self._walk(self._kept(division, level), weights)
+            walked = self._walk(self.kept(division, level), weights)
             weights = {name: walked.changes[name] for name in self._names()}
         assert walked is not None
         return walked
@@ -83,14 +93,16 @@ class Plan:
             images=self.images,
             layers=layers,
             weights=weights,
+            costs=self.target.budget(self.costs).costs,
             sampling=self.sampling,
             chunk=self.chunk,
             on_layer=self.on_layer,
         )
         return self.recipe.allocation.measure(subject)
 
-    def _kept(self, division: Division, sparsity: float) -> list[int]:
-        return division.kept(Budget.of_sparsity([item.weights for item in self.layers], sparsity))
+    def kept(self, division: Division, target: Target) -> list[int]:
+        """Weights to keep in each layer."""
+        return division.kept(target.budget(self.costs))
 
     def _walk(self, kept: Sequence[int], weights: Changes) -> Walked:
         recipe = self.recipe
@@ -111,7 +123,9 @@ class Plan:
     def _names(self) -> list[str]:
         return [str(layer.parameter) for layer in self.layers]
 
-    def account(self, walked: Walked, original: Graph, aligned: Alignment) -> dict[str, Changes]:
+    def account(
+        self, walked: Walked, target: Target, original: Graph, aligned: Alignment
+    ) -> dict[str, Changes]:
         """Parameters after each step, cumulatively; empty for a recipe of one step.
 
         Each step names all parameters that the whole recipe changes, so that any network that
@@ -122,14 +136,15 @@ class Plan:
 
         Args:
             walked: what `run` returned.
+            target: what it was given.
             original: the network before it was aligned.
             aligned: what aligning it changed.
         """
         names = [name_of(part) for part in chain(self.recipe.method)]
         steps = walked.steps
-        if len(self.levels) > 1 and len(names) > 1:
+        if len(self.recipe.targets(target)) > 1 and len(names) > 1:
             before = replace(self.recipe, method=self.recipe.method.start, levels=(0.0,))  # type: ignore[attr-defined]
-            steps = [*replace(self, recipe=before).run().steps, walked.steps[-1]]
+            steps = [*replace(self, recipe=before).run(target).steps, walked.steps[-1]]
         if len(steps) != len(names):  # a method that does not tell its steps
             return {}
         found = {
@@ -137,18 +152,18 @@ class Plan:
         }
         if aligned.pairs and isinstance(next(chain(self.recipe.method)), Magnitude):
             found = {"channel-alignment" if k == "magnitude" else k: v for k, v in found.items()}
-            found = {"magnitude": self._magnitude(original), **found}
+            found = {"magnitude": self._magnitude(original, target), **found}
         changed = {**aligned.changes, **walked.changes}
         dense = {name: original.parameters[name] for name in changed}
         return {name: {**dense, **of} for name, of in found.items()} if len(found) > 1 else {}
 
-    def _magnitude(self, original: Graph) -> Changes:
+    def _magnitude(self, original: Graph, target: Target) -> Changes:
         """Magnitude pruning without alignment: the network that the first step starts from."""
         chosen = {layer.name for layer in self.layers}
         layers = [layer for layer in original.layers if layer.name in chosen]
         changes = {}
         division = self._measure(original, layers, {})
-        for layer, kept in zip(layers, self._kept(division, self.sparsity), strict=True):
+        for layer, kept in zip(layers, self.kept(division, target), strict=True):
             name, geometry = str(layer.parameter), layer.uses[0].geometry
             mask = self.recipe.pattern.mask(folded_weight(original, layer).abs(), kept)
             matrix = geometry.matrix(original.parameters[name]) * mask

@@ -46,6 +46,10 @@ class MagnitudeDivision:
             chosen = order[prices[owner[order]].cumsum(0) <= budget.allowed * (1 + 1e-12)]
         return torch.bincount(owner[chosen], minlength=len(scores)).tolist()
 
+    def damage(self, kept: Sequence[int]) -> list[float]:
+        """Nothing is known."""
+        return []
+
 
 def _normalized(weight: Tensor) -> Float[Tensor, " weights"]:
     flat = weight.detach().flatten().abs().float().cpu()

@@ -100,6 +100,10 @@ class Division(Protocol):
         """Weights to keep in each layer: the most that the budget allows."""
         ...
 
+    def damage(self, kept: Sequence[int]) -> list[float]:
+        """What the curves expect of each layer at such numbers; empty where there are none."""
+        ...
+
 
 @runtime_checkable
 class Allocation(Protocol):

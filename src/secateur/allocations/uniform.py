@@ -39,3 +39,7 @@ class UniformDivision:
             missing = round(budget.allowed) - int(kept.sum())
             kept[torch.argsort(kept - exact, stable=True)[: max(0, missing)]] += 1
         return [int(count) for count in kept]
+
+    def damage(self, kept: Sequence[int]) -> list[float]:
+        """Nothing is known."""
+        return []

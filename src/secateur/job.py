@@ -1,0 +1,248 @@
+"""A call of `prune` or `plan`: images read, the network traced, and all of it carried out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateur.alignment import Alignment
+from secateur.data import Images, Transform, load_images
+from secateur.errors import DataError, ModelError, OptionError
+from secateur.evaluate import Judge, fast_layout, predict
+from secateur.forecast import expectation
+from secateur.frontends import device_of, named_tensors, trace, with_parameters
+from secateur.graph import Graph
+from secateur.options import select_layers
+from secateur.recipe import Recipe
+from secateur.report import SearchReport, describe
+from secateur.search import Try
+from secateur.search import search as search_sparsity
+from secateur.steps import Plan
+from secateur.targets import Costs, MaxDrop, Sparsity, Target
+from secateur.walk import Sampling, Walked
+
+# Input values per run of an operation. Larger chunks made EfficientNet-Lite0 up to 1.6 times
+# slower: activations over 32 MB get fresh pages from the system at every allocation.
+_CHUNK_VALUES = 8 * 3 * 224 * 224
+_HELD_BACK = 4  # every fourth image is judged on where a search has no evaluation data
+
+
+class Stopwatch:
+    """Wall-clock seconds by step."""
+
+    def __init__(self) -> None:
+        self.start = self.last = time.perf_counter()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        """Ends a step."""
+        now = time.perf_counter()
+        self.laps[name] = self.laps.get(name, 0.0) + now - self.last
+        self.last = now
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By step, and "total"."""
+        return {**self.laps, "total": self.last - self.start}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of a call, checked; see `secateur.prune`."""
+
+    target: Target
+    recipe: Recipe
+    preprocess: Transform | None = None
+    include: str | Sequence[str] | None = None
+    exclude: str | Sequence[str] | None = None
+    max_images: int | None = None
+    max_columns: int = Sampling.max_columns
+    seed: int = 0
+    device: torch.device | str | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_columns < 1:
+            raise OptionError(f"max_columns is {self.max_columns}, expected at least 1")
+
+    def settings(self, device: torch.device) -> dict[str, Any]:
+        """For the report."""
+        return {
+            "target": {"name": self.target.name, "value": self.target.value},
+            "recipe": self.recipe.settings(),
+            "include": self.include,
+            "exclude": self.exclude,
+            "preprocess": None if self.preprocess is None else describe(self.preprocess),
+            "max_images": self.max_images,
+            "max_columns": self.max_columns,
+            "seed": self.seed,
+            "device": str(device),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that is needed to prune.
+
+    Attributes:
+        model: the dense network.
+        images: those that layers are fitted to.
+        judge: what the result is judged by, where there is anything.
+        evaluation: whether that are evaluation data, and not held-back images.
+        original: the network as traced, before it was aligned.
+        aligned: what aligning it changed.
+        plan: the recipe on the aligned network.
+        watch: runs since the call.
+    """
+
+    model: Any
+    images: Images
+    judge: Judge | None
+    evaluation: bool
+    original: Graph
+    aligned: Alignment
+    plan: Plan
+    watch: Stopwatch = field(default_factory=Stopwatch)
+
+    @property
+    def evaluator(self) -> Judge | None:
+        """The judge with evaluation data."""
+        return self.judge if self.evaluation else None
+
+    def network(self, walked: Walked) -> Any:
+        """The network with what a walk has changed."""
+        return with_parameters(self.model, {**self.aligned.changes, **walked.changes})
+
+    def carry_out(self, plan: Plan) -> tuple[Walked, Target, SearchReport | None]:
+        """Walks; for a drop as often as the search needs. Also the target walked to."""
+        if not isinstance(plan.target, MaxDrop):
+            return plan.run(plan.target), plan.target, None
+        assert self.judge is not None
+        labelled = self.judge.labels is not None
+
+        def attempt(sparsity: float) -> tuple[Try, Walked]:
+            walked = plan.run(Sparsity(sparsity))
+            return self._lost(sparsity, self.network(walked)), walked
+
+        best, walked, tries = search_sparsity(attempt, plan.target.value, expectation(plan))
+        return (
+            walked,
+            Sparsity(best.sparsity),
+            SearchReport(
+                measure="top-1" if labelled else "disagreement",
+                judged_on=f"{'evaluation' if self.evaluation else 'held-back calibration'} images",
+                images=len(self.judge.images),
+                sparsity=best.sparsity,
+                drop=best.drop,
+                error=best.error,
+                tries=tuple(tries),
+            ),
+        )
+
+    def _lost(self, sparsity: float, network: Any) -> Try:
+        assert self.judge is not None
+        found = self.judge.evaluate(network)
+        if found.drop is not None and found.drop_error is not None:
+            return Try(sparsity, found.drop, found.drop_error)
+        assert found.agreement is not None
+        share = 1 - found.agreement / 100
+        return Try(sparsity, 100 * share, 100 * (share * (1 - share) / found.images) ** 0.5)
+
+
+def prepare(
+    model: Any, data: Any, options: Options, evaluation: Any = None, *, search: bool = True
+) -> Job:
+    """Reads the images, traces and aligns the network, and chooses its layers.
+
+    Args:
+        model: the dense network.
+        data: calibration images.
+        options: all others.
+        evaluation: images to judge by, with labels or without.
+        search: whether images are held back to judge by where a drop is to be kept.
+
+    Raises:
+        OptionError, DataError, ModelError: a mistake that the message helps to put right.
+    """
+    watch = Stopwatch()
+    how, target = options.recipe, options.target
+    images = load_images(
+        data, preprocess=options.preprocess, max_images=options.max_images, seed=options.seed
+    )
+    judged = None
+    if evaluation is not None:
+        judged = load_images(
+            evaluation, preprocess=options.preprocess, max_images=None, labelled=True
+        )
+    elif isinstance(target, MaxDrop) and search:
+        images, judged = hold_back(images)
+    watch.lap("data")
+
+    batch = fast_layout(images.tensor.to(options.device or device_of(model)))
+    original = trace(model, batch[:2])
+    watch.lap("trace")
+
+    judge = None if judged is None else judge_of(model, judged)
+    watch.lap("evaluation")
+    chunk = chunk_size(batch)
+    aligned = how.alignment.align(original, batch, chunk=chunk) if how.alignment else Alignment()
+    graph = original.changed(aligned.changes) if aligned.changes else original
+    layers = select_layers(graph.layers, options.include, options.exclude)
+    plan = Plan(
+        graph=graph,
+        images=batch,
+        layers=layers,
+        target=target,
+        costs=Costs.of(graph.layers, layers, named_tensors(model)),
+        recipe=how,
+        sampling=Sampling(max_columns=options.max_columns, seed=options.seed),
+        chunk=chunk,
+    )
+    target.budget(plan.costs)  # a target that cannot be met shows now, not after the allocation
+    return Job(
+        model=model,
+        images=images,
+        judge=judge,
+        evaluation=evaluation is not None,
+        original=original,
+        aligned=aligned,
+        plan=plan,
+        watch=watch,
+    )
+
+
+def judge_of(model: Any, images: Images) -> Judge:
+    """The dense network's scores on some images.
+
+    Raises:
+        DataError: the network does not take them, or does not return scores.
+    """
+    try:
+        return Judge(images.tensor, predict(model, images.tensor), images.labels)
+    except ModelError as error:
+        raise DataError(f"evaluation images from {images.source}: {error}") from error
+
+
+def hold_back(images: Images) -> tuple[Images, Images]:
+    """Images to fit to, and every fourth one, to judge on."""
+    count = len(images.tensor)
+    if count < 2 * _HELD_BACK:
+        raise DataError(
+            f"got {count} calibration images, expected at least {2 * _HELD_BACK}, a quarter of "
+            "which are held back to measure the drop on: add images, or pass evaluation images"
+        )
+    judged = torch.arange(count) % _HELD_BACK == _HELD_BACK - 1
+    note = f"{int(judged.sum())} of {count} images held back to measure the drop on"
+    return (
+        replace(images, tensor=images.tensor[~judged], notes=[*images.notes, note]),
+        replace(images, tensor=images.tensor[judged], labels=None),
+    )
+
+
+def chunk_size(images: Tensor) -> int:
+    """Images per run of an operation: 8 of 224 pixels, more of smaller ones, at most 256."""
+    return max(1, min(256, _CHUNK_VALUES // max(1, images[0].numel())))
