@@ -4,7 +4,8 @@ import subprocess
 import sys
 
 CORE = """
-    alignment allocation fractals geometry linear_algebra noise patterns problem recipe search steps
+    alignment allocations/normalized_magnitude allocations/protocol allocations/sensitivity
+    allocations/uniform fractals geometry linear_algebra noise patterns problem recipe search steps
     targets walk
     methods/adam_calibration methods/admm methods/bias_correction methods/least_squares
     methods/protocol methods/weight_correction

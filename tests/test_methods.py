@@ -83,7 +83,13 @@ def test_every_method_prunes_every_kind_of_layer(kind: str, bias: bool, norm: bo
     for name, pattern in itertools.product(METHODS, PATTERNS):
         method = {"adam-calibration": BRIEF, "admm": FITTING_ONLY}.get(name, name)
         result = secateur.prune(
-            network, images, sparsity=0.5, method=method, pattern=pattern, include="*"
+            network,
+            images,
+            sparsity=0.5,
+            method=method,
+            pattern=pattern,
+            allocation="uniform",  # there is one layer
+            include="*",
         )
         weight = result.model.layer.weight
         assert int((weight == 0).sum()) == round(0.5 * weight.numel())
