@@ -109,11 +109,11 @@ class Judge:
     dense: Float[Tensor, "batch classes"]
     labels: Int[Tensor, " batch"] | None = None
 
-    def evaluate(self, model: nn.Module) -> Evaluation:
+    def evaluate(self, model: Any) -> Evaluation:
         """A network against the dense one. Cost: a forward pass over the images."""
         return compare(predict(model, self.images), self.labels, self.dense)
 
-    def evaluations(self, pruned: nn.Module) -> dict[str, Evaluation]:
+    def evaluations(self, pruned: Any) -> dict[str, Evaluation]:
         """The dense network's and the pruned one's."""
         dense = compare(self.dense, self.labels, self.dense)
         return {"dense": dense, "pruned": self.evaluate(pruned)}
