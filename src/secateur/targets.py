@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor
 
@@ -137,47 +137,46 @@ class Sparsity:
 
 
 @dataclass(frozen=True)
-class MaxMacs:
+class _Share:
+    """A fraction of the dense network's cost, in (0, 1]."""
+
+    name: ClassVar[str]
+    value: float
+
+    def __post_init__(self) -> None:
+        _check_share(self.name, self.value)
+
+    def relaxed(self, by: float) -> Self | None:
+        """A larger fraction; None at 1 and above."""
+        return replace(self, value=self.value + by) if self.value + by < 1 else None
+
+
+@dataclass(frozen=True)
+class MaxMacs(_Share):
     """A fraction of the dense network's multiply-accumulates, in (0, 1]; see `Costs`.
 
     Only a runtime that leaves out multiplications with zeros is faster by as much; most are not.
     """
 
     name: ClassVar[str] = "max_macs"
-    value: float
-
-    def __post_init__(self) -> None:
-        _check_share(self.name, self.value)
 
     def budget(self, costs: Costs) -> Budget:
         """What the layers left dense do not take."""
         return _what_is_left(self, costs.macs, "the layers that stay dense take")
 
-    def relaxed(self, by: float) -> MaxMacs | None:
-        """A larger fraction; None at 1 and above."""
-        return MaxMacs(self.value + by) if self.value + by < 1 else None
-
 
 @dataclass(frozen=True)
-class MaxBytes:
+class MaxBytes(_Share):
     """A fraction of the dense network's bytes in a packed file, in (0, 1]; see `Costs`.
 
     Masks take a 32nd of float32 weights, so that a file as large as the dense one has some zeros.
     """
 
     name: ClassVar[str] = "max_bytes"
-    value: float
-
-    def __post_init__(self) -> None:
-        _check_share(self.name, self.value)
 
     def budget(self, costs: Costs) -> Budget:
         """What is left by the masks and by all that stays dense."""
         return _what_is_left(self, costs.bytes, "the masks and all that stays dense take")
-
-    def relaxed(self, by: float) -> MaxBytes | None:
-        """A larger fraction; None at 1 and above."""
-        return MaxBytes(self.value + by) if self.value + by < 1 else None
 
 
 @dataclass(frozen=True)
@@ -245,7 +244,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _what_is_left(target: MaxMacs | MaxBytes, tariff: Tariff, who: str) -> Budget:
+def _what_is_left(target: _Share, tariff: Tariff, who: str) -> Budget:
     allowed = target.value * tariff.dense - tariff.fixed
     if allowed < 0 or not any(tariff.each):
         least = math.ceil(1e4 * tariff.fixed / tariff.dense) / 1e4 if tariff.dense else 1.0

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
 from secateur.graph import Graph, Layer
@@ -41,7 +40,7 @@ class Subject:
     @property
     def prices(self) -> list[float]:
         """The costs, one for each layer."""
-        return [1.0] * len(self.layers) if self.costs is None else list(self.costs)
+        return Budget(0, self.costs).prices(len(self.layers))
 
     @cached_property
     def folded(self) -> list[Tensor]:
@@ -138,9 +137,3 @@ def remove_in_order(
         kept[layer] -= taken
         excess -= taken * price
     return kept
-
-
-def as_shares(values: Sequence[float]) -> Tensor:
-    """Fractions of their sum."""
-    found = torch.tensor(values, dtype=torch.float64)
-    return found / found.sum().clamp_min(torch.finfo(found.dtype).tiny)

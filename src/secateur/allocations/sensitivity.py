@@ -6,22 +6,17 @@ import itertools
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from secateur.allocations.protocol import (
-    Budget,
-    Curve,
-    Subject,
-    as_shares,
-    remove_in_order,
-)
+from secateur.allocations.protocol import Budget, Curve, Subject, remove_in_order
 from secateur.evaluate import kl_divergence
 from secateur.graph import Graph, Layer
 from secateur.methods import LeastSquares, Method
-from secateur.patterns import Pattern, Unstructured
+from secateur.patterns import Unstructured
 from secateur.walk import Fit, Sampling, Stream, Walker
 
 _POWER = 3.0  # damage grows like sparsity to this power below the first measured level
@@ -98,13 +93,20 @@ class SensitivityDivision:
         Exact for the curves' lower convex hulls (Fox, "Discrete optimization via marginal
         analysis", 1966).
         """
-        prices = budget.prices(len(self.sizes))
+        prices = [max(price, 1e-300) for price in budget.prices(len(self.sizes))]
         steps = sorted(
-            step
-            for layer, (size, curve) in enumerate(zip(self.sizes, self.curves, strict=True))
-            for step in _marginal(layer, size, curve, prices[layer])
+            (rise / prices[layer], layer, count) for rise, layer, count in self._marginal
         )
         return remove_in_order(self.sizes, budget, [(layer, count) for _, layer, count in steps])
+
+    @cached_property
+    def _marginal(self) -> list[tuple[float, int, int]]:
+        """(damage per weight, layer, weights) along the curves' lower convex hulls."""
+        return [
+            (rise, layer, count)
+            for layer, (size, curve) in enumerate(zip(self.sizes, self.curves, strict=True))
+            for rise, count in _hull(size, curve)
+        ]
 
     def damage(self, kept: Sequence[int]) -> list[float]:
         """What the curves expect of each layer, at given numbers of kept weights."""
@@ -138,7 +140,7 @@ class _Study:
         """The layer's parameters at each level, and their relative output errors."""
         blocks = self.walker.arrive(layer)
         fit = Fit(layer, blocks, self.walker.total, self.sampling, index, self.graph, self.weights)
-        solved = fit.solve_all(method, _PATTERN, [_kept(layer, level) for level in levels])
+        solved = fit.solve_all(method, Unstructured(), [_kept(layer, level) for level in levels])
         return [one.changes[-1] for one in solved], [one.result.relative_error for one in solved]
 
     @torch.no_grad()
@@ -159,9 +161,6 @@ class _Study:
         return torch.cat(found)
 
 
-_PATTERN: Pattern = Unstructured()
-
-
 def _split(images: Tensor, judging: int) -> tuple[Tensor, Tensor]:
     """Images to fit to, and, evenly spread among them, those to judge on."""
     count = min(judging, len(images) // 4)
@@ -175,10 +174,9 @@ def _split(images: Tensor, judging: int) -> tuple[Tensor, Tensor]:
 
 def _smallest(subject: Subject, share: float) -> set[int]:
     """The layers that cost least, together at most a share of the cost of all."""
-    prices = subject.prices
-    shares = as_shares(
-        [layer.weights * price for layer, price in zip(subject.layers, prices, strict=True)]
-    )
+    prices = torch.tensor(subject.prices, dtype=torch.float64)
+    costs = prices * torch.tensor([layer.weights for layer in subject.layers])
+    shares = costs / costs.sum().clamp_min(torch.finfo(costs.dtype).tiny)
     order = torch.argsort(shares, stable=True)
     return {int(index) for index in order[shares[order].cumsum(0) <= share]}
 
@@ -230,8 +228,8 @@ def _damage_at(curve: Curve, sparsity: Tensor) -> Tensor:
     return torch.where(sparsity < x[0], below, inside)
 
 
-def _marginal(layer: int, size: int, curve: Curve, price: float) -> list[tuple[float, int, int]]:
-    """(damage per cost saved, layer, weights) along the curve's lower convex hull."""
+def _hull(size: int, curve: Curve) -> list[tuple[float, int]]:
+    """(damage per weight, weights) along a curve's lower convex hull."""
     removed = torch.linspace(0, size, min(size, _STEPS) + 1, dtype=torch.float64).round().unique()
     damage = _damage_at(curve, removed / size)
     hull: list[int] = []
@@ -241,7 +239,7 @@ def _marginal(layer: int, size: int, curve: Curve, price: float) -> list[tuple[f
             hull.pop()
         hull.append(index)
     return [
-        ((hurt[b] - hurt[a]) / ((at[b] - at[a]) * max(price, 1e-300)), layer, int(at[b] - at[a]))
+        ((hurt[b] - hurt[a]) / (at[b] - at[a]), int(at[b] - at[a]))
         for a, b in itertools.pairwise(hull)
     ]
 
