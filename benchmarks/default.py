@@ -13,7 +13,6 @@ import itertools
 import statistics
 import time
 
-import torch
 from accuracy import SUBJECTS, Bench
 from cost import forward_seconds
 from options import add_files, numbers, words
@@ -21,6 +20,7 @@ from paper import images_of
 from results_table import MACHINE, append_row, key, machine, read_rows, scores
 
 import secateur
+from secateur.data import Images
 
 KEY = ("network", "data", "sparsity", "images", "draw", "test_images")
 COLUMNS = (
@@ -39,8 +39,8 @@ COLUMNS = (
 )
 
 
-def measure(bench: Bench, case: dict[str, object], images: torch.Tensor) -> dict[str, object]:
-    forward = statistics.median(forward_seconds(bench.model, images) for _ in range(3))
+def measure(bench: Bench, case: dict[str, object], images: Images) -> dict[str, object]:
+    forward = statistics.median(forward_seconds(bench.model, images.tensor) for _ in range(3))
     result = secateur.prune(bench.model, images, sparsity=float(case["sparsity"]), progress=False)
     seconds = result.report.seconds
     return {

@@ -21,9 +21,9 @@ from cost import forward_seconds
 from options import add_files, numbers, words
 from results_table import MACHINE, append_row, key, machine, read_rows, scores
 from shared_data import CIFAR_MEAN, CIFAR_STD, LITE0_MEAN, LITE0_STD
-from torch import Tensor
 
 import secateur
+from secateur.data import Images
 
 PREPROCESS = {
     "resnet20": secateur.Preprocess(size=32, mean=CIFAR_MEAN, std=CIFAR_STD),
@@ -54,17 +54,17 @@ COLUMNS = (
 )
 
 
-def images_of(bench: Bench, network: str, kind: str, draw: int, count: int = IMAGES) -> Tensor:
-    """Calibration inputs (count, 3, height, width); the draw is the seed of synthetic ones."""
+def images_of(bench: Bench, network: str, kind: str, draw: int, count: int = IMAGES) -> Images:
+    """Calibration inputs; the draw is the seed of synthetic ones."""
     if kind == "real":
-        return bench.subject.calibration(bench.folder, count=count, draw=draw)
+        return secateur.load_images(bench.subject.calibration(bench.folder, count=count, draw=draw))
     source, preprocess = f"{kind}:{count}", PREPROCESS[network]
-    return secateur.load_images(source, preprocess=preprocess, seed=draw).tensor
+    return secateur.load_images(source, preprocess=preprocess, seed=draw)
 
 
-def measure(bench: Bench, case: dict[str, object], images: Tensor) -> list[dict[str, object]]:
+def measure(bench: Bench, case: dict[str, object], images: Images) -> list[dict[str, object]]:
     """One row per step of a run; runs of a single step have one."""
-    forward = statistics.median(forward_seconds(bench.model, images) for _ in range(3))
+    forward = statistics.median(forward_seconds(bench.model, images.tensor) for _ in range(3))
     start = time.perf_counter()
     result = secateur.prune(
         bench.model, images, sparsity=case["sparsity"], progress=False, **RUNS[str(case["run"])]

@@ -163,7 +163,7 @@ def prune(
         options.settings(plan.images.device),
         job.watch.seconds,
         found,
-        job.aligned.pairs,
+        job.notes,
         costs=plan.costs,
         search=search,
         evaluation=judged,

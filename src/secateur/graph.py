@@ -7,6 +7,7 @@ front-end brings its own `Graph` and nothing else changes.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -92,6 +93,16 @@ class Layer:
         return self.weights // self.shape[0]
 
 
+@dataclass(frozen=True)
+class Norm:
+    """A BatchNorm: the op, the value that it reads, and the parameters that hold its statistics."""
+
+    op: int
+    input: str
+    mean: str
+    variance: str
+
+
 class Graph(Protocol):
     """A network that can be run op by op.
 
@@ -101,6 +112,7 @@ class Graph(Protocol):
         outputs: names of the values that the network returns.
         parameters: weights, biases, buffers and constants by name.
         layers: in order of first use.
+        norms: BatchNorms that alone hold their statistics, in execution order.
         notes: what a reader of the report should know.
     """
 
@@ -115,6 +127,8 @@ class Graph(Protocol):
     @property
     def layers(self) -> Sequence[Layer]: ...  # noqa: D102
     @property
+    def norms(self) -> Sequence[Norm]: ...  # noqa: D102
+    @property
     def notes(self) -> Sequence[str]: ...  # noqa: D102
 
     def changed(self, parameters: Mapping[str, Tensor]) -> Graph:
@@ -124,6 +138,16 @@ class Graph(Protocol):
     def run(self, index: int, values: Mapping[str, Any]) -> Any:
         """Runs op number `index`; `values` holds activations and parameters by name."""
         ...
+
+
+def alone(norms: Sequence[Norm], parameters: Mapping[str, Tensor]) -> list[Norm]:
+    """Those whose statistics are parameters that no other of them reads."""
+    readers = Counter(name for norm in norms for name in (norm.mean, norm.variance))
+    return [
+        norm
+        for norm in norms
+        if all(readers[name] == 1 and name in parameters for name in (norm.mean, norm.variance))
+    ]
 
 
 def merged(layers: Iterable[Layer]) -> list[Layer]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from secateur.adaptation import Adaptation, adapt
 from secateur.alignment import Alignment
 from secateur.data import Images, Transform, load_images
 from secateur.errors import DataError, ModelError, OptionError
@@ -113,6 +114,18 @@ class Job:
         """The judge with evaluation data."""
         return self.judge if self.evaluation else None
 
+    @property
+    def notes(self) -> list[str]:
+        """What was done to the network around the walk, for the report."""
+        pairs = self.aligned.pairs
+        notes = [f"channels aligned between {first} and {second}" for first, second in pairs]
+        if count := len(self.plan.adaptation.statistics) // 2:
+            notes.append(
+                f"layers fitted with the statistics of {count} BatchNorms taken on the calibration "
+                "images; the network keeps its own"
+            )
+        return notes
+
     def network(self, walked: Walked) -> Any:
         """The network with what a walk has changed."""
         return with_parameters(self.model, {**self.aligned.changes, **walked.changes})
@@ -191,9 +204,12 @@ def prepare(
     chunk = chunk_size(batch)
     aligned = how.alignment.align(original, batch, chunk=chunk) if how.alignment else Alignment()
     graph = original.changed(aligned.changes) if aligned.changes else original
+    wanted = {"all": True, "none": False}.get(how.adaptation, images.synthetic is not None)
+    adaptation = adapt(graph, batch, chunk=chunk) if wanted else Adaptation(graph)
+    graph = adaptation.graph
     layers = select_layers(graph.layers, options.include, options.exclude)
     plan = Plan(
-        graph=graph,
+        adaptation=adaptation,
         images=batch,
         layers=layers,
         target=target,

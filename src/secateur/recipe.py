@@ -52,6 +52,8 @@ class Recipe:
         inputs: "pruned" fits each layer to the inputs it will get in the pruned network,
             "dense" to those it gets in the dense one.
         alignment: equalises channels between convolutions first; None = no.
+        adaptation: on which images layers are fitted with the BatchNorms' statistics taken anew on
+            them (see `secateur.adaptation`): "synthetic", "all" or "none".
         levels: by how much the target is relaxed on the way, the last one 0: (0.1, 0) prunes to
             ten points of sparsity less (or of MACs or bytes more), then starts from those
             weights for the target.
@@ -62,11 +64,16 @@ class Recipe:
     allocation: Allocation = field(default_factory=Sensitivity)
     inputs: str = "pruned"
     alignment: ChannelAlignment | None = None
+    adaptation: str = "synthetic"
     levels: tuple[float, ...] = (0.0,)
 
     def __post_init__(self) -> None:
         if self.inputs not in ("pruned", "dense"):
             raise OptionError(f"inputs is {self.inputs!r}, expected 'pruned' or 'dense'")
+        if self.adaptation not in ("synthetic", "all", "none"):
+            raise OptionError(
+                f"adaptation is {self.adaptation!r}, expected 'synthetic', 'all' or 'none'"
+            )
         falling = all(a > b for a, b in zip(self.levels, self.levels[1:], strict=False))
         if not self.levels or self.levels[-1] != 0 or not falling or self.levels[0] >= 1:
             raise OptionError(
@@ -209,6 +216,7 @@ RECIPES = {
         allocation=NormalizedMagnitude(),
         inputs="dense",
         alignment=ChannelAlignment(),
+        adaptation="none",
         levels=(0.1, 0.0),
     ),
 }

@@ -241,7 +241,7 @@ def build_report(
     settings: dict[str, Any],
     seconds: dict[str, float],
     steps: list[StepReport],
-    aligned: Sequence[tuple[str, str]],
+    notes: Sequence[str],
     *,
     costs: Costs,
     search: SearchReport | None,
@@ -256,7 +256,6 @@ def build_report(
     ]
     chosen = {layer.name for layer in layers}
     kept = [layer.weights - layer.zeros for layer in layers]
-    notes = [f"channels aligned between {first} and {second}" for first, second in aligned]
     return Report(
         synthetic=images.synthetic,
         sparsity=sum(layer.zeros for layer in layers) / sum(layer.weights for layer in layers),

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from secateur.adaptation import Adaptation
 from secateur.alignment import Alignment
 from secateur.allocations import Division, Subject
 from secateur.graph import Graph, Layer
@@ -16,7 +17,7 @@ from secateur.methods import Magnitude, chain
 from secateur.recipe import Recipe, name_of
 from secateur.search import WALKS
 from secateur.targets import Costs, MaxDrop, Target
-from secateur.walk import Sampling, Walked, folded_weight, walk
+from secateur.walk import Sampling, Walked, folded_weight, outputs, walk
 
 Changes = dict[str, Tensor]
 
@@ -26,7 +27,8 @@ class Plan:
     """What a recipe is carried out on.
 
     Attributes:
-        graph: the dense network, aligned where the recipe says so.
+        adaptation: the dense network, aligned where the recipe says so, and its BatchNorms'
+            statistics on the calibration images where they are to be used.
         images: calibration inputs, batch first.
         layers: the layers to prune, in execution order.
         target: what is asked for.
@@ -37,7 +39,7 @@ class Plan:
         on_layer: called with a layer's name whenever a layer is done, `visits` times at most.
     """
 
-    graph: Graph
+    adaptation: Adaptation
     images: Tensor
     layers: Sequence[Layer]
     target: Target
@@ -46,6 +48,11 @@ class Plan:
     sampling: Sampling
     chunk: int
     on_layer: Callable[[str], Any] = lambda name: None
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The dense network that layers are fitted in."""
+        return self.adaptation.graph
 
     @property
     def measured(self) -> int:
@@ -72,7 +79,20 @@ class Plan:
             walked = self._walk(self.kept(division, level), weights)
             weights = {name: walked.changes[name] for name in self._names()}
         assert walked is not None
-        return walked
+        return self._put_back(walked)
+
+    def _put_back(self, walked: Walked) -> Walked:
+        """What was found, in the network with its own BatchNorm statistics."""
+        if not self.adaptation.statistics:
+            return walked
+        put_back = self.adaptation.put_back
+        return replace(
+            walked,
+            changes=put_back(walked.changes),
+            steps=[put_back(step) for step in walked.steps],
+            dense=outputs(self.adaptation.own, self.images, chunk=self.chunk),
+            pruned=None,  # of another network: report and judge run the pruned one
+        )
 
     @cached_property
     def division(self) -> Division:

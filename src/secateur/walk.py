@@ -216,6 +216,13 @@ class Walker:
         return torch.cat(first) if all(isinstance(part, Tensor) for part in first) else None
 
 
+@torch.no_grad()
+def outputs(graph: Graph, images: Float[Tensor, "batch ..."], *, chunk: int) -> Tensor | None:
+    """The network's first output for all images; None where it is not a tensor."""
+    walker = Walker(graph, images, chunk=chunk, device=images.device, inputs="dense")
+    return walker.outputs(walker.dense)
+
+
 def walk(
     graph: Graph,
     images: Float[Tensor, "batch ..."],

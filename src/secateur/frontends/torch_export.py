@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from secateur.errors import ModelError
 from secateur.geometry import Convolution, Geometry, Linear
-from secateur.graph import BiasSlot, Layer, Op, Use, merged, protected
+from secateur.graph import BiasSlot, Layer, Norm, Op, Use, alone, merged, protected
 
 aten = torch.ops.aten
 
@@ -82,6 +82,17 @@ class TorchGraph:
         twin = replace(self, parameters={**self.parameters, **parameters})
         twin.layers = _Layers(twin).find()
         return twin
+
+    @property
+    def norms(self) -> list[Norm]:
+        """BatchNorms that alone hold their statistics."""
+        found = []
+        for index, node in enumerate(self.nodes):
+            if node.target != _BATCH_NORM:
+                continue
+            value, mean, variance = (self.keys[node.args[at]] for at in (0, 3, 4))  # type: ignore[index]
+            found.append(Norm(index, value, mean, variance))
+        return alone(found, self.parameters)
 
     def module_of(self, index: int) -> str:
         """The module that op number `index` belongs to, for messages."""

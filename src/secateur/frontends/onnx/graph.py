@@ -26,7 +26,7 @@ from secateur.frontends.onnx.segment import Segment
 from secateur.frontends.onnx.signature import known_shapes, several
 from secateur.frontends.onnx.steps import Normalise, Step
 from secateur.frontends.onnx.whole import Whole
-from secateur.graph import BiasSlot, Layer, Op, Use, last_reads, merged, protected
+from secateur.graph import BiasSlot, Layer, Norm, Op, Use, alone, last_reads, merged, protected
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 _AGREEMENT = 1e-3  # largest difference of graph and file, relative to the largest output
@@ -66,6 +66,16 @@ class OnnxGraph:
         twin = replace(self, parameters={**self.parameters, **parameters})
         twin.layers = _Layers(twin).find()
         return twin
+
+    @property
+    def norms(self) -> list[Norm]:
+        """BatchNormalizations that alone hold their statistics."""
+        found = [
+            Norm(index, step.input, step.mean, step.variance)
+            for index, step in enumerate(self.steps)
+            if isinstance(step, Normalise)
+        ]
+        return alone(found, self.parameters)
 
     def rehearse(self, images: Tensor) -> list[Any]:
         """Runs everything once; keeps the shapes of all values, returns the outputs."""
