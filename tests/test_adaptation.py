@@ -96,7 +96,7 @@ def test_own_statistics_come_back_and_changes_stay() -> None:
 
 
 def test_a_layer_is_fitted_to_the_adapted_inputs_and_the_network_keeps_its_statistics() -> None:
-    """The whole against PyTorch's own: prune the network with other statistics, put its own back."""
+    """Against PyTorch: prune a network with other statistics, and put its own back."""
     model, x = network(), images()
     other = network()
     for norm in norms(other):
