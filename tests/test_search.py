@@ -52,7 +52,7 @@ def test_it_ends_within_a_point_of_sparsity_where_the_curves_are_right(limit) ->
     def loss(s):
         return 8 * s**4 / (1 - s)
 
-    right = Expectation.of(lambda s: (loss(s) / 15) ** 2)
+    right = Expectation.of(lambda s: (loss(s) / 10) ** 2)
     best, _, tries = searched(loss, limit, right)
     assert loss(best.sparsity + WIDTH) > limit
     assert len(tries) <= 4
@@ -67,7 +67,7 @@ def test_wrong_curves_cost_walks_not_the_limit() -> None:
         return 8 * s**4 / (1 - s)
 
     for factor in (1e-4, 1e4):
-        wrong = Expectation.of(lambda s, f=factor: f * (loss(s) / 15) ** 2)
+        wrong = Expectation.of(lambda s, f=factor: f * (loss(s) / 10) ** 2)
         best, _, tries = searched(loss, 2.0, wrong)
         assert best.drop <= 2.0 < loss(best.sparsity + 0.05)
         assert len(tries) <= WALKS

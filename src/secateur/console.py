@@ -253,8 +253,8 @@ def forecast_view(forecast: Forecast) -> Group:
     ]
     if forecast.damage is not None:
         lines.append(
-            f"expected damage to the output {forecast.damage:.2g} in sum (KL in nats for scores, "
-            "else relative squared error; each layer alone)"
+            f"expected damage to the output {forecast.damage:.2g} in sum (squared error "
+            "relative to the outputs' variance; each layer alone)"
         )
     return Group(table, *(Text(line) for line in (*lines, *forecast.notes)))
 

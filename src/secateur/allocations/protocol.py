@@ -77,8 +77,8 @@ class Curve:
 
     Attributes:
         sparsities: of the layer, rising.
-        damage: at each of them, never falling; mean KL divergence in nats for networks that
-            return scores, else squared error relative to the outputs' variance.
+        damage: at each of them, never falling: the outputs' mean squared error relative to their
+            variance (of scores, less the mean of each image's, which a softmax does not see).
         measured: False where it was estimated from the layer's own output error.
     """
 

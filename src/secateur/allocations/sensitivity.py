@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from secateur.allocations.protocol import Budget, Curve, Subject, remove_in_order
-from secateur.evaluate import kl_divergence
 from secateur.graph import Graph, Layer
 from secateur.methods import LeastSquares, Method
 from secateur.patterns import Unstructured
@@ -186,11 +185,16 @@ def _kept(layer: Layer, level: float) -> int:
 
 
 def _distance(dense: Tensor, outputs: Tensor) -> float:
-    """KL divergence of scores, squared error relative to the variance of anything else."""
+    """Squared error relative to the outputs' variance; of scores what a softmax sees.
+
+    Not the KL divergence: a network is sure of the images it was trained on, so that KL hangs on
+    the few it is not sure of. With squared errors ResNet-56 keeps a point more at 80 % zeros.
+    """
+    dense, outputs = dense.double(), outputs.double()
     if dense.dim() == 2 and dense.shape[1] > 1:
-        return kl_divergence(dense, outputs)
-    error = (outputs - dense).double().square().mean()
-    return float(error / dense.double().var(correction=0).clamp_min(1e-300))
+        dense, outputs = (of - of.mean(1, keepdim=True) for of in (dense, outputs))
+    error = (outputs - dense).square().mean()
+    return float(error / dense.var(correction=0).clamp_min(1e-300))
 
 
 def _curve(
