@@ -8,6 +8,7 @@ print(result.report)
 from secateur.alignment import ChannelAlignment
 from secateur.allocations import NormalizedMagnitude, Sensitivity, Uniform
 from secateur.api import PruneResult, inspect, plan, prune
+from secateur.compare import Comparison, compare_reports
 from secateur.data import Preprocess, load_images
 from secateur.errors import (
     DataError,
@@ -36,6 +37,7 @@ from secateur.packing import PackedSize, pack, unpack
 from secateur.patterns import Unstructured
 from secateur.recipe import RECIPES, Recipe
 from secateur.report import Report
+from secateur.sweep import Sweep, sweep
 from secateur.version import __version__
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "AdamCalibration",
     "BiasCorrection",
     "ChannelAlignment",
+    "Comparison",
     "DataError",
     "Evaluation",
     "Forecast",
@@ -64,11 +67,13 @@ __all__ = [
     "SecateurError",
     "SecateurWarning",
     "Sensitivity",
+    "Sweep",
     "Uniform",
     "Unstructured",
     "UserError",
     "WeightCorrection",
     "__version__",
+    "compare_reports",
     "evaluate",
     "fractal_images",
     "inspect",
@@ -76,5 +81,6 @@ __all__ = [
     "pack",
     "plan",
     "prune",
+    "sweep",
     "unpack",
 ]

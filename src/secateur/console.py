@@ -16,10 +16,12 @@ from rich.text import Text
 from secateur.errors import OptionError
 
 if TYPE_CHECKING:
+    from secateur.compare import Comparison, Figure
     from secateur.evaluate import Evaluation
     from secateur.forecast import Forecast
     from secateur.packing import PackedSize
     from secateur.report import Inspection, Report, SearchReport
+    from secateur.sweep import Sweep
 
 OnLayer = Callable[[str], Any]
 
@@ -84,6 +86,16 @@ def render_inspection(inspection: Inspection) -> str:
 def render_forecast(forecast: Forecast) -> str:
     """The plan as plain text, 100 columns wide."""
     return _plain(forecast_view(forecast))
+
+
+def render_comparison(comparison: Comparison) -> str:
+    """Both reports as plain text, 100 columns wide."""
+    return _plain(comparison_view(comparison))
+
+
+def render_sweep(sweep: Sweep) -> str:
+    """The table of a sweep as plain text, 100 columns wide."""
+    return _plain(sweep_view(sweep))
 
 
 def _plain(view: RenderableType) -> str:
@@ -283,6 +295,98 @@ def inspection_view(inspection: Inspection) -> Group:
     share = inspection.prunable_weights / total if total else 0.0
     line = f"{inspection.prunable_weights:,} of {total:,} weights ({share:.1%}) pruned by default"
     return Group(table, Text(line))
+
+
+def comparison_view(comparison: Comparison, names: tuple[str, str] = ("first", "second")) -> Group:
+    """What differs in the settings, what came of it, and in which layers."""
+    settings = Table("setting", "A", "B", box=None, pad_edge=False, header_style="bold")
+    for one in comparison.settings:
+        settings.add_row(_cell(one.name), *(_cell(_value(of)) for of in (one.first, one.second)))
+    figures = Table("", box=None, pad_edge=False, header_style="bold")
+    for heading in ("A", "B", "B - A"):
+        figures.add_column(heading, justify="right")
+    figures.add_column("", overflow="fold")
+    for one in comparison.figures:
+        figures.add_row(
+            f"{one.name}, {one.unit}",
+            *("-" if of is None else f"{of:.{_digits(one)}f}" for of in (one.first, one.second)),
+            _difference(one),
+            one.note,
+        )
+    parts: list[RenderableType] = [
+        Text(f"{of}: {name}") for of, name in zip("AB", names, strict=True)
+    ]
+    parts += [Text(), settings if comparison.settings else Text("same settings")]
+    parts += [Text(), figures, Text()]
+    if comparison.layers:
+        parts.append(_pair_table(comparison))
+    same = comparison.same_layers
+    parts.append(Text(f"{same} layer{'s' * (same != 1)} without a difference"))
+    return Group(*parts)
+
+
+def _pair_table(comparison: Comparison) -> Table:
+    table = Table("layer", box=None, pad_edge=False, header_style="bold")
+    for heading in ("zeros A", "zeros B", "B - A", "error A", "error B", "B - A"):
+        table.add_column(heading, justify="right")
+    for pair in comparison.layers:
+        table.add_row(
+            _cell(pair.name),
+            *(f"{of:.1%}" for of in pair.sparsities),
+            f"{100 * pair.difference:+.1f}",
+            *(f"{of:.2g}" for of in pair.errors),
+            f"{pair.errors[1] - pair.errors[0]:+.2g}",
+        )
+    return table
+
+
+def _difference(figure: Figure) -> str:
+    if figure.difference is None:
+        return "-"
+    error = "" if figure.error is None else f" ± {figure.error:.2f}"
+    return f"{figure.difference:+.{_digits(figure)}f}{error}"
+
+
+def _digits(figure: Figure) -> int:
+    return {"nats": 4, "s": 1}.get(figure.unit, 2)
+
+
+def _value(value: Any) -> str:
+    return "-" if value is None else str(value)
+
+
+def _cell(text: str) -> Text:
+    """Text as it is: names may hold what Rich takes for markup."""
+    return Text(text)
+
+
+def sweep_view(sweep: Sweep) -> Group:
+    """One line per sparsity."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    judged = any(point.evaluation for point in sweep.points)
+    for heading in ("zeros", *_STEP_COLUMNS, "points lost", "bytes left", "MACs left", "s"):
+        table.add_column(heading, justify="right")
+    for point in sweep.points:
+        found = point.evaluation if judged else point.calibration
+        cells = [(getattr(found, name, None), how) for name, how in _STEP_COLUMNS.values()]
+        lost = getattr(found, "drop", None)
+        table.add_row(
+            f"{point.sparsity:.2%}",
+            *("-" if value is None else format(value, how) for value, how in cells),
+            "-" if found is None or lost is None else f"{lost:.2f} ± {found.drop_error:.2f}",
+            f"{point.bytes_fraction:.1%}",
+            f"{point.macs_fraction:.1%}",
+            f"{point.seconds:.1f}",
+        )
+    lines = [Text(f"! {text}", style="yellow") for text in sweep.warnings]
+    if sweep.synthetic:
+        line = f"calibrated on synthetic images, no real ones: {sweep.synthetic}"
+        lines.insert(0, Text(line, style="yellow"))
+    on = "evaluation images" if judged else "calibration images (optimistic)"
+    last = [Text(f"judged on the {on}; {sweep.seconds['total']:.1f} s in all")]
+    if sweep.dense is not None and sweep.dense.top1 is not None:
+        last.insert(0, Text(f"dense: top-1 {top1_text(sweep.dense)}"))
+    return Group(*lines, table, *last)
 
 
 def size_view(size: PackedSize) -> Table:
