@@ -340,7 +340,7 @@ def inspect(
     size: Size = None,
     channels: Channels = 3,
 ) -> None:
-    """List MODEL's layers: shapes, weights, MACs, and which stay dense and why."""
+    """List MODEL's layers: shapes, weights, MACs, which stay dense, and where zeros could pay."""
     with _one_sentence():
         from secateur import api
         from secateur.console import inspection_view

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from secateur.forecast import Forecast
     from secateur.packing import PackedSize
     from secateur.report import Inspection, Report, SearchReport
+    from secateur.runtimes import RuntimeReport
     from secateur.sweep import Sweep
 
 OnLayer = Callable[[str], Any]
@@ -114,6 +115,7 @@ def report_view(report: Report) -> Group:
     parts += [_layer_table(report), *_dense_lines(report), Text(_summary(report))]
     parts += [Text(line) for line in _search_lines(report)]
     parts += [Text(line) for line in _accuracy_lines(report)]
+    parts += _runtime_lines(report.runtimes)
     if report.steps:
         parts += [Text("after each step:"), _step_table(report)]
     for name, facts in report.exports.items():
@@ -279,7 +281,9 @@ def inspection_view(inspection: Inspection) -> Group:
     table.add_column("weights", justify="right")
     table.add_column("MACs", justify="right")
     table.add_column("pruned by default", overflow="fold")
-    for layer in inspection.layers:
+    table.add_column("zeros may pay on", overflow="fold")
+    fits = [[gate.runtime for gate in of if gate.passed] for of in inspection.gates]
+    for layer, fit in zip(inspection.layers, fits or [[]] * len(inspection.layers), strict=True):
         why = status(layer)
         answer = f"no: {why}" if layer.obstacle else f"no: {why} (include= to prune)"
         table.add_row(
@@ -290,11 +294,12 @@ def inspection_view(inspection: Inspection) -> Group:
             f"{layer.weights:,}",
             f"{layer.macs:,}",
             answer if why else "yes",
+            ", ".join(fit) or "-",
         )
     total = sum(layer.weights for layer in inspection.layers)
     share = inspection.prunable_weights / total if total else 0.0
     line = f"{inspection.prunable_weights:,} of {total:,} weights ({share:.1%}) pruned by default"
-    return Group(table, Text(line))
+    return Group(table, Text(line), *_runtime_lines(inspection.runtimes, before=True))
 
 
 def comparison_view(comparison: Comparison, names: tuple[str, str] = ("first", "second")) -> Group:
@@ -387,6 +392,16 @@ def sweep_view(sweep: Sweep) -> Group:
     if sweep.dense is not None and sweep.dense.top1 is not None:
         last.insert(0, Text(f"dense: top-1 {top1_text(sweep.dense)}"))
     return Group(*lines, table, *last)
+
+
+def _runtime_lines(runtimes: Sequence[RuntimeReport], *, before: bool = False) -> list[Text]:
+    """What each runtime could gain on the machine that was looked at."""
+    if not runtimes:
+        return []
+    head = "zeros on this machine, if they fit (2:4, or two thirds for XNNPACK):"
+    lines = [head if before else "zeros on the machine where the network was pruned:"]
+    lines += [f"  {of.name} {of.version or '(not installed)'}: {of.reason}" for of in runtimes]
+    return [Text(line) for line in lines]
 
 
 def size_view(size: PackedSize) -> Table:

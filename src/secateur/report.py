@@ -370,9 +370,25 @@ class Inspection:
 
     Attributes:
         layers: in order of first use; see `secateur.graph.Layer`.
+        gates: of each layer, by runtime: what it lacks for zeros in it to be left out, whichever
+            zeros these will be.
+        runtimes: which could be faster on this machine, if the zeros fit.
     """
 
     layers: Sequence[Layer]
+    gates: Sequence[Sequence[Gate]] = ()
+    runtimes: Sequence[RuntimeReport] = ()
+
+    @classmethod
+    def of(cls, graph: Graph) -> Inspection:
+        """The layers of a traced network, against the runtimes on this machine."""
+        layers = tuple(graph.layers)
+        weights = [graph.parameters.get(str(layer.parameter)) for layer in layers]
+        found = [
+            gates(LayerFacts.of(layer, weight, pruned=False))
+            for layer, weight in zip(layers, weights, strict=True)
+        ]
+        return cls(layers, found, survey(found, Machine.here()))
 
     @property
     def prunable_weights(self) -> int:
