@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from secateur import Bench
 from secateur.allocations import Curve
+from secateur.bench import Timing
 from secateur.evaluate import Evaluation
 from secateur.report import DataReport, DenseLayer, LayerReport, Report, SearchReport, StepReport
 from secateur.runtimes import LayerFacts, Machine, gates, survey
@@ -90,3 +92,18 @@ def report(*names: str, **more: Any) -> Report:
         "versions": {"secateur": "0.1.0", "torch": "2.13.0"},
     }
     return Report(**{**held, **more})
+
+
+def bench(*timings: Timing) -> Bench:
+    return Bench(
+        timings=timings,
+        files=tuple(one.file for one in timings),
+        threads=1,
+        batch=1,
+        rounds=20,
+        confidence=0.95,
+        sparse_rate=0.5,
+        cpu="a CPU",
+        versions={"openvino": "1"},
+        notes=("a note",),
+    )

@@ -8,6 +8,7 @@ print(result.report)
 from secateur.alignment import ChannelAlignment
 from secateur.allocations import NormalizedMagnitude, Sensitivity, Uniform
 from secateur.api import PruneResult, inspect, plan, prune
+from secateur.bench import Bench, bench
 from secateur.compare import Comparison, compare_reports
 from secateur.data import Preprocess, load_images
 from secateur.errors import (
@@ -44,6 +45,7 @@ __all__ = [
     "ADMM",
     "RECIPES",
     "AdamCalibration",
+    "Bench",
     "BiasCorrection",
     "ChannelAlignment",
     "Comparison",
@@ -73,6 +75,7 @@ __all__ = [
     "UserError",
     "WeightCorrection",
     "__version__",
+    "bench",
     "compare_reports",
     "evaluate",
     "fractal_images",

@@ -127,6 +127,18 @@ class Bench:
         """A file against the first one in the same runtime; empty for that one itself."""
         return "" if self.first(timing) is timing else verdict(self.first(timing), timing)
 
+    def label(self, timing: Timing) -> str:
+        """The file's name without its folder, where no other has the same."""
+        names = [Path(file).name for file in self.files]
+        name = Path(timing.file).name
+        return name if names.count(name) == 1 else timing.file
+
+    def sparse_text(self, timing: Timing) -> str:
+        """In how many layers zeros were left out, as the runtime tells."""
+        if timing.layers is None:
+            return "no such path"
+        return f"in {timing.sparse_layers} of {timing.layers} layers"
+
     def __str__(self) -> str:
         from secateur.console import render_bench
 
@@ -325,17 +337,17 @@ def _first_run(path: Path, runtime: str, threads: int, rate: float, batch: int) 
             f"{runtime} cannot run {path} ({said}), expected a file that it runs: check it, or "
             "its batch"
         )
-    return int(json.loads(done.stdout)["peak"])
+    return json.loads(done.stdout)["peak"]
 
 
 def _check_inputs(files: Sequence[Path], paths: Sequence[Path], engines: Sequence[Engine]) -> None:
     """All files have to take the same inputs as the first."""
-    wanted = _signature(engines[0].inputs)
+    wanted = engines[0].inputs
     for path, engine in zip(paths, engines, strict=True):
-        if _signature(engine.inputs) != wanted:
+        if _signature(engine.inputs) != _signature(wanted):
             raise ModelError(
-                f"{path} takes {_text(engine.inputs)}, {files[0]} takes {_text(engines[0].inputs)}; "
-                "expected files of one network, with the same inputs"
+                f"{path} takes {_text(engine.inputs)}, {files[0]} takes {_text(wanted)}; expected "
+                "files of one network, with the same inputs"
             )
 
 

@@ -296,10 +296,14 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="The .html file to write.")
     ] = None,
+    bench: Annotated[
+        Path | None, typer.Option(metavar="JSON", help="Latencies to show: of bench --json.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
 ) -> None:
     """Show a report, or write it to FILE as a page."""
     with _one_sentence():
+        from secateur.bench import Bench
         from secateur.console import report_view
         from secateur.report import Report
 
@@ -307,7 +311,7 @@ def report(
         if out is None:
             _print(report_view(found))
             return
-        found.save_page(out, force=force)
+        found.save_page(out, bench=None if bench is None else Bench.load(bench), force=force)
         typer.echo(f"{out}: {out.stat().st_size:,} bytes")
 
 
@@ -325,6 +329,45 @@ def compare(
         names = str(first), str(second)
         found = compare_reports(Report.load(first), Report.load(second), names)
         _print(comparison_view(found, names))
+
+
+@app.command()
+def bench(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="DENSE PRUNED...", help=".onnx files (or .xml).")
+    ],
+    threads: Annotated[
+        int | None, typer.Option(help="For each runtime; default: the cores there are.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Images per run, where the file leaves it open.")] = 1,
+    rounds: Annotated[int, typer.Option(help="Measurements of each file, at least 6.")] = 100,
+    sparse_rate: Annotated[
+        float, typer.Option(help="Zeros in a layer from which OpenVINO goes its sparse way.")
+    ] = 0.5,
+    seed: Annotated[int, typer.Option(help="Of the inputs, and of who comes first.")] = 0,
+    json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write it there.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
+) -> None:
+    """Measure the latency of model files on ONNX Runtime and OpenVINO, on random inputs.
+
+    The first file is the dense one, with which the others are compared. Do nothing else on the
+    machine meanwhile.
+    """
+    with _one_sentence():
+        from secateur.bench import bench as run
+        from secateur.console import bench_view
+        from secateur.output import check_file
+
+        if json is not None:
+            check_file(json, force=force)
+        found = run(
+            *files, threads=threads, batch=batch, rounds=rounds, sparse_rate=sparse_rate, seed=seed
+        )
+        if json is not None:
+            found.save(json, force=force)
+        _print(bench_view(found))
 
 
 @app.command()

@@ -16,6 +16,7 @@ from rich.text import Text
 from secateur.errors import OptionError
 
 if TYPE_CHECKING:
+    from secateur.bench import Bench
     from secateur.compare import Comparison, Figure
     from secateur.evaluate import Evaluation
     from secateur.forecast import Forecast
@@ -97,6 +98,11 @@ def render_comparison(comparison: Comparison) -> str:
 def render_sweep(sweep: Sweep) -> str:
     """The table of a sweep as plain text, 100 columns wide."""
     return _plain(sweep_view(sweep))
+
+
+def render_bench(bench: Bench) -> str:
+    """The table of latencies as plain text, 100 columns wide."""
+    return _plain(bench_view(bench))
 
 
 def _plain(view: RenderableType) -> str:
@@ -402,6 +408,38 @@ def _runtime_lines(runtimes: Sequence[RuntimeReport], *, before: bool = False) -
     lines = [head if before else "zeros on the machine where the network was pruned:"]
     lines += [f"  {of.name} {of.version or '(not installed)'}: {of.reason}" for of in runtimes]
     return [Text(line) for line in lines]
+
+
+def bench_view(bench: Bench) -> Group:
+    """One line per file and runtime, the pruned files against the first."""
+    table = Table("runtime", box=None, pad_edge=False, header_style="bold")
+    table.add_column("file", overflow="fold")
+    for heading in ("median ms", "interval", "peak MB"):
+        table.add_column(heading, justify="right")
+    for heading in ("against the first", "zeros left out", "precision"):
+        table.add_column(heading, overflow="fold")
+    for one in bench.timings:
+        table.add_row(
+            one.runtime,
+            _cell(bench.label(one)),
+            f"{one.median:.3g}",
+            f"{one.low:.3g} to {one.high:.3g}",
+            "-" if one.peak_bytes is None else f"{one.peak_bytes / 1e6:.1f}",
+            bench.verdict(one),
+            bench.sparse_text(one),
+            one.precision,
+        )
+    return Group(table, Text(bench_conditions(bench)), *(Text(note) for note in bench.notes))
+
+
+def bench_conditions(bench: Bench) -> str:
+    """How it was measured, in one line."""
+    versions = ", ".join(f"{name} {version}" for name, version in bench.versions.items())
+    return (
+        f"{bench.rounds} rounds, the files taking turns; medians with {bench.confidence:.0%} "
+        f"intervals; {bench.threads} thread{'s' * (bench.threads > 1)}, batch {bench.batch}, "
+        f"sparse path from {bench.sparse_rate:.0%} zeros on; {bench.cpu}; {versions}"
+    )
 
 
 def size_view(size: PackedSize) -> Table:

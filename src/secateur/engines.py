@@ -8,6 +8,7 @@ JSON. It imports nothing of secateur, so that only the runtime's own memory is i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import warnings
@@ -118,7 +119,9 @@ def _openvino(path: Path, threads: int, rate: float, batch: int) -> Engine:
     inputs = tuple(
         Input(
             name=of.get_any_name(),
-            shape=_sizes([d.get_length() if d.is_static else None for d in of.partial_shape], batch),
+            shape=_sizes(
+                [d.get_length() if d.is_static else None for d in of.partial_shape], batch
+            ),
             dtype=np.dtype(of.get_element_type().to_dtype()).name,
         )
         for of in model.inputs
@@ -163,19 +166,25 @@ def _sizes(shape: list[Any], batch: int) -> tuple[int, ...]:
     return tuple(size if isinstance(size, int) and size > 0 else batch for size in shape)
 
 
-def _peak() -> int:
-    """The process's largest resident memory so far, in bytes."""
-    import resource
+def _memory(key: str) -> int | None:
+    """The process's resident memory in bytes: VmRSS now, VmHWM at most; None but on Linux.
 
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else 1024 * most
+    Not getrusage, whose peak a process takes over from the one that started it.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(of.split()[1]) for of in lines if of.startswith(f"{key}:")), None)
 
 
 def main() -> None:
     """Writes the growth of the peak memory and what was found about the model, as JSON."""
     path, runtime, threads, rate, batch = sys.argv[1:]
     __import__("onnxruntime" if runtime == ONNX_RUNTIME else "openvino")
-    before = _peak()
+    before = _memory("VmRSS")
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts from what is held now
     try:
         engine = start(Path(path), runtime, int(threads), float(rate), int(batch))
         feed = example(engine.inputs, 0)
@@ -184,7 +193,9 @@ def main() -> None:
     except (Exception, MemoryError) as error:
         sys.stderr.write(f"{' '.join(str(error).split())[:300]}\n")
         sys.exit(3)
-    sys.stdout.write(json.dumps({"peak": _peak() - before}))
+    after = _memory("VmHWM")
+    grown = None if before is None or after is None else after - before
+    sys.stdout.write(json.dumps({"peak": grown}))
 
 
 if __name__ == "__main__":

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from secateur.charts import Line, bars, curves, printable, require
-from secateur.console import shape_text
+from secateur.charts import Line, bars, curves, intervals, printable, require
+from secateur.console import bench_conditions, shape_text
 from secateur.report import LayerReport, Report
 from secateur.runtimes import NO_SPEED_UP, speed_up_expected
 
 if TYPE_CHECKING:
+    from secateur.bench import Bench
     from secateur.evaluate import Evaluation
     from secateur.sweep import Sweep
 
@@ -44,7 +45,7 @@ _ALLOCATIONS = {
 }
 
 
-def report_page(report: Report, bench: Any = None) -> str:
+def report_page(report: Report, bench: Bench | None = None) -> str:
     """A report as a self-contained HTML page; the same report gives the same bytes.
 
     Args:
@@ -72,7 +73,7 @@ def report_page(report: Report, bench: Any = None) -> str:
         size_sentence=_size_sentence(report),
         speed_sentence=_speed_sentence(report),
         data_sentence=_data_sentence(report),
-        bench=bench,
+        bench=None if bench is None else _latency(bench),
     )
 
 
@@ -451,6 +452,38 @@ def _mark(layer: LayerReport) -> tuple[float, float] | None:
     if not x[0] <= layer.sparsity <= x[-1] or min(y) <= 0:
         return None
     return 100 * layer.sparsity, float(np.exp(np.interp(layer.sparsity, x, np.log(y))))
+
+
+def _latency(bench: Bench) -> dict[str, Any]:
+    """The measured latencies, as the template shows them."""
+    rows = [
+        (f"{one.runtime}: {bench.label(one)}", one.low, one.median, one.high)
+        for one in bench.timings
+    ]
+    return {
+        "sentence": " ".join(f"{note}." for note in bench.notes),
+        "confidence": f"{bench.confidence:.0%}",
+        "chart": intervals(
+            "chart-latency",
+            "Time for one run",
+            "Medians and their intervals. The table below has the numbers.",
+            rows,
+            xlabel="milliseconds",
+        ),
+        "caption": bench_conditions(bench),
+        "rows": [
+            {
+                "runtime": one.runtime,
+                "file": bench.label(one),
+                "median": f"{one.median:.3g}",
+                "interval": f"{one.low:.3g} to {one.high:.3g}",
+                "memory": "-" if one.peak_bytes is None else f"{one.peak_bytes / 1e6:.1f}",
+                "verdict": bench.verdict(one),
+                "sparse": f"{bench.sparse_text(one)}; {one.precision}",
+            }
+            for one in bench.timings
+        ],
+    }
 
 
 def _size_sentence(report: Report) -> str:

@@ -8,7 +8,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ from secateur.search import Try
 from secateur.targets import Costs
 from secateur.version import __version__
 from secateur.walk import LayerResult, Walked
+
+if TYPE_CHECKING:
+    from secateur.bench import Bench
 
 SCHEMA = "secateur.report"
 SCHEMA_VERSION = 4
@@ -186,8 +189,10 @@ class Report:
         """
         write_file(Path(path), to_json(self, SCHEMA, SCHEMA_VERSION), force=force)
 
-    def save_page(self, path: str | Path, *, force: bool = False) -> None:
-        """Writes the report as one HTML file that loads nothing.
+    def save_page(
+        self, path: str | Path, *, bench: Bench | None = None, force: bool = False
+    ) -> None:
+        """Writes the report as one HTML file that loads nothing, with latencies where given.
 
         Raises:
             MissingExtraError: matplotlib or Jinja2 is not installed (the extra `html`).
@@ -195,7 +200,7 @@ class Report:
         """
         from secateur.page import report_page
 
-        write_file(Path(path), report_page(self).encode(), force=force)
+        write_file(Path(path), report_page(self, bench).encode(), force=force)
 
     @classmethod
     def load(cls, path: str | Path) -> Report:
