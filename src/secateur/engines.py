@@ -105,7 +105,7 @@ def _onnxruntime(path: Path, threads: int, batch: int) -> Engine:
     return Engine(
         inputs=inputs,
         run=lambda feed: session.run(None, dict(feed)),
-        precision="as in the file",
+        precision="not told",
     )
 
 
