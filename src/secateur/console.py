@@ -288,7 +288,7 @@ def inspection_view(inspection: Inspection) -> Group:
     table.add_column("MACs", justify="right")
     table.add_column("pruned by default", overflow="fold")
     table.add_column("zeros may pay on", overflow="fold")
-    fits = [[gate.runtime for gate in of if gate.passed] for of in inspection.gates]
+    fits = [[_with_zeros(gate.runtime) for gate in of if gate.passed] for of in inspection.gates]
     for layer, fit in zip(inspection.layers, fits or [[]] * len(inspection.layers), strict=True):
         why = status(layer)
         answer = f"no: {why}" if layer.obstacle else f"no: {why} (include= to prune)"
@@ -400,11 +400,19 @@ def sweep_view(sweep: Sweep) -> Group:
     return Group(*lines, table, *last)
 
 
+def _with_zeros(runtime: str) -> str:
+    """A runtime's name with the zeros that it needs."""
+    from secateur.runtimes import RUNTIMES
+
+    (needs,) = (of.zeros for of in RUNTIMES if of.name == runtime)
+    return f"{runtime}: {needs}" if needs else runtime
+
+
 def _runtime_lines(runtimes: Sequence[RuntimeReport], *, before: bool = False) -> list[Text]:
     """What each runtime could gain on the machine that was looked at."""
     if not runtimes:
         return []
-    head = "zeros on this machine, if they fit (2:4, or two thirds for XNNPACK):"
+    head = "zeros on this machine, if they are those needed (2:4 is not made by this version):"
     lines = [head if before else "zeros on the machine where the network was pruned:"]
     lines += [f"  {of.name} {of.version or '(not installed)'}: {of.reason}" for of in runtimes]
     return [Text(line) for line in lines]

@@ -121,6 +121,7 @@ class Runtime:
         feature: what leaves the zeros out, in a few words.
         machine: what this machine lacks for it; empty when nothing.
         layer: what a layer lacks for it; empty when nothing.
+        zeros: which zeros it needs, in a word; empty = any.
         source: where this is written.
     """
 
@@ -129,6 +130,7 @@ class Runtime:
     feature: str
     machine: Callable[[Machine], list[str]]
     layer: Callable[[LayerFacts], list[str]]
+    zeros: str = ""
     source: str
 
 
@@ -263,6 +265,7 @@ RUNTIMES = (
         feature="2:4 sparse linear layers on GPUs of compute capability 8.0 or higher",
         machine=_torch_machine,
         layer=_torch_layer,
+        zeros="2:4",
         source="https://docs.pytorch.org/docs/stable/sparse.html",
     ),
     Runtime(
@@ -271,6 +274,7 @@ RUNTIMES = (
         feature="2:4 sparse convolutions and linear layers on GPUs from compute capability 8.0 on",
         machine=_tensorrt_machine,
         layer=_tensorrt_layer,
+        zeros="2:4",
         source="https://docs.nvidia.com/deeplearning/tensorrt/10.16.1/"
         "inference-library/io-formats-sparsity.html",
     ),
@@ -280,6 +284,7 @@ RUNTIMES = (
         feature="sparse float 1x1 convolutions, from two thirds zeros on",
         machine=_xnnpack_machine,
         layer=_xnnpack_layer,
+        zeros="two thirds",
         source="https://github.com/google/XNNPACK",
     ),
 )
