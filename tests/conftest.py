@@ -30,11 +30,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="../shared/data is absent"))
 
 
+_LEFT_OUT = ("../shared/data is absent", "no Chromium on this system")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    left_out = [
-        report
-        for report in terminalreporter.stats.get("skipped", [])
-        if "shared/data is absent" in str(report.longrepr)
-    ]
-    if left_out:
-        terminalreporter.write_line(f"{len(left_out)} tests left out: ../shared/data is absent")
+    for reason in _LEFT_OUT:
+        skipped = terminalreporter.stats.get("skipped", [])
+        count = sum(reason in str(report.longrepr) for report in skipped)
+        if count:
+            terminalreporter.write_line(f"{count} tests left out: {reason}")

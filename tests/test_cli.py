@@ -59,7 +59,7 @@ def no_module():
 def raising():
     raise OSError("the drive is gone")
 """
-FILES = ["model.safetensors", "report.json"]
+FILES = ["model.safetensors", "report.html", "report.json"]
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +282,7 @@ def test_inspect_lists_layers_and_reasons(place):
     rows = {line.split()[0]: line for line in result.stdout.splitlines() if line.strip()}
     for name, shape in (("3", "6x4x3x3"), ("6", "6x6x3x3"), ("11", "5x54")):
         assert shape in rows[name]
-        assert rows[name].rstrip().endswith("yes")
+        assert " yes " in rows[name]
     assert "4x1x3x3" in rows["0"]
     assert "no: first layer" in rows["0"]
 
@@ -396,7 +396,8 @@ def test_force_leaves_a_folder_named_like_a_file_alone(place, tmp_path):
     (out / "model.safetensors").write_text("old")
     arguments = prune_arguments(place, out, "--force", data="absent")
     assert_mistake(invoke(*arguments), "report.json is a folder, expected a file")
-    assert sorted(path.name for path in out.rglob("*")) == FILES
+    names = sorted(path.name for path in out.rglob("*"))
+    assert names == ["model.safetensors", "report.json"]
     assert (out / "model.safetensors").read_text() == "old"
 
 

@@ -550,7 +550,7 @@ def test_the_command_line_writes_the_file_with_other_weights(images, tmp_path, m
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, [*arguments, "--sparsity", "0.6", "-o", "out"])
     assert done.exit_code == 0, done.output
-    assert sorted(os.listdir("out")) == ["model.onnx", "report.json"]
+    assert sorted(os.listdir("out")) == ["model.onnx", "report.html", "report.json"]
     onnx.checker.check_model("out/model.onnx", full_check=True)
     report = secateur.Report.load("out/report.json")
     weights = stored(onnx.load("out/model.onnx"))

@@ -8,6 +8,8 @@ print(result.report)
 from secateur.alignment import ChannelAlignment
 from secateur.allocations import NormalizedMagnitude, Sensitivity, Uniform
 from secateur.api import PruneResult, inspect, plan, prune
+from secateur.bench import Bench, bench
+from secateur.compare import Comparison, compare_reports
 from secateur.data import Preprocess, load_images
 from secateur.errors import (
     DataError,
@@ -36,14 +38,17 @@ from secateur.packing import PackedSize, pack, unpack
 from secateur.patterns import Unstructured
 from secateur.recipe import RECIPES, Recipe
 from secateur.report import Report
+from secateur.sweep import Sweep, sweep
 from secateur.version import __version__
 
 __all__ = [
     "ADMM",
     "RECIPES",
     "AdamCalibration",
+    "Bench",
     "BiasCorrection",
     "ChannelAlignment",
+    "Comparison",
     "DataError",
     "Evaluation",
     "Forecast",
@@ -64,11 +69,14 @@ __all__ = [
     "SecateurError",
     "SecateurWarning",
     "Sensitivity",
+    "Sweep",
     "Uniform",
     "Unstructured",
     "UserError",
     "WeightCorrection",
     "__version__",
+    "bench",
+    "compare_reports",
     "evaluate",
     "fractal_images",
     "inspect",
@@ -76,5 +84,6 @@ __all__ = [
     "pack",
     "plan",
     "prune",
+    "sweep",
     "unpack",
 ]

@@ -228,7 +228,7 @@ def inspect(
     *,
     device: str | None = None,
 ) -> Inspection:
-    """Lists a network's layers and which of them `prune` leaves dense, and why.
+    """Lists a network's layers, which of them `prune` leaves dense, and which runtimes could gain.
 
     Args:
         model: as for `prune`; never modified.
@@ -244,4 +244,4 @@ def inspect(
     if not shape or any(size < 1 for size in shape):
         raise OptionError(f"shape is {tuple(shape)}, expected positive sizes such as (3, 224, 224)")
     example = torch.zeros(2, *shape, device=device or device_of(model))
-    return Inspection(tuple(trace(model, example).layers))
+    return Inspection.of(trace(model, example))

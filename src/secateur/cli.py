@@ -1,4 +1,4 @@
-"""The command line: `secateur prune`, `inspect`, `recipe`, `fractals`, `pack` and `unpack`.
+"""The command line: `secateur prune`, `sweep`, `inspect`, `report`, `compare` and others.
 
 Exit status: 0 done; 2 a mistake in the call or its inputs, an interruption or a full disk, told
 in one sentence on standard error with nothing written; 1 a defect of secateur (a traceback).
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from secateur.data import Preprocess
     from secateur.forecast import Forecast
     from secateur.packing import PackedSize
+    from secateur.report import Report
+    from secateur.sweep import Sweep
 
 app = typer.Typer(
     name="secateur",
@@ -33,7 +35,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-WEIGHTS, REPORT, ONNX = "model.safetensors", "report.json", "model.onnx"  # written by prune
+SWEEP, CURVE = "sweep.json", "sweep.html"  # written by sweep
+WEIGHTS, ONNX = "model.safetensors", "model.onnx"  # written by prune, as are the next two
+REPORT, PAGE = "report.json", "report.html"
 
 Model = Annotated[
     str,
@@ -51,6 +55,44 @@ Mean = Annotated[
 ]
 Std = Annotated[str | None, typer.Option(metavar="S,S,S", help="Standard deviation, likewise.")]
 Channels = Annotated[int, typer.Option(help="3 (RGB) or 1 (grey).")]
+Data = Annotated[
+    str,
+    typer.Option(
+        metavar="DATA",
+        help="Calibration images: a folder, .npz, file.py:callable or fractal:300.",
+    ),
+]
+EvalData = Annotated[
+    str | None,
+    typer.Option("--eval", metavar="DATA", help="Images (with labels, if any) to judge by."),
+]
+RecipeName = Annotated[
+    str, typer.Option(metavar="NAME|FILE", help="default, paper or a .toml file.")
+]
+MethodName = Annotated[
+    str | None, typer.Option(help="Replaces the recipe's, as do the next two: such as admm.")
+]
+AllocationName = Annotated[
+    str | None, typer.Option(help="sensitivity, normalized-magnitude or uniform.")
+]
+Inputs = Annotated[
+    str | None, typer.Option(help="What a layer sees while it is fitted: pruned or dense.")
+]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(metavar="GLOB", help="Layers to prune, protected ones too; repeatable."),
+]
+Exclude = Annotated[
+    list[str] | None, typer.Option(metavar="GLOB", help="Layers to leave dense; repeatable.")
+]
+MaxImages = Annotated[int, typer.Option(help="Use at most this many images.")]
+MaxColumns = Annotated[int, typer.Option(help="Fit layers with more inputs per output in blocks.")]
+Seed = Annotated[int, typer.Option(help="Of every random choice.")]
+DeviceName = Annotated[str | None, typer.Option("--device", help="Such as cpu or cuda.")]
+Quiet = Annotated[
+    bool | None,
+    typer.Option("--quiet/--verbose", help="Default: quiet when not on a terminal."),
+]
 
 
 def _show_version(wanted: bool) -> None:
@@ -71,13 +113,7 @@ def root(
 @app.command()
 def prune(
     model: Model,
-    data: Annotated[
-        str,
-        typer.Option(
-            metavar="DATA",
-            help="Calibration images: a folder, .npz, file.py:callable or fractal:300.",
-        ),
-    ],
+    data: Data,
     sparsity: Annotated[
         float | None,
         typer.Option(help="Fraction of zeros, in [0, 1). One of this and the next three."),
@@ -99,50 +135,29 @@ def prune(
         bool, typer.Option("--dry-run", help="Show how many zeros in each layer; write nothing.")
     ] = False,
     weights: Weights = None,
-    eval_data: Annotated[
-        str | None,
-        typer.Option("--eval", metavar="DATA", help="Images (with labels, if any) to judge by."),
-    ] = None,
+    eval_data: EvalData = None,
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Also write model.onnx (as is done for an .onnx file).")
     ] = False,
-    recipe: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="default, paper or a .toml file.")
-    ] = "default",
-    method: Annotated[
-        str | None, typer.Option(help="Replaces the recipe's, as do the next two: such as admm.")
-    ] = None,
-    allocation: Annotated[
-        str | None, typer.Option(help="sensitivity, normalized-magnitude or uniform.")
-    ] = None,
-    inputs: Annotated[
-        str | None, typer.Option(help="What a layer sees while it is fitted: pruned or dense.")
-    ] = None,
-    include: Annotated[
-        list[str] | None,
-        typer.Option(metavar="GLOB", help="Layers to prune, protected ones too; repeatable."),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="Layers to leave dense; repeatable.")
-    ] = None,
+    recipe: RecipeName = "default",
+    method: MethodName = None,
+    allocation: AllocationName = None,
+    inputs: Inputs = None,
+    include: Include = None,
+    exclude: Exclude = None,
     size: Size = None,
     resize: Resize = None,
     mean: Mean = None,
     std: Std = None,
     channels: Channels = 3,
-    max_images: Annotated[int, typer.Option(help="Use at most this many images.")] = 1000,
-    max_columns: Annotated[
-        int, typer.Option(help="Fit layers with more inputs per output in blocks.")
-    ] = 8192,
-    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
-    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda.")] = None,
+    max_images: MaxImages = 1000,
+    max_columns: MaxColumns = 8192,
+    seed: Seed = 0,
+    device: DeviceName = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files in OUT.")] = False,
-    quiet: Annotated[
-        bool | None,
-        typer.Option("--quiet/--verbose", help="Default: quiet when not on a terminal."),
-    ] = None,
+    quiet: Quiet = None,
 ) -> None:
-    """Prune MODEL and write the result and report.json to OUT.
+    """Prune MODEL and write the result, report.json and report.html to OUT.
 
     Exactly one of --sparsity, --max-macs, --max-bytes and --max-drop says how much. Of a PyTorch
     network it writes model.safetensors and, asked for, model.onnx; of an .onnx file model.onnx,
@@ -160,7 +175,7 @@ def prune(
 
         files = [ONNX] if is_onnx_file(model) else [WEIGHTS, *([ONNX] if onnx else [])]
         if out is not None:
-            check_folder(out, [*files, REPORT], force=force)
+            check_folder(out, [*files, REPORT, PAGE], force=force)
         elif not dry_run:
             raise OptionError("got no folder to write, expected -o OUT: or ask for --dry-run")
         target = {
@@ -196,7 +211,163 @@ def prune(
         with output_folder(out, force=force) as folder:
             result = api.prune(network, images, evaluation=judged, **common)
             _write(result, folder, images.tensor, files)
+            no_page = _write_page(result.report, folder / PAGE)
         _show(result, out, quiet)
+        _tell(PAGE, no_page)
+
+
+@app.command()
+def sweep(
+    model: Model,
+    data: Data,
+    sparsities: Annotated[
+        str, typer.Option(metavar="S,S,...", help="Fractions of zeros, in [0, 1): 0.5,0.6,0.7.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="Folder to write.")],
+    weights: Weights = None,
+    eval_data: EvalData = None,
+    recipe: RecipeName = "default",
+    method: MethodName = None,
+    allocation: AllocationName = None,
+    inputs: Inputs = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    size: Size = None,
+    resize: Resize = None,
+    mean: Mean = None,
+    std: Std = None,
+    channels: Channels = 3,
+    max_images: MaxImages = 1000,
+    max_columns: MaxColumns = 8192,
+    seed: Seed = 0,
+    device: DeviceName = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files in OUT.")] = False,
+    quiet: Quiet = None,
+) -> None:
+    """Prune MODEL to several sparsities and write what each costs to OUT.
+
+    Writes sweep.json, sweep.html with the curve, and for each sparsity the report that prune
+    would write; no networks. The layers' sensitivity is measured once.
+    """
+    with _one_sentence():
+        from secateur.console import sweep_view
+        from secateur.data import load_images
+        from secateur.loading import load_model
+        from secateur.output import check_folder, output_folder
+        from secateur.recipe import choose_recipe
+        from secateur.sweep import check_sparsities
+        from secateur.sweep import sweep as run
+
+        check_folder(out, [SWEEP, CURVE], force=force)
+        values = check_sparsities(_numbers("--sparsities", sparsities))
+        how = choose_recipe(recipe, method=method, allocation=allocation, inputs=inputs)
+        preprocess = _preprocess(size, resize, mean, std, channels)
+        network = load_model(model, weights)
+        images = load_images(data, preprocess=preprocess, max_images=max_images, seed=seed)
+        judged = None
+        if eval_data is not None:
+            judged = load_images(eval_data, preprocess=preprocess, max_images=None, labelled=True)
+        with output_folder(out, force=force) as folder:
+            found = run(
+                network,
+                images,
+                sparsities=values,
+                evaluation=judged,
+                recipe=how,
+                include=include or None,
+                exclude=exclude or None,
+                max_images=max_images,
+                max_columns=max_columns,
+                seed=seed,
+                device=_device(device),
+                progress=None if quiet is None else not quiet,
+            )
+            found.save(folder / SWEEP)
+            for one in found.reports:
+                one.save(folder / f"report-{one.requested['target']['value']:g}.json")
+            no_page = _write_page(found, folder / CURVE)
+        _print(sweep_view(found))
+        _tell(CURVE, no_page)
+
+
+@app.command()
+def report(
+    file: Annotated[Path, typer.Argument(metavar="REPORT", help="A report.json.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="The .html file to write.")
+    ] = None,
+    bench: Annotated[
+        Path | None, typer.Option(metavar="JSON", help="Latencies to show: of bench --json.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
+) -> None:
+    """Show a report, or write it to FILE as a page."""
+    with _one_sentence():
+        from secateur.bench import Bench
+        from secateur.console import report_view
+        from secateur.report import Report
+
+        found = Report.load(file)
+        if out is None:
+            _print(report_view(found))
+            return
+        found.save_page(out, bench=None if bench is None else Bench.load(bench), force=force)
+        typer.echo(f"{out}: {out.stat().st_size:,} bytes")
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="FIRST", help="A report.json.")],
+    second: Annotated[Path, typer.Argument(metavar="SECOND", help="Another, of one network.")],
+) -> None:
+    """Show what differs between two reports: settings, accuracy, bytes, layers."""
+    with _one_sentence():
+        from secateur.compare import compare_reports
+        from secateur.console import comparison_view
+        from secateur.report import Report
+
+        names = str(first), str(second)
+        found = compare_reports(Report.load(first), Report.load(second), names)
+        _print(comparison_view(found, names))
+
+
+@app.command()
+def bench(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="DENSE PRUNED...", help=".onnx files (or .xml).")
+    ],
+    threads: Annotated[
+        int | None, typer.Option(help="For each runtime; default: the cores there are.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Images per run, where the file leaves it open.")] = 1,
+    rounds: Annotated[int, typer.Option(help="Measurements of each file, at least 6.")] = 100,
+    sparse_rate: Annotated[
+        float, typer.Option(help="Zeros in a layer from which OpenVINO goes its sparse way.")
+    ] = 0.5,
+    seed: Annotated[int, typer.Option(help="Of the inputs, and of who comes first.")] = 0,
+    json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write it there.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
+) -> None:
+    """Measure the latency of model files on ONNX Runtime and OpenVINO, on random inputs.
+
+    The first file is the dense one, with which the others are compared. Do nothing else on the
+    machine meanwhile.
+    """
+    with _one_sentence():
+        from secateur.bench import bench as run
+        from secateur.console import bench_view
+        from secateur.output import check_file
+
+        if json is not None:
+            check_file(json, force=force)
+        found = run(
+            *files, threads=threads, batch=batch, rounds=rounds, sparse_rate=sparse_rate, seed=seed
+        )
+        if json is not None:
+            found.save(json, force=force)
+        _print(bench_view(found))
 
 
 @app.command()
@@ -212,10 +383,8 @@ def inspect(
     size: Size = None,
     channels: Channels = 3,
 ) -> None:
-    """List MODEL's layers: shapes, weights, MACs, and which stay dense and why."""
+    """List MODEL's layers: shapes, weights, MACs, which stay dense, and where zeros could pay."""
     with _one_sentence():
-        from rich.console import Console
-
         from secateur import api
         from secateur.console import inspection_view
         from secateur.loading import load_model
@@ -223,9 +392,7 @@ def inspect(
         sizes = None if shape is None else _integers("--shape", shape)
         if sizes is None and (size is not None or channels != 3):
             sizes = (channels, size or 224, size or 224)
-        found = api.inspect(load_model(model, weights), sizes)
-        console = Console(width=None if sys.stdout.isatty() else 120)
-        console.print(inspection_view(found))
+        _print(inspection_view(api.inspect(load_model(model, weights), sizes)))
 
 
 @app.command()
@@ -374,6 +541,23 @@ def _write(result: PruneResult, folder: Path, images: Any, files: list[str]) -> 
     report.save(folder / REPORT)
 
 
+def _write_page(held: Report | Sweep, path: Path) -> str:
+    """Writes a page; or why not, where the extra is not installed."""
+    from secateur.errors import MissingExtraError
+
+    try:
+        held.save_page(path)
+    except MissingExtraError as error:
+        return str(error)
+    return ""
+
+
+def _tell(name: str, why: str) -> None:
+    """That a page was not written, and what to install."""
+    if why:
+        typer.echo(f"secateur: note: {name} was not written: {why}", err=True)
+
+
 def _pruned_parameters(result: PruneResult) -> list[str]:
     from secateur.frontends import named_tensors
 
@@ -382,24 +566,27 @@ def _pruned_parameters(result: PruneResult) -> list[str]:
     return [name if name in known else f"{name}.weight" for name in names]
 
 
-def _show_plan(forecast: Forecast) -> None:
+def _print(view: Any) -> None:
+    """A table, as wide as the terminal, or 120 columns where there is none."""
     from rich.console import Console
 
+    Console(width=None if sys.stdout.isatty() else 120).print(view)
+
+
+def _show_plan(forecast: Forecast) -> None:
     from secateur.console import forecast_view
 
-    Console(width=None if sys.stdout.isatty() else 120).print(forecast_view(forecast))
+    _print(forecast_view(forecast))
 
 
 def _show(result: PruneResult, out: Path, quiet: bool | None) -> None:
     """The whole report on a terminal, one line elsewhere."""
-    from rich.console import Console
-
     from secateur.console import report_view, result_line
 
     if quiet or (quiet is None and not sys.stdout.isatty()):
         typer.echo(f"{out}: {result_line(result.report)}")
         return
-    Console(width=None if sys.stdout.isatty() else 120).print(report_view(result.report))
+    _print(report_view(result.report))
     typer.echo(f"written to {out}")
 
 

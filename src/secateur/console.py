@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,14 @@ from rich.text import Text
 from secateur.errors import OptionError
 
 if TYPE_CHECKING:
+    from secateur.bench import Bench
+    from secateur.compare import Comparison, Figure
     from secateur.evaluate import Evaluation
     from secateur.forecast import Forecast
     from secateur.packing import PackedSize
     from secateur.report import Inspection, Report, SearchReport
+    from secateur.runtimes import RuntimeReport
+    from secateur.sweep import Sweep
 
 OnLayer = Callable[[str], Any]
 
@@ -86,6 +90,21 @@ def render_forecast(forecast: Forecast) -> str:
     return _plain(forecast_view(forecast))
 
 
+def render_comparison(comparison: Comparison) -> str:
+    """Both reports as plain text, 100 columns wide."""
+    return _plain(comparison_view(comparison))
+
+
+def render_sweep(sweep: Sweep) -> str:
+    """The table of a sweep as plain text, 100 columns wide."""
+    return _plain(sweep_view(sweep))
+
+
+def render_bench(bench: Bench) -> str:
+    """The table of latencies as plain text, 100 columns wide."""
+    return _plain(bench_view(bench))
+
+
 def _plain(view: RenderableType) -> str:
     console = Console(file=io.StringIO(), width=100, no_color=True)
     console.print(view)
@@ -102,6 +121,7 @@ def report_view(report: Report) -> Group:
     parts += [_layer_table(report), *_dense_lines(report), Text(_summary(report))]
     parts += [Text(line) for line in _search_lines(report)]
     parts += [Text(line) for line in _accuracy_lines(report)]
+    parts += _runtime_lines(report.runtimes)
     if report.steps:
         parts += [Text("after each step:"), _step_table(report)]
     for name, facts in report.exports.items():
@@ -267,7 +287,9 @@ def inspection_view(inspection: Inspection) -> Group:
     table.add_column("weights", justify="right")
     table.add_column("MACs", justify="right")
     table.add_column("pruned by default", overflow="fold")
-    for layer in inspection.layers:
+    table.add_column("zeros may pay on", overflow="fold")
+    fits = [[_with_zeros(gate.runtime) for gate in of if gate.passed] for of in inspection.gates]
+    for layer, fit in zip(inspection.layers, fits or [[]] * len(inspection.layers), strict=True):
         why = status(layer)
         answer = f"no: {why}" if layer.obstacle else f"no: {why} (include= to prune)"
         table.add_row(
@@ -278,11 +300,154 @@ def inspection_view(inspection: Inspection) -> Group:
             f"{layer.weights:,}",
             f"{layer.macs:,}",
             answer if why else "yes",
+            ", ".join(fit) or "-",
         )
     total = sum(layer.weights for layer in inspection.layers)
     share = inspection.prunable_weights / total if total else 0.0
     line = f"{inspection.prunable_weights:,} of {total:,} weights ({share:.1%}) pruned by default"
-    return Group(table, Text(line))
+    return Group(table, Text(line), *_runtime_lines(inspection.runtimes, before=True))
+
+
+def comparison_view(comparison: Comparison, names: tuple[str, str] = ("first", "second")) -> Group:
+    """What differs in the settings, what came of it, and in which layers."""
+    settings = Table("setting", "A", "B", box=None, pad_edge=False, header_style="bold")
+    for one in comparison.settings:
+        settings.add_row(_cell(one.name), *(_cell(_value(of)) for of in (one.first, one.second)))
+    figures = Table("", box=None, pad_edge=False, header_style="bold")
+    for heading in ("A", "B", "B - A"):
+        figures.add_column(heading, justify="right")
+    figures.add_column("", overflow="fold")
+    for one in comparison.figures:
+        figures.add_row(
+            f"{one.name}, {one.unit}",
+            *("-" if of is None else f"{of:.{_digits(one)}f}" for of in (one.first, one.second)),
+            _difference(one),
+            one.note,
+        )
+    parts: list[RenderableType] = [
+        Text(f"{of}: {name}") for of, name in zip("AB", names, strict=True)
+    ]
+    parts += [Text(), settings if comparison.settings else Text("same settings")]
+    parts += [Text(), figures, Text()]
+    if comparison.layers:
+        parts.append(_pair_table(comparison))
+    same = comparison.same_layers
+    parts.append(Text(f"{same} layer{'s' * (same != 1)} without a difference"))
+    return Group(*parts)
+
+
+def _pair_table(comparison: Comparison) -> Table:
+    table = Table("layer", box=None, pad_edge=False, header_style="bold")
+    for heading in ("zeros A", "zeros B", "B - A", "error A", "error B", "B - A"):
+        table.add_column(heading, justify="right")
+    for pair in comparison.layers:
+        table.add_row(
+            _cell(pair.name),
+            *(f"{of:.1%}" for of in pair.sparsities),
+            f"{100 * pair.difference:+.1f}",
+            *(f"{of:.2g}" for of in pair.errors),
+            f"{pair.errors[1] - pair.errors[0]:+.2g}",
+        )
+    return table
+
+
+def _difference(figure: Figure) -> str:
+    if figure.difference is None:
+        return "-"
+    error = "" if figure.error is None else f" ± {figure.error:.2f}"
+    return f"{figure.difference:+.{_digits(figure)}f}{error}"
+
+
+def _digits(figure: Figure) -> int:
+    return {"nats": 4, "s": 1}.get(figure.unit, 2)
+
+
+def _value(value: Any) -> str:
+    return "-" if value is None else str(value)
+
+
+def _cell(text: str) -> Text:
+    """Text as it is: names may hold what Rich takes for markup."""
+    return Text(text)
+
+
+def sweep_view(sweep: Sweep) -> Group:
+    """One line per sparsity."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    judged = any(point.evaluation for point in sweep.points)
+    for heading in ("zeros", *_STEP_COLUMNS, "points lost", "bytes left", "MACs left", "s"):
+        table.add_column(heading, justify="right")
+    for point in sweep.points:
+        found = point.evaluation if judged else point.calibration
+        cells = [(getattr(found, name, None), how) for name, how in _STEP_COLUMNS.values()]
+        lost = getattr(found, "drop", None)
+        table.add_row(
+            f"{point.sparsity:.2%}",
+            *("-" if value is None else format(value, how) for value, how in cells),
+            "-" if found is None or lost is None else f"{lost:.2f} ± {found.drop_error:.2f}",
+            f"{point.bytes_fraction:.1%}",
+            f"{point.macs_fraction:.1%}",
+            f"{point.seconds:.1f}",
+        )
+    lines = [Text(f"! {text}", style="yellow") for text in sweep.warnings]
+    if sweep.synthetic:
+        line = f"calibrated on synthetic images, no real ones: {sweep.synthetic}"
+        lines.insert(0, Text(line, style="yellow"))
+    on = "evaluation images" if judged else "calibration images (optimistic)"
+    last = [Text(f"judged on the {on}; {sweep.seconds['total']:.1f} s in all")]
+    if sweep.dense is not None and sweep.dense.top1 is not None:
+        last.insert(0, Text(f"dense: top-1 {top1_text(sweep.dense)}"))
+    return Group(*lines, table, *last)
+
+
+def _with_zeros(runtime: str) -> str:
+    """A runtime's name with the zeros that it needs."""
+    from secateur.runtimes import RUNTIMES
+
+    (needs,) = (of.zeros for of in RUNTIMES if of.name == runtime)
+    return f"{runtime}: {needs}" if needs else runtime
+
+
+def _runtime_lines(runtimes: Sequence[RuntimeReport], *, before: bool = False) -> list[Text]:
+    """What each runtime could gain on the machine that was looked at."""
+    if not runtimes:
+        return []
+    head = "zeros on this machine, if they are those needed (2:4 is not made by this version):"
+    lines = [head if before else "zeros on the machine where the network was pruned:"]
+    lines += [f"  {of.name} {of.version or '(not installed)'}: {of.reason}" for of in runtimes]
+    return [Text(line) for line in lines]
+
+
+def bench_view(bench: Bench) -> Group:
+    """One line per file and runtime, the pruned files against the first."""
+    table = Table("runtime", box=None, pad_edge=False, header_style="bold")
+    table.add_column("file", overflow="fold")
+    for heading in ("median ms", "interval", "peak MB"):
+        table.add_column(heading, justify="right")
+    for heading in ("against the first", "zeros left out", "precision"):
+        table.add_column(heading, overflow="fold")
+    for one in bench.timings:
+        table.add_row(
+            one.runtime,
+            _cell(bench.label(one)),
+            f"{one.median:.3g}",
+            f"{one.low:.3g} to {one.high:.3g}",
+            "-" if one.peak_bytes is None else f"{one.peak_bytes / 1e6:.1f}",
+            bench.verdict(one),
+            bench.sparse_text(one),
+            one.precision,
+        )
+    return Group(table, Text(bench_conditions(bench)), *(Text(note) for note in bench.notes))
+
+
+def bench_conditions(bench: Bench) -> str:
+    """How it was measured, in one line."""
+    versions = ", ".join(f"{name} {version}" for name, version in bench.versions.items())
+    return (
+        f"{bench.rounds} rounds, the files taking turns; medians with {bench.confidence:.0%} "
+        f"intervals; {bench.threads} thread{'s' * (bench.threads > 1)}, batch {bench.batch}, "
+        f"sparse path from {bench.sparse_rate:.0%} zeros on; {bench.cpu}; {versions}"
+    )
 
 
 def size_view(size: PackedSize) -> Table:

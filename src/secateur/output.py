@@ -55,19 +55,31 @@ def output_files(folder: Path, names: Sequence[str], *, force: bool = False) -> 
     """
     folder = Path(os.path.abspath(folder))
     with _plain_errors(folder / names[-1]):
-        for path in (folder / name for name in names):
-            if path.exists() and not force:
-                raise OutputError(
-                    f"{path} exists, expected a new name: "
-                    "choose another or allow overwriting (force)"
-                )
-            _check_place(path, wanted="file")
+        for name in names:
+            _check_free(folder / name, force=force)
         with tempfile.TemporaryDirectory(
             prefix=f".{names[-1]}.", suffix=".partial", dir=folder, ignore_cleanup_errors=True
         ) as staging:
             yield Path(staging)
             for name in names:
                 (Path(staging) / name).replace(folder / name)
+
+
+def check_file(path: Path, *, force: bool = False) -> None:
+    """Raises OutputError when a file cannot take its place; call it before long work."""
+    _check_free(path, force=force)
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise OutputError(
+            f"{path.parent} is no folder that can be written to, expected one: choose another"
+        )
+
+
+def _check_free(path: Path, *, force: bool) -> None:
+    if path.exists() and not force:
+        raise OutputError(
+            f"{path} exists, expected a new name: choose another or allow overwriting (force)"
+        )
+    _check_place(path, wanted="file")
 
 
 def check_folder(folder: Path, files: Iterable[str] = (), *, force: bool = False) -> None:

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from secateur.allocations import Curve, Division
 from secateur.data import FEW_IMAGES, Images
-from secateur.errors import DataError
 from secateur.evaluate import Evaluation, Judge, compare, predict
 from secateur.frontends import named_tensors, parameters, with_parameters
 from secateur.graph import Graph, Layer
 from secateur.output import write_file
+from secateur.plain import from_json, to_json
+from secateur.runtimes import Gate, LayerFacts, Machine, RuntimeReport, gates, survey
 from secateur.search import Try
 from secateur.targets import Costs
 from secateur.version import __version__
 from secateur.walk import LayerResult, Walked
 
+if TYPE_CHECKING:
+    from secateur.bench import Bench
+
 SCHEMA = "secateur.report"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +44,16 @@ class LayerReport:
         weights, zeros: counts.
         sparsity: zeros / weights.
         macs: multiply-accumulates per image, dense.
+        bytes: of the weights, dense.
+        packed_bytes: of a mask (one bit per weight) and the weights that are not zero.
         relative_error: mean squared output error over the outputs' variance, on the
             calibration samples the layer was fitted to.
         damping: relative damping used in the solve; 0 for methods that solve nothing.
         samples: output positions the statistics were taken from.
         sensitivity: damage to the network's output when this layer alone is pruned, where the
             allocation has measured it.
+        gates: by runtime, what this layer lacks for its zeros to be left out; see
+            `secateur.runtimes`.
         notes: whatever departed from the ordinary.
     """
 
@@ -56,21 +64,26 @@ class LayerReport:
     zeros: int
     sparsity: float
     macs: int
+    bytes: int
+    packed_bytes: int
     relative_error: float
     damping: float
     samples: int
     sensitivity: Curve | None = None
+    gates: tuple[Gate, ...] = ()
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenseLayer:
-    """A layer that was left dense, and why."""
+    """A layer that was left dense, and why; `macs` and `bytes` as in `LayerReport`."""
 
     name: str
     kind: str
     shape: tuple[int, ...]
     weights: int
+    macs: int
+    bytes: int
     reason: str
 
 
@@ -141,6 +154,7 @@ class Report:
             themselves (optimistic: the layers were fitted to them); None when not measured.
         steps: what each step of a recipe of several steps led to.
         evaluation: by network ("dense", "pruned"), where evaluation data were given.
+        runtimes: which could be faster with these zeros on the machine that wrote the report.
         exports: what was found out about each file written, by file name.
         warnings: read these first.
         notes: other departures from the ordinary.
@@ -161,6 +175,7 @@ class Report:
     calibration: Evaluation | None = None
     steps: list[StepReport] = field(default_factory=list)
     evaluation: dict[str, Evaluation] = field(default_factory=dict)
+    runtimes: list[RuntimeReport] = field(default_factory=list)
     exports: dict[str, dict[str, Any]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -172,64 +187,34 @@ class Report:
         Raises:
             OutputError: the file exists and `force` is not given, or it cannot be written.
         """
-        held = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
-        text = json.dumps(held, indent=2, ensure_ascii=False, default=str) + "\n"
-        write_file(Path(path), text.encode(), force=force)
+        write_file(Path(path), to_json(self, SCHEMA, SCHEMA_VERSION), force=force)
+
+    def save_page(
+        self, path: str | Path, *, bench: Bench | None = None, force: bool = False
+    ) -> None:
+        """Writes the report as one HTML file that loads nothing, with latencies where given.
+
+        Raises:
+            MissingExtraError: matplotlib or Jinja2 is not installed (the extra `html`).
+            OutputError: the file exists and `force` is not given, or it cannot be written.
+        """
+        from secateur.page import report_page
+
+        write_file(Path(path), report_page(self, bench).encode(), force=force)
 
     @classmethod
     def load(cls, path: str | Path) -> Report:
         """Reads what `save` wrote.
 
         Raises:
-            DataError: no such file, not a report, or of a newer schema.
+            DataError: no such file, not a report, of another schema, or damaged.
         """
-        try:
-            held = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path} cannot be read as a report: {error}") from error
-        name, version = held.pop("schema", None), held.pop("schema_version", None)
-        if name != SCHEMA or version != SCHEMA_VERSION:
-            raise DataError(
-                f"{path} has schema {name!r} version {version}, expected {SCHEMA!r} version "
-                f"{SCHEMA_VERSION}: use the version of secateur that wrote it"
-            )
-        return cls._from(held)
-
-    @classmethod
-    def _from(cls, held: dict[str, Any]) -> Report:
-        held["search"] = _load_search(held["search"])
-        held["layers"] = [_load_layer(layer) for layer in held["layers"]]
-        held["dense_layers"] = [DenseLayer(**_tuples(layer)) for layer in held["dense_layers"]]
-        held["data"] = DataReport(**_tuples(held["data"]))
-        held["calibration"] = _evaluation(held["calibration"])
-        held["steps"] = [
-            StepReport(
-                name=step["name"],
-                calibration=_evaluation(step["calibration"]),
-                evaluation=_evaluation(step["evaluation"]),
-            )
-            for step in held["steps"]
-        ]
-        held["evaluation"] = {key: Evaluation(**of) for key, of in held["evaluation"].items()}
-        return cls(**held)
+        return from_json(path, cls, SCHEMA, SCHEMA_VERSION)
 
     def __str__(self) -> str:
         from secateur.console import render_report
 
         return render_report(self)
-
-
-def _load_layer(held: dict[str, Any]) -> LayerReport:
-    curve = held["sensitivity"]
-    return LayerReport(
-        **_tuples({**held, "sensitivity": None if curve is None else Curve(**_tuples(curve))})
-    )
-
-
-def _load_search(held: dict[str, Any] | None) -> SearchReport | None:
-    if held is None:
-        return None
-    return SearchReport(**{**held, "tries": tuple(Try(**one) for one in held["tries"])})
 
 
 def build_report(
@@ -255,6 +240,7 @@ def build_report(
         for result, curve in zip(walked.results, curves, strict=True)
     ]
     chosen = {layer.name for layer in layers}
+    others = [layer for layer in graph.layers if layer.name not in chosen]
     kept = [layer.weights - layer.zeros for layer in layers]
     return Report(
         synthetic=images.synthetic,
@@ -265,7 +251,7 @@ def build_report(
         requested=settings,
         search=search,
         layers=layers,
-        dense_layers=[_dense_layer(layer) for layer in graph.layers if layer.name not in chosen],
+        dense_layers=[_dense_layer(layer, tensors) for layer in others],
         data=DataReport(
             source=images.source,
             images=len(images.tensor),
@@ -276,6 +262,7 @@ def build_report(
         calibration=_on_calibration_images(walked, pruned, images.tensor),
         steps=steps,
         evaluation=evaluation,
+        runtimes=survey([layer.gates for layer in layers], Machine.here()),
         warnings=_warnings(len(images.tensor)),
         notes=[*graph.notes, *notes],
         versions={
@@ -297,7 +284,8 @@ def _layer_report(
     result: LayerResult, tensors: Mapping[str, Tensor], curve: Curve | None
 ) -> LayerReport:
     layer = result.layer
-    zeros = int((tensors[str(layer.parameter)] == 0).sum())
+    weight = tensors[str(layer.parameter)]
+    zeros = int((weight == 0).sum())
     return LayerReport(
         name=layer.name,
         kind=layer.kind,
@@ -306,21 +294,27 @@ def _layer_report(
         zeros=zeros,
         sparsity=zeros / layer.weights,
         macs=layer.macs,
+        bytes=weight.nbytes,
+        packed_bytes=math.ceil(layer.weights / 8) + (layer.weights - zeros) * weight.element_size(),
         relative_error=result.relative_error,
         damping=result.damping,
         samples=result.samples,
         sensitivity=curve,
+        gates=gates(LayerFacts.of(layer, weight, pruned=True)),
         notes=result.notes,
     )
 
 
-def _dense_layer(layer: Layer) -> DenseLayer:
+def _dense_layer(layer: Layer, tensors: Mapping[str, Tensor]) -> DenseLayer:
     reason = layer.obstacle or layer.protected or "not among the layers asked for"
+    weight = tensors.get(str(layer.parameter))
     return DenseLayer(
         name=layer.name,
         kind=layer.kind,
         shape=tuple(layer.shape),
         weights=layer.weights,
+        macs=layer.macs,
+        bytes=0 if weight is None else weight.nbytes,
         reason=reason,
     )
 
@@ -380,9 +374,25 @@ class Inspection:
 
     Attributes:
         layers: in order of first use; see `secateur.graph.Layer`.
+        gates: of each layer, by runtime: what it lacks for zeros in it to be left out, whichever
+            zeros these will be.
+        runtimes: which could be faster on this machine, if the zeros fit.
     """
 
     layers: Sequence[Layer]
+    gates: Sequence[Sequence[Gate]] = ()
+    runtimes: Sequence[RuntimeReport] = ()
+
+    @classmethod
+    def of(cls, graph: Graph) -> Inspection:
+        """The layers of a traced network, against the runtimes on this machine."""
+        layers = tuple(graph.layers)
+        weights = [graph.parameters.get(str(layer.parameter)) for layer in layers]
+        found = [
+            gates(LayerFacts.of(layer, weight, pruned=False))
+            for layer, weight in zip(layers, weights, strict=True)
+        ]
+        return cls(layers, found, survey(found, Machine.here()))
 
     @property
     def prunable_weights(self) -> int:
@@ -398,12 +408,3 @@ class Inspection:
 def status(layer: Layer) -> str:
     """Why a layer stays dense by default; empty when it is pruned."""
     return layer.obstacle or layer.protected or ""
-
-
-def _evaluation(held: dict[str, Any] | None) -> Evaluation | None:
-    return None if held is None else Evaluation(**held)
-
-
-def _tuples(held: dict[str, Any]) -> dict[str, Any]:
-    """JSON has lists where the dataclasses have tuples."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in held.items()}

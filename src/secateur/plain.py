@@ -1,0 +1,110 @@
+"""Frozen objects as JSON files and back: what a file holds is checked against the class."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import types
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from secateur.errors import DataError
+
+Object = TypeVar("Object")
+
+
+def to_json(held: Any, schema: str, version: int) -> bytes:
+    """A dataclass as JSON in UTF-8, `schema` and `schema_version` first.
+
+    A field whose metadata say `saved=False` is left out.
+    """
+    saved = {of.name for of in dataclasses.fields(held) if of.metadata.get("saved", True)}
+    content = {key: of for key, of in dataclasses.asdict(held).items() if key in saved}
+    plain = {"schema": schema, "schema_version": version, **content}
+    return (json.dumps(plain, indent=2, ensure_ascii=False, default=str) + "\n").encode()
+
+
+def from_json(path: str | Path, kind: type[Object], schema: str, version: int) -> Object:
+    """Reads what `to_json` wrote.
+
+    Raises:
+        DataError: no such file, not JSON, of another schema or version, or damaged.
+    """
+    what = schema.removeprefix("secateur.")
+    try:
+        held = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read as a {what}: {error}") from error
+    if not isinstance(held, dict):
+        raise DataError(f"{path} holds no object, expected a {what} that secateur has written")
+    name, found = held.pop("schema", None), held.pop("schema_version", None)
+    if name != schema or found != version:
+        raise DataError(
+            f"{path} has schema {name!r} version {found}, expected {schema!r} version {version}: "
+            "use the version of secateur that wrote it"
+        )
+    try:
+        return build(kind, held, what)
+    except (ValueError, OverflowError) as error:
+        raise DataError(
+            f"{path} is damaged ({error}), expected a {what} as secateur has written it"
+        ) from error
+
+
+def build(kind: Any, value: Any, where: str) -> Any:
+    """A value of a type from plain data; lists become tuples, objects dataclasses.
+
+    Args:
+        kind: a dataclass, list, tuple, dict, a union of such, a plain type, or Any.
+        value: plain data as JSON gives it.
+        where: what it is, for the message.
+
+    Raises:
+        ValueError: the data are not of that type.
+    """
+    if kind is Any:
+        return value
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        chosen = [of for of in inner if of is not type(None)]
+        return (
+            None if value is None and len(chosen) < len(inner) else build(chosen[0], value, where)
+        )
+    if dataclasses.is_dataclass(kind):
+        return _object(kind, _of(dict, value, where), where)
+    if origin in (list, tuple):
+        held = [
+            build(inner[0], one, f"{where}[{i}]") for i, one in enumerate(_of(list, value, where))
+        ]
+        return held if origin is list else tuple(held)
+    if origin is dict:
+        return {
+            key: build(inner[1], of, f"{where}.{key}")
+            for key, of in _of(dict, value, where).items()
+        }
+    if kind is float:
+        return float(_of((int, float), value, where))
+    return _of(kind, value, where)
+
+
+def _object(kind: Any, held: dict[str, Any], where: str) -> Any:
+    hints = _hints(kind)
+    missing, unknown = set(hints) - set(held), set(held) - set(hints)
+    if missing or unknown:
+        wrong = "without " + min(missing) if missing else "with an unknown " + min(unknown)
+        raise ValueError(f"{where} is {wrong}")
+    return kind(**{name: build(of, held[name], f"{where}.{name}") for name, of in hints.items()})
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    saved = (of.name for of in dataclasses.fields(kind) if of.metadata.get("saved", True))
+    return {name: hints[name] for name in saved}
+
+
+def _of(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{where} is a {type(value).__name__}")
+    return value

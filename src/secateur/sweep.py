@@ -1,0 +1,258 @@
+"""Several sparsities of one network, and what each costs.
+
+The images are read, the network traced and the layers' sensitivity measured once.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.allocations import Allocation
+from secateur.console import layer_progress
+from secateur.data import MAX_IMAGES, Transform
+from secateur.errors import OptionError, SecateurWarning
+from secateur.evaluate import Evaluation
+from secateur.frontends import read
+from secateur.job import Job, Options, prepare
+from secateur.methods import Method
+from secateur.output import write_file
+from secateur.patterns import Pattern
+from secateur.plain import from_json, to_json
+from secateur.recipe import Recipe, choose_recipe
+from secateur.report import DataReport, Report, build_report
+from secateur.steps import Plan
+from secateur.targets import Sparsity
+from secateur.walk import Sampling
+
+SCHEMA = "secateur.sweep"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPoint:
+    """A network pruned to one sparsity; fields as in `secateur.Report`.
+
+    Attributes:
+        sparsity: of the pruned layers, as reached.
+        network_sparsity: of all parameters.
+        macs_fraction, bytes_fraction: of the dense network's.
+        calibration: against the dense network, on the calibration images; optimistic.
+        evaluation: on evaluation images, where they were given.
+        seconds: the walk and the evaluation of this point.
+    """
+
+    sparsity: float
+    network_sparsity: float
+    macs_fraction: float
+    bytes_fraction: float
+    calibration: Evaluation | None
+    evaluation: Evaluation | None
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What `secateur.sweep` found.
+
+    Attributes:
+        synthetic: generator and seed of the calibration images, when they are not real.
+        points: one per sparsity, rising.
+        dense: the dense network on the evaluation images, where they were given.
+        data: the calibration images.
+        requested: the settings of the call; `sparsities` in the place of a target.
+        seconds: wall-clock time by step, and "total".
+        warnings: read these first.
+        notes: other departures from the ordinary.
+        versions: of secateur, torch and Python.
+        reports: one per point, as `secateur.prune` would give it; not in the file of `save`.
+    """
+
+    synthetic: str | None
+    points: tuple[SweepPoint, ...]
+    dense: Evaluation | None
+    data: DataReport
+    requested: dict[str, Any]
+    seconds: dict[str, float]
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+    versions: dict[str, str]
+    reports: tuple[Report, ...] = field(
+        default=(), compare=False, repr=False, metadata={"saved": False}
+    )
+
+    def save(self, path: str | Path, *, force: bool = False) -> None:
+        """Writes JSON (UTF-8), without `reports`, which have files of their own.
+
+        Raises:
+            OutputError: the file exists and `force` is not given, or it cannot be written.
+        """
+        write_file(Path(path), to_json(self, SCHEMA, SCHEMA_VERSION), force=force)
+
+    def save_page(self, path: str | Path, *, force: bool = False) -> None:
+        """Writes the curve and the table as one HTML file that loads nothing.
+
+        Raises:
+            MissingExtraError: matplotlib or Jinja2 is not installed (the extra `html`).
+            OutputError: the file exists and `force` is not given, or it cannot be written.
+        """
+        from secateur.page import sweep_page
+
+        write_file(Path(path), sweep_page(self).encode(), force=force)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Sweep:
+        """Reads what `save` wrote.
+
+        Raises:
+            DataError: no such file, not a sweep, of another schema, or damaged.
+        """
+        return from_json(path, cls, SCHEMA, SCHEMA_VERSION)
+
+    def __str__(self) -> str:
+        from secateur.console import render_sweep
+
+        return render_sweep(self)
+
+
+def sweep(
+    model: nn.Module | str | Path | Any,
+    data: Any,
+    *,
+    sparsities: Sequence[float],
+    evaluation: Any = None,
+    preprocess: Transform | None = None,
+    recipe: Recipe | str | Path = "default",
+    pattern: Pattern | str | None = None,
+    method: Method | str | None = None,
+    allocation: Allocation | str | None = None,
+    inputs: str | None = None,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    max_images: int | None = MAX_IMAGES,
+    max_columns: int = Sampling.max_columns,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool | Callable[[int, int, str], Any] | None = None,
+) -> Sweep:
+    """Prunes a network to several sparsities, to see how far it can go.
+
+    Each point is what `secateur.prune` gives at that sparsity. What an allocation measures is
+    measured once; a walk is done per sparsity, for what a layer is fitted to depends on how far
+    those before it were pruned.
+
+    Args:
+        sparsities: fractions of zeros among the weights of the pruned layers, in [0, 1).
+        model, data, evaluation and all others: see `secateur.prune`.
+
+    Returns:
+        Sparsity, accuracy, bytes and MACs of each point, and its report; no networks.
+
+    Raises:
+        OptionError, DataError, ModelError: a mistake that the message helps to put right.
+        NumericalError: a layer gets NaN or infinite values, or cannot be solved.
+
+    Cost: the allocation once, and one walk per sparsity.
+    """
+    targets = [Sparsity(value) for value in sorted(set(check_sparsities(sparsities)))]
+    options = Options(
+        target=targets[0],
+        recipe=choose_recipe(
+            recipe, pattern=pattern, method=method, allocation=allocation, inputs=inputs
+        ),
+        preprocess=preprocess,
+        include=include,
+        exclude=exclude,
+        max_images=max_images,
+        max_columns=max_columns,
+        seed=seed,
+        device=device,
+    )
+    job = prepare(read(model), data, options, evaluation)
+    settings = options.settings(job.plan.images.device)
+    with layer_progress(progress, _visits(job.plan, targets)) as on_layer:
+        plan = replace(job.plan, on_layer=on_layer)
+        _ = plan.division  # measured here, once
+        job.watch.lap("allocation")
+        reports = [_point(job, plan, target, settings) for target in targets]
+    found = _sweep(job, reports, {**settings, "sparsities": [of.value for of in targets]})
+    for warning in found.warnings:
+        warnings.warn(warning, SecateurWarning, stacklevel=2)
+    return found
+
+
+def check_sparsities(sparsities: Sequence[float]) -> Sequence[float]:
+    """The sparsities, at least one.
+
+    Raises:
+        OptionError: none are given, or one is out of range.
+    """
+    if isinstance(sparsities, float | int | str) or not len(sparsities):
+        raise OptionError(
+            f"sparsities is {sparsities!r}, expected fractions of zeros: write them like [0.5, 0.7]"
+        )
+    return [Sparsity(value).value for value in sparsities]
+
+
+def _visits(plan: Plan, targets: Sequence[Sparsity]) -> int:
+    """How often layers are visited in all."""
+    walks = (replace(plan, target=target).visits - plan.measured for target in targets)
+    return plan.measured + sum(walks)
+
+
+def _point(job: Job, plan: Plan, target: Sparsity, settings: dict[str, Any]) -> Report:
+    """The report of a walk to one sparsity."""
+    before = dict(job.watch.seconds)
+    walked = plan.run(target)
+    pruned = job.network(walked)
+    job.watch.lap("walk")
+    judged = {} if job.evaluator is None else job.evaluator.evaluations(pruned)
+    job.watch.lap("evaluation")
+    after = job.watch.seconds
+    return build_report(
+        pruned,
+        plan.graph,
+        walked,
+        plan.division,
+        job.images,
+        {**settings, "target": {"name": target.name, "value": target.value}},
+        {name: after[name] - before.get(name, 0.0) for name in ("walk", "evaluation", "total")},
+        [],
+        job.aligned.pairs,
+        costs=plan.costs,
+        search=None,
+        evaluation=judged,
+    )
+
+
+def _sweep(job: Job, reports: Sequence[Report], requested: dict[str, Any]) -> Sweep:
+    first = reports[0]
+    return Sweep(
+        synthetic=first.synthetic,
+        points=tuple(
+            SweepPoint(
+                sparsity=of.sparsity,
+                network_sparsity=of.network_sparsity,
+                macs_fraction=of.macs_fraction,
+                bytes_fraction=of.bytes_fraction,
+                calibration=of.calibration,
+                evaluation=of.evaluation.get("pruned"),
+                seconds=of.seconds["total"],
+            )
+            for of in reports
+        ),
+        dense=first.evaluation.get("dense"),
+        data=first.data,
+        requested={key: value for key, value in requested.items() if key != "target"},
+        seconds=job.watch.seconds,
+        warnings=tuple(first.warnings),
+        notes=tuple(first.notes),
+        versions=first.versions,
+        reports=tuple(reports),
+    )
