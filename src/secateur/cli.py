@@ -1,4 +1,4 @@
-"""The command line: `secateur prune`, `inspect`, `recipe`, `fractals`, `pack` and `unpack`.
+"""The command line: `secateur prune`, `inspect`, `evaluate`, `recipe`, `fractals`, `pack`, `unpack`.
 
 Exit status: 0 done; 2 a mistake in the call or its inputs, an interruption or a full disk, told
 in one sentence on standard error with nothing written; 1 a defect of secateur (a traceback).
@@ -6,10 +6,12 @@ in one sentence on standard error with nothing written; 1 a defect of secateur (
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -22,6 +24,7 @@ from secateur.version import __version__
 if TYPE_CHECKING:
     from secateur.api import PruneResult
     from secateur.data import Preprocess
+    from secateur.evaluate import Evaluation
     from secateur.forecast import Forecast
     from secateur.packing import PackedSize
 
@@ -229,6 +232,64 @@ def inspect(
 
 
 @app.command()
+def evaluate(
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="An .onnx, .xml (OpenVINO) or .safetensors file, or as for prune."
+        ),
+    ],
+    eval_data: Annotated[
+        str,
+        typer.Option(
+            "--eval", metavar="DATA", help="Images, with labels if any, as for prune; all are used."
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="The network that weights are for: file.py:callable or the like."
+        ),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="OTHER", help="Compare with it on the same images.")
+    ] = None,
+    size: Size = None,
+    resize: Resize = None,
+    mean: Mean = None,
+    std: Std = None,
+    channels: Channels = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Tell FILE's top-1 on labelled images, and how it compares with OTHER.
+
+    Without labels in DATA, only agreement with OTHER is told. OTHER may be anything that FILE may
+    be; --model serves both.
+    """
+    with _one_sentence():
+        from secateur.console import verdict_lines
+        from secateur.data import load_images
+        from secateur.errors import DataError
+        from secateur.evaluate import compare, predict
+        from secateur.loading import load_network
+
+        preprocess = _preprocess(size, resize, mean, std, channels)
+        network = load_network(file, model)
+        other = None if against is None else load_network(against, model)
+        images = load_images(eval_data, preprocess=preprocess, max_images=None, labelled=True)
+        if images.labels is None and other is None:
+            raise DataError(
+                f"{eval_data} has no labels, expected some, or another network to compare with: "
+                "add labels, or pass --against"
+            )
+        base = None if other is None else predict(other, images.tensor)
+        found = [(file, compare(predict(network, images.tensor), images.labels, base))]
+        if base is not None and against is not None:
+            found.append((against, compare(base, images.labels, base)))
+        typer.echo(_json(found) if as_json else "\n".join(verdict_lines(found)))
+
+
+@app.command()
 def recipe(
     name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="default, paper or a file.")],
     out: Annotated[
@@ -304,6 +365,13 @@ def unpack(
         from secateur import packing
 
         _show_size(packing.unpack(file, out, force=force, max_bytes=max_bytes))
+
+
+def _json(found: Sequence[tuple[str, Evaluation]]) -> str:
+    """The evaluations of a file and of the one that it is compared with."""
+    held = [{"file": file, **dataclasses.asdict(of)} for file, of in found]
+    both = dict(zip(("network", "against"), held, strict=False))
+    return json.dumps(both, indent=2, ensure_ascii=False)
 
 
 def _preprocess(

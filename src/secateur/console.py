@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -229,6 +229,25 @@ def top1_text(found: Evaluation) -> str:
 
 def _label_free(found: Evaluation) -> str:
     return f"agreement with dense {found.agreement:.2f} %, KL {found.kl:.4f} nats"
+
+
+def verdict_lines(found: Sequence[tuple[str, Evaluation]]) -> list[str]:
+    """What `secateur evaluate` tells: each network, and how the first differs from the second."""
+    name, first = found[0]
+    lines = [
+        f"{file}: top-1 {top1_text(one)} on {one.images} images"
+        for file, one in found
+        if one.top1 is not None
+    ]
+    for other, _ in found[1:]:
+        if first.drop is not None:
+            lines.append(
+                f"{name} loses {first.drop:.2f} ± {first.drop_error:.2f} points against {other} "
+                f"(paired; exact McNemar test: p = {first.p_value:.2g})"
+            )
+        same = f"the same answer for {first.agreement:.2f} % of {first.images} images"
+        lines.append(f"{same}, KL({other} || {name}) {first.kl:.4f} nats")
+    return lines
 
 
 def forecast_view(forecast: Forecast) -> Group:

@@ -26,7 +26,7 @@ from secateur.version import __version__
 from secateur.walk import LayerResult, Walked
 
 SCHEMA = "secateur.report"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 @dataclass(frozen=True, kw_only=True)
