@@ -1,6 +1,6 @@
 """Prunes an image classifier of Hugging Face (pip install transformers).
 
-    python examples/prune_hugging_face_model.py microsoft/resnet-18 images/
+python examples/prune_hugging_face_model.py microsoft/resnet-18 images/
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Prunes a model of timm (pip install timm) with the preprocessing that it was trained for.
 
-    python examples/prune_timm_model.py efficientnet_lite0 images/ --labelled validation/
+python examples/prune_timm_model.py efficientnet_lite0 images/ --labelled validation/
 """
 
 import argparse

@@ -34,6 +34,7 @@ from secateur.methods import (
 )
 from secateur.packing import PackedSize, pack, unpack
 from secateur.patterns import Unstructured
+from secateur.quantization import quantize
 from secateur.recipe import RECIPES, Recipe
 from secateur.report import Report
 from secateur.version import __version__
@@ -76,5 +77,6 @@ __all__ = [
     "pack",
     "plan",
     "prune",
+    "quantize",
     "unpack",
 ]

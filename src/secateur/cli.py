@@ -1,4 +1,4 @@
-"""The command line: `secateur prune`, `inspect`, `evaluate`, `recipe`, `fractals`, `pack`, `unpack`.
+"""The command line: `secateur prune`, `inspect`, `evaluate`, `pack` and so on.
 
 Exit status: 0 done; 2 a mistake in the call or its inputs, an interruption or a full disk, told
 in one sentence on standard error with nothing written; 1 a defect of secateur (a traceback).
@@ -36,7 +36,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-WEIGHTS, REPORT, ONNX = "model.safetensors", "report.json", "model.onnx"  # written by prune
+# what prune writes
+WEIGHTS, REPORT, ONNX, INT8 = "model.safetensors", "report.json", "model.onnx", "model-int8.onnx"
+IR, INT8_IR = "openvino/model.xml", "openvino/model-int8.xml"
 
 Model = Annotated[
     str,
@@ -109,6 +111,13 @@ def prune(
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Also write model.onnx (as is done for an .onnx file).")
     ] = False,
+    openvino: Annotated[
+        bool, typer.Option("--openvino", help="Also write openvino/model.xml and .bin.")
+    ] = False,
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="Also write model-int8.onnx and, with --openvino, its like."),
+    ] = False,
     recipe: Annotated[
         str, typer.Option(metavar="NAME|FILE", help="default, paper or a .toml file.")
     ] = "default",
@@ -149,19 +158,22 @@ def prune(
 
     Exactly one of --sparsity, --max-macs, --max-bytes and --max-drop says how much. Of a PyTorch
     network it writes model.safetensors and, asked for, model.onnx; of an .onnx file model.onnx,
-    which is that file with other weights.
+    which is that file with other weights. INT8 files are made on the same images; every zero
+    stays a zero in each file.
     """
     with _one_sentence():
         from secateur import api
         from secateur.data import load_images
         from secateur.errors import OptionError
         from secateur.frontends import require_onnx
+        from secateur.ir import require_openvino
         from secateur.loading import is_onnx_file, load_model
         from secateur.output import check_folder, output_folder
         from secateur.recipe import choose_recipe
         from secateur.targets import choose_target
 
         files = [ONNX] if is_onnx_file(model) else [WEIGHTS, *([ONNX] if onnx else [])]
+        files += [INT8] * int8 + [IR] * openvino + [INT8_IR] * (openvino and int8)
         if out is not None:
             check_folder(out, [*files, REPORT], force=force)
         elif not dry_run:
@@ -176,6 +188,9 @@ def prune(
         how = choose_recipe(recipe, method=method, allocation=allocation, inputs=inputs)
         if onnx and not is_onnx_file(model):
             require_onnx("--onnx", "onnxscript")
+        if openvino:
+            require_onnx("--openvino", "onnxscript")
+            require_openvino("--openvino")
         preprocess = _preprocess(size, resize, mean, std, channels)
         network = load_model(model, weights)
         images = load_images(data, preprocess=preprocess, max_images=max_images, seed=seed)
@@ -197,7 +212,9 @@ def prune(
         if eval_data is not None:
             judged = load_images(eval_data, preprocess=preprocess, max_images=None, labelled=True)
         with output_folder(out, force=force) as folder:
-            result = api.prune(network, images, evaluation=judged, **common)
+            result = api.prune(
+                network, images, evaluation=judged, quantize="int8" if int8 else None, **common
+            )
             _write(result, folder, images.tensor, files)
         _show(result, out, quiet)
 
@@ -423,23 +440,53 @@ def _device(name: str | None) -> Any:
 
 
 def _write(result: PruneResult, folder: Path, images: Any, files: list[str]) -> None:
-    """Writes all files; `images` are run through an ONNX file to check it."""
-    from secateur.export import differs, save_model, save_onnx, save_safetensors
-    from secateur.frontends import is_onnx
+    """Writes all files; `images` are run through them to check them, and INT8 is fitted to them."""
+    from secateur.export import as_onnx, save_int8, save_model, save_onnx, save_safetensors
+    from secateur.frontends import is_onnx, read
 
-    report = result.report
+    exports = result.report.exports
     if WEIGHTS in files:
-        report.exports[WEIGHTS] = save_safetensors(result.model, folder / WEIGHTS)
+        exports[WEIGHTS] = save_safetensors(result.model, folder / WEIGHTS)
     if ONNX in files:
         save = save_model if is_onnx(result.model) else save_onnx
-        check = save(result.model, folder / ONNX, images, _pruned_parameters(result))
-        report.exports[ONNX] = check
-        if differs(check):
-            report.warnings.append(
-                f"{ONNX} differs from the PyTorch outputs by {check['largest_difference']:.2g}"
-                ", more than rounding would: evaluate it before you ship it"
-            )
-    report.save(folder / REPORT)
+        exports[ONNX] = save(result.model, folder / ONNX, images, _pruned_parameters(result))
+        _warn(result, ONNX)
+    if INT8 in files or IR in files:
+        pruned = read(folder / ONNX) if ONNX in files else as_onnx(result.model, images)
+        if INT8 in files:
+            exports[INT8] = save_int8(result.quantized, folder / INT8, images, pruned)
+        if IR in files:
+            _write_openvino(result, pruned, folder, images, files)
+    result.report.save(folder / REPORT)
+
+
+def _write_openvino(
+    result: PruneResult, pruned: Any, folder: Path, images: Any, files: list[str]
+) -> None:
+    from secateur.export import save_openvino
+    from secateur.ir import read_ir
+
+    for name, calibration in ((IR, None), (INT8_IR, images)):
+        if name not in files:
+            continue
+        check = save_openvino(pruned, folder / name, images, int8=calibration)
+        result.report.exports[name] = check
+        if calibration is None:
+            _warn(result, name)
+        if result.judge is not None:
+            result.report.evaluation[name] = result.judge.evaluate(read_ir(folder / name))
+
+
+def _warn(result: PruneResult, name: str) -> None:
+    """A warning in the report where a float32 file does not give what the network gives."""
+    from secateur.export import differs
+
+    check = result.report.exports[name]
+    if differs(check):
+        result.report.warnings.append(
+            f"{name} differs from the network's outputs by {check['largest_difference']:.2g}"
+            ", more than rounding would: evaluate it before you ship it"
+        )
 
 
 def _pruned_parameters(result: PruneResult) -> list[str]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 OnLayer = Callable[[str], Any]
 
+_NETWORKS = ("dense", "pruned")
 _STEP_COLUMNS = {  # field of Evaluation and its format by heading
     "top-1 %": ("top1", ".2f"),
     "± points": ("standard_error", ".2f"),
@@ -193,6 +194,7 @@ def result_line(report: Report) -> str:
         parts.append(f"{_lost(report.search)} in {len(report.search.tries)} walks")
     if "pruned" in report.evaluation:
         parts.append(_evaluation_text(report.evaluation["pruned"]))
+    parts += [f"{name}: {_evaluation_text(found)}" for name, found in _files(report)]
     return ", ".join(parts)
 
 
@@ -208,7 +210,12 @@ def _accuracy_lines(report: Report) -> list[str]:
         lines.append(f"dense:  top-1 {top1_text(dense)} on {dense.images} images")
     if pruned is not None:
         lines.append(f"pruned: {_evaluation_text(pruned)}")
-    return lines
+    return lines + [f"{name}: {_evaluation_text(found)}" for name, found in _files(report)]
+
+
+def _files(report: Report) -> list[tuple[str, Evaluation]]:
+    """What was judged beyond the dense and the pruned network: INT8 and OpenVINO files."""
+    return [(name, of) for name, of in report.evaluation.items() if name not in _NETWORKS]
 
 
 def _evaluation_text(found: Evaluation) -> str:

@@ -140,10 +140,11 @@ class Judge:
         """A network against the dense one. Cost: a forward pass over the images."""
         return compare(predict(model, self.images), self.labels, self.dense)
 
-    def evaluations(self, pruned: Any) -> dict[str, Evaluation]:
-        """The dense network's and the pruned one's."""
+    def evaluations(self, pruned: Any, int8: Any = None) -> dict[str, Evaluation]:
+        """The dense network's, the pruned one's and, where there is one, that in INT8."""
         dense = compare(self.dense, self.labels, self.dense)
-        return {"dense": dense, "pruned": self.evaluate(pruned)}
+        found = {"dense": dense, "pruned": self.evaluate(pruned)}
+        return found if int8 is None else {**found, "int8": self.evaluate(int8)}
 
 
 def kl_divergence(

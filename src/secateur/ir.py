@@ -5,9 +5,8 @@ OpenVINO is imported where it is needed; nothing else in the package knows it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -44,9 +43,7 @@ class IR:
                 f"the OpenVINO model takes {len(model.inputs)} inputs, expected one (a batch of "
                 "images): convert it with the others fixed"
             )
-        shape = model.inputs[0].get_partial_shape()
-        free = shape.rank.is_dynamic or len(shape) == 0 or shape[0].is_dynamic
-        self.model, self.batch = model, 0 if free else shape[0].get_length()
+        self.model, self.batch = model, batch_of(model)
         self._run = compiled(model)
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -68,7 +65,14 @@ class IR:
         return torch.from_numpy(np.array(found[: len(images)]))
 
 
-def is_ir_file(model: Any) -> bool:
+def batch_of(model: Any) -> int:
+    """How many images an `openvino.Model` takes at a time; 0 = any number."""
+    shape = model.inputs[0].get_partial_shape()
+    free = shape.rank.is_dynamic or len(shape) == 0 or shape[0].is_dynamic
+    return 0 if free else shape[0].get_length()
+
+
+def is_ir_file(model: Any) -> TypeGuard[str | Path]:
     """Whether a model is given as an OpenVINO file."""
     return isinstance(model, str | Path) and Path(model).suffix.lower() == ".xml"
 
@@ -92,6 +96,57 @@ def read_ir(path: str | Path) -> IR:
             f"{path} is not a readable OpenVINO file ({_reason(error)}), expected a whole one with "
             "its .bin file: copy or convert it again"
         ) from error
+
+
+def as_ir(model: Any) -> Any:
+    """An `onnx.ModelProto` as an `openvino.Model`, simplified as OpenVINO's converter does it.
+
+    That converter is not called, for it sends usage data without asking.
+
+    Raises:
+        ModelError: OpenVINO cannot convert it.
+        MissingExtraError: openvino is not installed.
+    """
+    openvino = require_openvino("writing an OpenVINO file")
+    from openvino._offline_transformations import apply_moc_transformations
+
+    try:
+        made = openvino.Core().read_model(model.SerializeToString())
+        apply_moc_transformations(made, cf=True)
+    except RuntimeError as error:
+        raise ModelError(
+            f"OpenVINO cannot convert the network ({_reason(error)}), expected one that it can: "
+            "leave out OpenVINO; the other outputs do not need it"
+        ) from error
+    return made
+
+
+def write_ir(model: Any, path: Path) -> None:
+    """Writes an `openvino.Model` as .xml and .bin, its weights as they are."""
+    openvino = require_openvino("writing an OpenVINO file")
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def ir_weights(model: Any) -> dict[str, np.ndarray]:
+    """The constant matrix or kernel of each layer of an `openvino.Model`, as it multiplies with it.
+
+    Returns:
+        Float arrays by the layer's name; kernels of several groups have these as first axis.
+    """
+    fixed: set[str] = set()  # operations that depend on constants only
+    operands: dict[str, Any] = {}
+    for node in model.get_ordered_ops():
+        name, kind, values = node.get_friendly_name(), node.get_type_name(), node.input_values()
+        constant = [value.get_node().get_friendly_name() in fixed for value in values]
+        if kind == "Constant" or (values and all(constant)):
+            fixed.add(name)
+        elif kind in _LAYERS and any(constant[:2]):
+            operands[name] = values[constant.index(True)]
+    if not operands:
+        return {}
+    openvino = require_openvino("reading an OpenVINO file")
+    found = compiled(openvino.Model(list(operands.values()), []))({})
+    return {name: np.array(found[index]) for index, name in enumerate(operands)}
 
 
 def compiled(model: Any) -> Any:

@@ -18,6 +18,7 @@ from secateur.forecast import expectation
 from secateur.frontends import device_of, named_tensors, trace, with_parameters
 from secateur.graph import Graph
 from secateur.options import select_layers
+from secateur.quantization import check_kind
 from secateur.recipe import Recipe
 from secateur.report import SearchReport, describe
 from secateur.search import Try
@@ -64,10 +65,12 @@ class Options:
     max_columns: int = Sampling.max_columns
     seed: int = 0
     device: torch.device | str | None = None
+    quantize: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_columns < 1:
             raise OptionError(f"max_columns is {self.max_columns}, expected at least 1")
+        check_kind(self.quantize)
 
     def settings(self, device: torch.device) -> dict[str, Any]:
         """For the report."""
@@ -80,6 +83,7 @@ class Options:
             "max_images": self.max_images,
             "max_columns": self.max_columns,
             "seed": self.seed,
+            "quantize": self.quantize,
             "device": str(device),
         }
 

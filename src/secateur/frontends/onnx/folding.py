@@ -1,13 +1,17 @@
-"""Normalisations folded into the convolutions before them, as runtimes do it."""
+"""An ONNX model made ready for INT8: newer operations, normalisations folded into convolutions."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx.version_converter
 from onnx import ModelProto, NodeProto, TensorProto
 
-from secateur.frontends.onnx.file import constants
+from secateur.errors import ModelError
+from secateur.frontends.onnx.file import constants, first_line, inlined, reads
 from secateur.frontends.onnx.nodes import Nodes, is_node, option
+
+_OPSET = 13
 
 
 def folded(model: ModelProto) -> ModelProto:
@@ -33,6 +37,10 @@ def folded(model: ModelProto) -> ModelProto:
     nodes_left = [NodeProto.FromString(node.SerializeToString()) for node in left]
     del twin.graph.node[:]
     twin.graph.node.extend(nodes_left)
+    read = {name for node in nodes_left for name in reads(node)} | set(nodes.outputs)
+    unread = [held for held in twin.graph.initializer if held.name not in read]
+    for held in unread:
+        twin.graph.initializer.remove(held)
     return twin
 
 
@@ -63,9 +71,7 @@ def _fold(model: ModelProto, nodes: Nodes, index: int, norm: NodeProto) -> bool:
         _put(held[own[1]], shift)
     else:
         name = nodes.fresh(f"{own[0]}.bias")
-        model.graph.initializer.append(
-            onnx.numpy_helper.from_array(shift.astype(np.float32), name)
-        )
+        model.graph.initializer.append(onnx.numpy_helper.from_array(shift.astype(np.float32), name))
         conv.input[:] = [*conv.input[:2], name]
     return True
 
@@ -73,3 +79,24 @@ def _fold(model: ModelProto, nodes: Nodes, index: int, norm: NodeProto) -> bool:
 def _put(stored: TensorProto, values: np.ndarray) -> None:
     stored.ClearField("float_data")
     stored.raw_data = (values + 0.0).astype("<f4").tobytes()  # no negative zeros
+
+
+def upgraded(model: ModelProto) -> ModelProto:
+    """A model without functions of its own, and of opset 13 at least; itself where it is so.
+
+    That is the first opset with a scale per output.
+
+    Raises:
+        ModelError: onnx cannot convert it.
+    """
+    model = inlined(model)
+    opset = next((held.version for held in model.opset_import if held.domain in ("", "ai.onnx")), 0)
+    if opset >= _OPSET:
+        return model
+    try:
+        return onnx.version_converter.convert_version(model, _OPSET)
+    except Exception as error:  # whatever its converters raise
+        raise ModelError(
+            f"the ONNX model is of opset {opset} and cannot be converted to {_OPSET} "
+            f"({first_line(error)}), which INT8 needs: export it with a newer opset"
+        ) from error

@@ -67,6 +67,4 @@ def _part(model: ModelProto, names: list[str]) -> ModelProto:
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names],
         [held for held in model.graph.initializer if held.name in wanted],
     )
-    return helper.make_model(
-        graph, opset_imports=model.opset_import, ir_version=model.ir_version
-    )
+    return helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
