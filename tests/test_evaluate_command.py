@@ -39,15 +39,21 @@ def place(tmp_path_factory):
     labels[::3] = rng.integers(0, 5, 20)
     np.savez(folder / "images.npz", images=images, labels=labels)
     np.savez(folder / "unlabelled.npz", images=images)
-    np.savez(folder / "grey.npz", images=images[:, :2], labels=labels)
+    np.savez(folder / "two-channels.npz", images=images[:, :2], labels=labels)
     return folder
 
 
 @pytest.fixture(autouse=True)
-def quick_first_runs(monkeypatch):
-    """First runs in this process, for models made here."""
-    here = lambda model, images, batch: run(model, images, 1, batch)  # noqa: E731
-    monkeypatch.setattr(first_run, "at_arms_length", here)
+def quick_first_runs(request, monkeypatch):
+    """First runs in this process, for models made here; `own_process` leaves them as they are."""
+    if "own_process" not in request.fixturenames:
+        here = lambda model, images, batch: run(model, images, 1, batch)  # noqa: E731
+        monkeypatch.setattr(first_run, "at_arms_length", here)
+
+
+@pytest.fixture
+def own_process():
+    """Asked for by tests of models that fail."""
 
 
 @pytest.fixture(autouse=True)
@@ -135,7 +141,6 @@ MISTAKES = {
     "no such IR": (["absent.xml"], "images.npz", "no such file: absent.xml"),
     "weights alone": (["@other.safetensors"], "images.npz", "pass --model"),
     "no labels": (["@net.onnx"], "unlabelled.npz", "has no labels, expected some"),
-    "other images": (["@net.onnx"], "grey.npz", "cannot run the model on images of shape"),
     "no data": (["@net.onnx"], "absent", "no such file or folder"),
     "no other": (["@net.onnx", "--against", "absent.py:f"], "images.npz", "no such file: absent"),
 }
@@ -153,6 +158,13 @@ def test_a_mistake_is_one_sentence(place, mistake) -> None:
     assert result.stdout == ""
 
 
+def test_images_that_do_not_fit_are_one_sentence(place, own_process) -> None:
+    result = invoke(place, "@net.onnx", data="two-channels.npz")
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert "cannot run the model on images of shape (2, 11, 11)" in line
+
+
 # McNemar's test
 
 
@@ -168,7 +180,7 @@ def test_mcnemar_counts_the_ways(lost, won) -> None:
     assert mcnemar(lost, won) == pytest.approx(slow_mcnemar(lost, won), rel=1e-12)
 
 
-@pytest.mark.parametrize(("lost", "won"), [(900, 1200), (5050, 4950)])
+@pytest.mark.parametrize(("lost", "won"), [(900, 1200), (505, 495)])
 def test_mcnemar_of_many_images(lost, won) -> None:
     count = lost + won
     ways = sum(math.comb(count, least) for least in range(min(lost, won) + 1))
