@@ -4,10 +4,10 @@
 
 Four rows for each network, sparsity and draw, one per file: ONNX and OpenVINO, in float32 and in
 INT8, all of the same pruned network. They go into benchmarks/results/int8.csv as soon as they are
-measured; networks whose rows are there are skipped. `drop` is against the dense network, `int8_drop`
-against the pruned one as float32 ONNX, both paired on the same test images. `zeros` are those of
-the layers' weights in the float32 ONNX file; each of them was found in the file of the row, or the
-program would have ended with an error.
+measured; networks whose rows are there are skipped. `drop` is against the dense network,
+`int8_drop` against the pruned one as float32 ONNX, both paired on the same test images. `zeros`
+are those of the weights of all layers of the pruned network; each of them was found in the file of
+the row, or the program would have ended with an error.
 """
 
 import argparse
@@ -21,11 +21,12 @@ from typing import Any
 from accuracy import SUBJECTS, Bench
 from options import add_files, numbers, words
 from results_table import MACHINE, append_row, key, machine, read_rows, scores
+from torch import Tensor
 
 import secateur
 from secateur.evaluate import compare, predict
 from secateur.export import as_onnx, save_int8, save_model, save_openvino
-from secateur.frontends.onnx import layer_weights
+from secateur.frontends.onnx import layer_weights, read
 from secateur.quantization import check_zeros, quantize
 
 CASE = ("network", "sparsity", "images", "draw", "test_images")
@@ -55,9 +56,8 @@ def measure(bench: Bench, case: dict[str, Any]) -> Iterator[dict[str, object]]:
     result = secateur.prune(bench.model, images, sparsity=case["sparsity"], progress=False)
     pruned = as_onnx(result.model, images)
     print(f"pruned in {time.perf_counter() - start:.0f} s", flush=True)
-    zeros = check_zeros(layer_weights(pruned), layer_weights(pruned), "the pruned network")
     makers: dict[str, Callable[[Path], dict[str, Any]]] = {
-        "model.onnx": lambda path: {**save_model(pruned, path, images, []), "zeros": zeros},
+        "model.onnx": lambda path: _save(pruned, path, images),
         "model-int8.onnx": lambda path: save_int8(quantize(pruned, images), path, images, pruned),
         "openvino/model.xml": lambda path: save_openvino(pruned, path, images),
         "openvino/model-int8.xml": lambda path: save_openvino(pruned, path, images, int8=images),
@@ -84,6 +84,13 @@ def measure(bench: Bench, case: dict[str, Any]) -> Iterator[dict[str, object]]:
                 "seconds": f"{seconds:.1f}",
                 **machine(),
             }
+
+
+def _save(pruned: Any, path: Path, images: Tensor) -> dict[str, Any]:
+    """The float32 file, its zeros looked for as in the others."""
+    facts = save_model(pruned, path, images, [])
+    zeros = check_zeros(layer_weights(pruned), layer_weights(read(path)), path.name)
+    return {**facts, "zeros": zeros}
 
 
 def main() -> None:
