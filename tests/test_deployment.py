@@ -355,6 +355,16 @@ def test_a_missing_package_is_the_install_line(place, tmp_path, monkeypatch, opt
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_in_place_of_the_folder_is_told_before_the_pruning(place, tmp_path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "openvino").write_text("mine")
+    result = prune(place, out, "--openvino", "--force", "--method", "no such method")
+    assert result.exit_code == 2
+    assert "openvino is a file, expected a folder" in result.stderr
+    assert [path.name for path in out.iterdir()] == ["openvino"]
+
+
 def test_broken_openvino_files_are_one_sentence(place, images, tmp_path) -> None:
     path = tmp_path / "model.xml"
     save_openvino(read(place / "net.onnx"), path, images)

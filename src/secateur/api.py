@@ -22,6 +22,7 @@ from secateur.frontends import device_of, input_shape, read, trace, with_paramet
 from secateur.job import Options, prepare
 from secateur.methods import Method
 from secateur.patterns import Pattern
+from secateur.quantization import check_kind
 from secateur.quantization import quantize as in_int8
 from secateur.recipe import Recipe, choose_recipe
 from secateur.report import Inspection, Report, build_report, step_reports
@@ -152,6 +153,7 @@ def prune(
         quantize=quantize,
     )
     model = read(model)
+    check_kind(quantize, model)
     job = prepare(model, data, options, evaluation)
     with layer_progress(progress, job.plan.visits) as on_layer:
         plan = replace(job.plan, on_layer=on_layer)

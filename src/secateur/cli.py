@@ -169,6 +169,7 @@ def prune(
         from secateur.ir import require_openvino
         from secateur.loading import is_onnx_file, load_model
         from secateur.output import check_folder, output_folder
+        from secateur.quantization import check_kind
         from secateur.recipe import choose_recipe
         from secateur.targets import choose_target
 
@@ -193,6 +194,8 @@ def prune(
             require_openvino("--openvino")
         preprocess = _preprocess(size, resize, mean, std, channels)
         network = load_model(model, weights)
+        quantize = "int8" if int8 else None
+        check_kind(quantize, network)
         images = load_images(data, preprocess=preprocess, max_images=max_images, seed=seed)
         common: dict[str, Any] = {
             **target,
@@ -212,9 +215,7 @@ def prune(
         if eval_data is not None:
             judged = load_images(eval_data, preprocess=preprocess, max_images=None, labelled=True)
         with output_folder(out, force=force) as folder:
-            result = api.prune(
-                network, images, evaluation=judged, quantize="int8" if int8 else None, **common
-            )
+            result = api.prune(network, images, evaluation=judged, quantize=quantize, **common)
             _write(result, folder, images.tensor, files)
         _show(result, out, quiet)
 

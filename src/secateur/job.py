@@ -18,7 +18,6 @@ from secateur.forecast import expectation
 from secateur.frontends import device_of, named_tensors, trace, with_parameters
 from secateur.graph import Graph
 from secateur.options import select_layers
-from secateur.quantization import check_kind
 from secateur.recipe import Recipe
 from secateur.report import SearchReport, describe
 from secateur.search import Try
@@ -70,7 +69,6 @@ class Options:
     def __post_init__(self) -> None:
         if self.max_columns < 1:
             raise OptionError(f"max_columns is {self.max_columns}, expected at least 1")
-        check_kind(self.quantize)
 
     def settings(self, device: torch.device) -> dict[str, Any]:
         """For the report."""

@@ -116,17 +116,21 @@ def _lost(weights: np.ndarray, candidates: list[np.ndarray]) -> int:
     return min(missing, default=int(zeros.sum()))
 
 
-def check_kind(kind: str | None) -> None:
-    """Raises OptionError for anything but "int8" and None; for that, asks for what it needs.
+def check_kind(kind: str | None, model: Any) -> None:
+    """Tells before long work what would keep a model from being quantised.
+
+    Args:
+        kind: "int8" or None.
+        model: a module, which has to be exported first, or an `onnx.ModelProto`.
 
     Raises:
-        OptionError: it is neither.
+        OptionError: any other kind.
         MissingExtraError: nncf or one of the packages for ONNX is not installed.
     """
     if kind not in (None, "int8"):
         raise OptionError(f"quantize is {kind!r}, expected 'int8' or None")
     if kind is not None:
-        require_onnx("quantising to INT8", "onnxscript")
+        require_onnx("quantising to INT8", *([] if is_onnx(model) else ["onnxscript"]))
         require_nncf()
 
 
