@@ -99,7 +99,9 @@ def test_all_files_are_written_and_nothing_else(done) -> None:
     assert sorted(found) == sorted([first, *WRITTEN])
     assert [path.name for path in out.parent.iterdir()] == ["out"]
     assert result.stderr == ""
-    assert len(result.stdout.splitlines()) == 1  # nothing of what nncf prints
+    (line,) = result.stdout.splitlines()  # nothing of what nncf prints
+    top1 = report_of(out)["evaluation"]["openvino/model-int8.xml"]["top1"]
+    assert f"openvino/model-int8.xml {top1:.2f} % ±" in line
 
 
 def test_every_zero_of_every_layer_is_in_every_file(done) -> None:
@@ -397,6 +399,14 @@ print(type(telemetry).__name__)
     command = [sys.executable, "-W", "ignore", "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "MagicMock\n"
+
+
+def test_what_is_optional_is_not_imported_before_it_is_needed() -> None:
+    names = "{'nncf', 'openvino', 'onnx'}"
+    program = f"import secateur, secateur.cli, sys; print({names} & {{*sys.modules}})"
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_a_layer_without_a_constant_has_no_weights() -> None:

@@ -194,7 +194,9 @@ def result_line(report: Report) -> str:
         parts.append(f"{_lost(report.search)} in {len(report.search.tries)} walks")
     if "pruned" in report.evaluation:
         parts.append(_evaluation_text(report.evaluation["pruned"]))
-    parts += [f"{name}: {_evaluation_text(found)}" for name, found in _files(report)]
+    for name, found in _files(report):
+        judged = f"agreement {found.agreement:.2f} %" if found.top1 is None else top1_text(found)
+        parts.append(f"{name} {judged}")
     return ", ".join(parts)
 
 
