@@ -248,8 +248,8 @@ def int8(folder: Path) -> str:
     return (
         f"{_markdown(heads, lines)}\n\nTop-1 in percent on {tests} test images; points lost "
         "against the dense network and against the pruned one as float32 ONNX, with their paired "
-        "standard errors; images in percent with the dense network's answer; zeros of the pruned network "
-        f"that were found in the file, which were all. {_machine(rows)}"
+        "standard errors; images in percent with the dense network's answer; zeros of the pruned "
+        f"network that were found in the file, which were all. {_machine(rows)}"
     )
 
 
