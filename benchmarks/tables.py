@@ -210,11 +210,55 @@ def packing(folder: Path) -> str:
     )
 
 
+FILES = {  # of int8.csv, in their order
+    "model.onnx": "ONNX, float32",
+    "model-int8.onnx": "ONNX, INT8",
+    "openvino/model.xml": "OpenVINO, float32",
+    "openvino/model-int8.xml": "OpenVINO, INT8",
+}
+
+
+def int8(folder: Path) -> str:
+    """Top-1 of each file of a pruned network."""
+    rows = read_rows(folder / "int8.csv")
+    if not rows:
+        return MISSING
+    lines = []
+    keys = {(row["network"], row["sparsity"], row["images"], row["draw"]) for row in rows}
+    for network, sparsity, images, draw in sorted(keys, key=lambda of: (*_order(of[:2]), *of[2:])):
+        case = _where(rows, network=network, sparsity=sparsity, images=images, draw=draw)
+        for file, here in _by("file", FILES, case):
+            (row,) = here
+            lines.append(
+                [
+                    NAMES[network],
+                    f"{float(sparsity):.0%}",
+                    FILES[file],
+                    f"{float(row['top1']):.2f}",
+                    f"{float(row['drop']):.2f} ± {float(row['drop_error']):.2f}",
+                    f"{float(row['int8_drop']):.2f} ± {float(row['int8_drop_error']):.2f}",
+                    f"{float(row['agreement']):.2f}",
+                    f"{int(row['zeros']):,}",
+                    f"{int(row['bytes']) / 1000:,.0f}",
+                ]
+            )
+    heads = ["network", "zeros", "file", "top-1", "lost to dense", "lost to float32"]
+    heads += ["agreement", "zeros found", "kB"]
+    tests = ", ".join(f"{int(of):,}" for of in sorted({row["test_images"] for row in rows}))
+    return (
+        f"{_markdown(heads, lines)}\n\nTop-1 in percent on {tests} test images; points lost "
+        "against the dense network and against the pruned one as float32 ONNX, with their paired "
+        "standard errors; images in percent with the dense network's answer; zeros of the pruned "
+        f"network that were found in the file, which were all. {_machine(rows)}"
+    )
+
+
 Table = Callable[[Path], str]
 PAGES: dict[str, dict[str, Table]] = {
     "README.md": {"default": default, "accuracy": accuracy, "cost": cost},
     "docs/paper.md": {"paper": paper, "paper-cost": paper_cost},
     "docs/packed-format.md": {"packing": packing},
+    "docs/deployment.md": {"int8": int8},
 }
 
 

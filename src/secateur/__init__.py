@@ -36,6 +36,7 @@ from secateur.methods import (
 )
 from secateur.packing import PackedSize, pack, unpack
 from secateur.patterns import Unstructured
+from secateur.quantization import quantize
 from secateur.recipe import RECIPES, Recipe
 from secateur.report import Report
 from secateur.sweep import Sweep, sweep
@@ -84,6 +85,7 @@ __all__ = [
     "pack",
     "plan",
     "prune",
+    "quantize",
     "sweep",
     "unpack",
 ]

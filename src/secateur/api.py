@@ -15,11 +15,15 @@ from secateur.allocations import Allocation
 from secateur.console import layer_progress
 from secateur.data import MAX_IMAGES, Transform
 from secateur.errors import OptionError, SecateurWarning
+from secateur.evaluate import Judge
+from secateur.export import as_onnx
 from secateur.forecast import Forecast, foresee
 from secateur.frontends import device_of, input_shape, read, trace, with_parameters
 from secateur.job import Options, prepare
 from secateur.methods import Method
 from secateur.patterns import Pattern
+from secateur.quantization import check_kind
+from secateur.quantization import quantize as in_int8
 from secateur.recipe import Recipe, choose_recipe
 from secateur.report import Inspection, Report, build_report, step_reports
 from secateur.targets import choose_target
@@ -34,6 +38,8 @@ class PruneResult:
         model: the pruned copy of the network: a module in eval mode, or an `onnx.ModelProto`
             where that or an ONNX file was given.
         report: what happened.
+        quantized: the pruned network in INT8, an `onnx.ModelProto`, where that was asked for.
+        judge: the evaluation data and what the dense network says to them, where there are any.
         steps: for a recipe of several steps, the parameters that differ from the dense
             network's after each of them, by name; see `after`.
     """
@@ -41,6 +47,8 @@ class PruneResult:
     model: Any
     report: Report
     steps: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    quantized: Any = None
+    judge: Judge | None = None
 
     def after(self, step: str) -> Any:
         """A copy of the network as it was after a step of the recipe."""
@@ -59,6 +67,7 @@ def prune(
     max_bytes: float | None = None,
     max_drop: float | None = None,
     evaluation: Any = None,
+    quantize: str | None = None,
     preprocess: Transform | None = None,
     recipe: Recipe | str | Path = "default",
     pattern: Pattern | str | None = None,
@@ -93,6 +102,8 @@ def prune(
             network; without evaluation data on a quarter of `data`, held back.
         evaluation: images to judge the result by, never fitted to: (images, labels), or any
             source as for `data`; all of them are used.
+        quantize: "int8" also makes an INT8 network of the pruned one, on the same images, with
+            every zero kept; see `secateur.quantize`.
         preprocess: from images to inputs, see `Preprocess`; for folders and uint8 data.
         recipe: how: an object, a name in `RECIPES` ("default", "paper") or a TOML file. The
             four settings below replace the recipe's where they are given.
@@ -116,7 +127,8 @@ def prune(
 
     Raises:
         OptionError, DataError, ModelError: a mistake that the message helps to put right.
-        MissingExtraError: an ONNX model, and onnx or onnxruntime is not installed.
+        MissingExtraError: an ONNX model, and onnx or onnxruntime is not installed; or INT8 and
+            nncf is not.
         NumericalError: a layer gets NaN or infinite values, or cannot be solved.
 
     Cost: see the tables of README.md (benchmarks/default.py) and, for the paper's recipe,
@@ -138,8 +150,10 @@ def prune(
         max_columns=max_columns,
         seed=seed,
         device=device,
+        quantize=quantize,
     )
     model = read(model)
+    check_kind(quantize, model)
     job = prepare(model, data, options, evaluation)
     with layer_progress(progress, job.plan.visits) as on_layer:
         plan = replace(job.plan, on_layer=on_layer)
@@ -151,7 +165,11 @@ def prune(
     steps = plan.account(walked, target, job.original, job.aligned)
     found = step_reports(model, steps, plan.images, walked.dense, job.evaluator)
     job.watch.lap("steps")
-    judged = {} if job.evaluator is None else job.evaluator.evaluations(pruned)
+    integers = None
+    if quantize is not None:
+        integers = in_int8(as_onnx(pruned, job.images.tensor), job.images.tensor)
+        job.watch.lap("quantize")
+    judged = {} if job.evaluator is None else job.evaluator.evaluations(pruned, integers)
     job.watch.lap("evaluation")
 
     report = build_report(
@@ -170,7 +188,7 @@ def prune(
     )
     for warning in report.warnings:
         warnings.warn(warning, SecateurWarning, stacklevel=2)
-    return PruneResult(pruned, report, steps)
+    return PruneResult(pruned, report, steps, integers, job.evaluator)
 
 
 def plan(

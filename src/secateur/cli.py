@@ -1,4 +1,4 @@
-"""The command line: `secateur prune`, `sweep`, `inspect`, `report`, `compare` and others.
+"""The command line: `secateur prune`, `sweep`, `inspect`, `evaluate`, `report` and others.
 
 Exit status: 0 done; 2 a mistake in the call or its inputs, an interruption or a full disk, told
 in one sentence on standard error with nothing written; 1 a defect of secateur (a traceback).
@@ -6,10 +6,12 @@ in one sentence on standard error with nothing written; 1 a defect of secateur (
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -22,6 +24,7 @@ from secateur.version import __version__
 if TYPE_CHECKING:
     from secateur.api import PruneResult
     from secateur.data import Preprocess
+    from secateur.evaluate import Evaluation
     from secateur.forecast import Forecast
     from secateur.packing import PackedSize
     from secateur.report import Report
@@ -35,9 +38,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-SWEEP, CURVE = "sweep.json", "sweep.html"  # written by sweep
-WEIGHTS, ONNX = "model.safetensors", "model.onnx"  # written by prune, as are the next two
+# what prune writes
+WEIGHTS, ONNX, INT8 = "model.safetensors", "model.onnx", "model-int8.onnx"
+IR, INT8_IR = "openvino/model.xml", "openvino/model-int8.xml"
 REPORT, PAGE = "report.json", "report.html"
+SWEEP, CURVE = "sweep.json", "sweep.html"  # what sweep writes
 
 Model = Annotated[
     str,
@@ -139,6 +144,13 @@ def prune(
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Also write model.onnx (as is done for an .onnx file).")
     ] = False,
+    openvino: Annotated[
+        bool, typer.Option("--openvino", help="Also write openvino/model.xml and .bin.")
+    ] = False,
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="Also write model-int8.onnx and, with --openvino, its like."),
+    ] = False,
     recipe: RecipeName = "default",
     method: MethodName = None,
     allocation: AllocationName = None,
@@ -161,19 +173,23 @@ def prune(
 
     Exactly one of --sparsity, --max-macs, --max-bytes and --max-drop says how much. Of a PyTorch
     network it writes model.safetensors and, asked for, model.onnx; of an .onnx file model.onnx,
-    which is that file with other weights.
+    which is that file with other weights. INT8 files are made on the same images; every zero
+    stays a zero in each file.
     """
     with _one_sentence():
         from secateur import api
         from secateur.data import load_images
         from secateur.errors import OptionError
         from secateur.frontends import require_onnx
+        from secateur.ir import require_openvino
         from secateur.loading import is_onnx_file, load_model
         from secateur.output import check_folder, output_folder
+        from secateur.quantization import check_kind
         from secateur.recipe import choose_recipe
         from secateur.targets import choose_target
 
         files = [ONNX] if is_onnx_file(model) else [WEIGHTS, *([ONNX] if onnx else [])]
+        files += [INT8] * int8 + [IR] * openvino + [INT8_IR] * (openvino and int8)
         if out is not None:
             check_folder(out, [*files, REPORT, PAGE], force=force)
         elif not dry_run:
@@ -188,8 +204,13 @@ def prune(
         how = choose_recipe(recipe, method=method, allocation=allocation, inputs=inputs)
         if onnx and not is_onnx_file(model):
             require_onnx("--onnx", "onnxscript")
+        if openvino:
+            require_onnx("--openvino", "onnxscript")
+            require_openvino("--openvino")
         preprocess = _preprocess(size, resize, mean, std, channels)
         network = load_model(model, weights)
+        quantize = "int8" if int8 else None
+        check_kind(quantize, network)
         images = load_images(data, preprocess=preprocess, max_images=max_images, seed=seed)
         common: dict[str, Any] = {
             **target,
@@ -209,7 +230,7 @@ def prune(
         if eval_data is not None:
             judged = load_images(eval_data, preprocess=preprocess, max_images=None, labelled=True)
         with output_folder(out, force=force) as folder:
-            result = api.prune(network, images, evaluation=judged, **common)
+            result = api.prune(network, images, evaluation=judged, quantize=quantize, **common)
             _write(result, folder, images.tensor, files)
             no_page = _write_page(result.report, folder / PAGE)
         _show(result, out, quiet)
@@ -396,6 +417,64 @@ def inspect(
 
 
 @app.command()
+def evaluate(
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="An .onnx, .xml (OpenVINO) or .safetensors file, or as for prune."
+        ),
+    ],
+    eval_data: Annotated[
+        str,
+        typer.Option(
+            "--eval", metavar="DATA", help="Images, with labels if any, as for prune; all are used."
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="The network that weights are for: file.py:callable or the like."
+        ),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="OTHER", help="Compare with it on the same images.")
+    ] = None,
+    size: Size = None,
+    resize: Resize = None,
+    mean: Mean = None,
+    std: Std = None,
+    channels: Channels = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Tell FILE's top-1 on labelled images, and how it compares with OTHER.
+
+    Without labels in DATA, only agreement with OTHER is told. OTHER may be anything that FILE may
+    be; --model serves both.
+    """
+    with _one_sentence():
+        from secateur.console import verdict_lines
+        from secateur.data import load_images
+        from secateur.errors import DataError
+        from secateur.evaluate import compare, predict
+        from secateur.loading import load_network
+
+        preprocess = _preprocess(size, resize, mean, std, channels)
+        network = load_network(file, model)
+        other = None if against is None else load_network(against, model)
+        images = load_images(eval_data, preprocess=preprocess, max_images=None, labelled=True)
+        if images.labels is None and other is None:
+            raise DataError(
+                f"{eval_data} has no labels, expected some, or another network to compare with: "
+                "add labels, or pass --against"
+            )
+        base = None if other is None else predict(other, images.tensor)
+        found = [(file, compare(predict(network, images.tensor), images.labels, base))]
+        if base is not None and against is not None:
+            found.append((against, compare(base, images.labels, base)))
+        typer.echo(_json(found) if as_json else "\n".join(verdict_lines(found)))
+
+
+@app.command()
 def recipe(
     name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="default, paper or a file.")],
     out: Annotated[
@@ -473,6 +552,13 @@ def unpack(
         _show_size(packing.unpack(file, out, force=force, max_bytes=max_bytes))
 
 
+def _json(found: Sequence[tuple[str, Evaluation]]) -> str:
+    """The evaluations of a file and of the one that it is compared with."""
+    held = [{"file": file, **dataclasses.asdict(of)} for file, of in found]
+    both = dict(zip(("network", "against"), held, strict=False))
+    return json.dumps(both, indent=2, ensure_ascii=False)
+
+
 def _preprocess(
     size: int | None, resize: int | None, mean: str | None, std: str | None, channels: int
 ) -> Preprocess | None:
@@ -522,23 +608,53 @@ def _device(name: str | None) -> Any:
 
 
 def _write(result: PruneResult, folder: Path, images: Any, files: list[str]) -> None:
-    """Writes all files; `images` are run through an ONNX file to check it."""
-    from secateur.export import differs, save_model, save_onnx, save_safetensors
-    from secateur.frontends import is_onnx
+    """Writes all files; `images` are run through them to check them, and INT8 is fitted to them."""
+    from secateur.export import as_onnx, save_int8, save_model, save_onnx, save_safetensors
+    from secateur.frontends import is_onnx, read
 
-    report = result.report
+    exports = result.report.exports
     if WEIGHTS in files:
-        report.exports[WEIGHTS] = save_safetensors(result.model, folder / WEIGHTS)
+        exports[WEIGHTS] = save_safetensors(result.model, folder / WEIGHTS)
     if ONNX in files:
         save = save_model if is_onnx(result.model) else save_onnx
-        check = save(result.model, folder / ONNX, images, _pruned_parameters(result))
-        report.exports[ONNX] = check
-        if differs(check):
-            report.warnings.append(
-                f"{ONNX} differs from the PyTorch outputs by {check['largest_difference']:.2g}"
-                ", more than rounding would: evaluate it before you ship it"
-            )
-    report.save(folder / REPORT)
+        exports[ONNX] = save(result.model, folder / ONNX, images, _pruned_parameters(result))
+        _warn(result, ONNX)
+    if INT8 in files or IR in files:
+        pruned = read(folder / ONNX) if ONNX in files else as_onnx(result.model, images)
+        if INT8 in files:
+            exports[INT8] = save_int8(result.quantized, folder / INT8, images, pruned)
+        if IR in files:
+            _write_openvino(result, pruned, folder, images, files)
+    result.report.save(folder / REPORT)
+
+
+def _write_openvino(
+    result: PruneResult, pruned: Any, folder: Path, images: Any, files: list[str]
+) -> None:
+    from secateur.export import save_openvino
+    from secateur.ir import read_ir
+
+    for name, calibration in ((IR, None), (INT8_IR, images)):
+        if name not in files:
+            continue
+        check = save_openvino(pruned, folder / name, images, int8=calibration)
+        result.report.exports[name] = check
+        if calibration is None:
+            _warn(result, name)
+        if result.judge is not None:
+            result.report.evaluation[name] = result.judge.evaluate(read_ir(folder / name))
+
+
+def _warn(result: PruneResult, name: str) -> None:
+    """A warning in the report where a float32 file does not give what the network gives."""
+    from secateur.export import differs
+
+    check = result.report.exports[name]
+    if differs(check):
+        result.report.warnings.append(
+            f"{name} differs from the network's outputs by {check['largest_difference']:.2g}"
+            ", more than rounding would: evaluate it before you ship it"
+        )
 
 
 def _write_page(held: Report | Sweep, path: Path) -> str:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 OnLayer = Callable[[str], Any]
 
+_NETWORKS = ("dense", "pruned")
 _STEP_COLUMNS = {  # field of Evaluation and its format by heading
     "top-1 %": ("top1", ".2f"),
     "± points": ("standard_error", ".2f"),
@@ -213,6 +214,9 @@ def result_line(report: Report) -> str:
         parts.append(f"{_lost(report.search)} in {len(report.search.tries)} walks")
     if "pruned" in report.evaluation:
         parts.append(_evaluation_text(report.evaluation["pruned"]))
+    for name, found in _files(report):
+        judged = f"agreement {found.agreement:.2f} %" if found.top1 is None else top1_text(found)
+        parts.append(f"{name} {judged}")
     return ", ".join(parts)
 
 
@@ -228,7 +232,12 @@ def _accuracy_lines(report: Report) -> list[str]:
         lines.append(f"dense:  top-1 {top1_text(dense)} on {dense.images} images")
     if pruned is not None:
         lines.append(f"pruned: {_evaluation_text(pruned)}")
-    return lines
+    return lines + [f"{name}: {_evaluation_text(found)}" for name, found in _files(report)]
+
+
+def _files(report: Report) -> list[tuple[str, Evaluation]]:
+    """What was judged beyond the dense and the pruned network: INT8 and OpenVINO files."""
+    return [(name, of) for name, of in report.evaluation.items() if name not in _NETWORKS]
 
 
 def _evaluation_text(found: Evaluation) -> str:
@@ -249,6 +258,25 @@ def top1_text(found: Evaluation) -> str:
 
 def _label_free(found: Evaluation) -> str:
     return f"agreement with dense {found.agreement:.2f} %, KL {found.kl:.4f} nats"
+
+
+def verdict_lines(found: Sequence[tuple[str, Evaluation]]) -> list[str]:
+    """What `secateur evaluate` tells: each network, and how the first differs from the second."""
+    name, first = found[0]
+    lines = [
+        f"{file}: top-1 {top1_text(one)} on {one.images} images"
+        for file, one in found
+        if one.top1 is not None
+    ]
+    for other, _ in found[1:]:
+        if first.drop is not None:
+            lines.append(
+                f"{name} loses {first.drop:.2f} ± {first.drop_error:.2f} points against {other} "
+                f"(paired; exact McNemar test: p = {first.p_value:.2g})"
+            )
+        same = f"the same answer for {first.agreement:.2f} % of {first.images} images"
+        lines.append(f"{same}, KL({other} || {name}) {first.kl:.4f} nats")
+    return lines
 
 
 def forecast_view(forecast: Forecast) -> Group:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from secateur.errors import DataError, ModelError
 from secateur.frontends import is_onnx, onnx_function, read
+from secateur.ir import IR, is_ir_file, read_ir
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,8 @@ class Evaluation:
         standard_error: of top1, in points (binomial).
         drop: top1 of the reference minus this, in points; None without both.
         drop_error: standard error of the drop, in points, paired on the same images.
+        p_value: how often chance alone would give a drop or a gain as large, where both networks
+            are equally good (McNemar's test, exact, two-sided).
         agreement: images with the same highest score as the reference's, in percent.
         kl: mean KL(reference || this) of the softmax outputs, in nats.
     """
@@ -36,6 +39,7 @@ class Evaluation:
     standard_error: float | None = None
     drop: float | None = None
     drop_error: float | None = None
+    p_value: float | None = None
     agreement: float | None = None
     kl: float | None = None
 
@@ -51,8 +55,9 @@ def evaluate(
     """Evaluates a classifier, alone or against a reference (the dense network).
 
     Args:
-        model: a module, run in eval mode (its mode is put back), or an ONNX model (the path of
-            the file or an `onnx.ModelProto`), run by ONNX Runtime.
+        model: a module, run in eval mode (its mode is put back), an ONNX model (the path of the
+            file or an `onnx.ModelProto`), run by ONNX Runtime, or the path of an OpenVINO file
+            (.xml), run by OpenVINO.
         images: preprocessed inputs.
         labels: class numbers; None = label-free, which needs a reference.
         reference: the network to agree with.
@@ -61,6 +66,7 @@ def evaluate(
     Raises:
         DataError: neither labels nor reference are given, or their numbers differ.
         ModelError: the model does not return scores (batch, classes).
+        MissingExtraError: what runs the model is not installed.
     """
     if labels is None and reference is None:
         raise DataError("got neither labels nor a reference, expected one: pass the dense network")
@@ -92,7 +98,28 @@ def compare(
             lost = (reference.argmax(1) == labels.to(logits.device)).double() - hits.double()
             found["drop"] = 100 * float(lost.mean())
             found["drop_error"] = 100 * float(lost.std(correction=0)) / math.sqrt(count)
+            found["p_value"] = mcnemar(int((lost > 0).sum()), int((lost < 0).sum()))
     return Evaluation(images=count, **found)
+
+
+def mcnemar(lost: int, won: int) -> float:
+    """The exact two-sided p-value of McNemar's test, in [0, 1].
+
+    Of lost + won images that just one of two networks gets right, either is as likely as the
+    other where both are equally good: p = min(1, 2 P(X <= min(lost, won))), X binomial with 1/2.
+
+    Args:
+        lost: images that the first alone gets right.
+        won: images that the second alone gets right.
+
+    Source: McNemar 1947, https://doi.org/10.1007/BF02295996.
+    """
+    count = lost + won
+    logs = (
+        math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1)
+        for k in range(min(lost, won) + 1)
+    )
+    return min(1.0, 2 * math.fsum(math.exp(of - count * math.log(2)) for of in logs))
 
 
 @dataclass(frozen=True)
@@ -113,10 +140,11 @@ class Judge:
         """A network against the dense one. Cost: a forward pass over the images."""
         return compare(predict(model, self.images), self.labels, self.dense)
 
-    def evaluations(self, pruned: Any) -> dict[str, Evaluation]:
-        """The dense network's and the pruned one's."""
+    def evaluations(self, pruned: Any, int8: Any = None) -> dict[str, Evaluation]:
+        """The dense network's, the pruned one's and, where there is one, that in INT8."""
         dense = compare(self.dense, self.labels, self.dense)
-        return {"dense": dense, "pruned": self.evaluate(pruned)}
+        found = {"dense": dense, "pruned": self.evaluate(pruned)}
+        return found if int8 is None else {**found, "int8": self.evaluate(int8)}
 
 
 def kl_divergence(
@@ -139,7 +167,7 @@ def predict(
     """
     if len(images) == 0:
         raise DataError("got no images to evaluate, expected at least one: check the source")
-    model = read(model)
+    model = model if isinstance(model, IR) else read_ir(model) if is_ir_file(model) else read(model)
     with torch.no_grad(), _running(model, images[:2]) as run:
         try:
             parts = [_scores(run(part)) for part in images.split(batch_size)]
@@ -155,6 +183,9 @@ def predict(
 @contextmanager
 def _running(model: Any, example: Tensor) -> Iterator[Callable[[Tensor], Any]]:
     """A model as a function of images; a module is in eval mode meanwhile."""
+    if isinstance(model, IR):
+        yield model
+        return
     if is_onnx(model):
         yield onnx_function(model, example)
         return

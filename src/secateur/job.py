@@ -65,6 +65,7 @@ class Options:
     max_columns: int = Sampling.max_columns
     seed: int = 0
     device: torch.device | str | None = None
+    quantize: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_columns < 1:
@@ -81,6 +82,7 @@ class Options:
             "max_images": self.max_images,
             "max_columns": self.max_columns,
             "seed": self.seed,
+            "quantize": self.quantize,
             "device": str(device),
         }
 

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from secateur.errors import ModelError, OptionError
 from secateur.frontends import read
+from secateur.ir import is_ir_file, read_ir
 from secateur.references import call
 
+_WEIGHTS = (".safetensors", ".pt", ".pth")
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
 
 
@@ -53,6 +55,31 @@ def load_model(reference: str, weights: str | Path | None = None) -> Any:
     if weights is not None:
         _load_state(model, read_state(Path(weights)), str(weights))
     return model.eval()
+
+
+def load_network(reference: str, builder: str | None = None) -> Any:
+    """A network to run, by any file that holds one.
+
+    Args:
+        reference: an `.onnx` file; an OpenVINO `.xml` file; weights (`.safetensors`, `.pt`,
+            `.pth`), for the network that `builder` builds; or what `load_model` takes.
+        builder: `file.py:callable` or `package.module:callable`.
+
+    Raises:
+        ModelError: anything does not exist, cannot be read or does not fit.
+        OptionError: weights without a builder.
+        MissingExtraError: what reads the file is not installed.
+    """
+    if is_ir_file(reference):
+        return read_ir(reference)
+    if Path(reference).suffix.lower() not in _WEIGHTS:
+        return load_model(reference)
+    if builder is None:
+        raise OptionError(
+            f"{reference} holds weights only, expected a network to put them into: pass --model "
+            "file.py:callable or package.module:callable"
+        )
+    return load_model(builder, reference)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -98,6 +98,8 @@ def check_folder(folder: Path, files: Iterable[str] = (), *, force: bool = False
                 "choose another or pass --force to replace files of the same name"
             )
         for name in files:
+            for inner in list(Path(name).parents)[:-1]:
+                _check_place(folder / inner, wanted="folder")
             _check_place(folder / name, wanted="file")
         parent = next(path for path in (folder, *folder.resolve().parents) if path.exists())
         if not os.access(parent, os.W_OK):

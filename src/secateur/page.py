@@ -407,8 +407,6 @@ def _sensitivity(report: Report) -> dict[str, Any] | None:
         )
         for layer in [*ranked[:_NAMED], *ranked[_NAMED:]]
     ]
-    scores = report.calibration is not None
-    unit = "KL divergence from the dense network, in nats," if scores else "Relative squared error"
     names = ", ".join(printable(layer.name) for layer in ranked[:_NAMED])
     others = f" The other {len(layers) - _NAMED} layers are grey." if len(layers) > _NAMED else ""
     levels = _curve(layers[0]).sparsities
@@ -419,7 +417,7 @@ def _sensitivity(report: Report) -> dict[str, Any] | None:
             f"The most sensitive layers, most first: {names}. The table below has the numbers.",
             lines,
             xlabel="zeros in this layer alone, %",
-            ylabel="KL divergence, nats" if scores else "relative squared error",
+            ylabel="squared error relative to variance",
             marks=[mark for layer in ranked[:_NAMED] if (mark := _mark(layer)) is not None],
             logarithmic=True,
         ),
@@ -427,7 +425,6 @@ def _sensitivity(report: Report) -> dict[str, Any] | None:
         "logarithmic scale: higher is worse. Coloured: the "
         f"{min(_NAMED, len(layers))} most sensitive.{others} A diamond marks how many zeros such "
         "a layer got, where that is among those measured.",
-        "unit": unit,
         "levels": levels,
         "rows": [
             {

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import MissingExtraError, ModelError
+from secateur.errors import ModelError
+from secateur.extras import require
 from secateur.frontends import torch_export
 from secateur.graph import Graph
 
@@ -97,10 +98,7 @@ def require_onnx(purpose: str, *more: str) -> tuple[Any, Any]:
     Raises:
         MissingExtraError: one of them is not installed.
     """
-    try:
-        onnx, runtime, *_ = [__import__(name) for name in ("onnx", "onnxruntime", *more)]
-    except ImportError as error:
-        raise MissingExtraError(error.name or "onnx", "onnx", purpose) from error
+    onnx, runtime, *_ = require("onnx", purpose, "onnx", "onnxruntime", *more)
     return onnx, runtime
 
 

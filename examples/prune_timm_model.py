@@ -1,0 +1,52 @@
+"""Prunes a model of timm (pip install timm) with the preprocessing that it was trained for.
+
+python examples/prune_timm_model.py efficientnet_lite0 images/ --labelled validation/
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import timm
+from safetensors.torch import save_model
+
+import secateur
+
+
+def preprocessing(model: object) -> secateur.Preprocess:
+    """What timm says about the model's images."""
+    held = timm.data.resolve_model_data_config(model)
+    channels, size, _ = held["input_size"]
+    resize = round(size / held["crop_pct"])
+    return secateur.Preprocess(
+        size=size, resize=resize, mean=held["mean"], std=held["std"], channels=channels
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prunes, judges on labelled images if there are any, and writes weights and report."""
+    parser = argparse.ArgumentParser(description="Prune a model of timm.")
+    parser.add_argument("model", help="a name that timm.list_models() gives")
+    parser.add_argument("images", help="calibration images: a folder, or fractal:300")
+    parser.add_argument("--labelled", help="images to judge by: a folder with labels")
+    parser.add_argument("--sparsity", type=float, default=0.5)
+    parser.add_argument("--random", action="store_true", help="random weights, to try this out")
+    parser.add_argument("-o", "--out", type=Path, default=Path("pruned-timm"))
+    options = parser.parse_args(arguments)
+
+    model = timm.create_model(options.model, pretrained=not options.random).eval()
+    result = secateur.prune(
+        model,
+        options.images,
+        sparsity=options.sparsity,
+        evaluation=options.labelled,
+        preprocess=preprocessing(model),
+    )
+    print(result.report)
+    options.out.mkdir(parents=True, exist_ok=True)
+    save_model(result.model, str(options.out / "model.safetensors"))
+    result.report.save(options.out / "report.json")
+
+
+if __name__ == "__main__":
+    main()

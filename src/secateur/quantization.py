@@ -1,0 +1,175 @@
+"""INT8: post-training quantisation with NNCF in which every zero stays a zero.
+
+Weights are symmetric: w = scale * q with integers q and a scale per output, so that 0 is q = 0.
+Zeros are looked for in what comes out, layer by layer; one that is lost is an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from secateur.errors import ModelError, OptionError
+from secateur.extras import require
+from secateur.frontends import is_onnx, read, require_onnx
+
+Weights = Mapping[str, np.ndarray]
+
+
+def quantize(model: Any, images: Tensor) -> Any:
+    """An ONNX model in INT8, all zeros of its weights kept.
+
+    Normalisations are folded into the convolutions before them first: integer convolutions want
+    nothing in between, and NNCF corrects only biases that are there.
+
+    Args:
+        model: an `onnx.ModelProto` or the path of an .onnx file; not changed.
+        images: calibration images as the network takes them, (N, C, H, W); all are used.
+
+    Returns:
+        An `onnx.ModelProto` with integer weights, and QuantizeLinear and DequantizeLinear around
+        its layers.
+
+    Raises:
+        ModelError: NNCF refuses the model, or a zero was lost.
+        MissingExtraError: nncf, onnx or onnxruntime is not installed.
+
+    Cost: two forward passes, one image at a time.
+    """
+    require_onnx("quantising")
+    from secateur.frontends import onnx as frontend
+
+    model = read(model)
+    if not is_onnx(model):
+        raise ModelError("the model is a torch.nn.Module, expected ONNX: pass the exported file")
+    plain = frontend.folded(frontend.upgraded(model))
+    name, batch = frontend.images_input(plain).name, frontend.declared_batch(plain)
+    found = quantized(plain, [{name: part} for part in parts(images, batch)])
+    check_zeros(frontend.layer_weights(model), frontend.layer_weights(found), "model-int8.onnx")
+    return found
+
+
+def quantized(model: Any, feed: list[Any]) -> Any:
+    """What NNCF makes of an `onnx.ModelProto` or an `openvino.Model`, which is not changed.
+
+    Args:
+        model: the network.
+        feed: its inputs, one run after the other; all are used.
+    """
+    nncf = require_nncf()
+    with _quiet(nncf):
+        try:
+            return nncf.quantize(model, nncf.Dataset(feed), subset_size=len(feed))
+        except Exception as error:  # nncf's own kinds, and those of the runtimes
+            first = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ModelError(
+                f"NNCF cannot quantise the network ({first[:300]}), expected one that it can: "
+                "leave out INT8; the other outputs do not need it"
+            ) from error
+
+
+def parts(images: Tensor, batch: int) -> list[np.ndarray]:
+    """Images one at a time, or as many as the network takes, the last ones repeated."""
+    size = batch or 1
+    short = -len(images) % size
+    images = torch.cat([images, images[-1:].expand(short, *images.shape[1:])])
+    return [part.cpu().contiguous().numpy() for part in images.split(size)]
+
+
+def check_zeros(before: Weights, after: Weights, file: str) -> int:
+    """Zeros of all layers; each of them has to be one afterwards too.
+
+    Args:
+        before: the weights of each layer.
+        after: the same of another file; where its layers have other names, any that has them.
+        file: its name, for the message.
+
+    Raises:
+        ModelError: a zero was lost.
+    """
+    for name, weights in before.items():
+        lost = _lost(weights, [after[name]] if name in after else list(after.values()))
+        if lost:
+            raise ModelError(
+                f"{file} has lost {lost} of {int((weights == 0).sum())} zeros of the layer {name}, "
+                "expected all of them: please report this network's layer types"
+            )
+    return sum(int((weights == 0).sum()) for weights in before.values())
+
+
+def _lost(weights: np.ndarray, candidates: list[np.ndarray]) -> int:
+    """Zeros that the nearest candidate does not have; matrices may be transposed."""
+    zeros = weights == 0
+    ways = [zeros.ravel(), *([zeros.T.ravel()] if zeros.ndim == 2 else [])]
+    same = [held.ravel() for held in candidates if held.size == zeros.size]
+    missing = (int(np.count_nonzero(held[way])) for held in same for way in ways)
+    return min(missing, default=int(zeros.sum()))
+
+
+def check_kind(kind: str | None, model: Any) -> None:
+    """Tells before long work what would keep a model from being quantised.
+
+    Args:
+        kind: "int8" or None.
+        model: a module, which has to be exported first, or an `onnx.ModelProto`.
+
+    Raises:
+        OptionError: any other kind.
+        MissingExtraError: nncf or one of the packages for ONNX is not installed.
+    """
+    if kind not in (None, "int8"):
+        raise OptionError(f"quantize is {kind!r}, expected 'int8' or None")
+    if kind is not None:
+        require_onnx("quantising to INT8", *([] if is_onnx(model) else ["onnxscript"]))
+        require_nncf()
+
+
+def require_nncf(purpose: str = "quantising to INT8") -> Any:
+    """The module nncf, which is kept from sending usage data anywhere.
+
+    It does so without asking where the package openvino_telemetry is found when it is imported.
+
+    Raises:
+        MissingExtraError: nncf is not installed.
+    """
+    with _hidden("openvino_telemetry"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        (nncf,) = require("int8", purpose, "nncf")
+    return nncf
+
+
+@contextmanager
+def _hidden(name: str) -> Iterator[None]:
+    """Makes importing a module an ImportError."""
+    held = sys.modules.pop(name, None)
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        if held is not None:
+            sys.modules[name] = held
+
+
+@contextmanager
+def _quiet(nncf: Any) -> Iterator[None]:
+    """Hides NNCF's progress bars, its log and its warnings about itself."""
+    logger = logging.getLogger("nncf")
+    level = logger.level
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        nncf.set_log_level(logging.ERROR)
+        try:
+            yield
+        finally:
+            nncf.set_log_level(level or logging.INFO)
