@@ -1,4 +1,4 @@
-"""The default recipe: accuracy and cost, with photographs or without any data.
+"""The default recipe and "tuned": accuracy and cost, with photographs or without any data.
 
     python benchmarks/default.py --networks resnet20 --sparsities 0.8 --draws 3
 
@@ -22,7 +22,7 @@ from results_table import MACHINE, append_row, key, machine, read_rows, scores
 import secateur
 from secateur.data import Images
 
-KEY = ("network", "data", "sparsity", "images", "draw", "test_images")
+KEY = ("network", "data", "sparsity", "images", "draw", "test_images", "recipe")
 COLUMNS = (
     *KEY,
     "dense_top1",
@@ -40,8 +40,15 @@ COLUMNS = (
 
 
 def measure(bench: Bench, case: dict[str, object], images: Images) -> dict[str, object]:
+    """The row of a case."""
     forward = statistics.median(forward_seconds(bench.model, images.tensor) for _ in range(3))
-    result = secateur.prune(bench.model, images, sparsity=float(case["sparsity"]), progress=False)
+    result = secateur.prune(
+        bench.model,
+        images,
+        sparsity=float(case["sparsity"]),
+        recipe=str(case["recipe"]),
+        progress=False,
+    )
     seconds = result.report.seconds
     return {
         **case,
@@ -69,6 +76,7 @@ def main() -> None:
                     "images": options.images,
                     "draw": draw,
                     "test_images": SUBJECTS[network].test_images,
+                    "recipe": options.recipe,
                 }
                 if key(case, KEY) in {key(row, KEY) for row in read_rows(options.out)}:
                     continue
@@ -87,6 +95,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sparsities", type=numbers, default=[0.5, 0.65, 0.75, 0.8, 0.9])
     parser.add_argument("--data-kinds", type=words, default=["real", "fractal"], metavar="KINDS")
     parser.add_argument("--images", type=int, default=1000, help="calibration images")
+    parser.add_argument("--recipe", default="default", help='or "tuned"')
     parser.add_argument("--draws", type=int, default=1, help="choices or seeds of the images")
     add_files(parser, "default.csv")
     return parser.parse_args()

@@ -57,17 +57,21 @@ def default(folder: Path) -> str:
     if not rows:
         return MISSING
     lines = []
-    keys = {(row["network"], row["data"], row["images"], row["sparsity"]) for row in rows}
-    for network, kind, images, sparsity in sorted(
-        keys, key=lambda of: (*_order((of[0], of[3])), list(KINDS).index(of[1]), int(of[2]))
+    columns = ("network", "sparsity", "data", "images", "recipe")
+    for network, sparsity, kind, images, recipe in sorted(
+        {tuple(row[of] for of in columns) for row in rows},
+        key=lambda of: (*_order(of[:2]), list(KINDS).index(of[2]), int(of[3]), of[4]),
     ):
-        here = _where(rows, network=network, data=kind, images=images, sparsity=sparsity)
+        here = _where(
+            rows, network=network, sparsity=sparsity, data=kind, images=images, recipe=recipe
+        )
         lines.append(
             [
                 NAMES[network],
                 f"{float(here[0]['dense_top1']):.1f}",
                 f"{float(sparsity):.0%}",
                 f"{images} {KINDS[kind]}",
+                recipe,
                 _top1(here),
                 f"{statistics.median(float(row['drop']) for row in here):.1f} ± "
                 f"{_largest_error(here):.1f}",
@@ -75,7 +79,8 @@ def default(folder: Path) -> str:
                 f"{statistics.median(float(row['ratio']) for row in here):.0f}",
             ]
         )
-    heads = ["network", "dense", "zeros", "images", "top-1", "points lost", "KL, nats", "cost"]
+    heads = ["network", "dense", "zeros", "images", "recipe", "top-1", "points lost", "KL, nats"]
+    heads.append("cost")
     return (
         f"{_markdown(heads, lines)}\n\n"
         "Top-1 in percent on 10,000 (CIFAR-10) and 650 (ImageNet) test images; points lost with "

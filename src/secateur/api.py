@@ -105,8 +105,8 @@ def prune(
         quantize: "int8" also makes an INT8 network of the pruned one, on the same images, with
             every zero kept; see `secateur.quantize`.
         preprocess: from images to inputs, see `Preprocess`; for folders and uint8 data.
-        recipe: how: an object, a name in `RECIPES` ("default", "paper") or a TOML file. The
-            four settings below replace the recipe's where they are given.
+        recipe: how: an object, a name in `RECIPES` ("default", "tuned", "paper") or a TOML file.
+            The four settings below replace the recipe's where they are given.
         pattern: which zeros are allowed; an object or a name in `PATTERNS`.
         method: which weights go and what the others become; an object or a name in `METHODS`.
         allocation: how many zeros in each layer; an object or a name in `ALLOCATIONS`.
@@ -181,7 +181,7 @@ def prune(
         options.settings(plan.images.device),
         job.watch.seconds,
         found,
-        job.notes,
+        job.notes(walked),
         costs=plan.costs,
         search=search,
         evaluation=judged,

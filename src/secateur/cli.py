@@ -72,7 +72,7 @@ EvalData = Annotated[
     typer.Option("--eval", metavar="DATA", help="Images (with labels, if any) to judge by."),
 ]
 RecipeName = Annotated[
-    str, typer.Option(metavar="NAME|FILE", help="default, paper or a .toml file.")
+    str, typer.Option(metavar="NAME|FILE", help="default, tuned, paper or a .toml file.")
 ]
 MethodName = Annotated[
     str | None, typer.Option(help="Replaces the recipe's, as do the next two: such as admm.")
@@ -476,7 +476,9 @@ def evaluate(
 
 @app.command()
 def recipe(
-    name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="default, paper or a file.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME|FILE", help="default, tuned, paper or a file.")
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write it there.")
     ] = None,

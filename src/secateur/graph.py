@@ -113,9 +113,12 @@ class Graph(Protocol):
         parameters: weights, biases, buffers and constants by name.
         layers: in order of first use.
         norms: BatchNorms that alone hold their statistics, in execution order.
+        has_gradients: whether operations can be differentiated by PyTorch.
         notes: what a reader of the report should know.
     """
 
+    @property
+    def has_gradients(self) -> bool: ...  # noqa: D102
     @property
     def ops(self) -> Sequence[Op]: ...  # noqa: D102
     @property

@@ -25,6 +25,7 @@ from secateur.search import Try
 from secateur.search import search as search_sparsity
 from secateur.steps import Plan
 from secateur.targets import Costs, MaxDrop, Sparsity, Target
+from secateur.tuning import tuning_notes
 from secateur.walk import Sampling, Walked
 
 # Input values per run of an operation. Larger chunks made EfficientNet-Lite0 up to 1.6 times
@@ -116,8 +117,7 @@ class Job:
         """The judge with evaluation data."""
         return self.judge if self.evaluation else None
 
-    @property
-    def notes(self) -> list[str]:
+    def notes(self, walked: Walked) -> list[str]:
         """What was done to the network around the walk, for the report."""
         pairs = self.aligned.pairs
         notes = [f"channels aligned between {first} and {second}" for first, second in pairs]
@@ -126,7 +126,7 @@ class Job:
                 f"layers fitted with the statistics of {count} BatchNorms taken on the calibration "
                 "images; the network keeps its own"
             )
-        return notes
+        return [*notes, *tuning_notes(walked.tuned)]
 
     def network(self, walked: Walked) -> Any:
         """The network with what a walk has changed."""

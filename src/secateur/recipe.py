@@ -32,6 +32,7 @@ from secateur.options import choose, did_you_mean
 from secateur.output import write_file
 from secateur.patterns import PATTERNS, Pattern, Unstructured
 from secateur.targets import Target
+from secateur.tuning import BlockTuning
 
 _TABLES: dict[str, Mapping[str, type]] = {
     "pattern": PATTERNS,
@@ -39,6 +40,7 @@ _TABLES: dict[str, Mapping[str, type]] = {
     "allocation": ALLOCATIONS,
     "start": METHODS,
 }
+_OPTIONAL: dict[str, type] = {"alignment": ChannelAlignment, "tuning": BlockTuning}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,8 @@ class Recipe:
         levels: by how much the target is relaxed on the way, the last one 0: (0.1, 0) prunes to
             ten points of sparsity less (or of MACs or bytes more), then starts from those
             weights for the target.
+        tuning: trains the surviving weights of each block together at the end; None = no. PyTorch
+            networks only.
     """
 
     pattern: Pattern = field(default_factory=Unstructured)
@@ -66,6 +70,7 @@ class Recipe:
     alignment: ChannelAlignment | None = None
     adaptation: str = "synthetic"
     levels: tuple[float, ...] = (0.0,)
+    tuning: BlockTuning | None = None
 
     def __post_init__(self) -> None:
         if self.inputs not in ("pruned", "dense"):
@@ -180,10 +185,10 @@ def _build(kind: type, held: Mapping[str, Any], where: str) -> Any:
 def _value(key: str, value: Any, default: Any, where: str) -> Any:
     if key in _TABLES:
         return _named(value, _TABLES[key], where)
-    if key == "alignment":
+    if key in _OPTIONAL:
         if not isinstance(value, Mapping):
             raise OptionError(f"{where} is {value!r}, expected a table; leave it out for none")
-        return _build(ChannelAlignment, value, where)
+        return _build(_OPTIONAL[key], value, where)
     if isinstance(default, tuple) and isinstance(value, list):
         return tuple(_value("", item, 0.0, where) for item in value)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
@@ -211,6 +216,7 @@ def _named(value: Any, table: Mapping[str, type], where: str) -> Any:
 
 RECIPES = {
     "default": Recipe(),
+    "tuned": Recipe(tuning=BlockTuning()),
     "paper": Recipe(
         method=AdamCalibration(start=BiasCorrection(start=WeightCorrection())),
         allocation=NormalizedMagnitude(),

@@ -64,7 +64,8 @@ class Plan:
         """How often layers are visited at most, by the allocation and by the walks."""
         searched = isinstance(self.target, MaxDrop)
         levels = len(self.recipe.levels if searched else self.recipe.targets(self.target))
-        walk = levels * len(self.layers) + (levels - 1) * self.measured
+        walks = levels + (self.recipe.tuning is not None)
+        walk = walks * len(self.layers) + (levels - 1) * self.measured
         return self.measured + (WALKS if searched else 1) * walk  # the first division serves all
 
     def run(self, target: Target) -> Walked:
@@ -79,7 +80,24 @@ class Plan:
             walked = self._walk(self.kept(division, level), weights)
             weights = {name: walked.changes[name] for name in self._names()}
         assert walked is not None
-        return self._put_back(walked)
+        return self._put_back(self._tuned(walked))
+
+    def _tuned(self, walked: Walked) -> Walked:
+        """The surviving weights of each block trained together, where the recipe says so."""
+        if self.recipe.tuning is None:
+            return walked
+        changes, blocks = self.recipe.tuning.tune(
+            self.graph,
+            self.images,
+            self.layers,
+            walked.changes,
+            chunk=self.chunk,
+            seed=self.sampling.seed,
+            on_layer=lambda layer: self.on_layer(layer.name),
+        )
+        return replace(
+            walked, changes=changes, steps=[*walked.steps[:-1], changes], pruned=None, tuned=blocks
+        )
 
     def _put_back(self, walked: Walked) -> Walked:
         """What was found, in the network with its own BatchNorm statistics."""

@@ -224,7 +224,7 @@ def _point(job: Job, plan: Plan, target: Sparsity, settings: dict[str, Any]) -> 
         {**settings, "target": {"name": target.name, "value": target.value}},
         {name: after[name] - before.get(name, 0.0) for name in ("walk", "evaluation", "total")},
         [],
-        job.notes,
+        job.notes(walked),
         costs=plan.costs,
         search=None,
         evaluation=judged,

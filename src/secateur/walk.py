@@ -31,6 +31,7 @@ from secateur.graph import BiasSlot, Graph, Layer, Use, last_reads
 from secateur.methods import Method, compares_halves, stored_patches
 from secateur.patterns import Pattern
 from secateur.problem import Problem, Solution, Statistics, merged
+from secateur.tuning import TunedBlock
 
 Inputs = Literal["pruned", "dense"]
 
@@ -87,7 +88,8 @@ class Walked:
         steps: new values after each step of a method that improves another's solution, the
             last one equal to `changes`; only that one when layers differ in their steps.
         dense, pruned: the network's first output for all images; `pruned` is None when
-            no pruned stream was run.
+            no pruned stream was run, or the network was changed after it.
+        tuned: what happened to each block, where blocks were tuned.
     """
 
     changes: dict[str, Tensor]
@@ -95,6 +97,7 @@ class Walked:
     steps: list[dict[str, Tensor]]
     dense: Tensor | None
     pruned: Tensor | None
+    tuned: Sequence[TunedBlock] = ()
 
 
 class Stream:

@@ -8,7 +8,7 @@ import operator
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +82,8 @@ class TorchGraph:
         twin = replace(self, parameters={**self.parameters, **parameters})
         twin.layers = _Layers(twin).find()
         return twin
+
+    has_gradients: ClassVar[bool] = True
 
     @property
     def norms(self) -> list[Norm]:

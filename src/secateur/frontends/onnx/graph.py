@@ -11,7 +11,7 @@ import math
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from onnx import ModelProto, TensorProto
@@ -66,6 +66,8 @@ class OnnxGraph:
         twin = replace(self, parameters={**self.parameters, **parameters})
         twin.layers = _Layers(twin).find()
         return twin
+
+    has_gradients: ClassVar[bool] = False  # ONNX Runtime gives none
 
     @property
     def norms(self) -> list[Norm]:
