@@ -40,6 +40,7 @@ from secateur.quantization import quantize
 from secateur.recipe import RECIPES, Recipe
 from secateur.report import Report
 from secateur.sweep import Sweep, sweep
+from secateur.tuning import BlockTuning
 from secateur.version import __version__
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "AdamCalibration",
     "Bench",
     "BiasCorrection",
+    "BlockTuning",
     "ChannelAlignment",
     "Comparison",
     "DataError",
