@@ -69,7 +69,13 @@ def images_for(kind: str) -> torch.Tensor:
     return torch.randn(shape, generator=generator) + 1.0
 
 
-CASES = list(itertools.product(LAYERS, (True, False), (True, False)))
+BIAS_AND_NORM = list(itertools.product((True, False), (True, False)))
+CASES = [("conv", *both) for both in BIAS_AND_NORM] + [
+    (kind, *both)
+    for kind in LAYERS
+    if kind != "conv"
+    for both in ((True, False), (False, True))  # as networks have them
+]
 
 
 @pytest.mark.parametrize(("kind", "bias", "norm"), CASES)
