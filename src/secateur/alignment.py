@@ -35,10 +35,12 @@ class ChannelAlignment:
     """Equalises the ranges of the channels between a convolution and the next one.
 
     For a convolution (its bias or BatchNorm included) whose output y only another convolution
-    reads, of one group, stride 1 and no padding, so that nothing bends or pads in between:
+    reads, of one group, stride 1 and no padding, so that nothing bends or pads in between::
+
         low, high = quantiles of y per channel and image, median over the images
         scale     = (high - low) / median over channels of (high - low), within `limits`
         y        <- (y - (low + high) / 2) / scale
+
     and the second convolution multiplies its columns by the scale and takes the shift into its
     bias. The network's function stays the same; the magnitudes of the weights on both sides now
     say what they contribute. The shift is left out where a bias has no place on either side.

@@ -14,7 +14,7 @@ from secateur.allocations.protocol import Budget, Curve, Subject
 
 @dataclass(frozen=True)
 class NormalizedMagnitude:
-    """One threshold for the whole network on |w| / ||w||_2 of each layer.
+    """One threshold for the whole network on `abs(w) / norm(w)` of each layer.
 
     A layer with few weights, or with its energy in few of them, keeps more of them.
     Source: arXiv 2104.15023, section 3.1 (global threshold on normalised magnitudes).

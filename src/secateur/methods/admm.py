@@ -20,10 +20,12 @@ class ADMM:
     Choose it always, unless the mask is fixed for another reason: it is the default because it
     keeps more accuracy than the others at every sparsity measured.
 
-    In columns scaled to unit diagonal, W is split into a dense copy and a copy Z in the pattern:
+    In columns scaled to unit diagonal, W is split into a dense copy and a copy Z in the pattern::
+
         W <- (C + rho (Z - U)) (G + rho I)^-1
         Z <- P(W + U)                    P keeps the `kept` largest entries
         U <- W + U - Z                   and U <- U * (old rho / rho) when rho grows
+
     rho starts small and grows every third step, faster while many entries of the mask still
     move; when the mask stands still, the weights on it are fitted by conjugate gradients.
     Source: Meng et al., "ALPS: Improved optimization for highly sparse one-shot pruning", 2024

@@ -11,7 +11,7 @@ from secateur.problem import Problem, Solution
 
 @dataclass(frozen=True, kw_only=True)
 class LeastSquares:
-    """Keeps the largest |w| (BatchNorm folded in) and fits them to the dense outputs.
+    """Keeps the largest `abs(w)` (BatchNorm folded in) and fits them to the dense outputs.
 
     Choose it when the mask is given by other reasons, or to tell what fitting alone buys;
     `ADMM` also chooses the mask and is better at every sparsity measured.

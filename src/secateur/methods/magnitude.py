@@ -10,7 +10,7 @@ from secateur.problem import Problem, Solution
 
 @dataclass(frozen=True, kw_only=True)
 class Magnitude:
-    """Keeps the largest |w| (BatchNorm folded in), unchanged, and leaves biases alone.
+    """Keeps the largest `abs(w)` (BatchNorm folded in), unchanged, and leaves biases alone.
 
     Choose it as a baseline only: it needs no data and no time, and it loses accuracy soonest.
     Source: Han et al., "Learning both weights and connections", 2015.
