@@ -309,6 +309,7 @@ MISTAKES = {
     "no such function": ("{}:netwrok", {}, [], "did you mean network"),
     "not a module": ("{}:no_module", {}, [], "gives a int, expected a torch.nn.Module"),
     "a function that raises": ("{}:raising", {}, [], "raised OSError: the drive is gone"),
+    "a name too long for data": (None, {"data": "a" * 300}, [], "aaa... is not a path (File name"),
     "no such data": (None, {"data": "absent"}, [], "no such file or folder"),
     "empty folder": (None, {"data": "empty"}, [], "holds no images"),
     "text among images": (None, {"data": "notes"}, ["--channels", 1], "readme.txt is not a"),

@@ -716,6 +716,9 @@ def _show_size(size: PackedSize) -> None:
     Console().print(size_view(size))
 
 
+_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+
+
 @contextmanager
 def _one_sentence() -> Iterator[None]:
     """Ends the program with exit status 2 and one sentence for a mistake or an interruption."""
@@ -733,7 +736,7 @@ def _one_sentence() -> Iterator[None]:
     except MemoryError:
         _fail("out of memory: use fewer images (--max-images)")
     except RuntimeError as error:
-        if not any(text in str(error) for text in ("out of memory", "not enough memory")):
+        if not any(text in str(error) for text in _NO_MEMORY):
             raise
         _fail("out of memory: use fewer images (--max-images)")
     finally:

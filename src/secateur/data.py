@@ -192,6 +192,10 @@ class _Source:
 
     def _path(self, text: str) -> Images:
         path = Path(text)
+        try:
+            path.exists()
+        except OSError as error:  # a name that is too long, for one
+            raise DataError(f"{text[:60]}... is not a path ({error.strerror}): check it") from error
         kind, colon, number = text.partition(":")
         if not path.exists() and colon and kind in _SYNTHETIC:
             return self._synthetic(kind, number)
