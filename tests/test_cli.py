@@ -465,9 +465,13 @@ def test_a_full_disk_keeps_the_earlier_result(place, tmp_path, monkeypatch):
     assert [path.name for path in out.iterdir()] == ["model.safetensors"]
 
 
-def test_out_of_memory_is_one_sentence(place, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")],
+)
+def test_out_of_memory_is_one_sentence(place, tmp_path, monkeypatch, error):
     def too_much(*_, **__):
-        raise MemoryError
+        raise error
 
     monkeypatch.setattr("secateur.steps.walk", too_much)
     result = invoke(*prune_arguments(place, tmp_path / "out"))
