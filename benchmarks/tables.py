@@ -258,9 +258,37 @@ def int8(folder: Path) -> str:
     )
 
 
+def allocation(folder: Path) -> str:
+    """What each way to divide the zeros leads to, and what it takes."""
+    rows = read_rows(folder / "allocation.csv")
+    if not rows:
+        return MISSING
+    lines = [
+        [
+            NAMES[row["network"]],
+            f"{float(row['sparsity']):.0%}",
+            row["allocation"],
+            f"{float(row['top1']):.1f}",
+            f"{float(row['drop']):.1f} ± {float(row['drop_error']):.1f}",
+            f"{float(row['kl']):.3f}",
+            f"{float(row['ratio']):.1f}",
+        ]
+        for row in rows
+    ]
+    heads = ["network", "zeros", "allocation", "top-1", "points lost", "KL, nats", "cost"]
+    return (
+        f"{_markdown(heads, lines)}\n\n"
+        f"{rows[0]['images']} calibration images. `exhaustive` is `sensitivity` at eight "
+        "sparsities of every layer. Cost of the allocation alone, in dense forward passes over the "
+        "same images. "
+        f"{_machine(rows)}"
+    )
+
+
 Table = Callable[[Path], str]
 PAGES: dict[str, dict[str, Table]] = {
     "README.md": {"default": default, "accuracy": accuracy, "cost": cost},
+    "docs/how-it-works.md": {"allocation": allocation},
     "docs/paper.md": {"paper": paper, "paper-cost": paper_cost},
     "docs/packed-format.md": {"packing": packing},
     "docs/deployment.md": {"int8": int8},
