@@ -35,7 +35,7 @@ def sensitivity(rows: list[dict[str, str]], path: Path) -> None:
             )
         panel.set(title=f"{NAMES[network]}, {len(layers)} layers", xlabel="zeros in the layer, %")
         panel.grid(alpha=0.3)
-    figure.supylabel("squared error of the outputs, relative to their variance")
+    figure.supylabel("relative squared error of the outputs")
     scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), "viridis")
     bar = figure.colorbar(scale, ax=panels, ticks=[0, 1], shrink=0.8)
     bar.ax.set_yticklabels(["first layer", "last layer"])
