@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from jaxtyping import Float
@@ -117,8 +117,8 @@ class Graph(Protocol):
         notes: what a reader of the report should know.
     """
 
-    @property
-    def has_gradients(self) -> bool: ...  # noqa: D102
+    has_gradients: ClassVar[bool]
+
     @property
     def ops(self) -> Sequence[Op]: ...  # noqa: D102
     @property
