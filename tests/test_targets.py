@@ -271,10 +271,12 @@ def test_a_network_whose_state_dict_has_other_names_is_pruned(network, images) -
 
 
 def test_the_plan_shows_each_layer_and_the_sums(network, images) -> None:
-    text = str(secateur.plan(network, images, max_macs=0.4, recipe=Recipe(levels=(0.1, 0.0))))
+    found = secateur.plan(network, images, max_macs=0.4, recipe=Recipe(levels=(0.1, 0.0)))
+    text = str(found)
     rows = {line.split()[0]: line for line in text.splitlines()}
     assert "16x8x3x3" in rows["early"]
     assert f"{SIZES[0]:,}" in rows["early"]
-    assert "40.0% of the MACs" in " ".join(text.split())
+    assert 0.39 < found.macs_fraction <= 0.4
+    assert f"{found.macs_fraction:.1%} of the MACs" in " ".join(text.split())
     assert "expected damage" in text
     assert "measures again at each level" in text
