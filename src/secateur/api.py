@@ -25,7 +25,7 @@ from secateur.patterns import Pattern
 from secateur.quantization import check_kind
 from secateur.quantization import quantize as in_int8
 from secateur.recipe import Recipe, choose_recipe
-from secateur.report import Inspection, Report, build_report, step_reports
+from secateur.report import Inspection, Report, step_reports
 from secateur.targets import choose_target
 from secateur.walk import Sampling
 
@@ -156,36 +156,19 @@ def prune(
     check_kind(quantize, model)
     job = prepare(model, data, options, evaluation)
     with layer_progress(progress, job.plan.visits) as on_layer:
-        plan = replace(job.plan, on_layer=on_layer)
-        division = plan.division
-        job.watch.lap("allocation")
-        walked, target, search = job.carry_out(plan)
+        job = job.measure(on_layer)
+        walked, target, search = job.carry_out()
     pruned = job.network(walked)
     job.watch.lap("walk")
-    steps = plan.account(walked, target, job.original, job.aligned)
-    found = step_reports(model, steps, plan.images, walked.dense, job.evaluator)
+    steps = job.plan.account(walked, target, job.original, job.aligned)
+    found = step_reports(model, steps, job.plan.images, walked.dense, job.evaluator)
     job.watch.lap("steps")
     integers = None
     if quantize is not None:
         integers = in_int8(as_onnx(pruned, job.images.tensor), job.images.tensor)
         job.watch.lap("quantize")
-    judged = {} if job.evaluator is None else job.evaluator.evaluations(pruned, integers)
-    job.watch.lap("evaluation")
-
-    report = build_report(
-        pruned,
-        plan.graph,
-        walked,
-        division,
-        job.images,
-        options.settings(plan.images.device),
-        job.watch.seconds,
-        found,
-        job.notes(walked),
-        costs=plan.costs,
-        search=search,
-        evaluation=judged,
-    )
+    judged = job.evaluations(pruned, integers)
+    report = job.report(pruned, walked, judged, steps=found, search=search)
     for warning in report.warnings:
         warnings.warn(warning, SecateurWarning, stacklevel=2)
     return PruneResult(pruned, report, steps, integers, job.evaluator)

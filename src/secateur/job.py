@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,13 +14,13 @@ from secateur.adaptation import Adaptation, adapt
 from secateur.alignment import Alignment
 from secateur.data import Images, Transform, load_images
 from secateur.errors import DataError, ModelError, OptionError
-from secateur.evaluate import Judge, fast_layout, predict
+from secateur.evaluate import Evaluation, Judge, fast_layout, predict
 from secateur.forecast import expectation
 from secateur.frontends import device_of, named_tensors, trace, with_parameters
 from secateur.graph import Graph
 from secateur.options import select_layers
 from secateur.recipe import Recipe
-from secateur.report import SearchReport, describe
+from secateur.report import Report, SearchReport, StepReport, build_report, describe
 from secateur.search import Try
 from secateur.search import search as search_sparsity
 from secateur.steps import Plan
@@ -93,6 +93,7 @@ class Job:
     """All that is needed to prune.
 
     Attributes:
+        options: of the call.
         model: the dense network.
         images: those that layers are fitted to.
         judge: what the result is judged by, where there is anything.
@@ -103,6 +104,7 @@ class Job:
         watch: runs since the call.
     """
 
+    options: Options
     model: Any
     images: Images
     judge: Judge | None
@@ -116,6 +118,13 @@ class Job:
     def evaluator(self) -> Judge | None:
         """The judge with evaluation data."""
         return self.judge if self.evaluation else None
+
+    def measure(self, on_layer: Callable[[str], Any]) -> Job:
+        """The job with its layers measured by the allocation; this and walks call `on_layer`."""
+        plan = replace(self.plan, on_layer=on_layer)
+        _ = plan.division  # measured here, once
+        self.watch.lap("allocation")
+        return replace(self, plan=plan)
 
     def notes(self, walked: Walked) -> list[str]:
         """What was done to the network around the walk, for the report."""
@@ -132,8 +141,38 @@ class Job:
         """The network with what a walk has changed."""
         return with_parameters(self.model, {**self.aligned.changes, **walked.changes})
 
-    def carry_out(self, plan: Plan) -> tuple[Walked, Target, SearchReport | None]:
+    def evaluations(self, pruned: Any, int8: Any = None) -> dict[str, Evaluation]:
+        """The networks on the evaluation data; none where there are no such data."""
+        found = {} if self.evaluator is None else self.evaluator.evaluations(pruned, int8)
+        self.watch.lap("evaluation")
+        return found
+
+    def report(
+        self,
+        pruned: Any,
+        walked: Walked,
+        evaluation: dict[str, Evaluation],
+        *,
+        steps: Sequence[StepReport] = (),
+        search: SearchReport | None = None,
+    ) -> Report:
+        """What was asked for, what a walk did, and what it led to."""
+        return build_report(
+            pruned,
+            self.plan,
+            walked,
+            self.images,
+            self.options.settings(self.plan.images.device),
+            self.watch.seconds,
+            self.notes(walked),
+            steps=list(steps),
+            search=search,
+            evaluation=evaluation,
+        )
+
+    def carry_out(self) -> tuple[Walked, Target, SearchReport | None]:
         """Walks; for a drop as often as the search needs. Also the target walked to."""
+        plan = self.plan
         if not isinstance(plan.target, MaxDrop):
             return plan.run(plan.target), plan.target, None
         assert self.judge is not None
@@ -222,6 +261,7 @@ def prepare(
     )
     target.budget(plan.costs)  # a target that cannot be met shows now, not after the allocation
     return Job(
+        options=options,
         model=model,
         images=images,
         judge=judge,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from secateur.allocations import Curve, Division
+from secateur.allocations import Curve
 from secateur.data import FEW_IMAGES, Images
 from secateur.evaluate import Evaluation, Judge, compare, predict
 from secateur.frontends import named_tensors, parameters, with_parameters
@@ -22,7 +22,7 @@ from secateur.output import write_file
 from secateur.plain import from_json, to_json
 from secateur.runtimes import Gate, LayerFacts, Machine, RuntimeReport, gates, survey
 from secateur.search import Try
-from secateur.targets import Costs
+from secateur.steps import Plan
 from secateur.version import __version__
 from secateur.walk import LayerResult, Walked
 
@@ -219,35 +219,33 @@ class Report:
 
 def build_report(
     pruned: Any,
-    graph: Graph,
+    plan: Plan,
     walked: Walked,
-    division: Division,
     images: Images,
     settings: dict[str, Any],
     seconds: dict[str, float],
-    steps: list[StepReport],
     notes: Sequence[str],
     *,
-    costs: Costs,
+    steps: list[StepReport],
     search: SearchReport | None,
     evaluation: dict[str, Evaluation],
 ) -> Report:
     """Puts together what a walk did; zeros are counted in the pruned model itself."""
     tensors = named_tensors(pruned)
-    curves = list(division.curves) or [None] * len(walked.results)
+    curves = list(plan.division.curves) or [None] * len(walked.results)
     layers = [
         _layer_report(result, tensors, curve)
         for result, curve in zip(walked.results, curves, strict=True)
     ]
     chosen = {layer.name for layer in layers}
-    others = [layer for layer in graph.layers if layer.name not in chosen]
+    others = [layer for layer in plan.graph.layers if layer.name not in chosen]
     kept = [layer.weights - layer.zeros for layer in layers]
     return Report(
         synthetic=images.synthetic,
         sparsity=sum(layer.zeros for layer in layers) / sum(layer.weights for layer in layers),
         network_sparsity=_zero_share(parameters(pruned)),
-        macs_fraction=costs.macs.share(kept),
-        bytes_fraction=costs.bytes.share(kept),
+        macs_fraction=plan.costs.macs.share(kept),
+        bytes_fraction=plan.costs.bytes.share(kept),
         requested=settings,
         search=search,
         layers=layers,
@@ -264,7 +262,7 @@ def build_report(
         evaluation=evaluation,
         runtimes=survey([layer.gates for layer in layers], Machine.here()),
         warnings=_warnings(len(images.tensor)),
-        notes=[*graph.notes, *notes],
+        notes=[*plan.graph.notes, *notes],
         versions={
             "secateur": __version__,
             "torch": torch.__version__,

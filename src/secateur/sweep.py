@@ -26,7 +26,7 @@ from secateur.output import write_file
 from secateur.patterns import Pattern
 from secateur.plain import from_json, to_json
 from secateur.recipe import Recipe, choose_recipe
-from secateur.report import DataReport, Report, build_report
+from secateur.report import DataReport, Report
 from secateur.steps import Plan
 from secateur.targets import Sparsity
 from secateur.walk import Sampling
@@ -175,13 +175,10 @@ def sweep(
         device=device,
     )
     job = prepare(read(model), data, options, evaluation)
-    settings = options.settings(job.plan.images.device)
     with layer_progress(progress, _visits(job.plan, targets)) as on_layer:
-        plan = replace(job.plan, on_layer=on_layer)
-        _ = plan.division  # measured here, once
-        job.watch.lap("allocation")
-        reports = [_point(job, plan, target, settings) for target in targets]
-    found = _sweep(job, reports, {**settings, "sparsities": [of.value for of in targets]})
+        job = job.measure(on_layer)
+        reports = [_point(job, target) for target in targets]
+    found = _sweep(job, reports, [of.value for of in targets])
     for warning in found.warnings:
         warnings.warn(warning, SecateurWarning, stacklevel=2)
     return found
@@ -206,33 +203,23 @@ def _visits(plan: Plan, targets: Sequence[Sparsity]) -> int:
     return plan.measured + sum(walks)
 
 
-def _point(job: Job, plan: Plan, target: Sparsity, settings: dict[str, Any]) -> Report:
+def _point(job: Job, target: Sparsity) -> Report:
     """The report of a walk to one sparsity."""
-    before = dict(job.watch.seconds)
-    walked = plan.run(target)
+    job = replace(job, options=replace(job.options, target=target))
+    before = job.watch.seconds
+    walked = job.plan.run(target)
     pruned = job.network(walked)
     job.watch.lap("walk")
-    judged = {} if job.evaluator is None else job.evaluator.evaluations(pruned)
-    job.watch.lap("evaluation")
-    after = job.watch.seconds
-    return build_report(
-        pruned,
-        plan.graph,
-        walked,
-        plan.division,
-        job.images,
-        {**settings, "target": {"name": target.name, "value": target.value}},
-        {name: after[name] - before.get(name, 0.0) for name in ("walk", "evaluation", "total")},
-        [],
-        job.notes(walked),
-        costs=plan.costs,
-        search=None,
-        evaluation=judged,
-    )
+    report = job.report(pruned, walked, job.evaluations(pruned))
+    after = report.seconds
+    steps = ("walk", "evaluation", "total")
+    report.seconds = {name: after[name] - before.get(name, 0.0) for name in steps}
+    return report
 
 
-def _sweep(job: Job, reports: Sequence[Report], requested: dict[str, Any]) -> Sweep:
+def _sweep(job: Job, reports: Sequence[Report], sparsities: list[float]) -> Sweep:
     first = reports[0]
+    settings = {key: value for key, value in first.requested.items() if key != "target"}
     return Sweep(
         synthetic=first.synthetic,
         points=tuple(
@@ -249,7 +236,7 @@ def _sweep(job: Job, reports: Sequence[Report], requested: dict[str, Any]) -> Sw
         ),
         dense=first.evaluation.get("dense"),
         data=first.data,
-        requested={key: value for key, value in requested.items() if key != "target"},
+        requested={**settings, "sparsities": sparsities},
         seconds=job.watch.seconds,
         warnings=tuple(first.warnings),
         notes=tuple(first.notes),
