@@ -23,10 +23,10 @@ from secateur.version import __version__
 
 if TYPE_CHECKING:
     from secateur.api import PruneResult
-    from secateur.data import Preprocess
+    from secateur.data import Images, Preprocess
     from secateur.evaluate import Evaluation
-    from secateur.forecast import Forecast
     from secateur.packing import PackedSize
+    from secateur.recipe import Recipe
     from secateur.report import Report
     from secateur.sweep import Sweep
 
@@ -178,6 +178,7 @@ def prune(
     """
     with _one_sentence():
         from secateur import api
+        from secateur.console import forecast_view
         from secateur.data import load_images
         from secateur.errors import OptionError
         from secateur.frontends import require_onnx
@@ -212,25 +213,15 @@ def prune(
         quantize = "int8" if int8 else None
         check_kind(quantize, network)
         images = load_images(data, preprocess=preprocess, max_images=max_images, seed=seed)
-        common: dict[str, Any] = {
-            **target,
-            "recipe": how,
-            "include": include or None,
-            "exclude": exclude or None,
-            "max_images": max_images,
-            "max_columns": max_columns,
-            "seed": seed,
-            "device": _device(device),
-            "progress": None if quiet is None else not quiet,
-        }
+        common = _common(how, include, exclude, max_images, max_columns, seed, device, quiet)
         if dry_run or out is None:
-            _show_plan(api.plan(network, images, **common))
+            _print(forecast_view(api.plan(network, images, **target, **common)))
             return
-        judged = None
-        if eval_data is not None:
-            judged = load_images(eval_data, preprocess=preprocess, max_images=None, labelled=True)
+        judged = _evaluation(eval_data, preprocess)
         with output_folder(out, force=force) as folder:
-            result = api.prune(network, images, evaluation=judged, quantize=quantize, **common)
+            result = api.prune(
+                network, images, evaluation=judged, quantize=quantize, **target, **common
+            )
             _write(result, folder, images.tensor, files)
             no_page = _write_page(result.report, folder / PAGE)
         _show(result, out, quiet)
@@ -285,24 +276,10 @@ def sweep(
         preprocess = _preprocess(size, resize, mean, std, channels)
         network = load_model(model, weights)
         images = load_images(data, preprocess=preprocess, max_images=max_images, seed=seed)
-        judged = None
-        if eval_data is not None:
-            judged = load_images(eval_data, preprocess=preprocess, max_images=None, labelled=True)
+        judged = _evaluation(eval_data, preprocess)
+        common = _common(how, include, exclude, max_images, max_columns, seed, device, quiet)
         with output_folder(out, force=force) as folder:
-            found = run(
-                network,
-                images,
-                sparsities=values,
-                evaluation=judged,
-                recipe=how,
-                include=include or None,
-                exclude=exclude or None,
-                max_images=max_images,
-                max_columns=max_columns,
-                seed=seed,
-                device=_device(device),
-                progress=None if quiet is None else not quiet,
-            )
+            found = run(network, images, sparsities=values, evaluation=judged, **common)
             found.save(folder / SWEEP)
             for one in found.reports:
                 one.save(folder / f"report-{one.requested['target']['value']:g}.json")
@@ -577,6 +554,38 @@ def _preprocess(
     )
 
 
+def _evaluation(source: str | None, preprocess: Preprocess | None) -> Images | None:
+    """All images of --eval, with labels where they have any."""
+    from secateur.data import load_images
+
+    if source is None:
+        return None
+    return load_images(source, preprocess=preprocess, max_images=None, labelled=True)
+
+
+def _common(
+    recipe: Recipe,
+    include: list[str] | None,
+    exclude: list[str] | None,
+    max_images: int,
+    max_columns: int,
+    seed: int,
+    device: str | None,
+    quiet: bool | None,
+) -> dict[str, Any]:
+    """The arguments that `secateur.prune`, `plan` and `sweep` share."""
+    return {
+        "recipe": recipe,
+        "include": include or None,
+        "exclude": exclude or None,
+        "max_images": max_images,
+        "max_columns": max_columns,
+        "seed": seed,
+        "device": _device(device),
+        "progress": None if quiet is None else not quiet,
+    }
+
+
 def _numbers(option: str, text: str, kind: type = float) -> tuple[Any, ...]:
     from secateur.errors import OptionError
 
@@ -689,12 +698,6 @@ def _print(view: Any) -> None:
     from rich.console import Console
 
     Console(width=None if sys.stdout.isatty() else 120).print(view)
-
-
-def _show_plan(forecast: Forecast) -> None:
-    from secateur.console import forecast_view
-
-    _print(forecast_view(forecast))
 
 
 def _show(result: PruneResult, out: Path, quiet: bool | None) -> None:
