@@ -13,7 +13,6 @@ import math
 import os
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from secateur.engines import (
 )
 from secateur.errors import MissingExtraError, ModelError, OptionError
 from secateur.output import write_file
+from secateur.own_process import run_program
 from secateur.plain import from_json, to_json
 from secateur.runtimes import RUNTIMES, Machine, installed_versions
 from secateur.version import __version__
@@ -315,16 +315,10 @@ def _installed(package: str) -> bool:
 
 def _first_run(path: Path, runtime: str, threads: int, rate: float, batch: int) -> int | None:
     """Peak memory of a file in a process of its own, which also shows whether it runs at all."""
-    program = str(Path(__file__).with_name("engines.py"))
+    program = Path(__file__).with_name("engines.py")
     options = [str(path), runtime, str(threads), str(rate), str(batch)]
     try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-W", "ignore", program, *options],
-            capture_output=True,
-            timeout=_PATIENCE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            check=False,
-        )
+        done = run_program(program, options, seconds=_PATIENCE)
     except subprocess.TimeoutExpired as error:
         raise ModelError(
             f"{path} did not finish three runs on {runtime} within {_PATIENCE:g} s, expected one "

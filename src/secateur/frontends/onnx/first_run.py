@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from torch import Tensor
 from secateur.errors import ModelError
 from secateur.frontends.onnx.runtime import filled
 from secateur.frontends.onnx.signature import declared_batch
+from secateur.own_process import run_program
 
 _PATIENCE = 300.0  # seconds for the first run, on a few images
 _CRASHES = {-number.value: number.name for number in signal.Signals}
@@ -65,17 +64,10 @@ def at_arms_length(model: bytes, images: np.ndarray, batch: int) -> Mapping[str,
     """Runs a model in a process of its own; see `trial.py` for what goes in and comes out."""
     file = io.BytesIO()
     np.save(file, images)
-    program = str(Path(__file__).with_name("trial.py"))
+    program = Path(__file__).with_name("trial.py")
     numbers = [str(torch.get_num_threads()), str(len(model)), str(batch)]
     try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-W", "ignore", program, *numbers],
-            input=model + file.getvalue(),
-            capture_output=True,
-            timeout=_PATIENCE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            check=False,
-        )
+        done = run_program(program, numbers, seconds=_PATIENCE, content=model + file.getvalue())
     except subprocess.TimeoutExpired as error:
         raise ModelError(
             f"the ONNX model did not finish on {len(images)} images within {_PATIENCE:g} s, "
