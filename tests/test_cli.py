@@ -439,7 +439,7 @@ def test_an_interruption_leaves_nothing(place, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("writer", ["safetensors.torch.save_model", "secateur.report.write_file"])
+@pytest.mark.parametrize("writer", ["safetensors.torch.save_model", "secateur.plain.write_file"])
 def test_a_full_disk_leaves_nothing(place, tmp_path, monkeypatch, writer):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -457,7 +457,7 @@ def test_a_full_disk_keeps_the_earlier_result(place, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("secateur.report.write_file", full)
+    monkeypatch.setattr("secateur.plain.write_file", full)
     arguments = prune_arguments(place, out, "--method", "magnitude", "--force")
     assert_mistake(invoke(*arguments), "the disk is full")
     assert (out / "model.safetensors").read_text() == "earlier"

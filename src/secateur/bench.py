@@ -31,14 +31,11 @@ from secateur.engines import (
     start,
 )
 from secateur.errors import MissingExtraError, ModelError, OptionError
-from secateur.output import write_file
 from secateur.own_process import run_program
-from secateur.plain import from_json, to_json
+from secateur.plain import Saved
 from secateur.runtimes import RUNTIMES, Machine, installed_versions
 from secateur.version import __version__
 
-SCHEMA = "secateur.bench"
-SCHEMA_VERSION = 1
 NO_DIFFERENCE = "no measurable difference"
 CONFIDENCE = 0.95
 _LEAST_ROUNDS = 6  # below, no pair of runs encloses the median with that confidence
@@ -75,7 +72,7 @@ class Timing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
+class Bench(Saved):
     """What `bench` measured.
 
     Attributes:
@@ -91,6 +88,9 @@ class Bench:
         notes: what was not measured, and why a sparse path was not taken.
     """
 
+    schema = "secateur.bench"
+    schema_version = 1
+
     timings: tuple[Timing, ...]
     files: tuple[str, ...]
     threads: int
@@ -101,23 +101,6 @@ class Bench:
     cpu: str
     versions: dict[str, str]
     notes: tuple[str, ...]
-
-    def save(self, path: str | Path, *, force: bool = False) -> None:
-        """Writes JSON (UTF-8).
-
-        Raises:
-            OutputError: the file exists and `force` is not given, or it cannot be written.
-        """
-        write_file(Path(path), to_json(self, SCHEMA, SCHEMA_VERSION), force=force)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Bench:
-        """Reads what `save` wrote.
-
-        Raises:
-            DataError: no such file, of another schema, or damaged.
-        """
-        return from_json(path, cls, SCHEMA, SCHEMA_VERSION)
 
     def first(self, timing: Timing) -> Timing:
         """The first file's timing in the same runtime."""

@@ -7,49 +7,57 @@ import functools
 import json
 import types
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
 from secateur.errors import DataError
-
-Object = TypeVar("Object")
-
-
-def to_json(held: Any, schema: str, version: int) -> bytes:
-    """A dataclass as JSON in UTF-8, `schema` and `schema_version` first.
-
-    A field whose metadata say `saved=False` is left out.
-    """
-    saved = {of.name for of in dataclasses.fields(held) if of.metadata.get("saved", True)}
-    content = {key: of for key, of in dataclasses.asdict(held).items() if key in saved}
-    plain = {"schema": schema, "schema_version": version, **content}
-    return (json.dumps(plain, indent=2, ensure_ascii=False, default=str) + "\n").encode()
+from secateur.output import write_file
 
 
-def from_json(path: str | Path, kind: type[Object], schema: str, version: int) -> Object:
-    """Reads what `to_json` wrote.
+class Saved:
+    """A dataclass that is saved as a JSON file; a field with the metadata `saved=False` is not."""
 
-    Raises:
-        DataError: no such file, not JSON, of another schema or version, or damaged.
-    """
-    what = schema.removeprefix("secateur.")
-    try:
-        held = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read as a {what}: {error}") from error
-    if not isinstance(held, dict):
-        raise DataError(f"{path} holds no object, expected a {what} that secateur has written")
-    name, found = held.pop("schema", None), held.pop("schema_version", None)
-    if name != schema or found != version:
-        raise DataError(
-            f"{path} has schema {name!r} version {found}, expected {schema!r} version {version}: "
-            "use the version of secateur that wrote it"
-        )
-    try:
-        return build(kind, held, what)
-    except (ValueError, OverflowError) as error:
-        raise DataError(
-            f"{path} is damaged ({error}), expected a {what} as secateur has written it"
-        ) from error
+    schema: ClassVar[str]
+    schema_version: ClassVar[int]
+
+    def save(self, path: str | Path, *, force: bool = False) -> None:
+        """Writes JSON (UTF-8, `schema` and `schema_version` first).
+
+        Raises:
+            OutputError: the file exists and `force` is not given, or it cannot be written.
+        """
+        held: Any = self
+        saved = _hints(type(self))
+        content = {name: of for name, of in dataclasses.asdict(held).items() if name in saved}
+        plain = {"schema": self.schema, "schema_version": self.schema_version, **content}
+        text = json.dumps(plain, indent=2, ensure_ascii=False, default=str) + "\n"
+        write_file(Path(path), text.encode(), force=force)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Reads what `save` wrote.
+
+        Raises:
+            DataError: no such file, not JSON, of another schema or version, or damaged.
+        """
+        what = cls.schema.removeprefix("secateur.")
+        try:
+            held = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise DataError(f"{path} cannot be read as a {what}: {error}") from error
+        if not isinstance(held, dict):
+            raise DataError(f"{path} holds no object, expected a {what} that secateur has written")
+        schema, version = held.pop("schema", None), held.pop("schema_version", None)
+        if schema != cls.schema or version != cls.schema_version:
+            raise DataError(
+                f"{path} has schema {schema!r} version {version}, expected {cls.schema!r} version "
+                f"{cls.schema_version}: use the version of secateur that wrote it"
+            )
+        try:
+            return build(cls, held, what)
+        except (ValueError, OverflowError) as error:
+            raise DataError(
+                f"{path} is damaged ({error}), expected a {what} as secateur has written it"
+            ) from error
 
 
 def build(kind: Any, value: Any, where: str) -> Any:

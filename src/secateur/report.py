@@ -19,7 +19,7 @@ from secateur.evaluate import Evaluation, Judge, compare, predict
 from secateur.frontends import named_tensors, parameters, with_parameters
 from secateur.graph import Graph, Layer
 from secateur.output import write_file
-from secateur.plain import from_json, to_json
+from secateur.plain import Saved
 from secateur.runtimes import Gate, LayerFacts, Machine, RuntimeReport, gates, survey
 from secateur.search import Try
 from secateur.steps import Plan
@@ -28,9 +28,6 @@ from secateur.walk import LayerResult, Walked
 
 if TYPE_CHECKING:
     from secateur.bench import Bench
-
-SCHEMA = "secateur.report"
-SCHEMA_VERSION = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +131,7 @@ class SearchReport:
 
 
 @dataclass(kw_only=True)
-class Report:
+class Report(Saved):
     """Everything worth knowing about a pruned network.
 
     Attributes:
@@ -161,6 +158,9 @@ class Report:
         versions: of secateur, torch and Python.
     """
 
+    schema = "secateur.report"
+    schema_version = 4
+
     synthetic: str | None = None
     sparsity: float
     network_sparsity: float
@@ -181,14 +181,6 @@ class Report:
     notes: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
 
-    def save(self, path: str | Path, *, force: bool = False) -> None:
-        """Writes JSON (UTF-8, `schema` and `schema_version` first).
-
-        Raises:
-            OutputError: the file exists and `force` is not given, or it cannot be written.
-        """
-        write_file(Path(path), to_json(self, SCHEMA, SCHEMA_VERSION), force=force)
-
     def save_page(
         self, path: str | Path, *, bench: Bench | None = None, force: bool = False
     ) -> None:
@@ -201,15 +193,6 @@ class Report:
         from secateur.page import report_page
 
         write_file(Path(path), report_page(self, bench).encode(), force=force)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Report:
-        """Reads what `save` wrote.
-
-        Raises:
-            DataError: no such file, not a report, of another schema, or damaged.
-        """
-        return from_json(path, cls, SCHEMA, SCHEMA_VERSION)
 
     def __str__(self) -> str:
         from secateur.console import render_report

@@ -24,15 +24,12 @@ from secateur.job import Job, Options, prepare
 from secateur.methods import Method
 from secateur.output import write_file
 from secateur.patterns import Pattern
-from secateur.plain import from_json, to_json
+from secateur.plain import Saved
 from secateur.recipe import Recipe, choose_recipe
 from secateur.report import DataReport, Report
 from secateur.steps import Plan
 from secateur.targets import Sparsity
 from secateur.walk import Sampling
-
-SCHEMA = "secateur.sweep"
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +55,7 @@ class SweepPoint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep:
+class Sweep(Saved):
     """What `secateur.sweep` found.
 
     Attributes:
@@ -74,6 +71,9 @@ class Sweep:
         reports: one per point, as `secateur.prune` would give it; not in the file of `save`.
     """
 
+    schema = "secateur.sweep"
+    schema_version = 1
+
     synthetic: str | None
     points: tuple[SweepPoint, ...]
     dense: Evaluation | None
@@ -87,14 +87,6 @@ class Sweep:
         default=(), compare=False, repr=False, metadata={"saved": False}
     )
 
-    def save(self, path: str | Path, *, force: bool = False) -> None:
-        """Writes JSON (UTF-8), without `reports`, which have files of their own.
-
-        Raises:
-            OutputError: the file exists and `force` is not given, or it cannot be written.
-        """
-        write_file(Path(path), to_json(self, SCHEMA, SCHEMA_VERSION), force=force)
-
     def save_page(self, path: str | Path, *, force: bool = False) -> None:
         """Writes the curve and the table as one HTML file that loads nothing.
 
@@ -105,15 +97,6 @@ class Sweep:
         from secateur.page import sweep_page
 
         write_file(Path(path), sweep_page(self).encode(), force=force)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Sweep:
-        """Reads what `save` wrote.
-
-        Raises:
-            DataError: no such file, not a sweep, of another schema, or damaged.
-        """
-        return from_json(path, cls, SCHEMA, SCHEMA_VERSION)
 
     def __str__(self) -> str:
         from secateur.console import render_sweep
