@@ -42,6 +42,7 @@ class PruneResult:
         judge: the evaluation data and what the dense network says to them, where there are any.
         steps: for a recipe of several steps, the parameters that differ from the dense
             network's after each of them, by name; see `after`.
+        exported: what `quantized` was made from: the pruned network as an `onnx.ModelProto`.
     """
 
     model: Any
@@ -49,6 +50,7 @@ class PruneResult:
     steps: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     quantized: Any = None
     judge: Judge | None = None
+    exported: Any = None
 
     def after(self, step: str) -> Any:
         """A copy of the network as it was after a step of the recipe."""
@@ -163,15 +165,16 @@ def prune(
     steps = job.plan.account(walked, target, job.original, job.aligned)
     found = step_reports(model, steps, job.plan.images, walked.dense, job.evaluator)
     job.watch.lap("steps")
-    integers = None
+    exported = integers = None
     if quantize is not None:
-        integers = in_int8(as_onnx(pruned, job.images.tensor), job.images.tensor)
+        exported = as_onnx(pruned, job.images.tensor)
+        integers = in_int8(exported, job.images.tensor)
         job.watch.lap("quantize")
     judged = job.evaluations(pruned, integers)
     report = job.report(pruned, walked, judged, steps=found, search=search)
     for warning in report.warnings:
         warnings.warn(warning, SecateurWarning, stacklevel=2)
-    return PruneResult(pruned, report, steps, integers, job.evaluator)
+    return PruneResult(pruned, report, steps, integers, job.evaluator, exported)
 
 
 def plan(

@@ -631,7 +631,9 @@ def _write(result: PruneResult, folder: Path, images: Any, files: list[str]) -> 
         exports[ONNX] = save(result.model, folder / ONNX, images, _pruned_parameters(result))
         _warn(result, ONNX)
     if INT8 in files or IR in files:
-        pruned = read(folder / ONNX) if ONNX in files else as_onnx(result.model, images)
+        pruned = read(folder / ONNX) if ONNX in files else result.exported
+        if pruned is None:
+            pruned = as_onnx(result.model, images)
         if INT8 in files:
             exports[INT8] = save_int8(result.quantized, folder / INT8, images, pruned)
         if IR in files:
