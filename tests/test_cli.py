@@ -530,7 +530,10 @@ def test_fractal_data_say_so_first(place, tmp_path):
     assert result.stdout.startswith("calibrated on synthetic images, no real ones: 40 fractal")
     lines = (out / "report.json").read_text().splitlines()
     assert lines[3] == '  "synthetic": "40 fractal images, seed 5",'
-    assert Report.load(out / "report.json").synthetic == "40 fractal images, seed 5"
+    report = Report.load(out / "report.json")
+    assert report.synthetic == "40 fractal images, seed 5"
+    wanted = {"name": "Preprocess", "size": 12, "resize": None, "channels": 1}
+    assert wanted.items() <= report.requested["preprocess"].items()
 
 
 def test_fractal_data_need_a_size(place, tmp_path):

@@ -213,7 +213,9 @@ def prune(
         quantize = "int8" if int8 else None
         check_kind(quantize, network)
         images = load_images(data, preprocess=preprocess, max_images=max_images, seed=seed)
-        common = _common(how, include, exclude, max_images, max_columns, seed, device, quiet)
+        common = _common(
+            how, preprocess, include, exclude, max_images, max_columns, seed, device, quiet
+        )
         if dry_run or out is None:
             _print(forecast_view(api.plan(network, images, **target, **common)))
             return
@@ -277,7 +279,9 @@ def sweep(
         network = load_model(model, weights)
         images = load_images(data, preprocess=preprocess, max_images=max_images, seed=seed)
         judged = _evaluation(eval_data, preprocess)
-        common = _common(how, include, exclude, max_images, max_columns, seed, device, quiet)
+        common = _common(
+            how, preprocess, include, exclude, max_images, max_columns, seed, device, quiet
+        )
         with output_folder(out, force=force) as folder:
             found = run(network, images, sparsities=values, evaluation=judged, **common)
             found.save(folder / SWEEP)
@@ -565,6 +569,7 @@ def _evaluation(source: str | None, preprocess: Preprocess | None) -> Images | N
 
 def _common(
     recipe: Recipe,
+    preprocess: Preprocess | None,
     include: list[str] | None,
     exclude: list[str] | None,
     max_images: int,
@@ -576,6 +581,7 @@ def _common(
     """The arguments that `secateur.prune`, `plan` and `sweep` share."""
     return {
         "recipe": recipe,
+        "preprocess": preprocess,  # for the report: the images are read already
         "include": include or None,
         "exclude": exclude or None,
         "max_images": max_images,
