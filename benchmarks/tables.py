@@ -285,13 +285,40 @@ def allocation(folder: Path) -> str:
     )
 
 
+def third_party(folder: Path) -> str:
+    """What came of ONNX files of other people's packages."""
+    rows = read_rows(folder / "third_party.csv")
+    if not rows:
+        return MISSING
+    heads = ["package", "file", "input", "layers pruned", "zeros", "output error", "result"]
+    lines = [
+        [
+            f"{row['package']} {row['version']}",
+            f"`{row['file']}`",
+            row["shape"] or "-",
+            f"{row['pruned_layers']} of {row['layers']}" if row["layers"] else "-",
+            f"{int(row['zeros']):,} of {int(row['weights']):,}" if row["zeros"] else "-",
+            f"{float(row['output_error']):.2g}" if row["output_error"] else "-",
+            row["result"],
+        ]
+        for row in rows
+    ]
+    images = max((row["images"] for row in rows), key=lambda count: int(count or 0))
+    return (
+        f"{_markdown(heads, lines)}\n\nPruned to half on {images} fractals; the zeros are those "
+        "of the file written, read back. Error: squared error of the first output over its "
+        "variance, on 16 other fractals, which are nothing like what these networks are made for: "
+        f"it shows that the file runs, not how good it is. {_machine(rows)}"
+    )
+
+
 Table = Callable[[Path], str]
 PAGES: dict[str, dict[str, Table]] = {
     "README.md": {"default": default, "accuracy": accuracy, "cost": cost},
     "docs/how-it-works.md": {"allocation": allocation},
     "docs/paper.md": {"paper": paper, "paper-cost": paper_cost},
     "docs/packed-format.md": {"packing": packing},
-    "docs/deployment.md": {"int8": int8},
+    "docs/deployment.md": {"int8": int8, "third-party": third_party},
 }
 
 

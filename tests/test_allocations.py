@@ -165,6 +165,22 @@ def test_a_measured_damage_is_what_a_network_so_pruned_does(lopsided) -> None:
     assert busy.measured
 
 
+def test_a_second_look_takes_damage_from_the_first(lopsided) -> None:
+    network, images = lopsided
+    sensitivity = Sensitivity(method=secateur.Magnitude())
+    first = sensitivity.measure(subject_of(network, images))
+    dense = {f"{name}.weight": getattr(network, name).weight for name in ("idle", "busy", "head")}
+    again = sensitivity.measure(subject_of(network, images, weights=dense, before=first))
+    for one, other in zip(first.curves, again.curves, strict=True):
+        assert other.damage == pytest.approx(one.damage, rel=1e-6)
+        assert not other.measured
+    half = secateur.prune(network, images, sparsity=0.5, method="least-squares", include="busy")
+    pruned = {**dense, "busy.weight": half.model.busy.weight}
+    later = sensitivity.measure(subject_of(network, images, weights=pruned, before=first))
+    assert later.curves[1].damage[0] < 0.9 * first.curves[1].damage[0]
+    assert later.curves[0].damage == pytest.approx(first.curves[0].damage, rel=1e-6)
+
+
 def test_small_layers_are_not_run_and_say_so(lopsided) -> None:
     network, images = lopsided
     few = Sensitivity(small=0.1).measure(subject_of(network, images)).curves

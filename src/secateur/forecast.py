@@ -81,8 +81,11 @@ def foresee(plan: Plan) -> Forecast:
     """
     division, asked = plan.division, plan.target
     target, notes = _without_search(plan, asked)
-    if len(plan.recipe.levels) > 1:
-        notes.append("planned for the dense network: the recipe measures again at each level")
+    if len(levels := plan.levels(target)) > 1:
+        notes.append(
+            f"planned for the dense network: the recipe prunes to {levels[0].value:g} first and "
+            "measures again"
+        )
     kept = plan.kept(division, target)
     damage = division.damage(kept) or [None] * len(kept)
     layers = tuple(

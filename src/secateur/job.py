@@ -135,6 +135,8 @@ class Job:
                 f"layers fitted with the statistics of {count} BatchNorms taken on the calibration "
                 "images; the network keeps its own"
             )
+        if walked.before:
+            notes.append(f"pruned to {', then '.join(walked.before)} on the way, and on from there")
         return [*notes, *tuning_notes(walked.tuned)]
 
     def network(self, walked: Walked) -> Any:

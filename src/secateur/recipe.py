@@ -59,6 +59,9 @@ class Recipe:
         levels: by how much the target is relaxed on the way, the last one 0: (0.1, 0) prunes to
             ten points of sparsity less (or of MACs or bytes more), then starts from those
             weights for the target.
+        levels_from: damage that the allocation expects (see `secateur.allocations.Curve`) from
+            which the levels before the last are gone through; below it, or where the allocation
+            measures none, the target is walked to at once. 0 = always go through them.
         tuning: trains the surviving weights of each block together at the end; None = no. PyTorch
             networks only.
     """
@@ -70,6 +73,7 @@ class Recipe:
     alignment: ChannelAlignment | None = None
     adaptation: str = "synthetic"
     levels: tuple[float, ...] = (0.0,)
+    levels_from: float = 0.0
     tuning: BlockTuning | None = None
 
     def __post_init__(self) -> None:
@@ -86,8 +90,15 @@ class Recipe:
                 "such as [0.1, 0.0]"
             )
 
-    def targets(self, target: Target) -> list[Target]:
-        """The targets to go through; levels at which nothing is asked for are left out."""
+    def targets(self, target: Target, damage: float | None = None) -> list[Target]:
+        """The targets to go through; levels at which nothing is asked for are left out.
+
+        Args:
+            target: the last one.
+            damage: expected at that, where the allocation measures it.
+        """
+        if self.levels_from > 0 and (damage is None or damage < self.levels_from):
+            return [target]
         return [level for by in self.levels[:-1] if (level := target.relaxed(by))] + [target]
 
     def settings(self) -> dict[str, Any]:
@@ -214,9 +225,11 @@ def _named(value: Any, table: Mapping[str, type], where: str) -> Any:
     return _build(kind, {key: of for key, of in value.items() if key != "name"}, where)
 
 
+_BY_THE_WAY: dict[str, Any] = {"levels": (0.1, 0.0), "levels_from": 0.05}
+
 RECIPES = {
-    "default": Recipe(),
-    "tuned": Recipe(tuning=BlockTuning()),
+    "default": Recipe(**_BY_THE_WAY),
+    "tuned": Recipe(**_BY_THE_WAY, tuning=BlockTuning()),
     "paper": Recipe(
         method=AdamCalibration(start=BiasCorrection(start=WeightCorrection())),
         allocation=NormalizedMagnitude(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +17,7 @@ from secateur.graph import Graph, Layer
 from secateur.methods import Magnitude, chain
 from secateur.recipe import Recipe, name_of
 from secateur.search import WALKS
-from secateur.targets import Costs, MaxDrop, Target
+from secateur.targets import Costs, MaxDrop, Sparsity, Target
 from secateur.walk import Sampling, Walked, folded_weight, outputs, walk
 
 Changes = dict[str, Tensor]
@@ -63,8 +64,9 @@ class Plan:
     def visits(self) -> int:
         """How often layers are visited at most, by the allocation and by the walks."""
         searched = isinstance(self.target, MaxDrop)
-        levels = len(self.recipe.levels if searched else self.recipe.targets(self.target))
-        walks = levels + (self.recipe.tuning is not None)
+        target = Sparsity(0.999) if searched else self.target  # the search may end there
+        levels = len(self.recipe.targets(target, math.inf if self.measured else None))
+        walks = levels * (2 if self.recipe.tuning else 1)
         walk = walks * len(self.layers) + (levels - 1) * self.measured
         return self.measured + (WALKS if searched else 1) * walk  # the first division serves all
 
@@ -75,12 +77,19 @@ class Plan:
             target: the plan's own, or, where that has to be searched, a sparsity to try.
         """
         walked, weights = None, {}
-        for level in self.recipe.targets(target):
+        *before, _ = levels = self.levels(target)
+        for level in levels:
             division = self.division if walked is None else self.divide(weights)
-            walked = self._walk(self.kept(division, level), weights)
+            walked = self._tuned(self._walk(self.kept(division, level), weights))
             weights = {name: walked.changes[name] for name in self._names()}
         assert walked is not None
-        return self._put_back(self._tuned(walked))
+        walked = replace(walked, before=[f"{one.name} {one.value:g}" for one in before])
+        return self._put_back(walked)
+
+    def levels(self, target: Target) -> list[Target]:
+        """The targets to go through on the way, the given one last."""
+        damage = self.division.damage(self.kept(self.division, target))
+        return self.recipe.targets(target, math.fsum(damage) if damage else None)
 
     def _tuned(self, walked: Walked) -> Walked:
         """The surviving weights of each block trained together, where the recipe says so."""
@@ -131,6 +140,7 @@ class Plan:
             images=self.images,
             layers=layers,
             weights=weights,
+            before=self.division if weights else None,
             costs=self.target.budget(self.costs).costs,
             sampling=self.sampling,
             chunk=self.chunk,
@@ -180,7 +190,7 @@ class Plan:
         """
         names = [name_of(part) for part in chain(self.recipe.method)]
         steps = walked.steps
-        if len(self.recipe.targets(target)) > 1 and len(names) > 1:
+        if len(names) > 1 and len(self.levels(target)) > 1:
             before = replace(self.recipe, method=self.recipe.method.start, levels=(0.0,))  # type: ignore[attr-defined]
             steps = [*replace(self, recipe=before).run(target).steps, walked.steps[-1]]
         if len(steps) != len(names):  # a method that does not tell its steps

@@ -90,6 +90,7 @@ class Walked:
         dense, pruned: the network's first output for all images; `pruned` is None when
             no pruned stream was run, or the network was changed after it.
         tuned: what happened to each block, where blocks were tuned.
+        before: what the network was pruned to on the way, where there was such a level.
     """
 
     changes: dict[str, Tensor]
@@ -98,6 +99,7 @@ class Walked:
     dense: Tensor | None
     pruned: Tensor | None
     tuned: Sequence[TunedBlock] = ()
+    before: Sequence[str] = ()
 
 
 class Stream:

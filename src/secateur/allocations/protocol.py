@@ -23,6 +23,7 @@ class Subject:
         images: calibration inputs, batch first.
         layers: the layers to prune, in execution order.
         weights: weights by parameter name that stand for the dense ones (of a level before).
+        before: what was found out about the dense network, where `weights` are given.
         costs: what one kept weight costs in each layer; None = 1 each.
         sampling, chunk: as in `secateur.walk`.
         on_layer: called with a layer's name when an allocation that takes long is done with it.
@@ -32,6 +33,7 @@ class Subject:
     images: Tensor
     layers: Sequence[Layer]
     weights: Mapping[str, Tensor] = field(default_factory=dict)
+    before: Division | None = None
     costs: Sequence[float] | None = None
     sampling: Sampling = field(default_factory=Sampling)
     chunk: int = 32

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +30,10 @@ class Sensitivity:
     Each layer is pruned and fitted again at a few sparsities, all others dense, and the network
     is run from that layer on, over images that the fit has not seen. The curves between (damage
     against sparsity, interpolated in its logarithm) are minimised in sum under the budget.
+
+    At a later level (see `Recipe.levels`) layers start from other weights, and other sparsities do
+    them harm. They are fitted again, but not run again: the damage is taken from their output
+    errors and from what such errors did in the dense network.
 
     Choose it always, unless there is no time for it: on compact networks layers differ by a
     factor of a thousand in how much they matter, and magnitudes do not tell.
@@ -52,26 +57,31 @@ class Sensitivity:
     )
 
     def measure(self, subject: Subject) -> SensitivityDivision:
-        """Cost: a dense pass with fits, and a run from each layer on per level.
+        """Cost: a dense pass with fits, and, the first time, a run from each layer on per level.
 
         On EfficientNet-Lite0 with 300 images: see benchmarks/allocation.py.
         """
         fitting, judging = _split(subject.images, self.images)
         study = _Study(subject, fitting, judging)
+        before = subject.before
+        known = before if isinstance(before, SensitivityDivision) and before.errors else None
         small = _smallest(subject, self.small)
         errors, damage = [], []
         for index, layer in enumerate(subject.layers):
             changes, found = study.fits(index, layer, self.levels, self.method)
             errors.append(found)
-            damage.append(None if index in small else [study.damage(layer, c) for c in changes])
+            if known is not None:
+                damage.append(known.damage_of(index, found))
+            else:
+                damage.append(None if index in small else [study.damage(layer, c) for c in changes])
             subject.on_layer(layer.name)
-        return SensitivityDivision(
-            [layer.weights for layer in subject.layers],
-            [
-                _curve(self.levels, found, error, damage, errors)
-                for found, error in zip(damage, errors, strict=True)
-            ],
-        )
+        curves = [
+            _curve(self.levels, found, error, damage, errors)
+            for found, error in zip(damage, errors, strict=True)
+        ]
+        if known is not None:
+            curves = [replace(curve, measured=False) for curve in curves]
+        return SensitivityDivision([layer.weights for layer in subject.layers], curves, errors)
 
 
 @dataclass(frozen=True)
@@ -81,10 +91,12 @@ class SensitivityDivision:
     Attributes:
         sizes: weights in each layer.
         curves: one per layer.
+        errors: the layer's relative output error at each sparsity of its curve.
     """
 
     sizes: Sequence[int]
     curves: Sequence[Curve]
+    errors: Sequence[Sequence[float]] = ()
 
     def kept(self, budget: Budget) -> list[int]:
         """Takes weights where the next one costs the least damage, until the budget is met.
@@ -106,6 +118,14 @@ class SensitivityDivision:
             for layer, (size, curve) in enumerate(zip(self.sizes, self.curves, strict=True))
             for rise, count in _hull(size, curve)
         ]
+
+    def damage_of(self, layer: int, errors: Sequence[float]) -> list[float]:
+        """What other output errors of a layer would do, from those measured (log-linear)."""
+        known = np.log(np.maximum(self.errors[layer], 1e-12))
+        order = np.argsort(known, kind="stable")
+        ratios = np.log(self.curves[layer].damage) - known
+        asked = np.log(np.maximum(errors, 1e-12))
+        return np.exp(asked + np.interp(asked, known[order], ratios[order])).tolist()
 
     def damage(self, kept: Sequence[int]) -> list[float]:
         """What the curves expect of each layer, at given numbers of kept weights."""
