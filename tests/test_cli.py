@@ -417,7 +417,7 @@ def test_onnx_without_its_packages_is_the_install_line(place, tmp_path, monkeypa
         monkeypatch.setitem(sys.modules, "onnxruntime", sys)
     monkeypatch.setattr(builtins, "__import__", without)
     result = invoke(*prune_arguments(place, tmp_path / "out", "--onnx"))
-    assert_mistake(result, "pip install 'secateur[onnx]'", tmp_path / "out")
+    assert_mistake(result, "pip install '.[onnx]' in your clone", tmp_path / "out")
     assert f"needs the package {package}," in result.stderr
 
 

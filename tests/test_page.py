@@ -211,7 +211,7 @@ def test_without_the_extra_the_command_says_what_to_install(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     reports.report().save(tmp_path / "report.json")
     result = invoke("report", tmp_path / "report.json", "-o", tmp_path / "page.html")
-    assert_mistake(result, "pip install 'secateur[html]'")
+    assert_mistake(result, "pip install '.[html]'")
     assert not (tmp_path / "page.html").exists()
 
 
@@ -234,7 +234,7 @@ def test_prune_writes_the_page_or_the_rest_and_a_note(
         assert (tmp_path / "out" / "report.html").read_text(encoding="utf-8") == report_page(held)
     else:
         assert "note: report.html was not written" in result.stderr
-        assert "pip install 'secateur[html]'" in result.stderr
+        assert "pip install '.[html]'" in result.stderr
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this system")

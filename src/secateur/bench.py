@@ -30,7 +30,7 @@ from secateur.engines import (
     example,
     start,
 )
-from secateur.errors import MissingExtraError, ModelError, OptionError
+from secateur.errors import MissingExtraError, ModelError, OptionError, install_line
 from secateur.own_process import run_program
 from secateur.plain import Saved
 from secateur.runtimes import RUNTIMES, Machine, installed_versions
@@ -378,9 +378,9 @@ def _notes(timings: Sequence[Timing]) -> list[str]:
     notes = []
     runtimes = {one.runtime for one in timings}
     if ONNX_RUNTIME not in runtimes:
-        notes.append("ONNX Runtime was not measured: pip install 'secateur[onnx]', .onnx files")
+        notes.append(f"ONNX Runtime was not measured: {install_line('onnx')}, and give .onnx files")
     if OPENVINO not in runtimes:
-        notes.append("OpenVINO was not measured: pip install 'secateur[openvino]'")
+        notes.append(f"OpenVINO was not measured: {install_line('openvino')}")
     elif not any(one.sparse_layers for one in timings):
         (openvino,) = [of for of in RUNTIMES if of.package == "openvino"]
         why = openvino.machine(Machine.here())

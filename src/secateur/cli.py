@@ -181,8 +181,6 @@ def prune(
         from secateur.console import forecast_view
         from secateur.data import load_images
         from secateur.errors import OptionError
-        from secateur.frontends import require_onnx
-        from secateur.ir import require_openvino
         from secateur.loading import is_onnx_file, load_model
         from secateur.output import check_folder, output_folder
         from secateur.quantization import check_kind
@@ -203,11 +201,7 @@ def prune(
         }
         choose_target(**target)  # a mistake shows now, not after the images are read
         how = choose_recipe(recipe, method=method, allocation=allocation, inputs=inputs)
-        if onnx and not is_onnx_file(model):
-            require_onnx("--onnx", "onnxscript")
-        if openvino:
-            require_onnx("--openvino", "onnxscript")
-            require_openvino("--openvino")
+        _require(onnx=onnx and not is_onnx_file(model), openvino=openvino, int8=int8)
         preprocess = _preprocess(size, resize, mean, std, channels)
         network = load_model(model, weights)
         quantize = "int8" if int8 else None
@@ -533,6 +527,22 @@ def unpack(
         from secateur import packing
 
         _show_size(packing.unpack(file, out, force=force, max_bytes=max_bytes))
+
+
+def _require(*, onnx: bool, openvino: bool, int8: bool) -> None:
+    """Tells before long work what an option needs and the extra that installs it all."""
+    from secateur.frontends import require_onnx
+    from secateur.ir import require_openvino
+    from secateur.quantization import require_nncf
+
+    asked = [name for name, of in (("openvino", openvino), ("int8", int8)) if of] or ["onnx"] * onnx
+    if asked:
+        purpose, extra = " ".join(f"--{name}" for name in asked), ",".join(asked)
+        require_onnx(purpose, "onnxscript", extra=extra)
+        if openvino:
+            require_openvino(purpose, extra=extra)
+        if int8:
+            require_nncf(purpose, extra=extra)
 
 
 def _json(found: Sequence[tuple[str, Evaluation]]) -> str:
