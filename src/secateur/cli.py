@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from secateur.api import PruneResult
     from secateur.data import Images, Preprocess
     from secateur.evaluate import Evaluation
-    from secateur.packing import PackedSize
     from secateur.recipe import Recipe
     from secateur.report import Report
     from secateur.sweep import Sweep
@@ -220,7 +219,9 @@ def prune(
             )
             _write(result, folder, images.tensor, files)
             no_page = _write_page(result.report, folder / PAGE)
+            written = _sizes(folder)
         _show(result, out, quiet)
+        _list(out, written)
         _tell(PAGE, no_page)
 
 
@@ -282,7 +283,9 @@ def sweep(
             for one in found.reports:
                 one.save(folder / f"report-{one.requested['target']['value']:g}.json")
             no_page = _write_page(found, folder / CURVE)
+            written = _sizes(folder)
         _print(sweep_view(found))
+        _list(out, written)
         _tell(CURVE, no_page)
 
 
@@ -308,7 +311,7 @@ def report(
             _print(report_view(found))
             return
         found.save_page(out, bench=None if bench is None else Bench.load(bench), force=force)
-        typer.echo(f"{out}: {out.stat().st_size:,} bytes")
+        typer.echo(_written(out, out.stat().st_size))
 
 
 @app.command()
@@ -509,7 +512,8 @@ def pack(
     with _one_sentence():
         from secateur import packing
 
-        _show_size(packing.pack(file, out, force=force))
+        size = packing.pack(file, out, force=force)
+        typer.echo(f"{_written(out, size.packed)}, {size.ratio:.1%} of {file}")
 
 
 @app.command()
@@ -526,7 +530,8 @@ def unpack(
     with _one_sentence():
         from secateur import packing
 
-        _show_size(packing.unpack(file, out, force=force, max_bytes=max_bytes))
+        size = packing.unpack(file, out, force=force, max_bytes=max_bytes)
+        typer.echo(_written(out, size.dense))
 
 
 def _require(*, onnx: bool, openvino: bool, int8: bool) -> None:
@@ -724,17 +729,24 @@ def _show(result: PruneResult, out: Path, quiet: bool | None) -> None:
 
     if quiet or (quiet is None and not sys.stdout.isatty()):
         typer.echo(f"{out}: {result_line(result.report)}")
-        return
-    _print(report_view(result.report))
-    typer.echo(f"written to {out}")
+    else:
+        _print(report_view(result.report))
 
 
-def _show_size(size: PackedSize) -> None:
-    from rich.console import Console
+def _sizes(folder: Path) -> dict[Path, int]:
+    """Bytes of each file in a folder, by its path in there."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {path.relative_to(folder): path.stat().st_size for path in files}
 
-    from secateur.console import size_view
 
-    Console().print(size_view(size))
+def _list(out: Path, written: Mapping[Path, int]) -> None:
+    """The files that were written, one per line."""
+    for path, size in written.items():
+        typer.echo(_written(out / path, size))
+
+
+def _written(path: Path, size: int) -> str:
+    return f"{path}: {size:,} bytes"
 
 
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
@@ -772,12 +784,14 @@ def _fail(sentence: str) -> NoReturn:
 
 
 def main() -> None:
-    """Entry point; Ctrl-C and a polite kill leave nothing behind."""
+    """What `secateur_main` runs; Ctrl-C and a polite kill leave nothing behind."""
     clean_up_when_killed()
     # PyTorch asks for huge pages: fresh memory was filled twice as fast on Linux. Read at import.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         status = app(standalone_mode=False)
+    except typer.Abort:  # what typer makes of Ctrl-C before a command begins
+        raise KeyboardInterrupt from None
     except Exception as error:
         if not hasattr(error, "format_message"):  # not a mistake in the options
             raise
@@ -794,7 +808,3 @@ def _usage(error: Any) -> int:
         sentence = " ".join(error.format_message().split()).rstrip(".")
         typer.echo(f"secateur: error: {sentence}: see {command} --help", err=True)
     return 2
-
-
-if __name__ == "__main__":
-    main()

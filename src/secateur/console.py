@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from secateur.compare import Comparison, Figure
     from secateur.evaluate import Evaluation
     from secateur.forecast import Forecast
-    from secateur.packing import PackedSize
-    from secateur.report import Inspection, Report, SearchReport
+    from secateur.report import Inspection, Report
     from secateur.runtimes import RuntimeReport
     from secateur.sweep import Sweep
 
@@ -188,20 +187,31 @@ def _left(macs: float, size: float) -> str:
 
 
 def _search_lines(report: Report) -> list[str]:
-    """The drop that was asked for, what was reached, and every try."""
+    """The drop that was asked for, and every try."""
     search = report.search
     if search is None:
         return []
-    wanted = report.requested["target"]["value"]
     tries = [f"{one.sparsity:.2%}: {one.drop:.2f} ± {one.error:.2f}" for one in search.tries]
     return [
-        f"{_lost(search)}, {wanted:g} allowed, on {search.images} {search.judged_on}",
-        f"{len(tries)} walks, points lost by zeros: {', '.join(tries)}",
+        f"{_search_text(report)}, judged on {search.images} {search.judged_on}",
+        f"points lost by zeros, in each try: {', '.join(tries)}",
     ]
 
 
-def _lost(search: SearchReport) -> str:
-    return f"{search.drop:.2f} ± {search.error:.2f} points of {search.measure}"
+def _search_text(report: Report) -> str:
+    """How many zeros were found to stay within the drop that was asked for."""
+    search, wanted = report.search, report.requested["target"]["value"]
+    if search is None:
+        return ""
+    measure = "agreement" if search.measure == "disagreement" else search.measure
+    return (
+        f"the most zeros in {_count(len(search.tries), 'tries', 'try')} that lose at most "
+        f"{_count(wanted, 'points', 'point')} of {measure}"
+    )
+
+
+def _count(number: float, many: str, one: str) -> str:
+    return f"{number:g} {one if number == 1 else many}"
 
 
 def result_line(report: Report) -> str:
@@ -210,10 +220,19 @@ def result_line(report: Report) -> str:
     parts.append(_left(report.macs_fraction, report.bytes_fraction))
     if report.synthetic:
         parts.append(f"calibrated on synthetic images ({report.synthetic})")
-    if report.search is not None:
-        parts.append(f"{_lost(report.search)} in {len(report.search.tries)} walks")
+    search = report.search
+    if search is not None:
+        parts.append(_search_text(report))
     if "pruned" in report.evaluation:
-        parts.append(_evaluation_text(report.evaluation["pruned"]))
+        parts.append(evaluation_text(report.evaluation["pruned"]))
+    elif search is not None:
+        lost = _lost_text(search.drop, search.error)
+        parts.append(f"{lost} on {search.images} {search.judged_on}")
+    elif report.calibration is not None:
+        parts.append(
+            f"{_label_free(report.calibration)} on the {report.data.images} calibration images "
+            "(optimistic: the layers were fitted to them)"
+        )
     for name, found in _files(report):
         judged = f"agreement {found.agreement:.2f} %" if found.top1 is None else top1_text(found)
         parts.append(f"{name} {judged}")
@@ -231,8 +250,8 @@ def _accuracy_lines(report: Report) -> list[str]:
     if dense is not None and dense.top1 is not None:
         lines.append(f"dense:  top-1 {top1_text(dense)} on {dense.images} images")
     if pruned is not None:
-        lines.append(f"pruned: {_evaluation_text(pruned)}")
-    return lines + [f"{name}: {_evaluation_text(found)}" for name, found in _files(report)]
+        lines.append(f"pruned: {evaluation_text(pruned)}")
+    return lines + [f"{name}: {evaluation_text(found)}" for name, found in _files(report)]
 
 
 def _files(report: Report) -> list[tuple[str, Evaluation]]:
@@ -240,15 +259,22 @@ def _files(report: Report) -> list[tuple[str, Evaluation]]:
     return [(name, of) for name, of in report.evaluation.items() if name not in _NETWORKS]
 
 
-def _evaluation_text(found: Evaluation) -> str:
+def evaluation_text(found: Evaluation) -> str:
+    """What is known of an evaluation, in one line."""
     parts = []
     if found.top1 is not None:
         parts.append(f"top-1 {top1_text(found)}")
     if found.drop is not None:
-        parts.append(f"{found.drop:.2f} ± {found.drop_error:.2f} points lost")
+        parts.append(_lost_text(found.drop, found.drop_error))
     if found.agreement is not None:
         parts.append(_label_free(found))
     return f"{', '.join(parts)} on {found.images} images"
+
+
+def _lost_text(drop: float, error: float | None) -> str:
+    """Points lost or, where the drop is negative, gained."""
+    what = "gained" if round(drop, 2) < 0 else "lost"
+    return f"{abs(drop):.2f} ± {error:.2f} points {what}"
 
 
 def top1_text(found: Evaluation) -> str:
@@ -270,9 +296,10 @@ def verdict_lines(found: Sequence[tuple[str, Evaluation]]) -> list[str]:
     ]
     for other, _ in found[1:]:
         if first.drop is not None:
+            verb = "gains" if round(first.drop, 2) < 0 else "loses"
             lines.append(
-                f"{name} loses {first.drop:.2f} ± {first.drop_error:.2f} points against {other} "
-                f"(paired; exact McNemar test: p = {first.p_value:.2g})"
+                f"{name} {verb} {abs(first.drop):.2f} ± {first.drop_error:.2f} points against "
+                f"{other} (paired; exact McNemar test: p = {first.p_value:.2g})"
             )
         same = f"the same answer for {first.agreement:.2f} % of {first.images} images"
         lines.append(f"{same}, KL({other} || {name}) {first.kl:.4f} nats")
@@ -476,15 +503,6 @@ def bench_conditions(bench: Bench) -> str:
         f"intervals; {bench.threads} thread{'s' * (bench.threads > 1)}, batch {bench.batch}, "
         f"sparse path from {bench.sparse_rate:.0%} zeros on; {bench.cpu}; {versions}"
     )
-
-
-def size_view(size: PackedSize) -> Table:
-    """What packing saves."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("dense bytes", "packed bytes", "ratio"):
-        table.add_column(heading, justify="right")
-    table.add_row(f"{size.dense:,}", f"{size.packed:,}", f"{size.ratio:.1%}")
-    return table
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
