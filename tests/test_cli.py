@@ -297,6 +297,19 @@ def test_inspect_lists_layers_and_reasons(place):
     assert "no: first layer" in rows["0"]
 
 
+def test_inspect_tells_what_each_layer_lacks_where_asked(place):
+    model = [f"{place / 'cli_networks.py'}:network", "--shape", "1,12,12"]
+    assert "3x3 convolution" not in invoke("inspect", *model).stdout
+    told = " ".join(invoke("inspect", *model, "--verbose").stdout.split())
+    assert "3x3 convolution: only linear layers; float32 weights: only INT8 ones: 0, 3, 6" in told
+    held = json.loads(invoke("inspect", *model, "--json").stdout)
+    layers = {layer["name"]: layer for layer in held["layers"]}
+    assert (layers["0"]["pruned"], layers["0"]["reason"]) == (False, "first layer")
+    gates = {gate["runtime"]: gate["obstacles"] for gate in layers["3"]["gates"]}
+    assert gates["XNNPACK (LiteRT)"] == ["3x3 convolution: only 1x1 convolutions"]
+    assert set(gates) == {runtime["name"] for runtime in held["runtimes"]}
+
+
 def test_inspect_takes_size_and_channels_for_the_shape(place):
     model = f"{place / 'cli_networks.py'}:network"
     sized = invoke("inspect", model, "--size", 12, "--channels", 1)

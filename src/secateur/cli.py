@@ -381,8 +381,12 @@ def inspect(
     ] = None,
     size: Size = None,
     channels: Channels = 3,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Also what each layer lacks for each runtime.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """List MODEL's layers: shapes, weights, MACs, which stay dense, and where zeros could pay."""
+    """List MODEL's layers: shapes, weights, MACs, which stay dense; and where zeros could pay."""
     with _one_sentence():
         from secateur import api
         from secateur.console import inspection_view
@@ -391,7 +395,11 @@ def inspect(
         sizes = None if shape is None else _integers("--shape", shape)
         if sizes is None and (size is not None or channels != 3):
             sizes = (channels, size or 224, size or 224)
-        _print(inspection_view(api.inspect(load_model(model, weights), sizes)))
+        found = api.inspect(load_model(model, weights), sizes)
+        if as_json:
+            typer.echo(json.dumps(found.data(), indent=2, ensure_ascii=False))
+        else:
+            _print(inspection_view(found, verbose=verbose))
 
 
 @app.command()

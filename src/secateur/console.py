@@ -334,17 +334,18 @@ def forecast_view(forecast: Forecast) -> Group:
     return Group(table, *(Text(line) for line in (*lines, *forecast.notes)))
 
 
-def inspection_view(inspection: Inspection) -> Group:
-    """One line per layer; what is pruned, what is protected and what cannot be pruned."""
+def inspection_view(inspection: Inspection, *, verbose: bool = False) -> Group:
+    """One line per layer: what is pruned, what is protected and what cannot be pruned.
+
+    With `verbose` also which layers each runtime could make use of, and what the others lack.
+    """
     from secateur.report import status
 
     table = Table("layer", "kind", "shape", "output", box=None, pad_edge=False, header_style="bold")
     table.add_column("weights", justify="right")
     table.add_column("MACs", justify="right")
     table.add_column("pruned by default", overflow="fold")
-    table.add_column("zeros may pay on", overflow="fold")
-    fits = [[_with_zeros(gate.runtime) for gate in of if gate.passed] for of in inspection.gates]
-    for layer, fit in zip(inspection.layers, fits or [[]] * len(inspection.layers), strict=True):
+    for layer in inspection.layers:
         why = status(layer)
         answer = f"no: {why}" if layer.obstacle else f"no: {why} (include= to prune)"
         table.add_row(
@@ -355,12 +356,47 @@ def inspection_view(inspection: Inspection) -> Group:
             f"{layer.weights:,}",
             f"{layer.macs:,}",
             answer if why else "yes",
-            ", ".join(fit) or "-",
         )
     total = sum(layer.weights for layer in inspection.layers)
     share = inspection.prunable_weights / total if total else 0.0
     line = f"{inspection.prunable_weights:,} of {total:,} weights ({share:.1%}) pruned by default"
-    return Group(table, Text(line), *_runtime_lines(inspection.runtimes, before=True))
+    parts: list[RenderableType] = [Text(_gain_text(inspection.runtimes)), Text(), table, Text(line)]
+    if verbose:
+        parts += [Text(), *(Text(of) for of in _gate_lines(inspection))]
+    return Group(*parts)
+
+
+def _gain_text(runtimes: Sequence[RuntimeReport]) -> str:
+    """What zeros are good for on this machine, in a sentence."""
+    faster = [f"{of.name} ({_zeros_needed(of.name)})" for of in runtimes if of.passed]
+    if faster:
+        return f"On this machine zeros may make faster: {', '.join(faster)}. Measure it."
+    return (
+        "On this machine no runtime is expected to get faster with zeros; what you gain is a "
+        "smaller packed file."
+    )
+
+
+def _zeros_needed(runtime: str) -> str:
+    from secateur.runtimes import RUNTIMES
+
+    (needs,) = (of.zeros for of in RUNTIMES if of.name == runtime)
+    return f"from {needs} zeros on" if needs else "any zeros"
+
+
+def _gate_lines(inspection: Inspection) -> Iterator[str]:
+    """Each runtime, and its layers by what they lack."""
+    yield "Which runtimes could leave out the zeros of which layers:"
+    for runtime, line in zip(inspection.runtimes, _reasons(inspection.runtimes), strict=True):
+        yield line
+        layers: dict[str, list[str]] = {}
+        for layer, gates in zip(inspection.layers, inspection.gates, strict=True):
+            for gate in gates:
+                if gate.runtime == runtime.name:
+                    lacks = "; ".join(gate.obstacles) or "they fit"
+                    layers.setdefault(lacks, []).append(layer.name)
+        for lacks, names in layers.items():
+            yield f"    {lacks}: {', '.join(names)}"
 
 
 def comparison_view(comparison: Comparison, names: tuple[str, str] = ("first", "second")) -> Group:
@@ -455,22 +491,16 @@ def sweep_view(sweep: Sweep) -> Group:
     return Group(*lines, table, *last)
 
 
-def _with_zeros(runtime: str) -> str:
-    """A runtime's name with the zeros that it needs."""
-    from secateur.runtimes import RUNTIMES
-
-    (needs,) = (of.zeros for of in RUNTIMES if of.name == runtime)
-    return f"{runtime}: {needs}" if needs else runtime
-
-
-def _runtime_lines(runtimes: Sequence[RuntimeReport], *, before: bool = False) -> list[Text]:
+def _runtime_lines(runtimes: Sequence[RuntimeReport]) -> list[Text]:
     """What each runtime could gain on the machine that was looked at."""
     if not runtimes:
         return []
-    head = "zeros on this machine, if they are those needed (2:4 is not made by this version):"
-    lines = [head if before else "zeros on the machine where the network was pruned:"]
-    lines += [f"  {of.name} {of.version or '(not installed)'}: {of.reason}" for of in runtimes]
-    return [Text(line) for line in lines]
+    head = "zeros on the machine where the network was pruned:"
+    return [Text(line) for line in (head, *_reasons(runtimes))]
+
+
+def _reasons(runtimes: Sequence[RuntimeReport]) -> list[str]:
+    return [f"  {' '.join(filter(None, (of.name, of.version)))}: {of.reason}" for of in runtimes]
 
 
 def bench_view(bench: Bench) -> Group:
