@@ -339,11 +339,11 @@ def bench(
         int | None, typer.Option(help="For each runtime; default: the cores there are.")
     ] = None,
     batch: Annotated[int, typer.Option(help="Images per run, where the file leaves it open.")] = 1,
-    rounds: Annotated[int, typer.Option(help="Measurements of each file, at least 6.")] = 100,
+    rounds: Annotated[int, typer.Option(help="Measurements of each file, at least 10.")] = 100,
     sparse_rate: Annotated[
         float, typer.Option(help="Zeros in a layer from which OpenVINO goes its sparse way.")
     ] = 0.5,
-    seed: Annotated[int, typer.Option(help="Of the inputs, and of who comes first.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of who comes first.")] = 0,
     json: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write it there.")
     ] = None,

@@ -522,15 +522,18 @@ def bench_view(bench: Bench) -> Group:
             bench.sparse_text(one),
             one.precision,
         )
-    return Group(table, Text(bench_conditions(bench)), *(Text(note) for note in bench.notes))
+    warnings = [Text(f"! {text}", style="yellow") for text in bench.warnings]
+    notes = [Text(note) for note in bench.notes]
+    return Group(*warnings, table, Text(bench_conditions(bench)), *notes)
 
 
 def bench_conditions(bench: Bench) -> str:
     """How it was measured, in one line."""
     versions = ", ".join(f"{name} {version}" for name, version in bench.versions.items())
     return (
-        f"{bench.rounds} rounds, the files taking turns; medians with {bench.confidence:.0%} "
-        f"intervals; {bench.threads} thread{'s' * (bench.threads > 1)}, batch {bench.batch}, "
+        f"{bench.rounds} rounds in {bench.processes} processes, the files taking turns; "
+        f"{bench.confidence:.0%} intervals; slower or faster in percent of the first file's time; "
+        f"{bench.threads} thread{'s' * (bench.threads > 1)}, batch {bench.batch}, "
         f"sparse path from {bench.sparse_rate:.0%} zeros on; {bench.cpu}; {versions}"
     )
 

@@ -458,12 +458,12 @@ def _latency(bench: Bench) -> dict[str, Any]:
         for one in bench.timings
     ]
     return {
-        "sentence": " ".join(f"{note}." for note in bench.notes),
+        "sentence": " ".join(f"{note}." for note in (*bench.warnings, *bench.notes)),
         "confidence": f"{bench.confidence:.0%}",
         "chart": intervals(
             "chart-latency",
             "Time for one run",
-            "Medians and their intervals. The table below has the numbers.",
+            "Typical times and their intervals. The table below has the numbers.",
             rows,
             xlabel="milliseconds",
         ),
