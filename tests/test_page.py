@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -57,6 +58,12 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def written() -> str:
     return report_page(reports.report())
+
+
+def test_a_negative_loss_is_a_gain_on_the_page() -> None:
+    held = reports.report()
+    held.evaluation["pruned"] = replace(held.evaluation["pruned"], drop=-0.5)
+    assert "0.50 ± 0.90 points gained" in report_page(held)
 
 
 def test_the_page_tells_everything_in_the_report(written: str) -> None:

@@ -226,7 +226,7 @@ def result_line(report: Report) -> str:
     if "pruned" in report.evaluation:
         parts.append(evaluation_text(report.evaluation["pruned"]))
     elif search is not None:
-        lost = _lost_text(search.drop, search.error)
+        lost = lost_text(search.drop, search.error)
         parts.append(f"{lost} on {search.images} {search.judged_on}")
     elif report.calibration is not None:
         parts.append(
@@ -265,16 +265,17 @@ def evaluation_text(found: Evaluation) -> str:
     if found.top1 is not None:
         parts.append(f"top-1 {top1_text(found)}")
     if found.drop is not None:
-        parts.append(_lost_text(found.drop, found.drop_error))
+        parts.append(lost_text(found.drop, found.drop_error))
     if found.agreement is not None:
         parts.append(_label_free(found))
     return f"{', '.join(parts)} on {found.images} images"
 
 
-def _lost_text(drop: float, error: float | None) -> str:
+def lost_text(drop: float, error: float | None) -> str:
     """Points lost or, where the drop is negative, gained."""
     what = "gained" if round(drop, 2) < 0 else "lost"
-    return f"{abs(drop):.2f} ± {error:.2f} points {what}"
+    spread = "" if error is None else f" ± {error:.2f}"
+    return f"{abs(drop):.2f}{spread} points {what}"
 
 
 def top1_text(found: Evaluation) -> str:
