@@ -101,9 +101,11 @@ def bench(*timings: Timing) -> Bench:
         threads=1,
         batch=1,
         rounds=20,
+        processes=5,
         confidence=0.95,
         sparse_rate=0.5,
         cpu="a CPU",
         versions={"openvino": "1"},
+        warnings=("a warning",),
         notes=("a note",),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from fractions import Fraction
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from test_page import Page
 
 from secateur import Bench, MissingExtraError, ModelError, OptionError, bench
 from secateur import bench as bench_function
-from secateur.bench import NO_DIFFERENCE, Timing, measure, median_interval, verdict
+from secateur.bench import CONFIDENCE, NO_DIFFERENCE, PROCESSES, Timing, interval, verdict
+from secateur.engines import measure
 from secateur.page import report_page
 from secateur.runtimes import Machine
 
@@ -25,12 +26,14 @@ onnx = pytest.importorskip("onnx")
 MODULE = __import__("sys").modules["secateur.bench"]
 
 
-def timing(low: float, median: float, high: float, file: str = "a.onnx") -> Timing:
+def timing(*medians: float, file: str = "a.onnx") -> Timing:
+    """Of processes whose rounds all take as long as given."""
+    low, middle, high = interval(medians)
     return Timing(
         file=file,
         runtime="OpenVINO",
-        milliseconds=(low, median, high),
-        median=median,
+        milliseconds=tuple((of, of) for of in medians),
+        median=middle,
         low=low,
         high=high,
         peak_bytes=None,
@@ -57,42 +60,74 @@ def convolutions(path: Path, layers: int, size: int = 8) -> Path:
     return path
 
 
-@pytest.mark.parametrize("count", [6, 7, 20, 101])
-def test_the_ranks_enclose_the_median_with_the_confidence_and_no_others_do(count: int) -> None:
-    low, middle, high = median_interval(list(reversed(range(count))))
-    assert middle == (count - 1) / 2
-    assert low + high == count - 1
-
-    def missed(
-        rank: int,
-    ) -> Fraction:  # P(fewer than `rank` of `count` are below the median), twice
-        return Fraction(2 * sum(math.comb(count, k) for k in range(rank)), 2**count)
-
-    assert missed(int(low) + 1) <= Fraction(5, 100) < missed(int(low) + 2)
+def test_the_interval_holds_the_true_value_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(4000):
+        low, middle, high = interval(np.exp(0.3 * rng.standard_normal(PROCESSES)))
+        assert low <= middle <= high
+        held += low <= 1 <= high
+    assert held / 4000 == pytest.approx(CONFIDENCE, abs=4 * math.sqrt(0.95 * 0.05 / 4000))
 
 
-def test_too_few_runs_have_no_interval() -> None:
-    with pytest.raises(OptionError, match="got 5 runs"):
-        median_interval([1.0] * 5)
-
-
-def test_overlapping_intervals_are_no_measurable_difference() -> None:
-    assert verdict(timing(1, 2, 3), timing(3, 4, 5)) == NO_DIFFERENCE
-    assert verdict(timing(3, 4, 5), timing(1, 2, 3)) == NO_DIFFERENCE
-    assert verdict(timing(1, 2, 9), timing(3, 4, 5)) == NO_DIFFERENCE
+def test_differences_smaller_than_those_between_processes_are_not_told() -> None:
+    first = timing(1.0, 1.0, 1.0, 1.0, 1.0)
+    assert verdict(first, timing(1.3, 1.25, 0.9, 1.3, 1.0)) == NO_DIFFERENCE
+    assert verdict(first, timing(0.7, 1.1, 0.9, 0.95, 1.05)) == NO_DIFFERENCE
     assert NO_DIFFERENCE == "no measurable difference"
 
 
-def test_a_ratio_has_the_extremes_of_both_intervals() -> None:
-    slow, fast = timing(3.0, 4.0, 6.0), timing(1.0, 2.0, 2.5)
-    assert verdict(slow, fast) == "2.00 times as fast (1.20 to 6.00)"
-    assert verdict(fast, slow) == "2.00 times as slow (1.20 to 6.00)"
+def test_a_difference_is_told_in_percent_of_the_first_time() -> None:
+    first, slow = timing(1.0, 1.1, 1.0, 0.9, 1.0), timing(1.24, 1.364, 1.24, 1.116, 1.24)
+    assert verdict(first, slow) == "24 % slower (24 to 24 %)"  # by the same factor in each process
+    assert verdict(slow, first) == "19 % faster (19 to 19 %)"
+    low, ratio, high = interval([1.02, 1.04, 1.03, 1.02, 1.04])
+    assert verdict(timing(1, 1, 1, 1, 1), timing(1.02, 1.04, 1.03, 1.02, 1.04)) == (
+        f"{100 * ratio - 100:.1f} % slower ({100 * low - 100:.1f} to {100 * high - 100:.1f} %)"
+    )
+
+
+def test_rounds_are_compared_in_pairs() -> None:
+    """A machine that gets slower from round to round slows both files down."""
+    drift = (1.0, 2.0, 3.0, 4.0)
+    first, other = (
+        replace(timing(1, 1, 1, 1, 1), milliseconds=(tuple(of * m for m in drift),) * 5)
+        for of in (1.0, 1.5)
+    )
+    assert verdict(first, other) == "50 % slower (50 to 50 %)"
+
+
+@pytest.mark.parametrize(
+    ("load", "threads", "medians", "says"),
+    [
+        (0.2, 2, (1, 1, 1, 1, 1.05), []),
+        (None, 2, (1, 1, 1, 1, 1.05), []),
+        (0.9, 1, (1, 1, 1, 1, 1), []),
+        (0.9, 2, (1, 1, 1, 1, 1), ["the machine was busy (load average 0.9"]),
+        (0.0, 1, (1, 1.2, 1, 1, 1), ["the same file took up to 20% longer in one process"]),
+    ],
+)
+def test_a_busy_machine_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+    load: float | None,
+    threads: int,
+    medians: tuple[float, ...],
+    says: list[str],
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    found = MODULE._warnings([timing(1, 1, 1, 1, 1), timing(*medians)], load, threads)
+    assert len(found) == len(says)
+    assert all(text.startswith(start) for text, start in zip(found, says, strict=True))
 
 
 def test_files_of_the_same_name_are_told_apart() -> None:
-    found = reports.bench(timing(1, 2, 3, "a/m.onnx"), timing(1, 2, 3, "b/m.onnx"))
+    found = reports.bench(
+        timing(1, 2, 3, 2, 1, file="a/m.onnx"), timing(1, 2, 3, 2, 1, file="b/m.onnx")
+    )
     assert [found.label(one) for one in found.timings] == ["a/m.onnx", "b/m.onnx"]
-    other = reports.bench(timing(1, 2, 3, "a/m.onnx"), timing(1, 2, 3, "b/n.onnx"))
+    other = reports.bench(
+        timing(1, 2, 3, 2, 1, file="a/m.onnx"), timing(1, 2, 3, 2, 1, file="b/n.onnx")
+    )
     assert [other.label(one) for one in other.timings] == ["m.onnx", "n.onnx"]
 
 
@@ -113,7 +148,7 @@ def test_functions_take_turns_in_changing_order() -> None:
 
 def test_short_runs_are_repeated_and_told_per_run() -> None:
     calls = itertools.count()
-    ((first, *_),) = measure([lambda: next(calls)], 6)
+    ((first, *_),) = measure([lambda: next(calls)], 10)
     assert next(calls) > 100
     assert first < 0.1
 
@@ -123,7 +158,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bench, Path, Pat
     folder = tmp_path_factory.mktemp("models")
     small = convolutions(folder / "small.onnx", 1)
     large = convolutions(folder / "large.onnx", 12, size=8)
-    return bench(small, large, rounds=8, threads=1), small, large
+    return bench(small, large, rounds=11, threads=1), small, large
 
 
 def test_files_are_measured_on_every_runtime_that_is_installed(
@@ -135,14 +170,16 @@ def test_files_are_measured_on_every_runtime_that_is_installed(
     assert ("openvino" in found.versions) == ("OpenVINO" in runtimes)
     assert [one.file for one in found.timings] == [str(small), str(large)] * len(runtimes)
     for one in found.timings:
-        assert len(one.milliseconds) == 8
+        assert [len(times) for times in one.milliseconds] == [3] * PROCESSES  # rounded up
         assert one.low <= one.median <= one.high
-        assert sorted(one.milliseconds)[0] == one.low  # ranks 1 and 8 of 8
+        medians = [np.median(times) for times in one.milliseconds]
+        assert (one.low, one.median, one.high) == pytest.approx(interval(medians))
         if one.peak_bytes is not None:
             assert 0 < one.peak_bytes < 1e9
     assert found.verdict(found.timings[0]) == ""
     assert found.threads == 1
-    assert str(found).count(str(small.name)) == len(runtimes)
+    table = str(replace(found, warnings=()))  # one may name the file
+    assert table.count(small.name) == len(runtimes)
 
 
 def test_the_sparse_path_is_read_from_the_executed_model(
@@ -189,7 +226,7 @@ def test_a_saved_bench_comes_back_and_is_shown_on_the_page(
     page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert small.name in page.text
     assert f"{found.timings[0].median:.3g}" in page.text
-    assert "8 rounds" in page.text
+    assert "15 rounds in 5 processes" in page.text
     assert "No latency was measured" not in page.text
     assert "No latency was measured" in report_page(reports.report())
 
@@ -200,7 +237,7 @@ def mistake(case: str, folder: Path) -> tuple[list[Any], dict[str, Any]]:
     (folder / "junk.onnx").write_bytes(b"junk")
     return {
         "none": ([], {}),
-        "rounds": ([good], {"rounds": 5}),
+        "rounds": ([good], {"rounds": 9}),
         "threads": ([good], {"threads": 0}),
         "batch": ([good], {"batch": 0}),
         "rate": ([good], {"sparse_rate": 1.0}),
@@ -208,7 +245,7 @@ def mistake(case: str, folder: Path) -> tuple[list[Any], dict[str, Any]]:
         "kind": ([folder / "model.safetensors"], {}),
         "absent": ([folder / "absent.onnx"], {}),
         "junk": ([folder / "junk.onnx"], {}),
-        "inputs": ([good, other], {"rounds": 6}),
+        "inputs": ([good, other], {"rounds": 10}),
     }[case]
 
 
@@ -216,7 +253,7 @@ def mistake(case: str, folder: Path) -> tuple[list[Any], dict[str, Any]]:
     ("case", "says"),
     [
         ("none", "got no files"),
-        ("rounds", "rounds is 5, expected at least 6"),
+        ("rounds", "rounds is 9, expected at least 10"),
         ("threads", "threads is 0"),
         ("batch", "batch is 0"),
         ("rate", "sparse_rate is 1.0"),
@@ -239,11 +276,12 @@ def test_mistakes_are_told(
 def test_what_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = convolutions(tmp_path / "model.onnx", 1)
     monkeypatch.setattr(MODULE, "_installed", lambda package: False)
-    with pytest.raises(MissingExtraError, match=r"pip install 'secateur\[onnx\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install '\.\[onnx\]'"):
         bench(path)
     monkeypatch.setattr(MODULE, "_installed", lambda package: package == "onnxruntime")
-    found = bench(path, rounds=6, threads=1)
-    assert found.notes == ("OpenVINO was not measured: pip install 'secateur[openvino]'",)
+    found = bench(path, rounds=10, threads=1)
+    (note,) = found.notes
+    assert note.startswith("OpenVINO was not measured: pip install '.[openvino]'")
 
 
 def test_the_command_prints_the_table_and_writes_json(
@@ -251,9 +289,9 @@ def test_the_command_prints_the_table_and_writes_json(
 ) -> None:
     monkeypatch.setattr(MODULE, "_installed", lambda package: package == "onnxruntime")
     path, json = convolutions(tmp_path / "model.onnx", 1), tmp_path / "bench.json"
-    result = invoke("bench", path, "--rounds", 6, "--threads", 1, "--json", json)
+    result = invoke("bench", path, "--rounds", 10, "--threads", 1, "--json", json)
     assert result.exit_code == 0, result.output
-    assert "6 rounds" in result.stdout
+    assert "10 rounds in 5 processes" in result.stdout
     assert Bench.load(json).files == (str(path),)
     assert_mistake(invoke("bench", path, "--json", json), "exists")
     assert_mistake(invoke("bench", path, "--json", tmp_path / "no" / "b.json"), "no folder")

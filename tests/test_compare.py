@@ -56,8 +56,11 @@ def test_the_difference_of_accuracies_has_the_error_of_both() -> None:
     assert figures["top-1"].difference == pytest.approx(1.0)
     assert figures["top-1"].error == pytest.approx(math.hypot(2.3, 1.0))
     assert figures["points lost"].error == pytest.approx(math.hypot(0.9, 0.4))
-    unjudged = compare_reports(reports.report(), changed(evaluation={}))
-    assert {one.name: one for one in unjudged.figures}["top-1"].difference is None
+    assert figures["top-1"].note == "on 200 images each (± is smaller if these are the same)"
+    unjudged = compare_reports(changed(evaluation={}), reports.report())
+    top1 = {one.name: one for one in unjudged.figures}["top-1"]
+    assert top1.difference is None
+    assert top1.note == "A was not evaluated"
 
 
 def test_a_layer_left_dense_in_one_report_counts_as_without_zeros() -> None:

@@ -1,6 +1,8 @@
 """The demonstration: whole or not at all, and its mistakes are one line."""
 
 import signal
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -47,3 +49,33 @@ def test_a_file_in_place_of_the_folder_is_one_line(tmp_path, run):
     assert told.startswith(f"demo: error: {tmp_path / 'out'} is a file")
     assert told.count("\n") == 1
     assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_each_run_is_told_as_it_ends(tmp_path, monkeypatch, capsys):
+    images, labels = example.test()
+    monkeypatch.setattr(example, "test", lambda: (images[:50], labels[:50]))
+    monkeypatch.setattr(demo, "METHODS", ("magnitude",))
+    monkeypatch.setattr(demo, "SPARSITIES", (0.5, 0.9))
+    told = []
+    prune = demo.prune
+
+    def recording(*arguments, **more):
+        told.append(capsys.readouterr().out)
+        return prune(*arguments, **more, allocation="uniform")
+
+    monkeypatch.setattr(demo, "prune", recording)
+    demo.demonstrate(tmp_path / "out")
+    assert told[0].startswith("2 runs, which take one to two minutes")
+    assert told[1].startswith(" 1 of 2: 50% zeros, magnitude: ")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "magnitude-50",
+        "magnitude-90",
+    ]
+
+
+def test_the_partial_folder_of_the_demonstration_is_no_news_to_git():
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        pytest.skip("no clone")
+    call = ["git", "check-ignore", "-q", ".demo-output.abc.partial/report.json"]
+    assert subprocess.run(call, cwd=root, check=False).returncode == 0

@@ -336,12 +336,20 @@ def test_an_unknown_quantisation_is_one_sentence(images) -> None:
         secateur.prune(as_onnx(network()), images, sparsity=0.6, quantize="int4")
 
 
-PACKAGES = {"--int8": ("nncf", "int8"), "--openvino": ("openvino", "openvino")}
-
-
-@pytest.mark.parametrize("option", PACKAGES)
-def test_a_missing_package_is_the_install_line(place, tmp_path, monkeypatch, option) -> None:
-    package, extra = PACKAGES[option]
+@pytest.mark.parametrize(
+    ("options", "package", "extra"),
+    [
+        ("--int8", "nncf", "int8"),
+        ("--int8", "onnx", "int8"),
+        ("--openvino", "openvino", "openvino"),
+        ("--openvino", "onnxruntime", "openvino"),
+        ("--int8 --openvino", "nncf", "openvino,int8"),
+        ("--int8 --openvino", "onnx", "openvino,int8"),
+    ],
+)
+def test_a_missing_package_is_the_install_line_of_one_extra(
+    place, tmp_path, monkeypatch, options, package, extra
+) -> None:
     real = builtins.__import__
 
     def without(name, *rest):
@@ -350,11 +358,11 @@ def test_a_missing_package_is_the_install_line(place, tmp_path, monkeypatch, opt
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    result = prune(place, tmp_path / "out", option)
+    result = prune(place, tmp_path / "out", *options.split())
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
     assert f"needs the package {package}, which is not installed" in line
-    assert f"pip install 'secateur[{extra}]'" in line
+    assert f"pip install '.[{extra}]' in your clone" in line
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from secateur.console import verdict_lines
 from secateur.errors import DataError, ModelError
-from secateur.evaluate import compare, evaluate, kl_divergence, predict
+from secateur.evaluate import Evaluation, compare, evaluate, kl_divergence, predict
 
 
 @pytest.fixture
@@ -195,3 +196,22 @@ def test_as_many_labels_as_images_are_needed(images):
     with pytest.raises(DataError, match="got 9 labels for 10 images"):
         # without the shape checks of the tests, as users call it
         inspect.unwrap(evaluate)(Net(), images, torch.zeros(9, dtype=torch.long))
+
+
+def test_an_evaluation_is_printed_as_on_the_command_line():
+    known = {"top1": 87.123456, "standard_error": 0.98765, "drop": 1.2345, "drop_error": 0.5}
+    assert str(Evaluation(images=300, **known, agreement=95.0, kl=0.0123)) == (
+        "top-1 87.12 % ± 0.99, 1.23 ± 0.50 points lost, "
+        "agreement with dense 95.00 %, KL 0.0123 nats on 300 images"
+    )
+    assert str(Evaluation(images=5, top1=80.0, standard_error=17.9)) == (
+        "top-1 80.00 % ± 17.90 on 5 images"
+    )
+
+
+def test_a_negative_loss_is_a_gain():
+    known = {"top1": 90.0, "standard_error": 1.0, "drop_error": 0.62, "p_value": 0.5}
+    found = Evaluation(images=9, **known, drop=-0.625, agreement=99.0, kl=0.0)
+    assert "0.62 ± 0.62 points gained" in str(found)
+    told = verdict_lines([("a.onnx", found), ("b.onnx", found)])[2]
+    assert told.startswith("a.onnx gains 0.62 ± 0.62 points against b.onnx")

@@ -916,11 +916,10 @@ def test_the_commands_print_the_sizes(tmp_path, weights):
     result = invoke("pack", tmp_path / "m.safetensors", "-o", tmp_path / "packed")
     assert result.exit_code == 0, result.output
     size = (tmp_path / "packed").stat().st_size
-    heading, row = result.stdout.splitlines()
-    assert heading.split("  ") == ["dense bytes", "packed bytes", "ratio"]
-    assert row.split() == [f"{len(weights):,}", f"{size:,}", f"{size / len(weights):.1%}"]
+    wanted = f"{tmp_path / 'packed'}: {size:,} bytes, {size / len(weights):.1%} of "
+    assert result.stdout == f"{wanted}{tmp_path / 'm.safetensors'}\n"
     again = invoke("unpack", tmp_path / "packed", "-o", tmp_path / "back.safetensors")
-    assert again.stdout == result.stdout
+    assert again.stdout == f"{tmp_path / 'back.safetensors'}: {len(weights):,} bytes\n"
     assert (tmp_path / "back.safetensors").read_bytes() == weights
 
 

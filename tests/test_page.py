@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -57,6 +58,12 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def written() -> str:
     return report_page(reports.report())
+
+
+def test_a_negative_loss_is_a_gain_on_the_page() -> None:
+    held = reports.report()
+    held.evaluation["pruned"] = replace(held.evaluation["pruned"], drop=-0.5)
+    assert "0.50 ± 0.90 points gained" in report_page(held)
 
 
 def test_the_page_tells_everything_in_the_report(written: str) -> None:
@@ -211,7 +218,7 @@ def test_without_the_extra_the_command_says_what_to_install(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     reports.report().save(tmp_path / "report.json")
     result = invoke("report", tmp_path / "report.json", "-o", tmp_path / "page.html")
-    assert_mistake(result, "pip install 'secateur[html]'")
+    assert_mistake(result, "pip install '.[html]'")
     assert not (tmp_path / "page.html").exists()
 
 
@@ -234,7 +241,7 @@ def test_prune_writes_the_page_or_the_rest_and_a_note(
         assert (tmp_path / "out" / "report.html").read_text(encoding="utf-8") == report_page(held)
     else:
         assert "note: report.html was not written" in result.stderr
-        assert "pip install 'secateur[html]'" in result.stderr
+        assert "pip install '.[html]'" in result.stderr
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this system")

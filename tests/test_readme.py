@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from secateur.data import FEW_IMAGES
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -50,3 +52,21 @@ def test_stale_tables_are_found(tmp_path: Path) -> None:
     done = check_tables("--root", str(tmp_path))
     assert done.returncode == 1
     assert "docs/paper.md differs" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", *(f"docs/{of.name}" for of in ROOT.glob("docs/*.md"))]
+)
+def test_commands_on_images_say_how_they_were_normalised(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    commands = [line for line in text.splitlines() if line.startswith("$ secateur")]
+    for command in commands:
+        if any(source in command for source in ("images/", "labelled/", "fractal:")):
+            assert "--size" in command
+            assert "--mean" in command
+            assert "--std" in command
+
+
+def test_the_number_of_images_that_is_too_few_is_told() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"(fewer than {FEW_IMAGES};" in text

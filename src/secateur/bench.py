@@ -1,8 +1,12 @@
 """Measured latency: is a pruned file faster here, and did the runtime really leave zeros out?
 
-Every file is loaded into every runtime. Then all of them take turns, in another order each round,
-so that whatever else the machine does falls on all alike. Medians have distribution-free intervals
-from the ranks of the runs; where those of two files overlap there is no measurable difference.
+Several processes are started one after the other, for the same file is faster in one process than
+in another, by where its memory lies. In each all files are loaded into all runtimes, and take turns
+in another order each round, so that whatever else the machine does falls on all alike. A process
+gives one number: the median over its rounds of the ratio of two files' times. From those of all
+processes comes an interval (Student's t, of the logarithms); where it holds 1 there is no
+measurable difference. (Georges, Buytaert and Eeckhout, "Statistically rigorous Java performance
+evaluation", 2007.)
 """
 
 from __future__ import annotations
@@ -13,24 +17,13 @@ import math
 import os
 import statistics
 import subprocess
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from secateur.engines import (
-    ONNX_RUNTIME,
-    OPENVINO,
-    OPENVINO_SPARSE,
-    Engine,
-    Input,
-    example,
-    start,
-)
-from secateur.errors import MissingExtraError, ModelError, OptionError
+from secateur.engines import ONNX_RUNTIME, OPENVINO, OPENVINO_SPARSE
+from secateur.errors import MissingExtraError, ModelError, OptionError, install_line
 from secateur.own_process import run_program
 from secateur.plain import Saved
 from secateur.runtimes import RUNTIMES, Machine, installed_versions
@@ -38,10 +31,12 @@ from secateur.version import __version__
 
 NO_DIFFERENCE = "no measurable difference"
 CONFIDENCE = 0.95
-_LEAST_ROUNDS = 6  # below, no pair of runs encloses the median with that confidence
-_LEAST_SECONDS = 2e-3  # of one measurement: shorter runs are repeated
+PROCESSES = 5
+_STUDENT = 2.776  # quantile (1 + CONFIDENCE) / 2 of Student's t, PROCESSES - 1 degrees of freedom
+_LEAST_ROUNDS = 2 * PROCESSES
 _PATIENCE = 600.0  # seconds for the first run of a file
-_WARM_UP = 3
+_SPREAD = 0.1  # between processes, from which on there is a warning
+_IDLE = 0.5  # load average of a machine that does nothing else
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +46,8 @@ class Timing:
     Attributes:
         file: its name as given.
         runtime: "ONNX Runtime", "OpenVINO" or "OpenVINO, sparse on".
-        milliseconds: of a run, one number per round.
-        median, low, high: of these, with its interval.
+        milliseconds: of a run: for each process one number per round.
+        median, low, high: geometric mean of the processes' medians, with its interval.
         peak_bytes: memory that loading and running it took in a process of its own; None = the
             system does not tell.
         precision: of what was computed, as far as the runtime tells.
@@ -61,7 +56,7 @@ class Timing:
 
     file: str
     runtime: str
-    milliseconds: tuple[float, ...]
+    milliseconds: tuple[tuple[float, ...], ...]
     median: float
     low: float
     high: float
@@ -80,26 +75,30 @@ class Bench(Saved):
         files: as given; the others are compared with the first.
         threads: that each runtime could use.
         batch: size of free axes.
-        rounds: measurements of each.
+        rounds: measurements of each, all processes together.
+        processes: how many.
         confidence: of the intervals.
         sparse_rate: share of zeros from which OpenVINO was to take its sparse path.
         cpu: its name.
         versions: of the runtimes and of secateur.
+        warnings: why the numbers may mean little.
         notes: what was not measured, and why a sparse path was not taken.
     """
 
     schema = "secateur.bench"
-    schema_version = 1
+    schema_version = 2
 
     timings: tuple[Timing, ...]
     files: tuple[str, ...]
     threads: int
     batch: int
     rounds: int
+    processes: int
     confidence: float
     sparse_rate: float
     cpu: str
     versions: dict[str, str]
+    warnings: tuple[str, ...]
     notes: tuple[str, ...]
 
     def first(self, timing: Timing) -> Timing:
@@ -146,10 +145,11 @@ def bench(
         files: .onnx files, or OpenVINO's .xml files: the dense one first.
         threads: that each runtime may use; None = the cores that this process may use.
         batch: size of the free axes of the inputs.
-        rounds: measurements of each file in each runtime, at least 6.
+        rounds: measurements of each file in each runtime, at least 10; rounded up to a multiple of
+            the 5 processes that share them.
         sparse_rate: share of zeros in a layer from which OpenVINO is to take its sparse path, in
             (0, 1).
-        seed: of the inputs and of the order in which the files take turns.
+        seed: of the order in which the files take turns.
         progress: called with (done, rounds).
 
     Raises:
@@ -161,90 +161,68 @@ def bench(
     paths = [Path(file) for file in files]
     _check(paths, batch, rounds, sparse_rate, threads)
     threads = threads or _cores()
+    load = _load()
     cases = [(path, of) for of in _runtimes(paths) for path in paths if _takes(path, of)]
-    peaks = [_first_run(path, of, threads, sparse_rate, batch) for path, of in cases]
-    engines = [start(path, of, threads, sparse_rate, batch) for path, of in cases]
-    _check_inputs(paths, [path for path, _ in cases], engines)
-    feeds = [example(engine.inputs, seed) for engine in engines]
-    times = measure(
-        [_bound(engine, feed) for engine, feed in zip(engines, feeds, strict=True)],
-        rounds,
-        seed,
-        progress,
-    )
+    common = {"threads": threads, "rate": sparse_rate, "batch": batch}
+    facts = [_first_run(path, of, common) for path, of in cases]
+    _check_inputs(paths, [path for path, _ in cases], facts)
+    each = math.ceil(rounds / PROCESSES)
+    times = []
+    for number in range(PROCESSES):
+        times.append(_turns(cases, {**common, "rounds": each, "seed": [seed, number]}))
+        if progress is not None:
+            progress((number + 1) * each, PROCESSES * each)
     timings = [
-        _timing(str(path), of, engine, peak, found)
-        for (path, of), engine, peak, found in zip(cases, engines, peaks, times, strict=True)
+        _timing(str(path), of, held, [found[index] for found in times])
+        for index, ((path, of), held) in enumerate(zip(cases, facts, strict=True))
     ]
     return Bench(
         timings=tuple(timings),
         files=tuple(map(str, paths)),
         threads=threads,
         batch=batch,
-        rounds=rounds,
+        rounds=PROCESSES * each,
+        processes=PROCESSES,
         confidence=CONFIDENCE,
         sparse_rate=sparse_rate,
         cpu=Machine.here().cpu,
         versions={"secateur": __version__, **_versions(timings)},
+        warnings=tuple(_warnings(timings, load, threads)),
         notes=tuple(_notes(timings)),
     )
 
 
-def measure(
-    runs: Sequence[Callable[[], Any]],
-    rounds: int,
-    seed: int = 0,
-    progress: Callable[[int, int], Any] | None = None,
-) -> list[list[float]]:
-    """Milliseconds of each function, one number per round; they take turns in random order.
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Low end, geometric mean and high end, from one positive number per process.
 
-    A function that ends sooner than 2 ms is repeated within a round, as often as it takes.
+    Student's t interval of the logarithms: right where those are normal, whatever the rounds
+    within a process have in common.
     """
-    repeats = [_repeats(run) for run in runs]
-    rng = np.random.default_rng(seed)
-    found: list[list[float]] = [[] for _ in runs]
-    for done in range(rounds):
-        for index in rng.permutation(len(runs)):
-            begin = time.perf_counter()
-            for _ in range(repeats[index]):
-                runs[index]()
-            seconds = time.perf_counter() - begin
-            found[index].append(1e3 * seconds / repeats[index])
-        if progress is not None:
-            progress(done + 1, rounds)
-    return found
-
-
-def median_interval(
-    values: Sequence[float], confidence: float = CONFIDENCE
-) -> tuple[float, float, float]:
-    """Low end, median and high end: ranks that enclose the median with at least the confidence.
-
-    Distribution-free: the number of values below the median is binomial with probability 1/2.
-
-    Raises:
-        OptionError: there are too few values.
-    """
-    ordered = sorted(values)
-    count, tail, rank = len(ordered), 0.0, 0
-    while (tail := tail + math.comb(count, rank) / 2**count) <= (1 - confidence) / 2:
-        rank += 1
-    if rank == 0:
-        raise OptionError(f"got {count} runs, expected at least {_LEAST_ROUNDS}: add rounds")
-    return ordered[rank - 1], statistics.median(ordered), ordered[count - rank]
+    logs = [math.log(value) for value in values]
+    middle = statistics.fmean(logs)
+    reach = _STUDENT * statistics.stdev(logs) / math.sqrt(len(logs))
+    return math.exp(middle - reach), math.exp(middle), math.exp(middle + reach)
 
 
 def verdict(first: Timing, other: Timing) -> str:
-    """Whether a file is faster than the first: its ratio, or that none can be measured.
+    """How much slower or faster a file is than the first, or that no difference can be measured.
 
-    The interval of the ratio goes from the one extreme of both intervals to the other.
+    In percent of the first one's time.
     """
-    if other.low <= first.high and first.low <= other.high:
+    ratios = [
+        statistics.median(late / early for early, late in zip(one, two, strict=True))
+        for one, two in zip(first.milliseconds, other.milliseconds, strict=True)
+    ]
+    low, ratio, high = interval(ratios)
+    if low <= 1 <= high:
         return NO_DIFFERENCE
-    faster = other.median < first.median
-    slow, fast = (first, other) if faster else (other, first)
-    ratio, low, high = slow.median / fast.median, slow.low / fast.high, slow.high / fast.low
-    return f"{ratio:.2f} times as {'fast' if faster else 'slow'} ({low:.2f} to {high:.2f})"
+    if ratio > 1:
+        return f"{_percent(ratio - 1)} % slower ({_percent(low - 1)} to {_percent(high - 1)} %)"
+    return f"{_percent(1 - ratio)} % faster ({_percent(1 - high)} to {_percent(1 - low)} %)"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.{0 if share >= 0.1 else 1}f}"
 
 
 def _check(
@@ -296,74 +274,82 @@ def _installed(package: str) -> bool:
         return False
 
 
-def _first_run(path: Path, runtime: str, threads: int, rate: float, batch: int) -> int | None:
-    """Peak memory of a file in a process of its own, which also shows whether it runs at all."""
-    program = Path(__file__).with_name("engines.py")
-    options = [str(path), runtime, str(threads), str(rate), str(batch)]
+def _first_run(path: Path, runtime: str, common: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts about a file from a process of its own, which also shows whether it runs at all."""
+    options = {"path": str(path), "runtime": runtime, **common}
     try:
-        done = run_program(program, options, seconds=_PATIENCE)
+        done = _engines("trial", options, seconds=_PATIENCE)
     except subprocess.TimeoutExpired as error:
         raise ModelError(
             f"{path} did not finish three runs on {runtime} within {_PATIENCE:g} s, expected one "
             "that ends: use a smaller batch"
         ) from error
     if done.returncode != 0:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        said = lines[-1][:300] if lines else f"status {done.returncode}"
         raise ModelError(
-            f"{runtime} cannot run {path} ({said}), expected a file that it runs: check it, or "
-            "its batch"
+            f"{runtime} cannot run {path} ({_said(done)}), expected a file that it runs: check it, "
+            "or its batch"
         )
-    return json.loads(done.stdout)["peak"]
+    return json.loads(done.stdout)
 
 
-def _check_inputs(files: Sequence[Path], paths: Sequence[Path], engines: Sequence[Engine]) -> None:
+def _turns(cases: Sequence[tuple[Path, str]], options: Mapping[str, Any]) -> list[list[float]]:
+    """Milliseconds of each case by round, from one process."""
+    listed = [(str(path), runtime) for path, runtime in cases]
+    done = _engines("turns", {"cases": listed, **options}, seconds=None)
+    if done.returncode != 0:
+        raise ModelError(
+            f"the files cannot be run together ({_said(done)}), expected room for all of them in "
+            "memory: give fewer"
+        )
+    return json.loads(done.stdout)
+
+
+def _engines(
+    action: str, options: Mapping[str, Any], *, seconds: float | None
+) -> subprocess.CompletedProcess[bytes]:
+    program = Path(__file__).with_name("engines.py")
+    content = json.dumps([action, options]).encode()
+    return run_program(program, [], seconds=seconds, content=content)
+
+
+def _said(done: subprocess.CompletedProcess[bytes]) -> str:
+    """Why a process has failed."""
+    lines = done.stderr.decode(errors="replace").strip().splitlines()
+    return lines[-1][:300] if lines else f"status {done.returncode}"
+
+
+def _check_inputs(
+    files: Sequence[Path], paths: Sequence[Path], facts: Sequence[Mapping[str, Any]]
+) -> None:
     """All files have to take the same inputs as the first."""
-    wanted = engines[0].inputs
-    for path, engine in zip(paths, engines, strict=True):
-        if _signature(engine.inputs) != _signature(wanted):
+    taken = [_text(held["inputs"]) for held in facts]
+    for path, text in zip(paths, taken, strict=True):
+        if text != taken[0]:
             raise ModelError(
-                f"{path} takes {_text(engine.inputs)}, {files[0]} takes {_text(wanted)}; expected "
-                "files of one network, with the same inputs"
+                f"{path} takes {text}, {files[0]} takes {taken[0]}; expected files of one network, "
+                "with the same inputs"
             )
 
 
-def _signature(inputs: Sequence[Input]) -> list[tuple[tuple[int, ...], str]]:
-    return [(one.shape, one.dtype) for one in inputs]
-
-
-def _text(inputs: Sequence[Input]) -> str:
-    return ", ".join(f"{one.dtype} {list(one.shape)}" for one in inputs)
-
-
-def _bound(engine: Engine, feed: Mapping[str, np.ndarray]) -> Callable[[], Any]:
-    return lambda: engine.run(feed)
-
-
-def _repeats(run: Callable[[], Any]) -> int:
-    """How often to run for one measurement."""
-    for _ in range(_WARM_UP):
-        run()
-    begin = time.perf_counter()
-    run()
-    return max(1, math.ceil(_LEAST_SECONDS / max(time.perf_counter() - begin, 1e-7)))
+def _text(inputs: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(f"{one['dtype']} {list(one['shape'])}" for one in inputs)
 
 
 def _timing(
-    file: str, runtime: str, engine: Engine, peak: int | None, found: Sequence[float]
+    file: str, runtime: str, facts: Mapping[str, Any], found: Sequence[Sequence[float]]
 ) -> Timing:
-    low, middle, high = median_interval(found)
+    low, middle, high = interval([statistics.median(of) for of in found])
     return Timing(
         file=file,
         runtime=runtime,
-        milliseconds=tuple(found),
+        milliseconds=tuple(map(tuple, found)),
         median=middle,
         low=low,
         high=high,
-        peak_bytes=peak,
-        precision=engine.precision,
-        layers=engine.layers,
-        sparse_layers=engine.sparse_layers,
+        peak_bytes=facts["peak"],
+        precision=facts["precision"],
+        layers=facts["layers"],
+        sparse_layers=facts["sparse_layers"],
     )
 
 
@@ -374,13 +360,40 @@ def _versions(timings: Sequence[Timing]) -> dict[str, str]:
     return {name: known[name] for name in sorted(used) if name in known}
 
 
+def _warnings(timings: Sequence[Timing], load: float | None, threads: int) -> list[str]:
+    """Why the numbers may mean little: other work on the machine, processes that differ."""
+    found, cores = [], os.cpu_count() or 1
+    if load is not None and load + threads > cores + _IDLE:
+        found.append(
+            f"the machine was busy (load average {load:.1f} before the start; {cores} cores for "
+            f"{threads} thread{'s' * (threads > 1)}): measure again when it is idle"
+        )
+    spread, one = max(((_spread(of), of) for of in timings), key=lambda pair: pair[0])
+    if spread > _SPREAD:
+        found.append(
+            f"the same file took up to {spread:.0%} longer in one process than in another "
+            f"({Path(one.file).name}, {one.runtime}): smaller differences cannot be told"
+        )
+    return found
+
+
+def _spread(timing: Timing) -> float:
+    medians = [statistics.median(of) for of in timing.milliseconds]
+    return max(medians) / min(medians) - 1
+
+
+def _load() -> float | None:
+    """Processes that wanted to run in the last minute; None = the system does not tell."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
 def _notes(timings: Sequence[Timing]) -> list[str]:
     notes = []
     runtimes = {one.runtime for one in timings}
     if ONNX_RUNTIME not in runtimes:
-        notes.append("ONNX Runtime was not measured: pip install 'secateur[onnx]', .onnx files")
+        notes.append(f"ONNX Runtime was not measured: {install_line('onnx')}, and give .onnx files")
     if OPENVINO not in runtimes:
-        notes.append("OpenVINO was not measured: pip install 'secateur[openvino]'")
+        notes.append(f"OpenVINO was not measured: {install_line('openvino')}")
     elif not any(one.sparse_layers for one in timings):
         (openvino,) = [of for of in RUNTIMES if of.package == "openvino"]
         why = openvino.machine(Machine.here())

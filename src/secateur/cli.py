@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from secateur.api import PruneResult
     from secateur.data import Images, Preprocess
     from secateur.evaluate import Evaluation
-    from secateur.packing import PackedSize
     from secateur.recipe import Recipe
     from secateur.report import Report
     from secateur.sweep import Sweep
@@ -181,8 +180,6 @@ def prune(
         from secateur.console import forecast_view
         from secateur.data import load_images
         from secateur.errors import OptionError
-        from secateur.frontends import require_onnx
-        from secateur.ir import require_openvino
         from secateur.loading import is_onnx_file, load_model
         from secateur.output import check_folder, output_folder
         from secateur.quantization import check_kind
@@ -203,11 +200,7 @@ def prune(
         }
         choose_target(**target)  # a mistake shows now, not after the images are read
         how = choose_recipe(recipe, method=method, allocation=allocation, inputs=inputs)
-        if onnx and not is_onnx_file(model):
-            require_onnx("--onnx", "onnxscript")
-        if openvino:
-            require_onnx("--openvino", "onnxscript")
-            require_openvino("--openvino")
+        _require(onnx=onnx and not is_onnx_file(model), openvino=openvino, int8=int8)
         preprocess = _preprocess(size, resize, mean, std, channels)
         network = load_model(model, weights)
         quantize = "int8" if int8 else None
@@ -226,7 +219,9 @@ def prune(
             )
             _write(result, folder, images.tensor, files)
             no_page = _write_page(result.report, folder / PAGE)
+            written = _sizes(folder)
         _show(result, out, quiet)
+        _list(out, written)
         _tell(PAGE, no_page)
 
 
@@ -288,7 +283,9 @@ def sweep(
             for one in found.reports:
                 one.save(folder / f"report-{one.requested['target']['value']:g}.json")
             no_page = _write_page(found, folder / CURVE)
+            written = _sizes(folder)
         _print(sweep_view(found))
+        _list(out, written)
         _tell(CURVE, no_page)
 
 
@@ -314,7 +311,7 @@ def report(
             _print(report_view(found))
             return
         found.save_page(out, bench=None if bench is None else Bench.load(bench), force=force)
-        typer.echo(f"{out}: {out.stat().st_size:,} bytes")
+        typer.echo(_written(out, out.stat().st_size))
 
 
 @app.command()
@@ -342,11 +339,11 @@ def bench(
         int | None, typer.Option(help="For each runtime; default: the cores there are.")
     ] = None,
     batch: Annotated[int, typer.Option(help="Images per run, where the file leaves it open.")] = 1,
-    rounds: Annotated[int, typer.Option(help="Measurements of each file, at least 6.")] = 100,
+    rounds: Annotated[int, typer.Option(help="Measurements of each file, at least 10.")] = 100,
     sparse_rate: Annotated[
         float, typer.Option(help="Zeros in a layer from which OpenVINO goes its sparse way.")
     ] = 0.5,
-    seed: Annotated[int, typer.Option(help="Of the inputs, and of who comes first.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of who comes first.")] = 0,
     json: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write it there.")
     ] = None,
@@ -384,8 +381,12 @@ def inspect(
     ] = None,
     size: Size = None,
     channels: Channels = 3,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Also what each layer lacks for each runtime.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """List MODEL's layers: shapes, weights, MACs, which stay dense, and where zeros could pay."""
+    """List MODEL's layers: shapes, weights, MACs, which stay dense; and where zeros could pay."""
     with _one_sentence():
         from secateur import api
         from secateur.console import inspection_view
@@ -394,7 +395,11 @@ def inspect(
         sizes = None if shape is None else _integers("--shape", shape)
         if sizes is None and (size is not None or channels != 3):
             sizes = (channels, size or 224, size or 224)
-        _print(inspection_view(api.inspect(load_model(model, weights), sizes)))
+        found = api.inspect(load_model(model, weights), sizes)
+        if as_json:
+            typer.echo(json.dumps(found.data(), indent=2, ensure_ascii=False))
+        else:
+            _print(inspection_view(found, verbose=verbose))
 
 
 @app.command()
@@ -515,7 +520,8 @@ def pack(
     with _one_sentence():
         from secateur import packing
 
-        _show_size(packing.pack(file, out, force=force))
+        size = packing.pack(file, out, force=force)
+        typer.echo(f"{_written(out, size.packed)}, {size.ratio:.1%} of {file}")
 
 
 @app.command()
@@ -532,7 +538,24 @@ def unpack(
     with _one_sentence():
         from secateur import packing
 
-        _show_size(packing.unpack(file, out, force=force, max_bytes=max_bytes))
+        size = packing.unpack(file, out, force=force, max_bytes=max_bytes)
+        typer.echo(_written(out, size.dense))
+
+
+def _require(*, onnx: bool, openvino: bool, int8: bool) -> None:
+    """Tells before long work what an option needs and the extra that installs it all."""
+    from secateur.frontends import require_onnx
+    from secateur.ir import require_openvino
+    from secateur.quantization import require_nncf
+
+    asked = [name for name, of in (("openvino", openvino), ("int8", int8)) if of] or ["onnx"] * onnx
+    if asked:
+        purpose, extra = " ".join(f"--{name}" for name in asked), ",".join(asked)
+        require_onnx(purpose, "onnxscript", extra=extra)
+        if openvino:
+            require_openvino(purpose, extra=extra)
+        if int8:
+            require_nncf(purpose, extra=extra)
 
 
 def _json(found: Sequence[tuple[str, Evaluation]]) -> str:
@@ -714,17 +737,24 @@ def _show(result: PruneResult, out: Path, quiet: bool | None) -> None:
 
     if quiet or (quiet is None and not sys.stdout.isatty()):
         typer.echo(f"{out}: {result_line(result.report)}")
-        return
-    _print(report_view(result.report))
-    typer.echo(f"written to {out}")
+    else:
+        _print(report_view(result.report))
 
 
-def _show_size(size: PackedSize) -> None:
-    from rich.console import Console
+def _sizes(folder: Path) -> dict[Path, int]:
+    """Bytes of each file in a folder, by its path in there."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {path.relative_to(folder): path.stat().st_size for path in files}
 
-    from secateur.console import size_view
 
-    Console().print(size_view(size))
+def _list(out: Path, written: Mapping[Path, int]) -> None:
+    """The files that were written, one per line."""
+    for path, size in written.items():
+        typer.echo(_written(out / path, size))
+
+
+def _written(path: Path, size: int) -> str:
+    return f"{path}: {size:,} bytes"
 
 
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
@@ -762,12 +792,14 @@ def _fail(sentence: str) -> NoReturn:
 
 
 def main() -> None:
-    """Entry point; Ctrl-C and a polite kill leave nothing behind."""
+    """What `secateur_main` runs; Ctrl-C and a polite kill leave nothing behind."""
     clean_up_when_killed()
     # PyTorch asks for huge pages: fresh memory was filled twice as fast on Linux. Read at import.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         status = app(standalone_mode=False)
+    except typer.Abort:  # what typer makes of Ctrl-C before a command begins
+        raise KeyboardInterrupt from None
     except Exception as error:
         if not hasattr(error, "format_message"):  # not a mistake in the options
             raise
@@ -784,7 +816,3 @@ def _usage(error: Any) -> int:
         sentence = " ".join(error.format_message().split()).rstrip(".")
         typer.echo(f"secateur: error: {sentence}: see {command} --help", err=True)
     return 2
-
-
-if __name__ == "__main__":
-    main()

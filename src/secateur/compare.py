@@ -214,7 +214,10 @@ _ERRORS = {"top1": "standard_error", "drop": "drop_error"}
 
 def _images(one: Any, two: Any, *, known: bool) -> str:
     """How far the two can be compared."""
-    counts = [0 if of is None else of.images for of in (one, two)]
-    if counts[0] != counts[1]:
-        return f"on {counts[0]:,} and {counts[1]:,} images: not the same"
-    return f"on {counts[0]:,} images" + (", ± as if on others" if known else "")
+    for name, of in (("A", one), ("B", two)):
+        if of is None:
+            return f"{name} was not evaluated"
+    if one.images != two.images:
+        return f"on {one.images:,} and {two.images:,} images: not the same"
+    smaller = " (± is smaller if these are the same)" if known else ""
+    return f"on {one.images:,} images each{smaller}"

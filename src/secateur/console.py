@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from secateur.compare import Comparison, Figure
     from secateur.evaluate import Evaluation
     from secateur.forecast import Forecast
-    from secateur.packing import PackedSize
-    from secateur.report import Inspection, Report, SearchReport
+    from secateur.report import Inspection, Report
     from secateur.runtimes import RuntimeReport
     from secateur.sweep import Sweep
 
@@ -188,20 +187,31 @@ def _left(macs: float, size: float) -> str:
 
 
 def _search_lines(report: Report) -> list[str]:
-    """The drop that was asked for, what was reached, and every try."""
+    """The drop that was asked for, and every try."""
     search = report.search
     if search is None:
         return []
-    wanted = report.requested["target"]["value"]
     tries = [f"{one.sparsity:.2%}: {one.drop:.2f} ± {one.error:.2f}" for one in search.tries]
     return [
-        f"{_lost(search)}, {wanted:g} allowed, on {search.images} {search.judged_on}",
-        f"{len(tries)} walks, points lost by zeros: {', '.join(tries)}",
+        f"{_search_text(report)}, judged on {search.images} {search.judged_on}",
+        f"points lost by zeros, in each try: {', '.join(tries)}",
     ]
 
 
-def _lost(search: SearchReport) -> str:
-    return f"{search.drop:.2f} ± {search.error:.2f} points of {search.measure}"
+def _search_text(report: Report) -> str:
+    """How many zeros were found to stay within the drop that was asked for."""
+    search, wanted = report.search, report.requested["target"]["value"]
+    if search is None:
+        return ""
+    measure = "agreement" if search.measure == "disagreement" else search.measure
+    return (
+        f"the most zeros in {_count(len(search.tries), 'tries', 'try')} that lose at most "
+        f"{_count(wanted, 'points', 'point')} of {measure}"
+    )
+
+
+def _count(number: float, many: str, one: str) -> str:
+    return f"{number:g} {one if number == 1 else many}"
 
 
 def result_line(report: Report) -> str:
@@ -210,10 +220,19 @@ def result_line(report: Report) -> str:
     parts.append(_left(report.macs_fraction, report.bytes_fraction))
     if report.synthetic:
         parts.append(f"calibrated on synthetic images ({report.synthetic})")
-    if report.search is not None:
-        parts.append(f"{_lost(report.search)} in {len(report.search.tries)} walks")
+    search = report.search
+    if search is not None:
+        parts.append(_search_text(report))
     if "pruned" in report.evaluation:
-        parts.append(_evaluation_text(report.evaluation["pruned"]))
+        parts.append(evaluation_text(report.evaluation["pruned"]))
+    elif search is not None:
+        lost = lost_text(search.drop, search.error)
+        parts.append(f"{lost} on {search.images} {search.judged_on}")
+    elif report.calibration is not None:
+        parts.append(
+            f"{_label_free(report.calibration)} on the {report.data.images} calibration images "
+            "(optimistic: the layers were fitted to them)"
+        )
     for name, found in _files(report):
         judged = f"agreement {found.agreement:.2f} %" if found.top1 is None else top1_text(found)
         parts.append(f"{name} {judged}")
@@ -231,8 +250,8 @@ def _accuracy_lines(report: Report) -> list[str]:
     if dense is not None and dense.top1 is not None:
         lines.append(f"dense:  top-1 {top1_text(dense)} on {dense.images} images")
     if pruned is not None:
-        lines.append(f"pruned: {_evaluation_text(pruned)}")
-    return lines + [f"{name}: {_evaluation_text(found)}" for name, found in _files(report)]
+        lines.append(f"pruned: {evaluation_text(pruned)}")
+    return lines + [f"{name}: {evaluation_text(found)}" for name, found in _files(report)]
 
 
 def _files(report: Report) -> list[tuple[str, Evaluation]]:
@@ -240,15 +259,23 @@ def _files(report: Report) -> list[tuple[str, Evaluation]]:
     return [(name, of) for name, of in report.evaluation.items() if name not in _NETWORKS]
 
 
-def _evaluation_text(found: Evaluation) -> str:
+def evaluation_text(found: Evaluation) -> str:
+    """What is known of an evaluation, in one line."""
     parts = []
     if found.top1 is not None:
         parts.append(f"top-1 {top1_text(found)}")
     if found.drop is not None:
-        parts.append(f"{found.drop:.2f} ± {found.drop_error:.2f} points lost")
+        parts.append(lost_text(found.drop, found.drop_error))
     if found.agreement is not None:
         parts.append(_label_free(found))
     return f"{', '.join(parts)} on {found.images} images"
+
+
+def lost_text(drop: float, error: float | None) -> str:
+    """Points lost or, where the drop is negative, gained."""
+    what = "gained" if round(drop, 2) < 0 else "lost"
+    spread = "" if error is None else f" ± {error:.2f}"
+    return f"{abs(drop):.2f}{spread} points {what}"
 
 
 def top1_text(found: Evaluation) -> str:
@@ -270,9 +297,10 @@ def verdict_lines(found: Sequence[tuple[str, Evaluation]]) -> list[str]:
     ]
     for other, _ in found[1:]:
         if first.drop is not None:
+            verb = "gains" if round(first.drop, 2) < 0 else "loses"
             lines.append(
-                f"{name} loses {first.drop:.2f} ± {first.drop_error:.2f} points against {other} "
-                f"(paired; exact McNemar test: p = {first.p_value:.2g})"
+                f"{name} {verb} {abs(first.drop):.2f} ± {first.drop_error:.2f} points against "
+                f"{other} (paired; exact McNemar test: p = {first.p_value:.2g})"
             )
         same = f"the same answer for {first.agreement:.2f} % of {first.images} images"
         lines.append(f"{same}, KL({other} || {name}) {first.kl:.4f} nats")
@@ -307,17 +335,18 @@ def forecast_view(forecast: Forecast) -> Group:
     return Group(table, *(Text(line) for line in (*lines, *forecast.notes)))
 
 
-def inspection_view(inspection: Inspection) -> Group:
-    """One line per layer; what is pruned, what is protected and what cannot be pruned."""
+def inspection_view(inspection: Inspection, *, verbose: bool = False) -> Group:
+    """One line per layer: what is pruned, what is protected and what cannot be pruned.
+
+    With `verbose` also which layers each runtime could make use of, and what the others lack.
+    """
     from secateur.report import status
 
     table = Table("layer", "kind", "shape", "output", box=None, pad_edge=False, header_style="bold")
     table.add_column("weights", justify="right")
     table.add_column("MACs", justify="right")
     table.add_column("pruned by default", overflow="fold")
-    table.add_column("zeros may pay on", overflow="fold")
-    fits = [[_with_zeros(gate.runtime) for gate in of if gate.passed] for of in inspection.gates]
-    for layer, fit in zip(inspection.layers, fits or [[]] * len(inspection.layers), strict=True):
+    for layer in inspection.layers:
         why = status(layer)
         answer = f"no: {why}" if layer.obstacle else f"no: {why} (include= to prune)"
         table.add_row(
@@ -328,12 +357,47 @@ def inspection_view(inspection: Inspection) -> Group:
             f"{layer.weights:,}",
             f"{layer.macs:,}",
             answer if why else "yes",
-            ", ".join(fit) or "-",
         )
     total = sum(layer.weights for layer in inspection.layers)
     share = inspection.prunable_weights / total if total else 0.0
     line = f"{inspection.prunable_weights:,} of {total:,} weights ({share:.1%}) pruned by default"
-    return Group(table, Text(line), *_runtime_lines(inspection.runtimes, before=True))
+    parts: list[RenderableType] = [Text(_gain_text(inspection.runtimes)), Text(), table, Text(line)]
+    if verbose:
+        parts += [Text(), *(Text(of) for of in _gate_lines(inspection))]
+    return Group(*parts)
+
+
+def _gain_text(runtimes: Sequence[RuntimeReport]) -> str:
+    """What zeros are good for on this machine, in a sentence."""
+    faster = [f"{of.name} ({_zeros_needed(of.name)})" for of in runtimes if of.passed]
+    if faster:
+        return f"On this machine zeros may make faster: {', '.join(faster)}. Measure it."
+    return (
+        "On this machine no runtime is expected to get faster with zeros; what you gain is a "
+        "smaller packed file."
+    )
+
+
+def _zeros_needed(runtime: str) -> str:
+    from secateur.runtimes import RUNTIMES
+
+    (needs,) = (of.zeros for of in RUNTIMES if of.name == runtime)
+    return f"from {needs} zeros on" if needs else "any zeros"
+
+
+def _gate_lines(inspection: Inspection) -> Iterator[str]:
+    """Each runtime, and its layers by what they lack."""
+    yield "Which runtimes could leave out the zeros of which layers:"
+    for runtime, line in zip(inspection.runtimes, _reasons(inspection.runtimes), strict=True):
+        yield line
+        layers: dict[str, list[str]] = {}
+        for layer, gates in zip(inspection.layers, inspection.gates, strict=True):
+            for gate in gates:
+                if gate.runtime == runtime.name:
+                    lacks = "; ".join(gate.obstacles) or "they fit"
+                    layers.setdefault(lacks, []).append(layer.name)
+        for lacks, names in layers.items():
+            yield f"    {lacks}: {', '.join(names)}"
 
 
 def comparison_view(comparison: Comparison, names: tuple[str, str] = ("first", "second")) -> Group:
@@ -428,22 +492,16 @@ def sweep_view(sweep: Sweep) -> Group:
     return Group(*lines, table, *last)
 
 
-def _with_zeros(runtime: str) -> str:
-    """A runtime's name with the zeros that it needs."""
-    from secateur.runtimes import RUNTIMES
-
-    (needs,) = (of.zeros for of in RUNTIMES if of.name == runtime)
-    return f"{runtime}: {needs}" if needs else runtime
-
-
-def _runtime_lines(runtimes: Sequence[RuntimeReport], *, before: bool = False) -> list[Text]:
+def _runtime_lines(runtimes: Sequence[RuntimeReport]) -> list[Text]:
     """What each runtime could gain on the machine that was looked at."""
     if not runtimes:
         return []
-    head = "zeros on this machine, if they are those needed (2:4 is not made by this version):"
-    lines = [head if before else "zeros on the machine where the network was pruned:"]
-    lines += [f"  {of.name} {of.version or '(not installed)'}: {of.reason}" for of in runtimes]
-    return [Text(line) for line in lines]
+    head = "zeros on the machine where the network was pruned:"
+    return [Text(line) for line in (head, *_reasons(runtimes))]
+
+
+def _reasons(runtimes: Sequence[RuntimeReport]) -> list[str]:
+    return [f"  {' '.join(filter(None, (of.name, of.version)))}: {of.reason}" for of in runtimes]
 
 
 def bench_view(bench: Bench) -> Group:
@@ -465,26 +523,20 @@ def bench_view(bench: Bench) -> Group:
             bench.sparse_text(one),
             one.precision,
         )
-    return Group(table, Text(bench_conditions(bench)), *(Text(note) for note in bench.notes))
+    warnings = [Text(f"! {text}", style="yellow") for text in bench.warnings]
+    notes = [Text(note) for note in bench.notes]
+    return Group(*warnings, table, Text(bench_conditions(bench)), *notes)
 
 
 def bench_conditions(bench: Bench) -> str:
     """How it was measured, in one line."""
     versions = ", ".join(f"{name} {version}" for name, version in bench.versions.items())
     return (
-        f"{bench.rounds} rounds, the files taking turns; medians with {bench.confidence:.0%} "
-        f"intervals; {bench.threads} thread{'s' * (bench.threads > 1)}, batch {bench.batch}, "
+        f"{bench.rounds} rounds in {bench.processes} processes, the files taking turns; "
+        f"{bench.confidence:.0%} intervals; slower or faster in percent of the first file's time; "
+        f"{bench.threads} thread{'s' * (bench.threads > 1)}, batch {bench.batch}, "
         f"sparse path from {bench.sparse_rate:.0%} zeros on; {bench.cpu}; {versions}"
     )
-
-
-def size_view(size: PackedSize) -> Table:
-    """What packing saves."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("dense bytes", "packed bytes", "ratio"):
-        table.add_column(heading, justify="right")
-    table.add_row(f"{size.dense:,}", f"{size.packed:,}", f"{size.ratio:.1%}")
-    return table
 
 
 def shape_text(shape: tuple[int, ...]) -> str:

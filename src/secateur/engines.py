@@ -1,18 +1,20 @@
-"""Runtimes that `secateur.bench` times, and, as a program, the memory that one of them takes.
+"""Runtimes that `secateur.bench` times, and, as a program, the processes in which it does.
 
-    python engines.py FILE RUNTIME THREADS RATE BATCH
-
-runs FILE three times and writes the growth of the process's peak memory, in bytes, as a line of
-JSON. It imports nothing of secateur, so that only the runtime's own memory is in the process.
+The program reads a pair from standard input, "trial" or "turns" and the arguments of that function
+by name, and writes what the function returns, both as JSON. It imports nothing of secateur, so that
+only the runtimes themselves are in the process.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import math
 import sys
+import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,8 @@ import numpy as np
 ONNX_RUNTIME, OPENVINO, OPENVINO_SPARSE = "ONNX Runtime", "OpenVINO", "OpenVINO, sparse on"
 _SPARSE_RATE = "CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE"  # 1 = off
 _LAYERS = ("FullyConnected", "Convolution", "MatMul")  # of OpenVINO's executed model
-_RUNS = 3
+_WARM_UP = 3  # runs
+_LEAST_SECONDS = 2e-3  # of one measurement: shorter runs are repeated
 _TYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -178,24 +181,90 @@ def _memory(key: str) -> int | None:
     return next((1024 * int(of.split()[1]) for of in lines if of.startswith(f"{key}:")), None)
 
 
-def main() -> None:
-    """Writes the growth of the peak memory and what was found about the model, as JSON."""
-    path, runtime, threads, rate, batch = sys.argv[1:]
+def trial(path: str, runtime: str, threads: int, rate: float, batch: int) -> dict[str, Any]:
+    """What a file is in a runtime, and the memory that loading and three runs take.
+
+    Args: see `start`.
+
+    Returns:
+        `inputs`, `precision`, `layers` and `sparse_layers` of `Engine`, and `peak`: the growth of
+        the process's peak memory in bytes; None = the system does not tell.
+    """
     __import__("onnxruntime" if runtime == ONNX_RUNTIME else "openvino")
     before = _memory("VmRSS")
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts from what is held now
+    engine = start(Path(path), runtime, threads, rate, batch)
+    feed = example(engine.inputs, 0)
+    for _ in range(_WARM_UP):
+        engine.run(feed)
+    after = _memory("VmHWM")
+    return {
+        "inputs": [dataclasses.asdict(one) for one in engine.inputs],
+        "precision": engine.precision,
+        "layers": engine.layers,
+        "sparse_layers": engine.sparse_layers,
+        "peak": None if before is None or after is None else after - before,
+    }
+
+
+def turns(
+    cases: Sequence[tuple[str, str]],
+    threads: int,
+    rate: float,
+    batch: int,
+    rounds: int,
+    seed: Sequence[int],
+) -> list[list[float]]:
+    """Milliseconds of each case, a file and a runtime, by round: see `measure`."""
+    engines = [start(Path(path), of, threads, rate, batch) for path, of in cases]
+    feeds = [example(engine.inputs, 0) for engine in engines]
+    runs = [_bound(engine, feed) for engine, feed in zip(engines, feeds, strict=True)]
+    return measure(runs, rounds, seed)
+
+
+def measure(
+    runs: Sequence[Callable[[], Any]], rounds: int, seed: int | Sequence[int] = 0
+) -> list[list[float]]:
+    """Milliseconds of each function, one number per round; they take turns in random order.
+
+    A function that ends sooner than 2 ms is repeated within a round, as often as it takes.
+    """
+    repeats = [_repeats(run) for run in runs]
+    rng = np.random.default_rng(seed)
+    found: list[list[float]] = [[] for _ in runs]
+    for _ in range(rounds):
+        for index in rng.permutation(len(runs)):
+            begin = time.perf_counter()
+            for _ in range(repeats[index]):
+                runs[index]()
+            seconds = time.perf_counter() - begin
+            found[index].append(1e3 * seconds / repeats[index])
+    return found
+
+
+def _repeats(run: Callable[[], Any]) -> int:
+    """How often to run for one measurement."""
+    for _ in range(_WARM_UP):
+        run()
+    begin = time.perf_counter()
+    run()
+    return max(1, math.ceil(_LEAST_SECONDS / max(time.perf_counter() - begin, 1e-7)))
+
+
+def _bound(engine: Engine, feed: Mapping[str, np.ndarray]) -> Callable[[], Any]:
+    return lambda: engine.run(feed)
+
+
+def main() -> None:
+    """Does what standard input asks for."""
+    action, options = json.load(sys.stdin)
     try:
-        engine = start(Path(path), runtime, int(threads), float(rate), int(batch))
-        feed = example(engine.inputs, 0)
-        for _ in range(_RUNS):
-            engine.run(feed)
+        found = {"trial": trial, "turns": turns}[action](**options)
     except (Exception, MemoryError) as error:
         sys.stderr.write(f"{' '.join(str(error).split())[:300]}\n")
         sys.exit(3)
-    after = _memory("VmHWM")
-    grown = None if before is None or after is None else after - before
-    sys.stdout.write(json.dumps({"peak": grown}))
+    sys.stdout.write(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -50,8 +50,13 @@ class MissingExtraError(SecateurError, ImportError):
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
             f"{purpose} needs the package {package}, which is not installed: "
-            f"run  pip install 'secateur[{extra}]'"
+            f"run {install_line(extra)}"
         )
+
+
+def install_line(extra: str) -> str:
+    """How to install an extra of pyproject.toml; secateur itself comes from a clone, not PyPI."""
+    return f"pip install '.[{extra}]' in your clone of secateur"
 
 
 class NumericalError(SecateurError, ArithmeticError):

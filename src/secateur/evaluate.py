@@ -43,6 +43,11 @@ class Evaluation:
     agreement: float | None = None
     kl: float | None = None
 
+    def __str__(self) -> str:
+        from secateur.console import evaluation_text
+
+        return evaluation_text(self)
+
 
 def evaluate(
     model: nn.Module | str | Path | Any,

@@ -163,13 +163,13 @@ def compiled(model: Any) -> Any:
     return openvino.Core().compile_model(model, "CPU", config)
 
 
-def require_openvino(purpose: str) -> Any:
+def require_openvino(purpose: str, *, extra: str = "openvino") -> Any:
     """The module openvino.
 
     Raises:
         MissingExtraError: it is not installed.
     """
-    (openvino,) = require("openvino", purpose, "openvino")
+    (openvino,) = require(extra, purpose, "openvino")
     return openvino
 
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 
 def run_program(
-    program: Path, options: Sequence[str], *, seconds: float, content: bytes | None = None
+    program: Path, options: Sequence[str], *, seconds: float | None, content: bytes | None = None
 ) -> subprocess.CompletedProcess[bytes]:
     """Runs a Python file that finds the packages which this process finds.
 
     Args:
         program: the file.
         options: its command line.
-        seconds: how long it may take.
+        seconds: how long it may take; None = as long as it likes.
         content: what it reads from standard input.
 
     Returns:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from secateur.charts import Line, bars, curves, intervals, printable, require
-from secateur.console import bench_conditions, shape_text
+from secateur.console import bench_conditions, lost_text, shape_text
 from secateur.report import LayerReport, Report
 from secateur.runtimes import NO_SPEED_UP, speed_up_expected
 
@@ -245,8 +245,7 @@ def _accuracy_card(report: Report) -> dict[str, str]:
     if found is None:
         return _card("accuracy", "not measured", "no evaluation images were given")
     if found.drop is not None and found.top1 is not None:
-        error = "" if found.drop_error is None else f" ± {found.drop_error:.2f}"
-        figure = f"{_signed(found.drop)}{error} points lost"
+        figure = lost_text(found.drop, found.drop_error)
         right = f"{found.top1 + found.drop:.2f} % before, {found.top1:.2f} % now (top-1)"
         return _card("accuracy", figure, f"{right}, on {found.images:,} images")
     agreement = 0.0 if found.agreement is None else found.agreement
@@ -458,12 +457,12 @@ def _latency(bench: Bench) -> dict[str, Any]:
         for one in bench.timings
     ]
     return {
-        "sentence": " ".join(f"{note}." for note in bench.notes),
+        "sentence": " ".join(f"{note}." for note in (*bench.warnings, *bench.notes)),
         "confidence": f"{bench.confidence:.0%}",
         "chart": intervals(
             "chart-latency",
             "Time for one run",
-            "Medians and their intervals. The table below has the numbers.",
+            "Typical times and their intervals. The table below has the numbers.",
             rows,
             xlabel="milliseconds",
         ),

@@ -46,7 +46,7 @@ def quantize(model: Any, images: Tensor) -> Any:
 
     Cost: two forward passes, one image at a time.
     """
-    require_onnx("quantising")
+    require_onnx("quantising to INT8", extra="int8")
     from secateur.frontends import onnx as frontend
 
     model = read(model)
@@ -130,11 +130,12 @@ def check_kind(kind: str | None, model: Any) -> None:
     if kind not in (None, "int8"):
         raise OptionError(f"quantize is {kind!r}, expected 'int8' or None")
     if kind is not None:
-        require_onnx("quantising to INT8", *([] if is_onnx(model) else ["onnxscript"]))
+        more = [] if is_onnx(model) else ["onnxscript"]
+        require_onnx("quantising to INT8", *more, extra="int8")
         require_nncf()
 
 
-def require_nncf(purpose: str = "quantising to INT8") -> Any:
+def require_nncf(purpose: str = "quantising to INT8", *, extra: str = "int8") -> Any:
     """The module nncf, which is kept from sending usage data anywhere.
 
     It does so without asking where the package openvino_telemetry is found when it is imported.
@@ -144,7 +145,7 @@ def require_nncf(purpose: str = "quantising to INT8") -> Any:
     """
     with _hidden("openvino_telemetry"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        (nncf,) = require("int8", purpose, "nncf")
+        (nncf,) = require(extra, purpose, "nncf")
     return nncf
 
 

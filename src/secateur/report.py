@@ -355,9 +355,9 @@ class Inspection:
 
     Attributes:
         layers: in order of first use; see `secateur.graph.Layer`.
-        gates: of each layer, by runtime: what it lacks for zeros in it to be left out, whichever
-            zeros these will be.
-        runtimes: which could be faster on this machine, if the zeros fit.
+        gates: of each layer, by runtime: what it lacks for zeros in it to be left out, however
+            many these will be.
+        runtimes: which could be faster on this machine, if there are enough zeros.
     """
 
     layers: Sequence[Layer]
@@ -369,11 +369,31 @@ class Inspection:
         """The layers of a traced network, against the runtimes on this machine."""
         layers = tuple(graph.layers)
         weights = [graph.parameters.get(str(layer.parameter)) for layer in layers]
-        found = [
-            gates(LayerFacts.of(layer, weight, pruned=False))
+        facts = [
+            LayerFacts.of(layer, weight, pruned=False)
             for layer, weight in zip(layers, weights, strict=True)
         ]
+        # no pattern of this version makes 2:4 zeros
+        found = [gates(dataclasses.replace(of, two_of_four=False)) for of in facts]
         return cls(layers, found, survey(found, Machine.here()))
+
+    def data(self) -> dict[str, Any]:
+        """All of it as plain data, for JSON."""
+        layers = [
+            {
+                "name": layer.name,
+                "kind": layer.kind,
+                "shape": list(layer.shape),
+                "output": list(layer.output),
+                "weights": layer.weights,
+                "macs": layer.macs,
+                "pruned": not status(layer),
+                "reason": status(layer),
+                "gates": [dataclasses.asdict(gate) for gate in of],
+            }
+            for layer, of in zip(self.layers, self.gates, strict=True)
+        ]
+        return {"layers": layers, "runtimes": [dataclasses.asdict(of) for of in self.runtimes]}
 
     @property
     def prunable_weights(self) -> int:

@@ -53,7 +53,7 @@ class LayerFacts:
         dtype: of the weights, such as "float32".
         sparsity: the fraction of zeros; None = not pruned yet.
         two_of_four: whether at least two of each four weights in a row are zero; None = not
-            pruned yet.
+            known.
     """
 
     kind: str
@@ -121,7 +121,7 @@ class Runtime:
         feature: what leaves the zeros out, in a few words.
         machine: what this machine lacks for it; empty when nothing.
         layer: what a layer lacks for it; empty when nothing.
-        zeros: which zeros it needs, in a word; empty = any.
+        zeros: how many zeros a layer needs, in a word; empty = any.
         source: where this is written.
     """
 
@@ -265,7 +265,6 @@ RUNTIMES = (
         feature="2:4 sparse linear layers on GPUs of compute capability 8.0 or higher",
         machine=_torch_machine,
         layer=_torch_layer,
-        zeros="2:4",
         source="https://docs.pytorch.org/docs/stable/sparse.html",
     ),
     Runtime(
@@ -274,7 +273,6 @@ RUNTIMES = (
         feature="2:4 sparse convolutions and linear layers on GPUs from compute capability 8.0 on",
         machine=_tensorrt_machine,
         layer=_tensorrt_layer,
-        zeros="2:4",
         source="https://docs.nvidia.com/deeplearning/tensorrt/10.16.1/"
         "inference-library/io-formats-sparsity.html",
     ),
@@ -319,8 +317,10 @@ def _runtime_report(
 def _reason(obstacles: Sequence[str], gates: Sequence[Gate], fit: int) -> str:
     """One line: what stands in the way, the most frequent obstacle of the layers first."""
     if fit:
-        of = f"{fit} of {len(gates)} layers fit"
-        return f"{NO_SPEED_UP}: {of}, but {'; '.join(obstacles)}" if obstacles else f"{of}: measure"
+        of = f"{fit} of {len(gates)} layers"
+        if not obstacles:
+            return f"{of} fit: measure"
+        return f"{NO_SPEED_UP}: {'; '.join(obstacles)} ({of} would fit)"
     counts: dict[str, int] = {}
     for text in (obstacle for gate in gates for obstacle in gate.obstacles):
         general = re.sub(r"^[^:]*: ", "", text)

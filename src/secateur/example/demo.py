@@ -39,7 +39,11 @@ def main() -> None:
 
 def demonstrate(out: Path) -> None:
     """Prunes with each method at each sparsity, and fills the folder."""
-    console = Console(width=None if sys.stdout.isatty() else 110)
+    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    total = len(METHODS) * len(SPARSITIES)
+    console.print(
+        f"{total} runs, which take one to two minutes on two idle cores; files go to {out}/"
+    )
     dense, calibration = example.trained(), example.calibration()
     images, labels = example.test()
     scores = predict(dense, images)
@@ -47,7 +51,8 @@ def demonstrate(out: Path) -> None:
     console.print(
         f"dense network: {found.top1:.2f} % ± {found.standard_error:.2f} on {found.images} images"
     )
-    table = Table("sparsity", *METHODS, "seconds", title="top-1, and points lost", box=None)
+    table = Table("sparsity", *METHODS, "seconds", title="top-1 (points lost)", box=None)
+    done = 0
     with output_folder(out, force=True) as folder:
         for sparsity in SPARSITIES:
             cells, seconds = [], []
@@ -58,6 +63,11 @@ def demonstrate(out: Path) -> None:
                 _save(result, folder / f"{method}-{sparsity:.0%}".replace("%", ""))
                 cells.append(_cell(cost))
                 seconds.append(result.report.seconds["total"])
+                done += 1
+                console.print(
+                    f"{done:2} of {total}: {sparsity:.0%} zeros, {method}: {cells[-1]} "
+                    f"in {seconds[-1]:.0f} s"
+                )
             times = "/".join(f"{value:.0f}" for value in seconds)
             table.add_row(f"{sparsity:.0%}", *cells, times)
     console.print(table)

@@ -92,13 +92,18 @@ def output_difference(model: Any, images: Tensor) -> tuple[float, float]:
     return _onnx().output_difference(model, images)
 
 
-def require_onnx(purpose: str, *more: str) -> tuple[Any, Any]:
+def require_onnx(purpose: str, *more: str, extra: str = "onnx") -> tuple[Any, Any]:
     """The modules onnx and onnxruntime, with `more` packages at hand, or the install line.
+
+    Args:
+        purpose: what needs them, for the message.
+        more: names of packages.
+        extra: the one to name in the message, which installs all that `purpose` needs.
 
     Raises:
         MissingExtraError: one of them is not installed.
     """
-    onnx, runtime, *_ = require("onnx", purpose, "onnx", "onnxruntime", *more)
+    onnx, runtime, *_ = require(extra, purpose, "onnx", "onnxruntime", *more)
     return onnx, runtime
 
 
