@@ -70,6 +70,7 @@ def place(tmp_path_factory):
     (folder / "cli_networks.py").write_text(NETWORKS)
     images = rng.standard_normal((40, 1, 12, 12), dtype=np.float32)
     np.savez(folder / "images.npz", images=images, labels=rng.integers(0, 5, 40))
+    np.savez(folder / "six.npz", images=images, labels=np.arange(40) % 6)
     np.savez(folder / "few.npz", images=images[:5])
     np.savez(folder / "large.npz", images=images.repeat(2, 2))
     images[3, 0, 1, 1] = np.nan
@@ -80,6 +81,10 @@ def place(tmp_path_factory):
         for index in range(33):
             pixels = rng.integers(0, 256, (12, 12), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{index:02}.png")
+    for name in ("ant", "bee", "cat"):
+        (folder / "classes" / name).mkdir(parents=True)
+        pixels = rng.integers(0, 256, (12, 12), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "classes" / name / "1.png")
     (folder / "notes" / "readme.txt").write_text("no image")
     Image.new("L", (12, 13)).save(folder / "sizes" / "99.png")
     save_file({"weight": torch.zeros(2, 2)}, folder / "other.safetensors")
@@ -260,6 +265,18 @@ def test_few_images_are_a_warning(place, tmp_path):
     assert json.loads((tmp_path / "out" / "report.json").read_text())["warnings"]
 
 
+def test_fewer_class_folders_than_outputs_are_a_warning(place, tmp_path):
+    options = ["--channels", 1, "--mean", 0.5, "--std", 0.25, "--method", "magnitude"]
+    out = tmp_path / "out"
+    more = [*options, "--eval", place / "classes"]
+    result = invoke(*prune_arguments(place, out, *more, data="pngs"))
+    assert result.exit_code == 0, result.output
+    (line,) = result.stderr.splitlines()
+    assert "has 3 class folders for a network with 5 outputs" in line
+    assert "(ant = 0, bee = 1, cat = 2)" in line
+    assert Report.load(out / "report.json").warnings == [line.removeprefix("secateur: warning: ")]
+
+
 def test_force_replaces_its_own_files_and_keeps_others(place, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -341,6 +358,12 @@ MISTAKES = {
     "too few bytes": (None, {"sparsity": None}, ["--max-bytes", 0.01], "expected at least 0."),
     "negative drop": (None, {"sparsity": None}, ["--max-drop", -1], "max_drop is -1.0, expected"),
     "no target": (None, {"sparsity": None}, [], "got no target, expected exactly one"),
+    "a label too many": (
+        None,
+        {},
+        ["--eval", "{six.npz}"],
+        "such as 5 for a network with 5",
+    ),
     "no such evaluation": (None, {}, ["--eval", "absent"], "no such file or folder: absent"),
 }
 

@@ -393,9 +393,43 @@ def test_class_folders_are_numbered_in_sorted_order(tmp_path):
     assert load_images(folder).labels is None
 
 
-def test_images_outside_class_folders_mean_no_labels(tmp_path):
-    folder = make_folder(tmp_path / "d", ["dog/1.png", "2.png"])
-    assert load_images(folder, labelled=True).labels is None
+def test_images_beside_class_folders_are_refused(tmp_path):
+    folder = make_folder(tmp_path / "d", ["dog/1.png", "2.png", "3.png"])
+    with pytest.raises(DataError, match=r"^2 images lie beside the class folders of .*\(dog\)"):
+        load_images(folder, labelled=True)
+    assert len(load_images(folder).tensor) == 3  # nobody asked for labels
+    (folder / "labels.csv").write_text("file,label\n2.png,0\n3.png,1\ndog/1.png,0\n")
+    assert load_images(folder, labelled=True).labels.tolist() == [0, 1, 0]
+
+
+def test_a_class_folder_without_images_is_refused_for_the_others_would_move_up(tmp_path):
+    folder = make_folder(tmp_path / "d", ["ant/1.png", "dog/1.png"])
+    (folder / ".cache").mkdir()
+    assert load_images(folder, labelled=True).labels.tolist() == [0, 1]
+    (folder / "cat").mkdir()
+    with pytest.raises(DataError, match=r"class folders without images \(cat\)"):
+        load_images(folder, labelled=True)
+    assert len(load_images(folder).tensor) == 2
+
+
+def test_class_folders_that_only_hold_folders_are_doubtful(tmp_path):
+    folder = make_folder(tmp_path / "d", ["train/dog/1.png", "val/cat/1.png", "x/1.png"])
+    (warning,) = load_images(folder, labelled=True).warnings
+    assert "no images of their own (train, val)" in warning
+    assert load_images(folder).warnings == []
+
+
+def test_fewer_class_folders_than_outputs_are_doubtful(tmp_path):
+    folder = make_folder(tmp_path / "d", [f"{name}/1.png" for name in "dbca"])
+    found = load_images(folder, labelled=True)
+    assert found.doubts(4) == []
+    (warning,) = found.doubts(1000)
+    assert "4 class folders for a network with 1000 outputs" in warning
+    assert "(a = 0, b = 1, c = 2, ...)" in warning
+    (folder / "labels.csv").write_text(
+        "file,label\n" + "\n".join(f"{name}/1.png,{ord(name)}" for name in "abcd")
+    )
+    assert load_images(folder, labelled=True).doubts(1000) == []  # numbers were given
 
 
 def test_a_flat_folder_has_no_labels(tmp_path):

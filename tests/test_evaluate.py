@@ -191,6 +191,14 @@ def test_labels_or_a_reference_are_needed(images):
         evaluate(Net(), images)
 
 
+@pytest.mark.parametrize("wrong", [4, -1])
+def test_labels_without_an_output_are_refused(images, wrong):
+    labels = torch.tensor([0, 3, wrong, 1, 2, 0, wrong, 1, 2, 3])
+    says = f"2 of 10 images have labels such as {wrong} for a network with 4 outputs.*from 0 to 3"
+    with pytest.raises(DataError, match=says):
+        evaluate(Net(), images, labels)
+
+
 def test_as_many_labels_as_images_are_needed(images):
     with pytest.raises(DataError, match="got 9 labels for 10 images"):
         # without the shape checks of the tests, as users call it

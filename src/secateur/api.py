@@ -221,7 +221,10 @@ def plan(
         seed=seed,
         device=device,
     )
-    found = prepare(read(model), data, options, search=False).plan
+    job = prepare(read(model), data, options, search=False)
+    for warning in job.warnings:
+        warnings.warn(warning, SecateurWarning, stacklevel=2)
+    found = job.plan
     with layer_progress(progress, found.measured) as on_layer:
         return foresee(replace(found, on_layer=on_layer))
 

@@ -435,7 +435,7 @@ def evaluate(
     with _one_sentence():
         from secateur.console import verdict_lines
         from secateur.data import load_images
-        from secateur.errors import DataError
+        from secateur.errors import DataError, SecateurWarning
         from secateur.evaluate import compare, predict
         from secateur.loading import load_network
 
@@ -449,7 +449,10 @@ def evaluate(
                 "add labels, or pass --against"
             )
         base = None if other is None else predict(other, images.tensor)
-        found = [(file, compare(predict(network, images.tensor), images.labels, base))]
+        scores = predict(network, images.tensor)
+        found = [(file, compare(scores, images.labels, base))]
+        for doubt in images.doubts(scores.shape[1]):
+            warnings.warn(doubt, SecateurWarning, stacklevel=2)
         if base is not None and against is not None:
             found.append((against, compare(base, images.labels, base)))
         typer.echo(_json(found) if as_json else "\n".join(verdict_lines(found)))

@@ -116,6 +116,8 @@ class Images:
         labels: class numbers, where the source has them and they were asked for.
         notes: what a reader of the report should know.
         synthetic: generator and seed, when they were made rather than taken; None = real.
+        classes: the class folders that the labels come from, in the order of their numbers.
+        warnings: what may be wrong with them; the report begins with these.
     """
 
     tensor: Float[Tensor, "batch ..."]
@@ -123,6 +125,21 @@ class Images:
     labels: Int[Tensor, " batch"] | None = None
     notes: list[str] = field(default_factory=list)
     synthetic: str | None = None
+    classes: tuple[str, ...] = ()
+    warnings: list[str] = field(default_factory=list)
+
+    def doubts(self, outputs: int) -> list[str]:
+        """The warnings, and one where a network has more outputs than there are class folders."""
+        if not self.classes or len(self.classes) >= outputs:
+            return list(self.warnings)
+        shown = ", ".join(f"{name} = {index}" for index, name in enumerate(self.classes[:3]))
+        more = ", ..." if len(self.classes) > 3 else ""
+        return [
+            *self.warnings,
+            f"{self.source} has {len(self.classes)} class folders for a network with {outputs} "
+            f"outputs: the n-th in sorted order counts as class n, from 0 on ({shown}{more}); "
+            "where that is wrong, give the numbers in a labels.csv",
+        ]
 
 
 Transform = Callable[[Image.Image], Tensor]
@@ -313,12 +330,18 @@ class _Source:
         files = sorted(path for path in folder.rglob("*") if _may_be_image(path, folder))
         if not files:
             raise DataError(f"{folder} holds no images, expected at least one: add images to it")
-        labels = _folder_labels(folder, files) if self.labelled else None
+        labels, classes, warnings = None, (), []
+        if self.labelled and (folder / "labels.csv").is_file():
+            labels = _csv_labels(folder / "labels.csv", folder, files)
+        elif self.labelled and (classes := _class_folders(folder, files)):
+            labels = torch.tensor([classes.index(_top(path, folder)) for path in files])
+            warnings = _nested(folder, files, classes)
         chosen, notes = self._choice(len(files))
         files = [files[index] for index in chosen.tolist()]
         preprocess = self.preprocess or Preprocess()
         tensor = _stack((str(path), preprocess(_open(path))) for path in files)
-        return Images(tensor, str(folder), None if labels is None else labels[chosen], notes)
+        labels = None if labels is None else labels[chosen]
+        return Images(tensor, str(folder), labels, notes, classes=classes, warnings=warnings)
 
     def _choice(self, count: int) -> tuple[Int[Tensor, " chosen"], list[str]]:
         if self.max_images is None or count <= self.max_images:
@@ -363,15 +386,52 @@ def _same_shape(named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]
     return held
 
 
-def _folder_labels(folder: Path, files: list[Path]) -> Int[Tensor, " batch"] | None:
-    """Labels from `labels.csv` (columns file, label) or from class subfolders in sorted order."""
-    table = folder / "labels.csv"
-    if table.is_file():
-        return _csv_labels(table, folder, files)
-    classes = sorted({path.relative_to(folder).parts[0] for path in files if path.parent != folder})
-    if not classes or any(path.parent == folder for path in files):
-        return None
-    return torch.tensor([classes.index(path.relative_to(folder).parts[0]) for path in files])
+def _class_folders(folder: Path, files: list[Path]) -> tuple[str, ...]:
+    """The subfolders in sorted order, whose places are class numbers; none where there are none.
+
+    Raises:
+        DataError: images lie beside them, or one holds no image: the numbers would be wrong.
+    """
+    full = sorted({_top(path, folder) for path in files if path.parent != folder})
+    if not full:
+        return ()
+    loose = sum(path.parent == folder for path in files)
+    if loose:
+        raise DataError(
+            f"{loose} image{'s lie' if loose > 1 else ' lies'} beside the class folders of "
+            f"{folder} ({_listed(full)}), expected all in class folders: move them into one, or "
+            "number all in labels.csv"
+        )
+    found = (path.name for path in folder.iterdir() if path.is_dir())
+    classes = tuple(sorted(name for name in found if not name.startswith(".")))
+    empty = [name for name in classes if name not in full]
+    if empty:
+        raise DataError(
+            f"{folder} has class folders without images ({_listed(empty)}), expected images in "
+            "each, for its place is its class number: add images, or number all in labels.csv"
+        )
+    return classes
+
+
+def _nested(folder: Path, files: list[Path], classes: Sequence[str]) -> list[str]:
+    """A warning where class folders hold nothing but folders: these may be the classes."""
+    full = {path.parent for path in files}
+    hollow = [name for name in classes if folder / name not in full]
+    if not hollow:
+        return []
+    return [
+        f"{folder} has class folders with no images of their own ({_listed(hollow)}), only in "
+        "folders below: each counts as one class; pass the folder right above the class folders"
+    ]
+
+
+def _top(path: Path, folder: Path) -> str:
+    """The class folder that an image is in, however deep."""
+    return path.relative_to(folder).parts[0]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _csv_labels(table: Path, folder: Path, files: list[Path]) -> Int[Tensor, " batch"]:

@@ -64,7 +64,8 @@ def evaluate(
         batch_size: images per forward pass.
 
     Raises:
-        DataError: neither labels nor reference are given, or their numbers differ.
+        DataError: neither labels nor reference are given, their numbers differ, or a label is no
+            number of an output.
         ModelError: the model does not return scores (batch, classes).
         MissingExtraError: what runs the model is not installed.
     """
@@ -84,6 +85,8 @@ def compare(
 ) -> Evaluation:
     """`evaluate` on scores that are at hand."""
     count = len(logits)
+    if labels is not None:
+        check_labels(labels, logits.shape[1])
     hits = None if labels is None else logits.argmax(1) == labels.to(logits.device)
     found: dict[str, float] = {}
     if hits is not None:
@@ -100,6 +103,17 @@ def compare(
             found["drop_error"] = 100 * float(lost.std(correction=0)) / math.sqrt(count)
             found["p_value"] = mcnemar(int((lost > 0).sum()), int((lost < 0).sum()))
     return Evaluation(images=count, **found)
+
+
+def check_labels(labels: Int[Tensor, " batch"], outputs: int) -> None:
+    """Raises DataError when a label is no number of an output, from 0 on."""
+    wrong = labels[(labels < 0) | (labels >= outputs)]
+    if len(wrong):
+        raise DataError(
+            f"{len(wrong)} of {len(labels)} images have labels such as {int(wrong[0])} for a "
+            f"network with {outputs} outputs, expected class numbers from 0 to {outputs - 1}: "
+            "check the number and the order of the classes"
+        )
 
 
 def mcnemar(lost: int, won: int) -> float:

@@ -208,6 +208,7 @@ def build_report(
     settings: dict[str, Any],
     seconds: dict[str, float],
     notes: Sequence[str],
+    warnings: Sequence[str],
     *,
     steps: list[StepReport],
     search: SearchReport | None,
@@ -244,7 +245,7 @@ def build_report(
         steps=steps,
         evaluation=evaluation,
         runtimes=survey([layer.gates for layer in layers], Machine.here()),
-        warnings=_warnings(len(images.tensor)),
+        warnings=[*_warnings(len(images.tensor)), *warnings],
         notes=[*plan.graph.notes, *notes],
         versions={
             "secateur": __version__,
