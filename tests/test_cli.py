@@ -265,6 +265,18 @@ def test_few_images_are_a_warning(place, tmp_path):
     assert json.loads((tmp_path / "out" / "report.json").read_text())["warnings"]
 
 
+def test_pixels_without_mean_and_std_are_one_warning(place, tmp_path):
+    more = ["--channels", 1, "--method", "magnitude", "--eval", place / "pngs"]
+    out = tmp_path / "out"
+    result = invoke(*prune_arguments(place, out, *more, data="classes"))
+    lines = result.stderr.splitlines()
+    assert [line for line in lines if "pixels are fed in 0..1" in line] == [lines[-1]]
+    assert any("pixels are fed" in text for text in Report.load(out / "report.json").warnings)
+    more = ["--dry-run", "--channels", 1]
+    planned = invoke(*prune_arguments(place, tmp_path / "plan", *more, data="pngs"))
+    assert "pixels are fed in 0..1" in planned.stderr
+
+
 def test_fewer_class_folders_than_outputs_are_a_warning(place, tmp_path):
     options = ["--channels", 1, "--mean", 0.5, "--std", 0.25, "--method", "magnitude"]
     out = tmp_path / "out"

@@ -172,9 +172,11 @@ def test_a_mistake_is_one_sentence(place, mistake) -> None:
 
 
 def test_fewer_class_folders_than_outputs_are_told(place) -> None:
-    result = invoke(place, "@net.onnx", data="five")
+    scaled = ["--mean", "0.5", "--std", "0.5"]
+    result = invoke(place, "@net.onnx", *scaled, data="five")
     assert (result.exit_code, result.stderr) == (0, "")
-    result = invoke(place, "@net.onnx", data="four")
+    assert "pixels are fed in 0..1" in invoke(place, "@net.onnx", data="five").stderr
+    result = invoke(place, "@net.onnx", *scaled, data="four")
     assert result.exit_code == 0
     assert "top-1" in result.stdout
     (line,) = result.stderr.splitlines()

@@ -555,8 +555,8 @@ def _preprocess(
     return Preprocess(
         size=size,
         resize=resize,
-        mean=_numbers("--mean", mean) if mean else (0.0,),
-        std=_numbers("--std", std) if std else (1.0,),
+        mean=_numbers("--mean", mean) if mean else None,
+        std=_numbers("--std", std) if std else None,
         channels=channels,
     )
 

@@ -43,14 +43,15 @@ class Preprocess:
         size: side of the square centre crop, in pixels; None = no crop.
         resize: the short side is resized to this before the crop (bilinear, antialiased);
             None = `size` where that is given.
-        mean, std: per channel, for pixels scaled to [0, 1].
+        mean, std: per channel, for pixels scaled to [0, 1]; None = 0 and 1. Where neither is given,
+            images come with a warning: few networks are trained so.
         channels: 3 (RGB) or 1 (grey); any number for synthetic images.
     """
 
     size: int | None = None
     resize: int | None = None
-    mean: Sequence[float] = (0.0,)
-    std: Sequence[float] = (1.0,)
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
     channels: int = 3
 
     def __post_init__(self) -> None:
@@ -65,12 +66,12 @@ class Preprocess:
                 "the resized short side: raise resize or lower size"
             )
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) not in (1, self.channels):
+            if values is not None and len(values) not in (1, self.channels):
                 raise OptionError(
                     f"{name} has {len(values)} values, expected {self.channels} "
                     "(one per channel) or 1"
                 )
-        if any(value <= 0 for value in self.std):
+        if self.std is not None and any(value <= 0 for value in self.std):
             raise OptionError(f"std is {tuple(self.std)}, expected numbers above 0")
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "chan height width"]:
@@ -87,7 +88,13 @@ class Preprocess:
 
     def normalise(self, pixels: UInt8[Tensor, "*batch chan height width"]) -> Tensor:
         """Scales pixels to [0, 1], then by mean and std."""
-        mean, std = (torch.tensor(tuple(of)).view(-1, 1, 1) for of in (self.mean, self.std))
+        mean, std = (
+            torch.tensor(tuple(of)).view(-1, 1, 1)
+            for of in (
+                (0.0,) if self.mean is None else self.mean,
+                (1.0,) if self.std is None else self.std,
+            )
+        )
         return ((pixels.float() / 255 - mean) / std).contiguous()
 
 
@@ -275,6 +282,7 @@ class _Source:
         _check_labels(images, labels, name)
         chosen, notes = self._choice(len(images))
         images = images[chosen]
+        warnings = self._unscaled() if images.dtype == torch.uint8 else []
         if images.dtype == torch.uint8:
             images = self._from_bytes(images, name)
         elif not images.is_floating_point():
@@ -287,7 +295,7 @@ class _Source:
                 "expected one or the other: pass uint8 images or leave the preprocess out"
             )
         labels = labels[chosen].long() if labels is not None and self.labelled else None
-        return Images(images.detach().float(), name, labels, notes)
+        return Images(images.detach().float(), name, labels, notes, warnings=warnings)
 
     def _from_bytes(self, images: UInt8[Tensor, "batch ..."], name: str) -> Tensor:
         """uint8 (N, C, H, W), (N, H, W, C) or (N, H, W) through the preprocess."""
@@ -324,24 +332,34 @@ class _Source:
         limit = slice(self.max_images)
         kept = torch.cat(labels)[limit] if labels else None
         found = whole._array(torch.cat(parts)[limit], kept, name)
-        return Images(found.tensor, name, found.labels, notes)
+        return Images(found.tensor, name, found.labels, notes, warnings=found.warnings)
 
     def _folder(self, folder: Path) -> Images:
         files = sorted(path for path in folder.rglob("*") if _may_be_image(path, folder))
         if not files:
             raise DataError(f"{folder} holds no images, expected at least one: add images to it")
-        labels, classes, warnings = None, (), []
+        labels, classes, warnings = None, (), self._unscaled()
         if self.labelled and (folder / "labels.csv").is_file():
             labels = _csv_labels(folder / "labels.csv", folder, files)
         elif self.labelled and (classes := _class_folders(folder, files)):
             labels = torch.tensor([classes.index(_top(path, folder)) for path in files])
-            warnings = _nested(folder, files, classes)
+            warnings += _nested(folder, files, classes)
         chosen, notes = self._choice(len(files))
         files = [files[index] for index in chosen.tolist()]
         preprocess = self.preprocess or Preprocess()
         tensor = _stack((str(path), preprocess(_open(path))) for path in files)
         labels = None if labels is None else labels[chosen]
         return Images(tensor, str(folder), labels, notes, classes=classes, warnings=warnings)
+
+    def _unscaled(self) -> list[str]:
+        """A warning where nobody has said what mean and spread the network wants."""
+        how = Preprocess() if self.preprocess is None else self.preprocess
+        if not isinstance(how, Preprocess) or how.mean is not None or how.std is not None:
+            return []
+        return [
+            "pixels are fed in 0..1, for no mean and std were given: pass --mean and --std "
+            "(Preprocess(mean=..., std=...)) as in the network's training, 0 and 1 if it had none"
+        ]
 
     def _choice(self, count: int) -> tuple[Int[Tensor, " chosen"], list[str]]:
         if self.max_images is None or count <= self.max_images:
