@@ -70,6 +70,8 @@ def place(tmp_path_factory):
     (folder / "cli_networks.py").write_text(NETWORKS)
     images = rng.standard_normal((40, 1, 12, 12), dtype=np.float32)
     np.savez(folder / "images.npz", images=images, labels=rng.integers(0, 5, 40))
+    others = rng.standard_normal((40, 1, 12, 12), dtype=np.float32)
+    np.savez(folder / "eval.npz", images=others, labels=rng.integers(0, 5, 40))
     np.savez(folder / "six.npz", images=images, labels=np.arange(40) % 6)
     np.savez(folder / "few.npz", images=images[:5])
     np.savez(folder / "large.npz", images=images.repeat(2, 2))
@@ -115,7 +117,7 @@ def done(place, tmp_path_factory):
     """One run with an evaluation, shared by the tests that look at its results."""
     out = tmp_path_factory.mktemp("results") / "new" / "out"
     saved = list(sys.path)
-    result = invoke(*prune_arguments(place, out, "--eval", place / "images.npz"))
+    result = invoke(*prune_arguments(place, out, "--eval", place / "eval.npz"))
     sys.path[:] = saved
     assert result.exit_code == 0, result.output
     return result, out
@@ -169,7 +171,7 @@ def test_the_written_weights_are_those_that_were_judged(done, place):
     _, out = done
     reference = f"{place / 'cli_networks.py'}:network"
     pruned = load_model(reference, out / "model.safetensors")
-    with np.load(place / "images.npz") as held:
+    with np.load(place / "eval.npz") as held:
         images, labels = torch.from_numpy(held["images"]), torch.from_numpy(held["labels"])
     found = evaluate(pruned, images, labels, reference=load_model(reference))
     report = json.loads((out / "report.json").read_text())["evaluation"]

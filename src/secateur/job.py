@@ -12,7 +12,7 @@ from torch import Tensor
 
 from secateur.adaptation import Adaptation, adapt
 from secateur.alignment import Alignment
-from secateur.data import Images, Transform, load_images
+from secateur.data import Images, Transform, load_images, same_images
 from secateur.errors import DataError, ModelError, OptionError
 from secateur.evaluate import Evaluation, Judge, check_labels, fast_layout, predict
 from secateur.forecast import expectation
@@ -247,6 +247,8 @@ def prepare(
     if judged is not None:
         judge = judge_of(model, judged)
         doubts += judged.doubts(judge.dense.shape[1])
+    if judged is not None and evaluation is not None:
+        doubts += _fitted_to(judged, images)
     watch.lap("evaluation")
     chunk = chunk_size(batch)
     aligned = how.alignment.align(original, batch, chunk=chunk) if how.alignment else Alignment()
@@ -294,6 +296,17 @@ def judge_of(model: Any, images: Images) -> Judge:
     except (DataError, ModelError) as error:
         raise DataError(f"evaluation images from {images.source}: {error}") from error
     return Judge(images.tensor, scores, images.labels)
+
+
+def _fitted_to(judged: Images, images: Images) -> list[str]:
+    """A warning where images to judge by are among those that layers are fitted to."""
+    count = same_images(judged.tensor, images.tensor)
+    if not count:
+        return []
+    return [
+        f"{count} of {len(judged.tensor)} evaluation images are calibration images too, which the "
+        "layers are fitted to: what is lost on others is more; evaluate on others"
+    ]
 
 
 def hold_back(images: Images) -> tuple[Images, Images]:

@@ -245,7 +245,11 @@ def build_report(
         steps=steps,
         evaluation=evaluation,
         runtimes=survey([layer.gates for layer in layers], Machine.here()),
-        warnings=[*_warnings(len(images.tensor)), *warnings],
+        warnings=[
+            *_warnings(len(images.tensor)),
+            *warnings,
+            *_undecided(search, plan.target.value),
+        ],
         notes=[*plan.graph.notes, *notes],
         versions={
             "secateur": __version__,
@@ -347,6 +351,22 @@ def _warnings(images: int) -> list[str]:
     return [
         f"only {images} calibration image{'s' if images > 1 else ''}, expected a few hundred: "
         "the accuracy lost may be large; add images if you can"
+    ]
+
+
+def _undecided(search: SearchReport | None, limit: float) -> list[str]:
+    """A warning where the images are too few to tell whether the loss is within the limit.
+
+    The standard error counts as that of one image at least: few images may show no loss at all.
+    """
+    if search is None:
+        return []
+    error = max(search.error, 100 / search.images)
+    if error <= limit / 2:
+        return []
+    return [
+        f"{search.images} {search.judged_on} cannot tell a drop of {limit:g} points: its standard "
+        f"error is {error:.2f}; add images"
     ]
 
 
