@@ -91,6 +91,9 @@ def place(tmp_path_factory):
     Image.new("L", (12, 13)).save(folder / "sizes" / "99.png")
     save_file({"weight": torch.zeros(2, 2)}, folder / "other.safetensors")
     (folder / "junk.pt").write_bytes(b"junk")
+    torch.save(torch.nn.Sequential(torch.nn.Linear(2, 2)), folder / "whole.pt")
+    (folder / "net.onnx").write_bytes(b"junk")
+    (folder / "torn.json").write_text('{"schema": "secateur.rep')
     return folder
 
 
@@ -362,6 +365,9 @@ MISTAKES = {
     "no such weights": (None, {}, ["--weights", "absent.pt"], "no such file: absent.pt"),
     "wrong weights": (None, {}, ["--weights", "{other.safetensors}"], "does not fit the model"),
     "no weights at all": (None, {}, ["--weights", "{junk.pt}"], "cannot be read as weights"),
+    "a whole module": (None, {}, ["--weights", "{whole.pt}"], "whole.pt holds a whole module or"),
+    "onnx as weights": (None, {}, ["--weights", "{net.onnx}"], "net.onnx is an ONNX file, which"),
+    "weights alone": ("sd.pt", {}, [], "sd.pt holds weights only, expected the network"),
     "mean of words": (None, {"data": "pngs"}, ["--mean", "a,b"], "--mean is 'a,b'"),
     "two channels": (None, {"data": "pngs"}, ["--channels", 2], "expected 1 (grey) or 3 (RGB)"),
     "no images wanted": (None, {}, ["--max-images", 0], "max_images is 0"),
@@ -405,6 +411,33 @@ def test_a_mistake_is_one_sentence(place, tmp_path, mistake):
 def test_a_mistake_with_inspect_is_one_sentence(place, arguments, says):
     arguments = [text.format(place / "cli_networks.py") for text in arguments]
     assert_mistake(invoke("inspect", *arguments), says)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["inspect", "{whole.pt}"], "pass net.py:build --weights"),
+        (
+            ["inspect", "{torn.json}"],
+            "torn.json is a file that holds no network, expected an .onnx",
+        ),
+        (["evaluate", "{torn.json}", "--eval", "{images.npz}"], "a file that holds no network"),
+        (["report", "{net.onnx}"], "net.onnx is not a report.json, expected one as secateur has"),
+        (["report", "{whole.pt}"], "whole.pt is not a report.json"),
+        (["report", "{torn.json}"], "torn.json is not a report.json"),
+        (["report", "absent"], "no such file: absent, expected a report.json"),
+        (["report", "{empty}"], "expected a report.json: check the path"),
+        (["pack", "absent", "-o", "x"], "no such file: absent"),
+        (["pack", "{other.safetensors}", "-o", "{few.npz}"], "choose another or pass --force"),
+    ],
+)
+def test_a_file_of_another_kind_is_one_sentence(place, arguments, says):
+    filled = [place / text[1:-1] if text.startswith("{") else text for text in arguments]
+    result = invoke(*filled)
+    assert_mistake(result, says)
+    assert not any(
+        word in result.stderr for word in ("codec", "Unsupported", "Expecting", "line 1")
+    )
 
 
 def test_an_evaluation_of_another_size_is_one_sentence(place, tmp_path):
@@ -617,7 +650,8 @@ def test_the_program_ends_with_status_2_and_one_line(place, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["prune", "a:b", "--sparsity", "most"], "'--sparsity'"),
+        (["prune", "a:b", "--sparsity", "most"], "--sparsity is 'most', expected a number: see"),
+        (["prune", "a:b", "--seed", "1.5"], "--seed is '1.5', expected a whole number: see"),
         (["prune", "a:b"], "Missing option '--data'"),
         (["prnue"], "No such command 'prnue'"),
         (["prune", "a:b", "--spasity", "0.5"], "--spasity"),

@@ -188,7 +188,13 @@ def test_images_that_do_not_fit_are_one_sentence(place, own_process) -> None:
     result = invoke(place, "@net.onnx", data="two-channels.npz")
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
-    assert "cannot run the model on images of shape (2, 11, 11)" in line
+    assert "takes 3 x 11 x 11 images, got 2 x 11 x 11" in line
+    result = invoke(place, "@net.onnx", "--size", "9", "--mean", "0", data="five")
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert (
+        "the ONNX model takes 11 x 11 images, got 9 x 9, expected the same: pass --size 11" in line
+    )
 
 
 # McNemar's test

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -784,9 +785,22 @@ def _usage(error: Any) -> int:
         error.show()  # no command at all: the help
     else:
         command = error.ctx.command_path if getattr(error, "ctx", None) else "secateur"
-        sentence = " ".join(error.format_message().split()).rstrip(".")
+        sentence = " ".join((_no_number(error) or error.format_message()).split()).rstrip(".")
         typer.echo(f"secateur: error: {sentence}: see {command} --help", err=True)
     return 2
+
+
+def _no_number(error: Any) -> str:
+    """What is wrong with an option that has to be a number; typer's versions differ in this."""
+    message, option = error.format_message(), getattr(error, "param", None)
+    kind = re.search(r"valid (number|float|integer)", message)
+    if kind is None or option is None:
+        return ""
+    quoted = re.search(r"('.*') is not", message.rpartition(": ")[2])
+    told = getattr(error.__cause__, "errors", None)
+    value = quoted[1] if quoted else repr(told()[0]["input"]) if told else "something else"
+    wanted = "a whole number" if kind[1] == "integer" else "a number"
+    return f"{max(option.opts, key=len)} is {value}, expected {wanted}"
 
 
 if __name__ == "__main__":
