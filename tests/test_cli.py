@@ -56,6 +56,10 @@ def no_module():
     return 7
 
 
+def detector():
+    return nn.Sequential(*list(network())[:-2], nn.Flatten(2))
+
+
 def raising():
     raise OSError("the drive is gone")
 """
@@ -268,6 +272,34 @@ def test_few_images_are_a_warning(place, tmp_path):
     assert line.startswith("secateur: warning: only 5 calibration images")
     assert (tmp_path / "out" / "model.safetensors").exists()
     assert json.loads((tmp_path / "out" / "report.json").read_text())["warnings"]
+
+
+def test_a_network_without_scores_is_judged_by_its_output(place, tmp_path):
+    out, model = tmp_path / "out", f"{place / 'cli_networks.py'}:detector"
+    np.savez(tmp_path / "more.npz", images=np.random.default_rng(5).random((40, 1, 12, 12), "f4"))
+    more = ["--method", "magnitude", "--eval", tmp_path / "more.npz"]
+    result = invoke(*prune_arguments(place, out, *more, network="detector"))
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    assert "% of the variance (no table of scores: agreement does not apply)" in result.stdout
+    report = Report.load(out / "report.json")
+    assert report.calibration.agreement is None
+    assert 0 < report.calibration.output_error < 1
+    assert report.evaluation["dense"].output_error == 0
+    told = ["--model", model, "--eval", tmp_path / "more.npz", "--against", model]
+    result = invoke("evaluate", out / "model.safetensors", *told)
+    assert result.exit_code == 0, result.output
+    error = report.evaluation["pruned"].output_error
+    assert f"output error {100 * error:.2g} % of the variance on 40 images" in result.stdout
+    found = json.loads(invoke("evaluate", out / "model.safetensors", *told, "--json").stdout)
+    assert found["network"]["output_error"] == pytest.approx(error, rel=1e-4)
+    result = invoke(
+        *prune_arguments(place, tmp_path / "x", network="detector", sparsity=None), "--max-drop", 1
+    )
+    assert_mistake(result, "max_drop counts answers, and the network returns (10, 6, 9)")
+    more = ["--eval", place / "eval.npz"]
+    result = invoke(*prune_arguments(place, tmp_path / "x", *more, network="detector"))
+    assert_mistake(result, "for the images have labels")
 
 
 def test_pixels_without_mean_and_std_are_one_warning(place, tmp_path):

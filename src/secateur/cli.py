@@ -430,14 +430,15 @@ def evaluate(
 ) -> None:
     """Tell FILE's top-1 on labelled images, and how it compares with OTHER.
 
-    Without labels in DATA, only agreement with OTHER is told. OTHER may be anything that FILE may
+    Without labels in DATA, only agreement with OTHER is told, or the error of the first output
+    where that is no table of scores. OTHER may be anything that FILE may
     be; --model serves both.
     """
     with _one_sentence():
         from secateur.console import verdict_lines
         from secateur.data import load_images
         from secateur.errors import DataError, SecateurWarning
-        from secateur.evaluate import compare, predict
+        from secateur.evaluate import compare, first_output, is_scores
         from secateur.loading import load_network
 
         preprocess = _preprocess(size, resize, mean, std, channels)
@@ -449,10 +450,10 @@ def evaluate(
                 f"{eval_data} has no labels, expected some, or another network to compare with: "
                 "add labels, or pass --against"
             )
-        base = None if other is None else predict(other, images.tensor)
-        scores = predict(network, images.tensor)
-        found = [(file, compare(scores, images.labels, base))]
-        for doubt in images.doubts(scores.shape[1]):
+        base = None if other is None else first_output(other, images.tensor)
+        output = first_output(network, images.tensor)
+        found = [(file, compare(output, images.labels, base))]
+        for doubt in images.doubts(output.shape[1] if is_scores(output) else 0):
             warnings.warn(doubt, SecateurWarning, stacklevel=2)
         if base is not None and against is not None:
             found.append((against, compare(base, images.labels, base)))

@@ -14,7 +14,7 @@ from secateur.adaptation import Adaptation, adapt
 from secateur.alignment import Alignment
 from secateur.data import Images, Transform, load_images, same_images
 from secateur.errors import DataError, ModelError, OptionError
-from secateur.evaluate import Evaluation, Judge, check_labels, fast_layout, predict
+from secateur.evaluate import Evaluation, Judge, check_labels, fast_layout, first_output, is_scores
 from secateur.forecast import expectation
 from secateur.frontends import device_of, named_tensors, trace, with_parameters
 from secateur.graph import Graph
@@ -246,7 +246,12 @@ def prepare(
     judge, doubts = None, list(images.warnings)
     if judged is not None:
         judge = judge_of(model, judged)
-        doubts += judged.doubts(judge.dense.shape[1])
+        doubts += judged.doubts(judge.dense.shape[1] if is_scores(judge.dense) else 0)
+        if isinstance(target, MaxDrop) and not is_scores(judge.dense):
+            raise OptionError(
+                f"max_drop counts answers, and the network returns {tuple(judge.dense.shape)}, "
+                "expected scores of shape (batch, classes): ask for a sparsity"
+            )
     if judged is not None and evaluation is not None:
         doubts += _fitted_to(judged, images)
     watch.lap("evaluation")
@@ -283,16 +288,15 @@ def prepare(
 
 
 def judge_of(model: Any, images: Images) -> Judge:
-    """The dense network's scores on some images.
+    """The dense network's scores, or first output of another kind, on some images.
 
     Raises:
-        DataError: the network does not take them, does not return scores, or has no output for a
-            label.
+        DataError: the network does not take them, or has no output for a label.
     """
     try:
-        scores = predict(model, images.tensor)
+        scores = first_output(model, images.tensor)
         if images.labels is not None:
-            check_labels(images.labels, scores.shape[1])
+            check_labels(images.labels, scores)
     except (DataError, ModelError) as error:
         raise DataError(f"evaluation images from {images.source}: {error}") from error
     return Judge(images.tensor, scores, images.labels)
