@@ -480,7 +480,7 @@ def same_images(images: Tensor, others: Tensor) -> int:
 
 
 def _digest(image: Tensor) -> bytes:
-    return hashlib.blake2b(image.cpu().contiguous().numpy(), digest_size=16).digest()
+    return hashlib.blake2b(image.cpu().contiguous().numpy().tobytes(), digest_size=16).digest()
 
 
 def _first_tensor(batch: Any, name: str) -> Tensor:
