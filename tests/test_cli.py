@@ -56,6 +56,10 @@ def no_module():
     return 7
 
 
+def detector():
+    return nn.Sequential(*list(network())[:-2], nn.Flatten(2))
+
+
 def raising():
     raise OSError("the drive is gone")
 """
@@ -70,6 +74,9 @@ def place(tmp_path_factory):
     (folder / "cli_networks.py").write_text(NETWORKS)
     images = rng.standard_normal((40, 1, 12, 12), dtype=np.float32)
     np.savez(folder / "images.npz", images=images, labels=rng.integers(0, 5, 40))
+    others = rng.standard_normal((40, 1, 12, 12), dtype=np.float32)
+    np.savez(folder / "eval.npz", images=others, labels=rng.integers(0, 5, 40))
+    np.savez(folder / "six.npz", images=images, labels=np.arange(40) % 6)
     np.savez(folder / "few.npz", images=images[:5])
     np.savez(folder / "large.npz", images=images.repeat(2, 2))
     images[3, 0, 1, 1] = np.nan
@@ -80,10 +87,17 @@ def place(tmp_path_factory):
         for index in range(33):
             pixels = rng.integers(0, 256, (12, 12), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{index:02}.png")
+    for name in ("ant", "bee", "cat"):
+        (folder / "classes" / name).mkdir(parents=True)
+        pixels = rng.integers(0, 256, (12, 12), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "classes" / name / "1.png")
     (folder / "notes" / "readme.txt").write_text("no image")
     Image.new("L", (12, 13)).save(folder / "sizes" / "99.png")
     save_file({"weight": torch.zeros(2, 2)}, folder / "other.safetensors")
     (folder / "junk.pt").write_bytes(b"junk")
+    torch.save(torch.nn.Sequential(torch.nn.Linear(2, 2)), folder / "whole.pt")
+    (folder / "net.onnx").write_bytes(b"junk")
+    (folder / "torn.json").write_text('{"schema": "secateur.rep')
     return folder
 
 
@@ -110,7 +124,7 @@ def done(place, tmp_path_factory):
     """One run with an evaluation, shared by the tests that look at its results."""
     out = tmp_path_factory.mktemp("results") / "new" / "out"
     saved = list(sys.path)
-    result = invoke(*prune_arguments(place, out, "--eval", place / "images.npz"))
+    result = invoke(*prune_arguments(place, out, "--eval", place / "eval.npz"))
     sys.path[:] = saved
     assert result.exit_code == 0, result.output
     return result, out
@@ -164,7 +178,7 @@ def test_the_written_weights_are_those_that_were_judged(done, place):
     _, out = done
     reference = f"{place / 'cli_networks.py'}:network"
     pruned = load_model(reference, out / "model.safetensors")
-    with np.load(place / "images.npz") as held:
+    with np.load(place / "eval.npz") as held:
         images, labels = torch.from_numpy(held["images"]), torch.from_numpy(held["labels"])
     found = evaluate(pruned, images, labels, reference=load_model(reference))
     report = json.loads((out / "report.json").read_text())["evaluation"]
@@ -270,6 +284,58 @@ def test_few_images_are_a_warning(place, tmp_path):
     assert json.loads((tmp_path / "out" / "report.json").read_text())["warnings"]
 
 
+def test_a_network_without_scores_is_judged_by_its_output(place, tmp_path):
+    out, model = tmp_path / "out", f"{place / 'cli_networks.py'}:detector"
+    np.savez(tmp_path / "more.npz", images=np.random.default_rng(5).random((40, 1, 12, 12), "f4"))
+    more = ["--method", "magnitude", "--eval", tmp_path / "more.npz"]
+    result = invoke(*prune_arguments(place, out, *more, network="detector"))
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    assert "% of the variance (no table of scores: agreement does not apply)" in result.stdout
+    report = Report.load(out / "report.json")
+    assert report.calibration.agreement is None
+    assert 0 < report.calibration.output_error < 1
+    assert report.evaluation["dense"].output_error == 0
+    told = ["--model", model, "--eval", tmp_path / "more.npz", "--against", model]
+    result = invoke("evaluate", out / "model.safetensors", *told)
+    assert result.exit_code == 0, result.output
+    error = report.evaluation["pruned"].output_error
+    assert f"output error {100 * error:.2g} % of the variance on 40 images" in result.stdout
+    found = json.loads(invoke("evaluate", out / "model.safetensors", *told, "--json").stdout)
+    assert found["network"]["output_error"] == pytest.approx(error, rel=1e-4)
+    result = invoke(
+        *prune_arguments(place, tmp_path / "x", network="detector", sparsity=None), "--max-drop", 1
+    )
+    assert_mistake(result, "max_drop counts answers, and the network returns (10, 6, 9)")
+    more = ["--eval", place / "eval.npz"]
+    result = invoke(*prune_arguments(place, tmp_path / "x", *more, network="detector"))
+    assert_mistake(result, "for the images have labels")
+
+
+def test_pixels_without_mean_and_std_are_one_warning(place, tmp_path):
+    more = ["--channels", 1, "--method", "magnitude", "--eval", place / "pngs"]
+    out = tmp_path / "out"
+    result = invoke(*prune_arguments(place, out, *more, data="classes"))
+    lines = result.stderr.splitlines()
+    assert [line for line in lines if "pixels are fed in 0..1" in line] == [lines[-1]]
+    assert any("pixels are fed" in text for text in Report.load(out / "report.json").warnings)
+    more = ["--dry-run", "--channels", 1]
+    planned = invoke(*prune_arguments(place, tmp_path / "plan", *more, data="pngs"))
+    assert "pixels are fed in 0..1" in planned.stderr
+
+
+def test_fewer_class_folders_than_outputs_are_a_warning(place, tmp_path):
+    options = ["--channels", 1, "--mean", 0.5, "--std", 0.25, "--method", "magnitude"]
+    out = tmp_path / "out"
+    more = [*options, "--eval", place / "classes"]
+    result = invoke(*prune_arguments(place, out, *more, data="pngs"))
+    assert result.exit_code == 0, result.output
+    (line,) = result.stderr.splitlines()
+    assert "has 3 class folders for a network with 5 outputs" in line
+    assert "(ant = 0, bee = 1, cat = 2)" in line
+    assert Report.load(out / "report.json").warnings == [line.removeprefix("secateur: warning: ")]
+
+
 def test_force_replaces_its_own_files_and_keeps_others(place, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -354,6 +420,9 @@ MISTAKES = {
     "no such weights": (None, {}, ["--weights", "absent.pt"], "no such file: absent.pt"),
     "wrong weights": (None, {}, ["--weights", "{other.safetensors}"], "does not fit the model"),
     "no weights at all": (None, {}, ["--weights", "{junk.pt}"], "cannot be read as weights"),
+    "a whole module": (None, {}, ["--weights", "{whole.pt}"], "whole.pt holds a whole module or"),
+    "onnx as weights": (None, {}, ["--weights", "{net.onnx}"], "net.onnx is an ONNX file, which"),
+    "weights alone": ("sd.pt", {}, [], "sd.pt holds weights only, expected the network"),
     "mean of words": (None, {"data": "pngs"}, ["--mean", "a,b"], "--mean is 'a,b'"),
     "two channels": (None, {"data": "pngs"}, ["--channels", 2], "expected 1 (grey) or 3 (RGB)"),
     "no images wanted": (None, {}, ["--max-images", 0], "max_images is 0"),
@@ -364,6 +433,12 @@ MISTAKES = {
     "too few bytes": (None, {"sparsity": None}, ["--max-bytes", 0.01], "expected at least 0."),
     "negative drop": (None, {"sparsity": None}, ["--max-drop", -1], "max_drop is -1.0, expected"),
     "no target": (None, {"sparsity": None}, [], "got no target, expected exactly one"),
+    "a label too many": (
+        None,
+        {},
+        ["--eval", "{six.npz}"],
+        "such as 5 for a network with 5",
+    ),
     "no such evaluation": (None, {}, ["--eval", "absent"], "no such file or folder: absent"),
 }
 
@@ -391,6 +466,33 @@ def test_a_mistake_is_one_sentence(place, tmp_path, mistake):
 def test_a_mistake_with_inspect_is_one_sentence(place, arguments, says):
     arguments = [text.format(place / "cli_networks.py") for text in arguments]
     assert_mistake(invoke("inspect", *arguments), says)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["inspect", "{whole.pt}"], "pass net.py:build --weights"),
+        (
+            ["inspect", "{torn.json}"],
+            "torn.json is a file that holds no network, expected an .onnx",
+        ),
+        (["evaluate", "{torn.json}", "--eval", "{images.npz}"], "a file that holds no network"),
+        (["report", "{net.onnx}"], "net.onnx is not a report.json, expected one as secateur has"),
+        (["report", "{whole.pt}"], "whole.pt is not a report.json"),
+        (["report", "{torn.json}"], "torn.json is not a report.json"),
+        (["report", "absent"], "no such file: absent, expected a report.json"),
+        (["report", "{empty}"], "expected a report.json: check the path"),
+        (["pack", "absent", "-o", "x"], "no such file: absent"),
+        (["pack", "{other.safetensors}", "-o", "{few.npz}"], "choose another or pass --force"),
+    ],
+)
+def test_a_file_of_another_kind_is_one_sentence(place, arguments, says):
+    filled = [place / text[1:-1] if text.startswith("{") else text for text in arguments]
+    result = invoke(*filled)
+    assert_mistake(result, says)
+    assert not any(
+        word in result.stderr for word in ("codec", "Unsupported", "Expecting", "line 1")
+    )
 
 
 def test_an_evaluation_of_another_size_is_one_sentence(place, tmp_path):
@@ -603,7 +705,8 @@ def test_the_program_ends_with_status_2_and_one_line(place, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["prune", "a:b", "--sparsity", "most"], "'--sparsity'"),
+        (["prune", "a:b", "--sparsity", "most"], "--sparsity is 'most', expected a number: see"),
+        (["prune", "a:b", "--seed", "1.5"], "--seed is '1.5', expected a whole number: see"),
         (["prune", "a:b"], "Missing option '--data'"),
         (["prnue"], "No such command 'prnue'"),
         (["prune", "a:b", "--spasity", "0.5"], "--spasity"),

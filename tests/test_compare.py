@@ -106,6 +106,11 @@ def images() -> torch.Tensor:
     return torch.randn(24, 1, 12, 12, generator=torch.Generator().manual_seed(1))
 
 
+def judged(network: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Other images, and what the dense network says to them."""
+    return images.flip(-1), network(images.flip(-1)).argmax(1)
+
+
 @pytest.fixture(scope="module")
 def swept(network: nn.Module, images: torch.Tensor) -> Sweep:
     with pytest.warns(secateur.SecateurWarning, match="only 24"):
@@ -113,19 +118,19 @@ def swept(network: nn.Module, images: torch.Tensor) -> Sweep:
             network,
             images,
             sparsities=[0.8, 0.5, 0.5],
-            evaluation=(images, network(images).argmax(1)),
+            evaluation=judged(network, images),
         )
 
 
 def test_each_point_is_what_prune_gives(
     swept: Sweep, network: nn.Module, images: torch.Tensor
 ) -> None:
-    labels = network(images).argmax(1)
+    evaluation = judged(network, images)
     assert [point.sparsity for point in swept.points] == pytest.approx([0.5, 0.8], abs=0.002)
     for point, report in zip(swept.points, swept.reports, strict=True):
         target = report.requested["target"]["value"]
         with pytest.warns(secateur.SecateurWarning):
-            alone = secateur.prune(network, images, sparsity=target, evaluation=(images, labels))
+            alone = secateur.prune(network, images, sparsity=target, evaluation=evaluation)
         assert point.evaluation == alone.report.evaluation["pruned"]
         assert report.layers == alone.report.layers
         assert report.dense_layers == alone.report.dense_layers
@@ -159,7 +164,7 @@ def test_a_saved_sweep_comes_back_without_its_reports(swept: Sweep, tmp_path: Pa
     swept.save(tmp_path / "sweep.json")
     assert Sweep.load(tmp_path / "sweep.json") == swept
     assert "reports" not in json.loads((tmp_path / "sweep.json").read_text())
-    with pytest.raises(DataError, match=r"schema 'secateur.sweep' version 1, expected"):
+    with pytest.raises(DataError, match=r"schema 'secateur.sweep' version 2, expected"):
         Report.load(tmp_path / "sweep.json")
 
 

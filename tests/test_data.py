@@ -14,6 +14,7 @@ from secateur.fractals import fractal_images
 
 FLOATS = torch.randn(9, 3, 8, 6, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(9) % 4
+SCALED = Preprocess(mean=(0.0,), std=(1.0,))
 BYTES = np.random.default_rng(0).integers(0, 256, (5, 7, 6, 3), dtype=np.uint8)  # N H W C
 
 
@@ -114,6 +115,25 @@ def test_grey_bytes(shape):
     grey = BYTES[..., 0]
     found = load_images(np.ascontiguousarray(grey).reshape(shape)).tensor
     assert torch.equal(found, torch.from_numpy(grey[:, None].astype(np.float32) / 255))
+
+
+@pytest.mark.parametrize("source", [BYTES, [BYTES], "folder"], ids=["bytes", "batches", "folder"])
+def test_images_without_mean_and_std_are_doubtful(tmp_path, source):
+    if isinstance(source, str):
+        source = make_folder(tmp_path / "d", ["a.png"])
+    for silent in ({"mean": (0.0,)}, {"std": (1.0,)}, {"mean": (0.5,), "std": (0.5,)}):
+        assert load_images(source, preprocess=Preprocess(**silent)).warnings == []
+    for doubtful in (None, Preprocess(), Preprocess(size=4)):
+        (warning,) = load_images(source, preprocess=doubtful).warnings
+        assert warning.startswith("pixels are fed in 0..1")
+        assert "--mean and --std" in warning
+
+
+def test_inputs_and_made_images_are_not_doubtful():
+    assert load_images(FLOATS).warnings == []
+    assert load_images("fractal:3", preprocess=Preprocess(size=16)).warnings == []
+    own = load_images(BYTES, preprocess=lambda image: torch.zeros(3, image.height, image.width))
+    assert own.warnings == []
 
 
 def test_bytes_go_through_the_preprocess():
@@ -393,9 +413,44 @@ def test_class_folders_are_numbered_in_sorted_order(tmp_path):
     assert load_images(folder).labels is None
 
 
-def test_images_outside_class_folders_mean_no_labels(tmp_path):
-    folder = make_folder(tmp_path / "d", ["dog/1.png", "2.png"])
-    assert load_images(folder, labelled=True).labels is None
+def test_images_beside_class_folders_are_refused(tmp_path):
+    folder = make_folder(tmp_path / "d", ["dog/1.png", "2.png", "3.png"])
+    with pytest.raises(DataError, match=r"^2 images lie beside the class folders of .*\(dog\)"):
+        load_images(folder, labelled=True)
+    assert len(load_images(folder).tensor) == 3  # nobody asked for labels
+    (folder / "labels.csv").write_text("file,label\n2.png,0\n3.png,1\ndog/1.png,0\n")
+    assert load_images(folder, labelled=True).labels.tolist() == [0, 1, 0]
+
+
+def test_a_class_folder_without_images_is_refused_for_the_others_would_move_up(tmp_path):
+    folder = make_folder(tmp_path / "d", ["ant/1.png", "dog/1.png"])
+    (folder / ".cache").mkdir()
+    assert load_images(folder, labelled=True).labels.tolist() == [0, 1]
+    (folder / "cat").mkdir()
+    with pytest.raises(DataError, match=r"class folders without images \(cat\)"):
+        load_images(folder, labelled=True)
+    assert len(load_images(folder).tensor) == 2
+
+
+def test_class_folders_that_only_hold_folders_are_doubtful(tmp_path):
+    folder = make_folder(tmp_path / "d", ["train/dog/1.png", "val/cat/1.png", "x/1.png"])
+    (warning,) = load_images(folder, preprocess=SCALED, labelled=True).warnings
+    assert "no images of their own (train, val)" in warning
+    assert load_images(folder, preprocess=SCALED).warnings == []
+
+
+def test_fewer_class_folders_than_outputs_are_doubtful(tmp_path):
+    folder = make_folder(tmp_path / "d", [f"{name}/1.png" for name in "dbca"])
+    found = load_images(folder, preprocess=SCALED, labelled=True)
+    assert found.doubts(4) == []
+    (warning,) = found.doubts(1000)
+    assert "4 class folders for a network with 1000 outputs" in warning
+    assert "(a = 0, b = 1, c = 2, ...)" in warning
+    (folder / "labels.csv").write_text(
+        "file,label\n" + "\n".join(f"{name}/1.png,{ord(name)}" for name in "abcd")
+    )
+    found = load_images(folder, preprocess=SCALED, labelled=True)
+    assert found.doubts(1000) == []  # numbers were given
 
 
 def test_a_flat_folder_has_no_labels(tmp_path):

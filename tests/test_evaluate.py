@@ -192,6 +192,45 @@ def test_labels_or_a_reference_are_needed(images):
         evaluate(Net(), images)
 
 
+def test_evaluate_compares_detectors(images):
+    model, other = Net(lambda s: s.reshape(-1, 2, 2)), Net(lambda s: 1.1 * s.reshape(-1, 2, 2))
+    error = evaluate(other, images, reference=model).output_error
+    with torch.no_grad():
+        dense = Net().eval()(images)
+    assert error == pytest.approx(0.01 * float(dense.square().mean() / dense.var(correction=0)))
+
+
+@pytest.mark.parametrize("shape", [(20, 3, 5), (20, 1), (20,)])
+def test_outputs_that_are_no_scores_are_compared_by_their_error(shape):
+    generator = torch.Generator().manual_seed(3)
+    dense = 5 + torch.randn(shape, generator=generator)
+    pruned = dense + 0.1 * torch.randn(shape, generator=generator)
+    found = compare(pruned, reference=dense)
+    flat = dense.double().flatten().tolist()
+    mean = sum(flat) / len(flat)
+    variance = sum((value - mean) ** 2 for value in flat) / len(flat)
+    pairs = zip(pruned.double().flatten().tolist(), flat, strict=True)
+    error = sum((one - other) ** 2 for one, other in pairs) / len(flat)
+    assert found.output_error == pytest.approx(error / variance, rel=1e-5)
+    assert (found.images, found.agreement, found.kl) == (20, None, None)
+    assert compare(dense, reference=dense).output_error == 0
+    with pytest.raises(ModelError, match="for the images have labels"):
+        compare(pruned, torch.zeros(20, dtype=torch.long), dense)
+
+
+def test_outputs_of_different_shapes_are_refused(scores):
+    with pytest.raises(ModelError, match=r"shapes \(83, 5\) and \(83, 4\)"):
+        compare(scores[0], reference=scores[2][:, :4])
+
+
+@pytest.mark.parametrize("wrong", [4, -1])
+def test_labels_without_an_output_are_refused(images, wrong):
+    labels = torch.tensor([0, 3, wrong, 1, 2, 0, wrong, 1, 2, 3])
+    says = f"2 of 10 images have labels such as {wrong} for a network with 4 outputs.*from 0 to 3"
+    with pytest.raises(DataError, match=says):
+        evaluate(Net(), images, labels)
+
+
 def test_as_many_labels_as_images_are_needed(images):
     with pytest.raises(DataError, match="got 9 labels for 10 images"):
         # without the shape checks of the tests, as users call it

@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from onnx_models import as_onnx, network
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
@@ -40,7 +41,18 @@ def place(tmp_path_factory):
     np.savez(folder / "images.npz", images=images, labels=labels)
     np.savez(folder / "unlabelled.npz", images=images)
     np.savez(folder / "two-channels.npz", images=images[:, :2], labels=labels)
+    np.savez(folder / "six.npz", images=images, labels=np.arange(60) % 6)
+    save_class_folders(folder / "five", 5)
+    save_class_folders(folder / "four", 4)
     return folder
+
+
+def save_class_folders(folder, count):
+    rng = np.random.default_rng(1)
+    for name in "abcdef"[:count]:
+        (folder / name).mkdir(parents=True)
+        pixels = rng.integers(0, 256, (11, 11, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name / "1.png")
 
 
 @pytest.fixture(autouse=True)
@@ -142,6 +154,7 @@ MISTAKES = {
     "weights alone": (["@other.safetensors"], "images.npz", "pass --model"),
     "no labels": (["@net.onnx"], "unlabelled.npz", "has no labels, expected some"),
     "no data": (["@net.onnx"], "absent", "no such file or folder"),
+    "a label too many": (["@net.onnx"], "six.npz", "10 of 60 images have labels such as 5 for"),
     "no other": (["@net.onnx", "--against", "absent.py:f"], "images.npz", "no such file: absent"),
 }
 
@@ -158,11 +171,30 @@ def test_a_mistake_is_one_sentence(place, mistake) -> None:
     assert result.stdout == ""
 
 
+def test_fewer_class_folders_than_outputs_are_told(place) -> None:
+    scaled = ["--mean", "0.5", "--std", "0.5"]
+    result = invoke(place, "@net.onnx", *scaled, data="five")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "pixels are fed in 0..1" in invoke(place, "@net.onnx", data="five").stderr
+    result = invoke(place, "@net.onnx", *scaled, data="four")
+    assert result.exit_code == 0
+    assert "top-1" in result.stdout
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("secateur: warning: ")
+    assert "has 4 class folders for a network with 5 outputs" in line
+
+
 def test_images_that_do_not_fit_are_one_sentence(place, own_process) -> None:
     result = invoke(place, "@net.onnx", data="two-channels.npz")
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
-    assert "cannot run the model on images of shape (2, 11, 11)" in line
+    assert "takes 3 x 11 x 11 images, got 2 x 11 x 11" in line
+    result = invoke(place, "@net.onnx", "--size", "9", "--mean", "0", data="five")
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert (
+        "the ONNX model takes 11 x 11 images, got 9 x 9, expected the same: pass --size 11" in line
+    )
 
 
 # McNemar's test

@@ -14,7 +14,8 @@ import pytest
 import reports
 from test_cli import assert_mistake, invoke
 
-from secateur import DataError, Report
+from secateur import DataError, Report, compare_reports
+from secateur.evaluate import Evaluation
 from secateur.page import report_page
 
 CHROMIUM = next(
@@ -93,6 +94,20 @@ def test_without_evaluation_the_page_says_so() -> None:
     text = Page(report_page(reports.report(evaluation={}, steps=[], search=None))).text
     assert "Not measured." in text
     assert "not measured" in text.split("What was done")[0]
+
+
+def test_a_page_of_a_network_without_scores() -> None:
+    other = Evaluation(images=300, output_error=0.0123)
+    held = reports.report(calibration=other, evaluation={"pruned": other}, steps=[], search=None)
+    text = Page(report_page(held)).text
+    assert "first output differs from the dense one's by 1.2 % of its variance" in " ".join(
+        text.split()
+    )
+    assert "output error 1.2 % of variance" in text
+    assert "output error 1.2 % of the variance (no table of scores" in " ".join(str(held).split())
+    figures = {of.name: of for of in compare_reports(held, held).figures}
+    assert figures["output error"].first == pytest.approx(1.23)
+    assert "agreement" not in figures
 
 
 def test_synthetic_data_come_first() -> None:
@@ -187,7 +202,7 @@ def test_a_damaged_report_is_told_in_one_sentence(tmp_path: Path, wrong: str) ->
     elif wrong == "kind":
         held["search"] = 3
     else:
-        held["schema_version"] = 3
+        held["schema_version"] = 4
     path.write_text(json.dumps(held))
     with pytest.raises(DataError, match="expected"):
         Report.load(path)

@@ -109,6 +109,7 @@ def test_only_the_best_result_is_held() -> None:
 
 # on a real network
 
+UNMEASURED = {"allocation": "normalized-magnitude"}
 QUICK = {"method": "least-squares", "allocation": secateur.Sensitivity(levels=(0.5, 0.9))}
 
 
@@ -191,6 +192,34 @@ def test_unlabelled_evaluation_images_are_judged_on(network, test_images) -> Non
     assert (report.search.measure, report.search.images) == ("disagreement", 200)
     assert report.data.images == 300
     assert report.evaluation["pruned"].agreement == pytest.approx(100 - report.search.drop)
+
+
+def test_images_that_cannot_tell_are_a_warning(network, test_images) -> None:
+    images, labels = test_images
+    with pytest.warns(secateur.SecateurWarning, match="images cannot tell a drop of 3 points"):
+        report = secateur.prune(
+            network,
+            example.calibration()[:40],
+            max_drop=3,
+            evaluation=(images[:60], labels[:60]),
+            method="magnitude",
+            **UNMEASURED,
+        ).report
+    (warning,) = report.warnings
+    error = max(report.search.error, 100 / 60)  # one image at least
+    assert warning.startswith("60 evaluation images cannot tell")
+    assert f"its standard error is {error:.2f}; add images" in warning
+
+
+def test_evaluation_images_that_were_fitted_to_are_a_warning(network, test_images) -> None:
+    calibration = example.calibration()[:40]
+    both = torch.cat([calibration[10:15], test_images[0][:95]])
+    with pytest.warns(
+        secateur.SecateurWarning, match="5 of 100 evaluation images are calibration images"
+    ):
+        secateur.prune(
+            network, calibration, sparsity=0.5, evaluation=both, method="magnitude", **UNMEASURED
+        )
 
 
 def test_the_division_is_measured_once_and_all_walks_are_shown(network, test_images) -> None:

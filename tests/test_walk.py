@@ -86,6 +86,36 @@ def test_layers_are_found_with_what_can_be_done_with_them(graph) -> None:
     assert found["head"].macs == found["head"].weights
 
 
+class Decoder(nn.Module):
+    """Ends like a detector that decodes boxes with the fixed kernel 0..15, and in a binary head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 1)
+        self.dfl = nn.Conv2d(16, 1, 1, bias=False)
+        self.dfl.weight.data[:] = torch.arange(16.0).view(1, 16, 1, 1)
+        self.wide, self.narrow = nn.Linear(512, 1), nn.Linear(63, 1)
+        self.edge = nn.Linear(64, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu(self.body(self.stem(x)))
+        flat = y.flatten(1)[:, :512]
+        heads = self.wide(flat), self.narrow(flat[:, :63]), self.edge(flat[:, :64])
+        return torch.cat([self.dfl(y.softmax(1)).flatten(1), *heads], 1)
+
+
+def test_tiny_layers_of_one_output_stay_dense_unless_asked_for() -> None:
+    model, images = Decoder().eval(), torch.randn(40, 3, 8, 8)
+    report = secateur.prune(model, images, sparsity=0.5, method="magnitude").report
+    assert [layer.name for layer in report.layers] == ["body", "wide", "edge"]
+    reasons = {layer.name: layer.reason for layer in report.dense_layers}
+    assert reasons["dfl"] == "tiny, one output of 16 weights"
+    assert reasons["narrow"] == "tiny, one output of 63 weights"
+    assert "no: tiny, one" in str(secateur.inspect(model, (3, 8, 8)))
+    layers = trace(model, images[:2]).layers
+    assert [layer.name for layer in select_layers(layers, include="dfl")] == ["dfl"]
+
+
 def test_running_the_graph_is_running_the_module(zoo, graph, images) -> None:
     stream = Stream(graph, graph.parameters, {graph.input: images})
     stream.advance(len(graph.ops))

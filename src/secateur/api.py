@@ -114,8 +114,8 @@ def prune(
         allocation: how many zeros in each layer; an object or a name in `ALLOCATIONS`.
         inputs: "pruned" fits each layer to the inputs it will get in the pruned network,
             "dense" (the paper) to those it gets in the dense one.
-        include: names or globs of the layers to prune; None = all but the first layer and
-            depthwise convolutions.
+        include: names or globs of the layers to prune; None = all but the first layer, depthwise
+            convolutions and tiny layers (one output of fewer than 64 weights).
         exclude: names or globs of layers to leave dense.
         max_images: use at most this many images; None = all.
         max_columns: layers with more inputs per output are fitted in blocks of columns.
@@ -221,7 +221,10 @@ def plan(
         seed=seed,
         device=device,
     )
-    found = prepare(read(model), data, options, search=False).plan
+    job = prepare(read(model), data, options, search=False)
+    for warning in job.warnings:
+        warnings.warn(warning, SecateurWarning, stacklevel=2)
+    found = job.plan
     with layer_progress(progress, found.measured) as on_layer:
         return foresee(replace(found, on_layer=on_layer))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -434,14 +435,15 @@ def evaluate(
 ) -> None:
     """Tell FILE's top-1 on labelled images, and how it compares with OTHER.
 
-    Without labels in DATA, only agreement with OTHER is told. OTHER may be anything that FILE may
+    Without labels in DATA, only agreement with OTHER is told, or the error of the first output
+    where that is no table of scores. OTHER may be anything that FILE may
     be; --model serves both.
     """
     with _one_sentence():
         from secateur.console import verdict_lines
         from secateur.data import load_images
-        from secateur.errors import DataError
-        from secateur.evaluate import compare, predict
+        from secateur.errors import DataError, SecateurWarning
+        from secateur.evaluate import compare, first_output, is_scores
         from secateur.loading import load_network
 
         preprocess = _preprocess(size, resize, mean, std, channels)
@@ -453,8 +455,11 @@ def evaluate(
                 f"{eval_data} has no labels, expected some, or another network to compare with: "
                 "add labels, or pass --against"
             )
-        base = None if other is None else predict(other, images.tensor)
-        found = [(file, compare(predict(network, images.tensor), images.labels, base))]
+        base = None if other is None else first_output(other, images.tensor)
+        output = first_output(network, images.tensor)
+        found = [(file, compare(output, images.labels, base))]
+        for doubt in images.doubts(output.shape[1] if is_scores(output) else 0):
+            warnings.warn(doubt, SecateurWarning, stacklevel=2)
         if base is not None and against is not None:
             found.append((against, compare(base, images.labels, base)))
         typer.echo(_json(found) if as_json else "\n".join(verdict_lines(found)))
@@ -575,8 +580,8 @@ def _preprocess(
     return Preprocess(
         size=size,
         resize=resize,
-        mean=_numbers("--mean", mean) if mean else (0.0,),
-        std=_numbers("--std", std) if std else (1.0,),
+        mean=_numbers("--mean", mean) if mean else None,
+        std=_numbers("--std", std) if std else None,
         channels=channels,
     )
 
@@ -813,6 +818,19 @@ def _usage(error: Any) -> int:
         error.show()  # no command at all: the help
     else:
         command = error.ctx.command_path if getattr(error, "ctx", None) else "secateur"
-        sentence = " ".join(error.format_message().split()).rstrip(".")
+        sentence = " ".join((_no_number(error) or error.format_message()).split()).rstrip(".")
         typer.echo(f"secateur: error: {sentence}: see {command} --help", err=True)
     return 2
+
+
+def _no_number(error: Any) -> str:
+    """What is wrong with an option that has to be a number; typer's versions differ in this."""
+    message, option = error.format_message(), getattr(error, "param", None)
+    kind = re.search(r"valid (number|float|integer)", message)
+    if kind is None or option is None:
+        return ""
+    quoted = re.search(r"('.*') is not", message.rpartition(": ")[2])
+    told = getattr(error.__cause__, "errors", None)
+    value = quoted[1] if quoted else repr(told()[0]["input"]) if told else "something else"
+    wanted = "a whole number" if kind[1] == "integer" else "a number"
+    return f"{max(option.opts, key=len)} is {value}, expected {wanted}"

@@ -203,10 +203,24 @@ def _accuracy(first: Report, second: Report) -> Iterator[Figure]:
                     note=_images(one, two, known=None not in errors),
                 )
     near = [report.calibration for report in (first, second)]
-    if any(near):
-        values = [None if of is None else of.agreement for of in near]
-        note = "on the calibration images, optimistic"
+    note = "on the calibration images, optimistic"
+    for held, on in (((one, two), "on the evaluation images"), (near, note)):
+        errors = [_percent(getattr(of, "output_error", None)) for of in held]
+        if errors != [None, None]:
+            yield Figure(
+                name="output error",
+                unit="% of variance",
+                first=errors[0],
+                second=errors[1],
+                note=on,
+            )
+    values = [None if of is None else of.agreement for of in near]
+    if values != [None, None]:
         yield Figure(name="agreement", unit="%", first=values[0], second=values[1], note=note)
+
+
+def _percent(value: float | None) -> float | None:
+    return None if value is None else 100 * value
 
 
 _ERRORS = {"top1": "standard_error", "drop": "drop_error"}

@@ -35,6 +35,9 @@ _STEP_COLUMNS = {  # field of Evaluation and its format by heading
 }
 
 
+_OUTPUT_COLUMNS = {"output error": ("output_error", ".2g")}  # where there are no scores
+
+
 @contextmanager
 def layer_progress(
     progress: bool | Callable[[int, int, str], Any] | None, total: int
@@ -153,16 +156,23 @@ def _step_table(report: Report) -> Table:
     """What each step of a recipe led to: on evaluation images where there are any."""
     table = Table("step", box=None, pad_edge=False, header_style="bold")
     judged = any(step.evaluation for step in report.steps)
-    for heading in _STEP_COLUMNS:
+    columns = _columns(*(of for step in report.steps for of in (step.evaluation, step.calibration)))
+    for heading in columns:
         table.add_column(heading, justify="right")
     for step in report.steps:
         found = step.evaluation if judged else step.calibration
-        cells = [(getattr(found, name, None), how) for name, how in _STEP_COLUMNS.values()]
+        cells = [(getattr(found, name, None), how) for name, how in columns.values()]
         table.add_row(
             step.name, *("-" if value is None else format(value, how) for value, how in cells)
         )
     table.caption = "on the evaluation images" if judged else "on the calibration images"
     return table
+
+
+def _columns(*found: Evaluation | None) -> dict[str, tuple[str, str]]:
+    """The columns for networks that give scores, or for others."""
+    others = any(one is not None and one.output_error is not None for one in found)
+    return _OUTPUT_COLUMNS if others else _STEP_COLUMNS
 
 
 def _dense_lines(report: Report) -> list[Text]:
@@ -234,7 +244,12 @@ def result_line(report: Report) -> str:
             "(optimistic: the layers were fitted to them)"
         )
     for name, found in _files(report):
-        judged = f"agreement {found.agreement:.2f} %" if found.top1 is None else top1_text(found)
+        if found.output_error is not None:
+            judged = output_error_text(found)
+        else:
+            judged = (
+                f"agreement {found.agreement:.2f} %" if found.top1 is None else top1_text(found)
+            )
         parts.append(f"{name} {judged}")
     return ", ".join(parts)
 
@@ -266,7 +281,7 @@ def evaluation_text(found: Evaluation) -> str:
         parts.append(f"top-1 {top1_text(found)}")
     if found.drop is not None:
         parts.append(lost_text(found.drop, found.drop_error))
-    if found.agreement is not None:
+    if found.agreement is not None or found.output_error is not None:
         parts.append(_label_free(found))
     return f"{', '.join(parts)} on {found.images} images"
 
@@ -283,7 +298,14 @@ def top1_text(found: Evaluation) -> str:
     return f"{found.top1:.2f} % ± {found.standard_error:.2f}"
 
 
+def output_error_text(found: Evaluation) -> str:
+    """How far the first output is from the reference's, where it is no table of scores."""
+    return f"output error {100 * (found.output_error or 0.0):.2g} % of the variance"
+
+
 def _label_free(found: Evaluation) -> str:
+    if found.output_error is not None:
+        return f"{output_error_text(found)} (no table of scores: agreement does not apply)"
     return f"agreement with dense {found.agreement:.2f} %, KL {found.kl:.4f} nats"
 
 
@@ -302,6 +324,12 @@ def verdict_lines(found: Sequence[tuple[str, Evaluation]]) -> list[str]:
                 f"{name} {verb} {abs(first.drop):.2f} ± {first.drop_error:.2f} points against "
                 f"{other} (paired; exact McNemar test: p = {first.p_value:.2g})"
             )
+        if first.output_error is not None:
+            lines.append(
+                f"{name} against {other}: {output_error_text(first)} on {first.images} images "
+                "(no table of scores: agreement does not apply)"
+            )
+            continue
         same = f"the same answer for {first.agreement:.2f} % of {first.images} images"
         lines.append(f"{same}, KL({other} || {name}) {first.kl:.4f} nats")
     return lines
@@ -467,11 +495,12 @@ def sweep_view(sweep: Sweep) -> Group:
     """One line per sparsity."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     judged = any(point.evaluation for point in sweep.points)
-    for heading in ("zeros", *_STEP_COLUMNS, "points lost", "bytes left", "MACs left", "s"):
+    columns = _columns(*(point.calibration for point in sweep.points))
+    for heading in ("zeros", *columns, "points lost", "bytes left", "MACs left", "s"):
         table.add_column(heading, justify="right")
     for point in sweep.points:
         found = point.evaluation if judged else point.calibration
-        cells = [(getattr(found, name, None), how) for name, how in _STEP_COLUMNS.values()]
+        cells = [(getattr(found, name, None), how) for name, how in columns.values()]
         lost = getattr(found, "drop", None)
         table.add_row(
             f"{point.sparsity:.2%}",

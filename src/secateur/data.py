@@ -9,6 +9,7 @@ synthetic images: "fractal:300" and, for comparison only, "gaussian:300" and "pi
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,14 +44,15 @@ class Preprocess:
         size: side of the square centre crop, in pixels; None = no crop.
         resize: the short side is resized to this before the crop (bilinear, antialiased);
             None = `size` where that is given.
-        mean, std: per channel, for pixels scaled to [0, 1].
+        mean, std: per channel, for pixels scaled to [0, 1]; None = 0 and 1. Where neither is given,
+            images come with a warning: few networks are trained so.
         channels: 3 (RGB) or 1 (grey); any number for synthetic images.
     """
 
     size: int | None = None
     resize: int | None = None
-    mean: Sequence[float] = (0.0,)
-    std: Sequence[float] = (1.0,)
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
     channels: int = 3
 
     def __post_init__(self) -> None:
@@ -65,12 +67,12 @@ class Preprocess:
                 "the resized short side: raise resize or lower size"
             )
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) not in (1, self.channels):
+            if values is not None and len(values) not in (1, self.channels):
                 raise OptionError(
                     f"{name} has {len(values)} values, expected {self.channels} "
                     "(one per channel) or 1"
                 )
-        if any(value <= 0 for value in self.std):
+        if self.std is not None and any(value <= 0 for value in self.std):
             raise OptionError(f"std is {tuple(self.std)}, expected numbers above 0")
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "chan height width"]:
@@ -87,7 +89,13 @@ class Preprocess:
 
     def normalise(self, pixels: UInt8[Tensor, "*batch chan height width"]) -> Tensor:
         """Scales pixels to [0, 1], then by mean and std."""
-        mean, std = (torch.tensor(tuple(of)).view(-1, 1, 1) for of in (self.mean, self.std))
+        mean, std = (
+            torch.tensor(tuple(of)).view(-1, 1, 1)
+            for of in (
+                (0.0,) if self.mean is None else self.mean,
+                (1.0,) if self.std is None else self.std,
+            )
+        )
         return ((pixels.float() / 255 - mean) / std).contiguous()
 
 
@@ -116,6 +124,8 @@ class Images:
         labels: class numbers, where the source has them and they were asked for.
         notes: what a reader of the report should know.
         synthetic: generator and seed, when they were made rather than taken; None = real.
+        classes: the class folders that the labels come from, in the order of their numbers.
+        warnings: what may be wrong with them; the report begins with these.
     """
 
     tensor: Float[Tensor, "batch ..."]
@@ -123,6 +133,21 @@ class Images:
     labels: Int[Tensor, " batch"] | None = None
     notes: list[str] = field(default_factory=list)
     synthetic: str | None = None
+    classes: tuple[str, ...] = ()
+    warnings: list[str] = field(default_factory=list)
+
+    def doubts(self, outputs: int) -> list[str]:
+        """The warnings, and one where a network has more outputs than there are class folders."""
+        if not self.classes or len(self.classes) >= outputs:
+            return list(self.warnings)
+        shown = ", ".join(f"{name} = {index}" for index, name in enumerate(self.classes[:3]))
+        more = ", ..." if len(self.classes) > 3 else ""
+        return [
+            *self.warnings,
+            f"{self.source} has {len(self.classes)} class folders for a network with {outputs} "
+            f"outputs: the n-th in sorted order counts as class n, from 0 on ({shown}{more}); "
+            "where that is wrong, give the numbers in a labels.csv",
+        ]
 
 
 Transform = Callable[[Image.Image], Tensor]
@@ -258,6 +283,7 @@ class _Source:
         _check_labels(images, labels, name)
         chosen, notes = self._choice(len(images))
         images = images[chosen]
+        warnings = self._unscaled() if images.dtype == torch.uint8 else []
         if images.dtype == torch.uint8:
             images = self._from_bytes(images, name)
         elif not images.is_floating_point():
@@ -270,7 +296,7 @@ class _Source:
                 "expected one or the other: pass uint8 images or leave the preprocess out"
             )
         labels = labels[chosen].long() if labels is not None and self.labelled else None
-        return Images(images.detach().float(), name, labels, notes)
+        return Images(images.detach().float(), name, labels, notes, warnings=warnings)
 
     def _from_bytes(self, images: UInt8[Tensor, "batch ..."], name: str) -> Tensor:
         """uint8 (N, C, H, W), (N, H, W, C) or (N, H, W) through the preprocess."""
@@ -307,18 +333,34 @@ class _Source:
         limit = slice(self.max_images)
         kept = torch.cat(labels)[limit] if labels else None
         found = whole._array(torch.cat(parts)[limit], kept, name)
-        return Images(found.tensor, name, found.labels, notes)
+        return Images(found.tensor, name, found.labels, notes, warnings=found.warnings)
 
     def _folder(self, folder: Path) -> Images:
         files = sorted(path for path in folder.rglob("*") if _may_be_image(path, folder))
         if not files:
             raise DataError(f"{folder} holds no images, expected at least one: add images to it")
-        labels = _folder_labels(folder, files) if self.labelled else None
+        labels, classes, warnings = None, (), self._unscaled()
+        if self.labelled and (folder / "labels.csv").is_file():
+            labels = _csv_labels(folder / "labels.csv", folder, files)
+        elif self.labelled and (classes := _class_folders(folder, files)):
+            labels = torch.tensor([classes.index(_top(path, folder)) for path in files])
+            warnings += _nested(folder, files, classes)
         chosen, notes = self._choice(len(files))
         files = [files[index] for index in chosen.tolist()]
         preprocess = self.preprocess or Preprocess()
         tensor = _stack((str(path), preprocess(_open(path))) for path in files)
-        return Images(tensor, str(folder), None if labels is None else labels[chosen], notes)
+        labels = None if labels is None else labels[chosen]
+        return Images(tensor, str(folder), labels, notes, classes=classes, warnings=warnings)
+
+    def _unscaled(self) -> list[str]:
+        """A warning where nobody has said what mean and spread the network wants."""
+        how = Preprocess() if self.preprocess is None else self.preprocess
+        if not isinstance(how, Preprocess) or how.mean is not None or how.std is not None:
+            return []
+        return [
+            "pixels are fed in 0..1, for no mean and std were given: pass --mean and --std "
+            "(Preprocess(mean=..., std=...)) as in the network's training, 0 and 1 if it had none"
+        ]
 
     def _choice(self, count: int) -> tuple[Int[Tensor, " chosen"], list[str]]:
         if self.max_images is None or count <= self.max_images:
@@ -363,15 +405,52 @@ def _same_shape(named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]
     return held
 
 
-def _folder_labels(folder: Path, files: list[Path]) -> Int[Tensor, " batch"] | None:
-    """Labels from `labels.csv` (columns file, label) or from class subfolders in sorted order."""
-    table = folder / "labels.csv"
-    if table.is_file():
-        return _csv_labels(table, folder, files)
-    classes = sorted({path.relative_to(folder).parts[0] for path in files if path.parent != folder})
-    if not classes or any(path.parent == folder for path in files):
-        return None
-    return torch.tensor([classes.index(path.relative_to(folder).parts[0]) for path in files])
+def _class_folders(folder: Path, files: list[Path]) -> tuple[str, ...]:
+    """The subfolders in sorted order, whose places are class numbers; none where there are none.
+
+    Raises:
+        DataError: images lie beside them, or one holds no image: the numbers would be wrong.
+    """
+    full = sorted({_top(path, folder) for path in files if path.parent != folder})
+    if not full:
+        return ()
+    loose = sum(path.parent == folder for path in files)
+    if loose:
+        raise DataError(
+            f"{loose} image{'s lie' if loose > 1 else ' lies'} beside the class folders of "
+            f"{folder} ({_listed(full)}), expected all in class folders: move them into one, or "
+            "number all in labels.csv"
+        )
+    found = (path.name for path in folder.iterdir() if path.is_dir())
+    classes = tuple(sorted(name for name in found if not name.startswith(".")))
+    empty = [name for name in classes if name not in full]
+    if empty:
+        raise DataError(
+            f"{folder} has class folders without images ({_listed(empty)}), expected images in "
+            "each, for its place is its class number: add images, or number all in labels.csv"
+        )
+    return classes
+
+
+def _nested(folder: Path, files: list[Path], classes: Sequence[str]) -> list[str]:
+    """A warning where class folders hold nothing but folders: these may be the classes."""
+    full = {path.parent for path in files}
+    hollow = [name for name in classes if folder / name not in full]
+    if not hollow:
+        return []
+    return [
+        f"{folder} has class folders with no images of their own ({_listed(hollow)}), only in "
+        "folders below: each counts as one class; pass the folder right above the class folders"
+    ]
+
+
+def _top(path: Path, folder: Path) -> str:
+    """The class folder that an image is in, however deep."""
+    return path.relative_to(folder).parts[0]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _csv_labels(table: Path, folder: Path, files: list[Path]) -> Int[Tensor, " batch"]:
@@ -390,6 +469,18 @@ def _csv_labels(table: Path, folder: Path, files: list[Path]) -> Int[Tensor, " b
                 "image: add the line or remove the image"
             )
     return torch.tensor([by_name[str(path.relative_to(folder))] for path in files])
+
+
+def same_images(images: Tensor, others: Tensor) -> int:
+    """How many of some images are among others, value for value."""
+    if images.shape[1:] != others.shape[1:]:
+        return 0
+    known = {_digest(image) for image in others}
+    return sum(_digest(image) in known for image in images)
+
+
+def _digest(image: Tensor) -> bytes:
+    return hashlib.blake2b(image.cpu().contiguous().numpy().tobytes(), digest_size=16).digest()
 
 
 def _first_tensor(batch: Any, name: str) -> Tensor:

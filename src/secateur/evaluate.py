@@ -32,6 +32,9 @@ class Evaluation:
             are equally good (McNemar's test, exact, two-sided).
         agreement: images with the same highest score as the reference's, in percent.
         kl: mean KL(reference || this) of the softmax outputs, in nats.
+        output_error: mean squared difference of the first output from the reference's, over the
+            variance of that; only where the output is no table of scores, which agreement and KL
+            are for.
     """
 
     images: int
@@ -42,6 +45,7 @@ class Evaluation:
     p_value: float | None = None
     agreement: float | None = None
     kl: float | None = None
+    output_error: float | None = None
 
     def __str__(self) -> str:
         from secateur.console import evaluation_text
@@ -59,6 +63,9 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates a classifier, alone or against a reference (the dense network).
 
+    Of a network that gives anything but scores (batch, classes), such as a detector, the first
+    output is compared with the reference's.
+
     Args:
         model: a module, run in eval mode (its mode is put back), an ONNX model (the path of the
             file or an `onnx.ModelProto`), run by ONNX Runtime, or the path of an OpenVINO file
@@ -69,26 +76,38 @@ def evaluate(
         batch_size: images per forward pass.
 
     Raises:
-        DataError: neither labels nor reference are given, or their numbers differ.
-        ModelError: the model does not return scores (batch, classes).
+        DataError: neither labels nor reference are given, their numbers differ, or a label is no
+            number of an output.
+        ModelError: labels are given and the model does not return scores (batch, classes), or its
+            output has another shape than the reference's.
         MissingExtraError: what runs the model is not installed.
     """
     if labels is None and reference is None:
         raise DataError("got neither labels nor a reference, expected one: pass the dense network")
     if labels is not None and len(labels) != len(images):
         raise DataError(f"got {len(labels)} labels for {len(images)} images, expected one each")
-    logits = predict(model, images, batch_size=batch_size)
-    base = None if reference is None else predict(reference, images, batch_size=batch_size)
-    return compare(logits, labels, base)
+    found = first_output(model, images, batch_size=batch_size)
+    base = None if reference is None else first_output(reference, images, batch_size=batch_size)
+    return compare(found, labels, base)
 
 
 def compare(
-    logits: Float[Tensor, "batch classes"],
+    logits: Float[Tensor, "batch ..."],
     labels: Int[Tensor, " batch"] | None = None,
-    reference: Float[Tensor, "batch classes"] | None = None,
+    reference: Float[Tensor, "batch ..."] | None = None,
 ) -> Evaluation:
-    """`evaluate` on scores that are at hand."""
+    """`evaluate` on scores, or first outputs of another kind, that are at hand."""
     count = len(logits)
+    if labels is not None:
+        check_labels(labels, logits)
+    if reference is not None and reference.shape != logits.shape:
+        raise ModelError(
+            f"the outputs have shapes {tuple(logits.shape)} and {tuple(reference.shape)}, expected "
+            "the same: compare networks with the same outputs"
+        )
+    if not is_scores(logits):
+        error = None if reference is None else output_error(reference, logits)
+        return Evaluation(images=count, output_error=error)
     hits = None if labels is None else logits.argmax(1) == labels.to(logits.device)
     found: dict[str, float] = {}
     if hits is not None:
@@ -105,6 +124,38 @@ def compare(
             found["drop_error"] = 100 * float(lost.std(correction=0)) / math.sqrt(count)
             found["p_value"] = mcnemar(int((lost > 0).sum()), int((lost < 0).sum()))
     return Evaluation(images=count, **found)
+
+
+def is_scores(output: Tensor) -> bool:
+    """Whether a network's output is a table of scores (batch, classes), of two classes at least."""
+    return output.dim() == 2 and output.shape[1] > 1
+
+
+def output_error(
+    reference: Float[Tensor, "batch ..."], output: Float[Tensor, "batch ..."]
+) -> float:
+    """Mean squared difference over the reference's variance, of all values together."""
+    pairs = zip(output.split(16), reference.to(output.device).split(16), strict=True)
+    error = sum(float((one.double() - other.double()).square().sum()) for one, other in pairs)
+    variance = float(reference.var(correction=0))
+    return error / output.numel() / max(variance, torch.finfo(torch.float32).tiny)
+
+
+def check_labels(labels: Int[Tensor, " batch"], output: Float[Tensor, "batch ..."]) -> None:
+    """Raises where a network has no scores, or a label is no number of one, from 0 on."""
+    if not is_scores(output):
+        raise ModelError(
+            f"the model returns {tuple(output.shape)}, expected scores of shape (batch, classes), "
+            "for the images have labels: leave these out to compare outputs with another network's"
+        )
+    outputs = output.shape[1]
+    wrong = labels[(labels < 0) | (labels >= outputs)]
+    if len(wrong):
+        raise DataError(
+            f"{len(wrong)} of {len(labels)} images have labels such as {int(wrong[0])} for a "
+            f"network with {outputs} outputs, expected class numbers from 0 to {outputs - 1}: "
+            "check the number and the order of the classes"
+        )
 
 
 def mcnemar(lost: int, won: int) -> float:
@@ -133,17 +184,17 @@ class Judge:
 
     Attributes:
         images: preprocessed inputs.
-        dense: the dense network's scores.
+        dense: the dense network's scores, or first output of another kind.
         labels: class numbers; None = label-free.
     """
 
     images: Float[Tensor, "batch ..."]
-    dense: Float[Tensor, "batch classes"]
+    dense: Float[Tensor, "batch ..."]
     labels: Int[Tensor, " batch"] | None = None
 
     def evaluate(self, model: Any) -> Evaluation:
         """A network against the dense one. Cost: a forward pass over the images."""
-        return compare(predict(model, self.images), self.labels, self.dense)
+        return compare(first_output(model, self.images), self.labels, self.dense)
 
     def evaluations(self, pruned: Any, int8: Any = None) -> dict[str, Evaluation]:
         """The dense network's, the pruned one's and, where there is one, that in INT8."""
@@ -166,16 +217,33 @@ def predict(
     *,
     batch_size: int = 100,
 ) -> Float[Tensor, "batch classes"]:
-    """A classifier's scores, in float32 on the CPU.
+    """A classifier's scores, in float32 on the CPU; `first_output`, checked."""
+    scores = first_output(model, images, batch_size=batch_size)
+    if scores.dim() != 2:
+        raise ModelError(
+            f"the model returns {tuple(scores.shape)}, expected scores of shape (batch, classes): "
+            "evaluate it yourself, or wrap it in a module that returns the scores"
+        )
+    return scores
 
-    The model's first output, or `logits` where it has a field of that name.
+
+def first_output(
+    model: nn.Module | str | Path | Any,
+    images: Float[Tensor, "batch ..."],
+    *,
+    batch_size: int = 100,
+) -> Float[Tensor, "batch ..."]:
+    """A model's first output, or `logits` where it has a field of that name; float32 on the CPU.
+
+    Raises:
+        ModelError: it is no tensor with a row for each image, or the model fails.
     """
     if len(images) == 0:
         raise DataError("got no images to evaluate, expected at least one: check the source")
     model = model if isinstance(model, IR) else read_ir(model) if is_ir_file(model) else read(model)
     with torch.no_grad(), _running(model, images[:2]) as run:
         try:
-            parts = [_scores(run(part)) for part in images.split(batch_size)]
+            parts = [_first(run(part), len(part)) for part in images.split(batch_size)]
         except RuntimeError as error:
             raise ModelError(
                 f"the model fails on images of shape {tuple(images.shape[1:])}: "
@@ -206,17 +274,19 @@ def fast_layout(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def _scores(output: Any) -> Tensor:
-    scores = getattr(output, "logits", output)
-    while isinstance(scores, tuple | list | dict) and len(scores) > 0:
-        scores = next(iter(scores.values() if isinstance(scores, dict) else scores))
-    if not isinstance(scores, Tensor) or scores.dim() != 2:
-        shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(output).__name__
+def _first(output: Any, count: int) -> Tensor:
+    """The first tensor of what a model returns for so many images."""
+    found = getattr(output, "logits", output)
+    while isinstance(found, tuple | list | dict) and len(found) > 0:
+        found = next(iter(found.values() if isinstance(found, dict) else found))
+    if not isinstance(found, Tensor) or found.dim() == 0 or len(found) != count:
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(output).__name__
         raise ModelError(
-            f"the model returns {shape}, expected scores of shape (batch, classes): "
-            "evaluate it yourself, or wrap it in a module that returns the scores"
+            f"the model returns {shape} for {count} images, expected scores of shape (batch, "
+            "classes) or another tensor with a row for each image: wrap it in a module that "
+            "returns that"
         )
-    return scores.float().cpu()
+    return found.float().cpu()
 
 
 @contextmanager

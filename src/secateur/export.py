@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from secateur.errors import ModelError
-from secateur.evaluate import predict
+from secateur.evaluate import first_output
 from secateur.frontends import is_onnx, named_tensors, output_difference, read, require_onnx
 from secateur.frontends.torch_export import copy_module
 from secateur.ir import as_ir, batch_of, ir_weights, read_ir, write_ir
@@ -86,7 +86,7 @@ def save_onnx(
             f"the pruned network cannot be written as ONNX: {first}; the other outputs do not "
             "need it: leave out --onnx, or export the saved weights with your own settings"
         ) from error
-    expected = predict(module, images)
+    expected = first_output(module, images)
     difference = float((torch.from_numpy(found).float() - expected).abs().max())
     held = sum(entry.stat().st_size for entry in path.parent.glob(f"{path.name}*"))
     return {
@@ -184,8 +184,8 @@ def save_openvino(
 def _differences(held: Any, pruned: Any, images: Tensor) -> dict[str, float]:
     """How far what a file gives is from what ONNX Runtime gives for the pruned network."""
     images = images[:_CHECKED_IMAGES].cpu()
-    expected = predict(pruned, images)
-    difference = float((predict(held, images) - expected).abs().max())
+    expected = first_output(pruned, images)
+    difference = float((first_output(held, images) - expected).abs().max())
     return {
         "largest_difference": difference,
         "relative_difference": difference / max(float(expected.abs().max()), 1e-12),

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from secateur.geometry import Convolution, Geometry
 
+_TINY = 64  # weights
+
 
 @dataclass(frozen=True)
 class Op:
@@ -173,9 +175,18 @@ def _together(known: Layer, again: Layer) -> Layer:
 
 
 def protected(layers: Sequence[Layer]) -> list[Layer]:
-    """Marks what stays dense unless it is asked for: the first layer and depthwise layers."""
+    """Marks what stays dense unless it is asked for: the first layer, depthwise and tiny layers.
+
+    Tiny is a single output of fewer than 64 weights: there is next to nothing to gain, and such
+    layers may hold fixed numbers, as the kernel 0..15 does that decodes the boxes of a detector.
+    """
     prunable = [layer for layer in layers if layer.obstacle is None]
-    reasons = {layer.name: "depthwise" for layer in prunable if _is_depthwise(layer)}
+    reasons = {
+        layer.name: f"tiny, one output of {layer.weights} weights"
+        for layer in prunable
+        if layer.shape[0] == 1 and layer.weights < _TINY
+    }
+    reasons |= {layer.name: "depthwise" for layer in prunable if _is_depthwise(layer)}
     if prunable:
         reasons[prunable[0].name] = "first layer"
     return [replace(layer, protected=reasons.get(layer.name)) for layer in layers]

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from secateur.adaptation import Adaptation, adapt
 from secateur.alignment import Alignment
-from secateur.data import Images, Transform, load_images
+from secateur.data import Images, Transform, load_images, same_images
 from secateur.errors import DataError, ModelError, OptionError
-from secateur.evaluate import Evaluation, Judge, fast_layout, predict
+from secateur.evaluate import Evaluation, Judge, check_labels, fast_layout, first_output, is_scores
 from secateur.forecast import expectation
 from secateur.frontends import device_of, named_tensors, trace, with_parameters
 from secateur.graph import Graph
@@ -101,6 +101,7 @@ class Job:
         original: the network as traced, before it was aligned.
         aligned: what aligning it changed.
         plan: the recipe on the aligned network.
+        warnings: what may be wrong with the images.
         watch: runs since the call.
     """
 
@@ -112,6 +113,7 @@ class Job:
     original: Graph
     aligned: Alignment
     plan: Plan
+    warnings: Sequence[str] = ()
     watch: Stopwatch = field(default_factory=Stopwatch)
 
     @property
@@ -167,6 +169,7 @@ class Job:
             self.options.settings(self.plan.images.device),
             self.watch.seconds,
             self.notes(walked),
+            self.warnings,
             steps=list(steps),
             search=search,
             evaluation=evaluation,
@@ -242,7 +245,17 @@ def prepare(
     original = trace(model, batch[:2])
     watch.lap("trace")
 
-    judge = None if judged is None else judge_of(model, judged)
+    judge, doubts = None, list(images.warnings)
+    if judged is not None:
+        judge = judge_of(model, judged)
+        doubts += judged.doubts(judge.dense.shape[1] if is_scores(judge.dense) else 0)
+        if isinstance(target, MaxDrop) and not is_scores(judge.dense):
+            raise OptionError(
+                f"max_drop counts answers, and the network returns {tuple(judge.dense.shape)}, "
+                "expected scores of shape (batch, classes): ask for a sparsity"
+            )
+    if judged is not None and evaluation is not None:
+        doubts += _fitted_to(judged, images)
     watch.lap("evaluation")
     chunk = chunk_size(batch)
     aligned = how.alignment.align(original, batch, chunk=chunk) if how.alignment else Alignment()
@@ -271,20 +284,35 @@ def prepare(
         original=original,
         aligned=aligned,
         plan=plan,
+        warnings=tuple(dict.fromkeys(doubts)),  # a folder of both kinds tells them once
         watch=watch,
     )
 
 
 def judge_of(model: Any, images: Images) -> Judge:
-    """The dense network's scores on some images.
+    """The dense network's scores, or first output of another kind, on some images.
 
     Raises:
-        DataError: the network does not take them, or does not return scores.
+        DataError: the network does not take them, or has no output for a label.
     """
     try:
-        return Judge(images.tensor, predict(model, images.tensor), images.labels)
-    except ModelError as error:
+        scores = first_output(model, images.tensor)
+        if images.labels is not None:
+            check_labels(images.labels, scores)
+    except (DataError, ModelError) as error:
         raise DataError(f"evaluation images from {images.source}: {error}") from error
+    return Judge(images.tensor, scores, images.labels)
+
+
+def _fitted_to(judged: Images, images: Images) -> list[str]:
+    """A warning where images to judge by are among those that layers are fitted to."""
+    count = same_images(judged.tensor, images.tensor)
+    if not count:
+        return []
+    return [
+        f"{count} of {len(judged.tensor)} evaluation images are calibration images too, which the "
+        "layers are fitted to: what is lost on others is more; evaluate on others"
+    ]
 
 
 def hold_back(images: Images) -> tuple[Images, Images]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ def load_model(reference: str, weights: str | Path | None = None) -> Any:
 
     Raises:
         ModelError: anything does not exist, is not a module, or does not fit.
-        OptionError: weights are given for an ONNX file, which has its own.
+        OptionError: weights are given for an ONNX file, which has its own, or in the place of a
+            network, or the other way round.
         MissingExtraError: an ONNX file, and onnx or onnxruntime is not installed.
     """
     if is_onnx_file(reference):
@@ -44,6 +46,7 @@ def load_model(reference: str, weights: str | Path | None = None) -> Any:
                 "its own: leave them out"
             )
         return read(reference)
+    _check_kind(reference, weights)
     if weights is not None and not Path(weights).is_file():
         raise ModelError(f"no such file: {weights}, expected the model's weights: check the path")
     model = call(reference)
@@ -55,6 +58,26 @@ def load_model(reference: str, weights: str | Path | None = None) -> Any:
     if weights is not None:
         _load_state(model, read_state(Path(weights)), str(weights))
     return model.eval()
+
+
+def _check_kind(reference: str, weights: str | Path | None) -> None:
+    """Raises OptionError where a file of another kind is given as the network or its weights."""
+    suffix = Path(reference).suffix.lower()
+    if suffix in _WEIGHTS:
+        raise OptionError(
+            f"{reference} holds weights only, expected the network that they are for: pass "
+            f"net.py:build --weights {reference}, where build returns the network"
+        )
+    if suffix != ".py" and Path(reference).is_file():
+        raise OptionError(
+            f"{reference} is a file that holds no network, expected an .onnx file, "
+            "file.py:callable or package.module:callable: pass one of these"
+        )
+    if weights is not None and is_onnx_file(str(weights)):
+        raise OptionError(
+            f"{weights} is an ONNX file, which is a network of its own, expected .safetensors, "
+            ".pt or .pth as weights: pass it in the place of the network"
+        )
 
 
 def load_network(reference: str, builder: str | None = None) -> Any:
@@ -106,6 +129,11 @@ def _read(path: Path) -> Any:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling and safetensors raise many kinds
+        if held := re.search(r"Unsupported (?:global|class): ?(?:GLOBAL )?(\S+)", str(error)):
+            raise ModelError(
+                f"{path} holds a whole module or other Python objects ({held[1]}), expected a "
+                "state dict: save model.state_dict()"
+            ) from error
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelError(
             f"{path} cannot be read as weights ({first[:200]}), expected .safetensors or a "

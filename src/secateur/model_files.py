@@ -29,13 +29,13 @@ def find_tensors(path: Path) -> list[Tensor]:
     Raises:
         PackError: it is no .safetensors or .onnx file, or it is damaged.
     """
+    size = size_of(path)
     suffix = path.suffix.lower()
     finders = {".safetensors": _safetensors, ".onnx": _onnx}
     if suffix not in finders:
         raise PackError(
             f"{path} ends in {suffix!r}, expected .safetensors or .onnx: save the model as one"
         )
-    size = size_of(path)
     with reading(path, f"a whole {suffix} file: save the model again"), path.open("rb") as file:
         return list(finders[suffix](file, size))
 

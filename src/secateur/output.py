@@ -77,7 +77,7 @@ def check_file(path: Path, *, force: bool = False) -> None:
 def _check_free(path: Path, *, force: bool) -> None:
     if path.exists() and not force:
         raise OutputError(
-            f"{path} exists, expected a new name: choose another or allow overwriting (force)"
+            f"{path} exists, expected a new name: choose another or pass --force (force=True)"
         )
     _check_place(path, wanted="file")
 

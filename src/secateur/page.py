@@ -125,7 +125,7 @@ def _answers(
     x: Sequence[float], found: Sequence[Evaluation], sweep: Sweep, judged: bool
 ) -> dict[str, Any]:
     """Top-1, or agreement with the dense network where there are no labels."""
-    if len(found) < len(x):
+    if len(found) < len(x) or any(one.output_error is not None for one in found):
         return {}
     labelled = judged and all(one.top1 is not None for one in found)
     y = [one.top1 if labelled else one.agreement for one in found]
@@ -248,6 +248,9 @@ def _accuracy_card(report: Report) -> dict[str, str]:
         figure = lost_text(found.drop, found.drop_error)
         right = f"{found.top1 + found.drop:.2f} % before, {found.top1:.2f} % now (top-1)"
         return _card("accuracy", figure, f"{right}, on {found.images:,} images")
+    if found.output_error is not None:
+        figure = f"{100 * found.output_error:.2g} %"
+        return _card("output error", figure, f"of the variance, on {found.images:,} images")
     agreement = 0.0 if found.agreement is None else found.agreement
     return _card(
         "same answer as before", f"{agreement:.2f} %", f"on {found.images:,} images without labels"

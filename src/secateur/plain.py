@@ -42,8 +42,19 @@ class Saved:
         what = cls.schema.removeprefix("secateur.")
         try:
             held = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise DataError(f"{path} cannot be read as a {what}: {error}") from error
+        except FileNotFoundError as error:
+            raise DataError(
+                f"no such file: {path}, expected a {what}.json: check the path"
+            ) from error
+        except OSError as error:
+            raise DataError(
+                f"{path} cannot be read ({error.strerror}), expected a {what}.json: check the path"
+            ) from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{path} is not a {what}.json, expected one as secateur has written it: check the "
+                "path, or whether the file is whole"
+            ) from error
         if not isinstance(held, dict):
             raise DataError(f"{path} holds no object, expected a {what} that secateur has written")
         schema, version = held.pop("schema", None), held.pop("schema_version", None)

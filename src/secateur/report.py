@@ -15,7 +15,8 @@ from torch import Tensor
 
 from secateur.allocations import Curve
 from secateur.data import FEW_IMAGES, Images
-from secateur.evaluate import Evaluation, Judge, compare, predict
+from secateur.errors import ModelError
+from secateur.evaluate import Evaluation, Judge, compare, first_output
 from secateur.frontends import named_tensors, parameters, with_parameters
 from secateur.graph import Graph, Layer
 from secateur.output import write_file
@@ -148,7 +149,8 @@ class Report(Saved):
         data: the calibration images.
         seconds: wall-clock time by step, and "total".
         calibration: agreement and KL against the dense network on the calibration images
-            themselves (optimistic: the layers were fitted to them); None when not measured.
+            themselves (optimistic: the layers were fitted to them), or the output error where
+            the output is no table of scores; None when not measured.
         steps: what each step of a recipe of several steps led to.
         evaluation: by network ("dense", "pruned"), where evaluation data were given.
         runtimes: which could be faster with these zeros on the machine that wrote the report.
@@ -159,7 +161,7 @@ class Report(Saved):
     """
 
     schema = "secateur.report"
-    schema_version = 4
+    schema_version = 5
 
     synthetic: str | None = None
     sparsity: float
@@ -208,6 +210,7 @@ def build_report(
     settings: dict[str, Any],
     seconds: dict[str, float],
     notes: Sequence[str],
+    warnings: Sequence[str],
     *,
     steps: list[StepReport],
     search: SearchReport | None,
@@ -223,6 +226,7 @@ def build_report(
     chosen = {layer.name for layer in layers}
     others = [layer for layer in plan.graph.layers if layer.name not in chosen]
     kept = [layer.weights - layer.zeros for layer in layers]
+    calibration = _near(walked.pruned, pruned, images.tensor, walked.dense)
     return Report(
         synthetic=images.synthetic,
         sparsity=sum(layer.zeros for layer in layers) / sum(layer.weights for layer in layers),
@@ -240,11 +244,16 @@ def build_report(
             notes=tuple(images.notes),
         ),
         seconds=seconds,
-        calibration=_on_calibration_images(walked, pruned, images.tensor),
+        calibration=calibration,
         steps=steps,
         evaluation=evaluation,
         runtimes=survey([layer.gates for layer in layers], Machine.here()),
-        warnings=_warnings(len(images.tensor)),
+        warnings=[
+            *_warnings(len(images.tensor)),
+            *warnings,
+            *_undecided(search, plan.target.value),
+            *_unjudged(calibration),
+        ],
         notes=[*plan.graph.notes, *notes],
         versions={
             "secateur": __version__,
@@ -321,23 +330,29 @@ def step_reports(
         dense: the dense network's first output for them.
         judge: of evaluation data, where there are any.
     """
-    scores = dense if dense is not None and dense.dim() == 2 else None
     reports = []
     for name, changes in steps.items():
         network = with_parameters(model, changes)
-        near = None if scores is None else compare(predict(network, images), reference=scores)
+        near = _near(None, network, images, dense)
         far = None if judge is None else judge.evaluate(network)
         reports.append(StepReport(name=name, calibration=near, evaluation=far))
     return reports
 
 
-def _on_calibration_images(walked: Walked, pruned: Any, images: Tensor) -> Evaluation | None:
-    """From the walk's own outputs, or from a forward pass where no pruned stream was run."""
-    dense = walked.dense
-    if dense is None or dense.dim() != 2:
+def _near(
+    outputs: Tensor | None, network: Any, images: Tensor, dense: Tensor | None
+) -> Evaluation | None:
+    """A network against the dense one's first output, from its own or from a forward pass.
+
+    None where these are no tensors of one shape with a row for each image.
+    """
+    if dense is None or dense.dim() == 0 or len(dense) != len(images):
         return None
-    outputs = predict(pruned, images) if walked.pruned is None else walked.pruned
-    return compare(outputs, reference=dense)
+    try:
+        outputs = first_output(network, images) if outputs is None else outputs
+        return compare(outputs.float(), reference=dense.float())
+    except ModelError:  # the warnings say so
+        return None
 
 
 def _warnings(images: int) -> list[str]:
@@ -346,6 +361,32 @@ def _warnings(images: int) -> list[str]:
     return [
         f"only {images} calibration image{'s' if images > 1 else ''}, expected a few hundred: "
         "the accuracy lost may be large; add images if you can"
+    ]
+
+
+def _unjudged(calibration: Evaluation | None) -> list[str]:
+    """A warning where nothing tells how far the pruned network is from the dense one."""
+    if calibration is not None:
+        return []
+    return [
+        "the network's first output is not one tensor with a row for each image: how far it is "
+        "from the dense network's was not measured"
+    ]
+
+
+def _undecided(search: SearchReport | None, limit: float) -> list[str]:
+    """A warning where the images are too few to tell whether the loss is within the limit.
+
+    The standard error counts as that of one image at least: few images may show no loss at all.
+    """
+    if search is None:
+        return []
+    error = max(search.error, 100 / search.images)
+    if error <= limit / 2:
+        return []
+    return [
+        f"{search.images} {search.judged_on} cannot tell a drop of {limit:g} points: its standard "
+        f"error is {error:.2f}; add images"
     ]
 
 

@@ -72,7 +72,7 @@ class Sweep(Saved):
     """
 
     schema = "secateur.sweep"
-    schema_version = 1
+    schema_version = 2
 
     synthetic: str | None
     points: tuple[SweepPoint, ...]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from secateur.errors import ModelError
 from secateur.frontends.onnx.runtime import filled
-from secateur.frontends.onnx.signature import declared_batch
+from secateur.frontends.onnx.signature import check_images, declared_batch
 from secateur.own_process import run_program
 
 _PATIENCE = 300.0  # seconds for the first run, on a few images
@@ -45,8 +45,10 @@ def trial(model: ModelProto, images: Tensor) -> Trial:
         images: a few inputs.
 
     Raises:
-        ModelError: it cannot be run, crashes, does not end, or needs half of the memory.
+        ModelError: it takes images of another shape, cannot be run, crashes, does not end, or
+            needs half of the memory.
     """
+    check_images(model, images.shape[1:])
     declared = declared_batch(model)
     if declared:
         images = filled(images, declared * math.ceil(len(images) / declared))

@@ -46,6 +46,35 @@ def input_shape(model: ModelProto) -> tuple[int, ...]:
     return shape
 
 
+def check_images(model: ModelProto, shape: Sequence[int]) -> None:
+    """Raises ModelError where the file is fixed to images of another shape.
+
+    Args:
+        model: with a single input.
+        shape: of one image.
+    """
+    declared = [axis.dim_value for axis in images_input(model).type.tensor_type.shape.dim][1:]
+    if len(declared) == len(shape) and all(
+        want in (0, got) for want, got in zip(declared, shape, strict=True)
+    ):
+        return
+    if not declared:  # nothing is said
+        return
+    if len(declared) == len(shape) == 3 and declared[0] in (0, shape[0]):
+        wanted = declared[1:]
+        way_out = f"pass --size {wanted[0]}" if wanted[0] == wanted[1] else "resize them"
+    else:
+        wanted, way_out = declared, "check the channels and the preprocessing"
+    raise ModelError(
+        f"the ONNX model takes {_times(wanted)} images, got {_times(shape[-len(wanted) :])}, "
+        f"expected the same: {way_out}"
+    )
+
+
+def _times(sizes: Sequence[int]) -> str:
+    return " x ".join(str(size) if size else "any" for size in sizes)
+
+
 def images_input(model: ModelProto) -> onnx.ValueInfoProto:
     """The input that takes the images.
 
