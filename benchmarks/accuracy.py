@@ -107,6 +107,7 @@ class Bench:
             self.model,
             images,
             sparsity=case.sparsity,
+            recipe=secateur.Recipe(),  # in one walk
             method=case.method,
             allocation=case.allocation,
             inputs="pruned" if case.inputs == "none" else case.inputs,

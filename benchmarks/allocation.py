@@ -2,7 +2,7 @@
 
     python benchmarks/allocation.py --networks resnet20 --sparsities 0.8
 
-Each network is pruned with the default recipe and one allocation after the other: `sensitivity` as
+Each network is pruned by ADMM in one walk, with one allocation after the other: `sensitivity` as
 it is, `exhaustive` (the same measurement at eight sparsities of every layer, none left out),
 `normalized-magnitude` (the paper) and `uniform`. Accuracy, and what each allocation took in dense
 forward passes over the same images, measured right before it in the same process, go to
@@ -57,6 +57,7 @@ def measure(
         bench.model,
         images,
         sparsity=float(case["sparsity"]),
+        recipe=secateur.Recipe(),  # in one walk
         allocation=ALLOCATIONS[str(case["allocation"])],
         progress=False,
     )

@@ -32,10 +32,13 @@ PREPROCESS = {
 }
 IMAGES = 300
 KINDS = ("real", "fractal", "pink", "gaussian")
+DIVISION = secateur.NormalizedMagnitude()
 RUNS = {
     "paper": {"recipe": "paper"},
-    "least-squares": {"method": "least-squares", "allocation": "normalized-magnitude"},
-    "admm": {"method": "admm", "allocation": "normalized-magnitude"},
+    "least-squares": {
+        "recipe": secateur.Recipe(method=secateur.LeastSquares(), allocation=DIVISION)
+    },
+    "admm": {"recipe": secateur.Recipe(allocation=DIVISION)},
     "default": {},
 }
 KEY = ("network", "data", "sparsity", "run", "draw", "images", "test_images")

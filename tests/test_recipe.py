@@ -291,32 +291,34 @@ def test_targets_on_the_way(target, values) -> None:
     assert {type(one) for one in found} == {type(target)}
 
 
-@pytest.mark.parametrize(
-    ("recipe", "damage", "levels"),
-    [
-        ("default", None, 1),  # an allocation that measures none
-        ("default", 0.01, 1),
-        ("default", 0.2, 2),
-        ("tuned", 0.2, 2),
-        ("paper", None, 2),
-    ],
-)
-def test_an_easy_target_is_walked_to_at_once(recipe, damage, levels) -> None:
-    assert len(RECIPES[recipe].targets(Sparsity(0.5), damage)) == levels
-
-
 def test_a_hard_target_is_reached_by_way_of_an_easier_one(network, images) -> None:
-    hard, easy = (
-        dataclasses.replace(RECIPES["default"], method=QUICK, levels_from=at) for at in (1e-9, 1e9)
-    )
+    recipe = dataclasses.replace(RECIPES["default"], method=QUICK)
     note = "pruned to sparsity 0.7 on the way, and on from there"
-    by_the_way = secateur.prune(network, images, sparsity=0.8, recipe=hard)
-    at_once = secateur.prune(network, images, sparsity=0.8, recipe=easy)
+    by_the_way = secateur.prune(network, images, sparsity=0.8, recipe=recipe)
+    once = dataclasses.replace(recipe, levels=(0.0,))
+    at_once = secateur.prune(network, images, sparsity=0.8, recipe=once)
     assert note in by_the_way.report.notes
     assert note not in at_once.report.notes
     assert not torch.equal(by_the_way.model.b.weight, at_once.model.b.weight)
     for result in (by_the_way, at_once):
         assert result.report.sparsity == pytest.approx(0.8, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("asked", "on_the_way"),
+    [
+        ({"sparsity": 0.6}, "sparsity 0.5"),
+        ({"sparsity": 0.59}, None),
+        ({"max_macs": 0.2}, "max_macs 0.3"),
+        ({"max_macs": 0.8}, None),
+    ],
+)
+def test_easy_targets_are_walked_to_at_once(network, images, asked, on_the_way) -> None:
+    recipe = dataclasses.replace(RECIPES["default"], method=secateur.Magnitude())
+    notes = secateur.prune(network, images, **asked, recipe=recipe).report.notes
+    found = [note for note in notes if note.startswith("pruned to")]
+    wanted = [] if on_the_way is None else [f"pruned to {on_the_way} on the way, and on from there"]
+    assert found == wanted
 
 
 def test_a_method_that_does_not_tell_its_steps_has_none(network, images) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -64,8 +63,8 @@ class Plan:
     def visits(self) -> int:
         """How often layers are visited at most, by the allocation and by the walks."""
         searched = isinstance(self.target, MaxDrop)
-        target = Sparsity(0.999) if searched else self.target  # the search may end there
-        levels = len(self.recipe.targets(target, math.inf if self.measured else None))
+        known = isinstance(self.target, Sparsity)
+        levels = len(self.levels(self.target) if known else self.recipe.levels)
         walks = levels * (2 if self.recipe.tuning else 1)
         walk = walks * len(self.layers) + (levels - 1) * self.measured
         return self.measured + (WALKS if searched else 1) * walk  # the first division serves all
@@ -88,8 +87,15 @@ class Plan:
 
     def levels(self, target: Target) -> list[Target]:
         """The targets to go through on the way, the given one last."""
-        damage = self.division.damage(self.kept(self.division, target))
-        return self.recipe.targets(target, math.fsum(damage) if damage else None)
+        *before, last = self.recipe.targets(target)
+        return [*(level for level in before if self._is_worth_a_walk(level)), last]
+
+    def _is_worth_a_walk(self, level: Target) -> bool:
+        if isinstance(level, Sparsity):
+            sparsity = level.value
+        else:
+            sparsity = 1 - sum(self.kept(self.division, level)) / sum(self.costs.sizes)
+        return sparsity > self.recipe.levels_from - 1e-9
 
     def _tuned(self, walked: Walked) -> Walked:
         """The surviving weights of each block trained together, where the recipe says so."""
