@@ -64,15 +64,9 @@ def images(count: int, seed: int = 5) -> Tensor:
 
 
 def pruned(network: nn.Module, tuning: BlockTuning | None, **settings) -> secateur.PruneResult:
-    recipe = replace(RECIPES["default"], tuning=tuning)
-    return secateur.prune(
-        network,
-        images(96),
-        sparsity=0.75,
-        recipe=recipe,
-        allocation="uniform",
-        **{"progress": False, **settings},
-    )
+    recipe = replace(RECIPES["default"], tuning=tuning, levels=(0.0,))
+    how = {"recipe": recipe, "allocation": "uniform", "progress": False, **settings}
+    return secateur.prune(network, images(96), sparsity=0.75, **how)
 
 
 def test_a_residual_block_is_a_block_and_its_pieces_make_the_network(network) -> None:
@@ -151,6 +145,14 @@ def test_progress_counts_every_layer_once_more(network) -> None:
     pruned(network, BRIEF, progress=lambda *step: seen.append(step))
     assert [done for done, _, _ in seen] == list(range(1, 15))
     assert {total for _, total, _ in seen} == {14}
+
+
+def test_blocks_are_tuned_at_every_level(network) -> None:
+    seen = []
+    recipe = replace(RECIPES["tuned"], tuning=replace(BRIEF, steps=5))
+    pruned(network, None, recipe=recipe, progress=lambda *step: seen.append(step))
+    assert [done for done, _, _ in seen] == list(range(1, 29))
+    assert {total for _, total, _ in seen} == {28}
 
 
 def test_an_onnx_model_is_refused(tmp_path, network) -> None:
