@@ -30,7 +30,8 @@ def short_pages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if SHARED.is_dir():
+    if SHARED.is_dir():  # the longest tests first: at the end the other cores would wait for them
+        items.sort(key=lambda item: "shared" not in item.keywords)
         return
     for item in items:
         if "shared" in item.keywords:

@@ -146,7 +146,7 @@ def test_sensitivity_is_measured_once(
     monkeypatch.setattr(
         sensitivity.Sensitivity,
         "measure",
-        lambda self, subject: calls.append(1) or measure(self, subject),
+        lambda self, subject: calls.append(subject.before) or measure(self, subject),
     )
     seen = []
     with pytest.warns(secateur.SecateurWarning):
@@ -156,7 +156,9 @@ def test_sensitivity_is_measured_once(
             sparsities=[0.3, 0.5, 0.7],
             progress=lambda done, total, name: seen.append((done, total)),
         )
-    assert calls == [1]
+    assert calls[0] is None
+    assert all(before is not None for before in calls[1:])  # a second look runs nothing again
+    assert len(calls) == 2  # for 0.7, by way of 0.6
     assert seen[-1] == (len(seen), len(seen))  # the bar reaches its end, and not before
 
 

@@ -16,6 +16,7 @@ def run(monkeypatch, capsys):
     images, labels = example.test()
     monkeypatch.setattr(example, "test", lambda: (images[:50], labels[:50]))
     before = signal.signal(signal.SIGTERM, lambda *_: None)
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # may be ignored here
 
     def run(out):
         monkeypatch.setattr("sys.argv", ["demo", "-o", str(out)])
@@ -25,6 +26,7 @@ def run(monkeypatch, capsys):
 
     yield run
     signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGINT, interrupt)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -456,8 +456,8 @@ def test_functions_of_a_file_are_expanded_to_be_read_and_kept_when_written(image
 
 def test_a_file_for_one_image_gives_what_one_for_any_number_gives(images) -> None:
     net = network()
-    free = secateur.prune(as_onnx(net), images, sparsity=0.6)
-    fixed = secateur.prune(as_onnx(net, batch=1), images, sparsity=0.6)
+    free = secateur.prune(as_onnx(net), images, sparsity=0.5)
+    fixed = secateur.prune(as_onnx(net, batch=1), images, sparsity=0.5)
     ours, theirs = stored(fixed.model), stored(free.model)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert fixed.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
@@ -916,5 +916,5 @@ def test_without_the_packages_there_is_the_install_line(package, monkeypatch, tm
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(secateur.MissingExtraError, match=r"pip install 'secateur\[onnx\]'"):
+    with pytest.raises(secateur.MissingExtraError, match=r"pip install '\.\[onnx\]'"):
         secateur.inspect(tmp_path / "net.onnx")

@@ -163,7 +163,7 @@ def test_the_report_tells_the_search(kept, tmp_path) -> None:
     assert report.evaluation["dense"].drop == 0
     assert report.data.images == 300  # none held back
     text = " ".join(str(report).split())
-    assert f"{search.drop:.2f} ± {search.error:.2f} points of top-1" in text
+    assert f"{search.drop:.2f} ± {search.error:.2f} points lost" in text
     assert all(f"{one.sparsity:.2%}: {one.drop:.2f}" in text for one in search.tries)
     report.save(tmp_path / "report.json")
     assert secateur.Report.load(tmp_path / "report.json") == report
@@ -237,8 +237,7 @@ def test_the_division_is_measured_once_and_all_walks_are_shown(network, test_ima
         example.calibration()[:60],
         max_drop=5,
         evaluation=test_images,
-        method="magnitude",
-        allocation=allocation,
+        recipe=secateur.Recipe(method=secateur.Magnitude(), allocation=allocation),
         progress=lambda *call: seen.append(call),
     ).report
     assert len(calls) == 1
