@@ -37,6 +37,9 @@ COLUMNS = (
     "median_ms",
     "low_ms",
     "high_ms",
+    "ratio",
+    "ratio_low",
+    "ratio_high",
     "against_dense",
     "layers",
     "sparse_layers",
@@ -47,6 +50,7 @@ COLUMNS = (
     "openvino",
     *MACHINE,
 )
+RATIO = ("ratio_low", "ratio", "ratio_high")  # to the dense file's time
 TOKENS, WIDTH, HIDDEN, BLOCKS = 128, 768, 3072, 4
 Files = dict[float, Path]  # by sparsity, the dense one first
 
@@ -131,6 +135,7 @@ def rows_of(network: str, files: Files, found: Bench) -> Iterator[dict[str, obje
             "threads": found.threads,
             "batch": found.batch,
             "rounds": found.rounds,
+            **dict(zip(RATIO, (f"{of:.4f}" for of in found.ratio(one)), strict=True)),
             "against_dense": found.verdict(one),
             "note": "; ".join(found.notes),
             **numbers_of(one),

@@ -285,6 +285,43 @@ def allocation(folder: Path) -> str:
     )
 
 
+def speed(folder: Path) -> str:
+    """Latency of dense and pruned files."""
+    rows = read_rows(folder / "speed.csv")
+    if not rows:
+        return MISSING
+    names = {**NAMES, "int8_stack": "INT8 linear layers"}
+    heads = ["network", "runtime", "zeros", "median, ms", "interval", "ratio to dense"]
+    heads += ["against dense", "layers run sparse", "peak MB"]
+    lines = [
+        [
+            names[row["network"]],
+            row["runtime"],
+            f"{float(row['sparsity']):.0%}",
+            f"{float(row['median_ms']):.1f}",
+            f"{float(row['low_ms']):.1f} to {float(row['high_ms']):.1f}",
+            _ratio(row) if row["against_dense"] else "-",
+            row["against_dense"] or "-",
+            f"{row['sparse_layers']} of {row['layers']}" if row["layers"] else "-",
+            f"{float(row['peak_mb']):.0f}",
+        ]
+        for row in rows
+    ]
+    notes = "; ".join(sorted({row["note"] for row in rows if row["note"]}))
+    (first, *_) = rows
+    return (
+        f"{_markdown(heads, lines)}\n\n{notes}. {first['rounds']} rounds in which the files take "
+        f"turns, in five processes; 95 % intervals; {first['threads']} threads, batch "
+        f"{first['batch']}. ONNX Runtime {first['onnxruntime']}, OpenVINO {first['openvino']}. "
+        f"{_machine(rows)}"
+    )
+
+
+def _ratio(row: Row) -> str:
+    low, middle, high = (float(row[of]) for of in ("ratio_low", "ratio", "ratio_high"))
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+
 def third_party(folder: Path) -> str:
     """What came of ONNX files of other people's packages."""
     rows = read_rows(folder / "third_party.csv")
@@ -318,7 +355,7 @@ PAGES: dict[str, dict[str, Table]] = {
     "docs/how-it-works.md": {"allocation": allocation},
     "docs/paper.md": {"paper": paper, "paper-cost": paper_cost},
     "docs/packed-format.md": {"packing": packing},
-    "docs/deployment.md": {"int8": int8, "third-party": third_party},
+    "docs/deployment.md": {"int8": int8, "speed": speed, "third-party": third_party},
 }
 
 

@@ -177,6 +177,7 @@ def test_files_are_measured_on_every_runtime_that_is_installed(
         if one.peak_bytes is not None:
             assert 0 < one.peak_bytes < 1e9
     assert found.verdict(found.timings[0]) == ""
+    assert found.ratio(found.timings[0]) == pytest.approx((1, 1, 1))
     assert found.threads == 1
     table = str(replace(found, warnings=()))  # one may name the file
     assert table.count(small.name) == len(runtimes)

@@ -109,6 +109,10 @@ class Bench(Saved):
         """A file against the first one in the same runtime; empty for that one itself."""
         return "" if self.first(timing) is timing else verdict(self.first(timing), timing)
 
+    def ratio(self, timing: Timing) -> tuple[float, float, float]:
+        """Its time over the first file's in the same runtime: lower end, middle, upper end."""
+        return ratio(self.first(timing), timing)
+
     def label(self, timing: Timing) -> str:
         """The file's name without its folder, where no other has the same."""
         names = [Path(file).name for file in self.files]
@@ -204,21 +208,27 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return math.exp(middle - reach), math.exp(middle), math.exp(middle + reach)
 
 
+def ratio(first: Timing, other: Timing) -> tuple[float, float, float]:
+    """A file's time over the first one's, in the middle of its interval, from paired rounds."""
+    return interval(
+        [
+            statistics.median(late / early for early, late in zip(one, two, strict=True))
+            for one, two in zip(first.milliseconds, other.milliseconds, strict=True)
+        ]
+    )
+
+
 def verdict(first: Timing, other: Timing) -> str:
     """How much slower or faster a file is than the first, or that no difference can be measured.
 
     In percent of the first one's time.
     """
-    ratios = [
-        statistics.median(late / early for early, late in zip(one, two, strict=True))
-        for one, two in zip(first.milliseconds, other.milliseconds, strict=True)
-    ]
-    low, ratio, high = interval(ratios)
+    low, middle, high = ratio(first, other)
     if low <= 1 <= high:
         return NO_DIFFERENCE
-    if ratio > 1:
-        return f"{_percent(ratio - 1)} % slower ({_percent(low - 1)} to {_percent(high - 1)} %)"
-    return f"{_percent(1 - ratio)} % faster ({_percent(1 - high)} to {_percent(1 - low)} %)"
+    if middle > 1:
+        return f"{_percent(middle - 1)} % slower ({_percent(low - 1)} to {_percent(high - 1)} %)"
+    return f"{_percent(1 - middle)} % faster ({_percent(1 - high)} to {_percent(1 - low)} %)"
 
 
 def _percent(share: float) -> str:
