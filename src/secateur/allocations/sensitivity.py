@@ -150,7 +150,11 @@ class _Study:
             Stream(self.graph, self.graph.parameters, {self.graph.input: part})
             for part in judging.split(subject.chunk)
         ]
-        self.dense = self._outputs({})
+
+    @cached_property
+    def dense(self) -> Tensor:
+        """The dense network's outputs; a second look, which runs nothing, does not need them."""
+        return self._outputs({})
 
     @torch.no_grad()
     def fits(
