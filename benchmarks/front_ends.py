@@ -3,12 +3,13 @@
     python benchmarks/front_ends.py --networks resnet20
 
 The network is exported to ONNX, and both are pruned with the default recipe on the same images.
-One row per network and sparsity into benchmarks/results/front_ends.csv: the share of weights that
-are zero in both or in neither, both accuracies, and the seconds of both calls, one after the
+One row per network, sparsity and draw into benchmarks/results/front_ends.csv: the share of weights
+that are zero in both or in neither, both accuracies, and the seconds of both calls, one after the
 other in one process.
 """
 
 import argparse
+import itertools
 import tempfile
 import time
 from collections.abc import Mapping
@@ -81,17 +82,17 @@ def main() -> None:
     options = _options()
     for network in options.networks:
         bench = Bench(network, options.data, SUBJECTS[network].test_images)
-        images = bench.subject.calibration(bench.folder, count=options.images, draw=0)
-        for sparsity in options.sparsities:
+        for draw, sparsity in itertools.product(range(options.draws), options.sparsities):
             case = {
                 "network": network,
                 "sparsity": sparsity,
                 "images": options.images,
-                "draw": 0,
+                "draw": draw,
                 "test_images": SUBJECTS[network].test_images,
             }
             if key(case, KEY) in {key(row, KEY) for row in read_rows(options.out)}:
                 continue
+            images = bench.subject.calibration(bench.folder, count=options.images, draw=draw)
             row = measure(bench, case, images)
             append_row(options.out, COLUMNS, row)
             print({name: row[name] for name in COLUMNS[:-3]}, flush=True)
@@ -102,6 +103,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--networks", type=words, default=list(SUBJECTS))
     parser.add_argument("--sparsities", type=numbers, default=[0.5])
     parser.add_argument("--images", type=int, default=300, help="calibration images")
+    parser.add_argument("--draws", type=int, default=1, help="choices of the images")
     add_files(parser, "front_ends.csv")
     return parser.parse_args()
 

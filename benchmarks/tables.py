@@ -8,6 +8,7 @@ said to be missing.
 """
 
 import argparse
+import functools
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -32,13 +33,26 @@ HEADINGS = {  # (method, inputs) of the accuracy columns, in their order
 MISSING = "Not measured yet."
 
 Row = dict[str, str]
+Table = Callable[[Path], str]
 
 
-def accuracy(folder: Path) -> str:
+def table_of(file: str) -> Callable[[Callable[[Sequence[Row]], str]], Table]:
+    """Makes a table of a file's rows one of a folder of results, which may lack the file."""
+
+    def reading(table: Callable[[Sequence[Row]], str]) -> Table:
+        @functools.wraps(table)
+        def read(folder: Path) -> str:
+            rows = read_rows(folder / file)
+            return table(rows) if rows else MISSING
+
+        return read
+
+    return reading
+
+
+@table_of("accuracy.csv")
+def accuracy(rows: Sequence[Row]) -> str:
     """Top-1 by network and sparsity."""
-    rows = read_rows(folder / "accuracy.csv")
-    if not rows:
-        return MISSING
     _check_comparable(rows)
     columns = [pair for pair in HEADINGS if _where(rows, method=pair[0], inputs=pair[1])]
     heads = ["network", "dense", "zeros", *(HEADINGS[pair] for pair in columns)]
@@ -51,11 +65,9 @@ def accuracy(folder: Path) -> str:
     return f"{_markdown(heads, lines)}\n\n{_accuracy_notes(rows)}"
 
 
-def default(folder: Path) -> str:
+@table_of("default.csv")
+def default(rows: Sequence[Row]) -> str:
     """The default recipe: top-1, and the cost with everything in it."""
-    rows = read_rows(folder / "default.csv")
-    if not rows:
-        return MISSING
     lines = []
     columns = ("network", "sparsity", "data", "images", "recipe")
     for network, sparsity, kind, images, recipe in sorted(
@@ -132,11 +144,9 @@ KINDS = {
 }
 
 
-def paper(folder: Path) -> str:
+@table_of("paper.csv")
+def paper(rows: Sequence[Row]) -> str:
     """Top-1 after each step of the paper's recipe and of two other methods."""
-    rows = read_rows(folder / "paper.csv")
-    if not rows:
-        return MISSING
     parts = []
     for network, here in _by("network", NAMES, rows):
         steps = [step for step, _ in _by("step", STEPS, here)]
@@ -152,11 +162,9 @@ def paper(folder: Path) -> str:
     return "\n\n".join([*parts, _paper_notes(rows)])
 
 
-def paper_cost(folder: Path) -> str:
+@table_of("paper.csv")
+def paper_cost(rows: Sequence[Row]) -> str:
     """Forward passes that the paper's recipe and the others take."""
-    rows = read_rows(folder / "paper.csv")
-    if not rows:
-        return MISSING
     lines = []
     for network, here in _by("network", NAMES, rows):
         cells = []
@@ -186,11 +194,9 @@ def _paper_notes(rows: Sequence[Row]) -> str:
     )
 
 
-def packing(folder: Path) -> str:
+@table_of("packing.csv")
+def packing(rows: Sequence[Row]) -> str:
     """Bytes of pruned weights, packed and not."""
-    rows = read_rows(folder / "packing.csv")
-    if not rows:
-        return MISSING
     sizes = {"bytes": "saved", "zip": "zip -9", "zstd19": "zstd -19", "packed": "packed"}
     heads = ["weights", "type", "zeros", "dense float32", *sizes.values(), "of dense float32"]
     lines = [
@@ -223,11 +229,9 @@ FILES = {  # of int8.csv, in their order
 }
 
 
-def int8(folder: Path) -> str:
+@table_of("int8.csv")
+def int8(rows: Sequence[Row]) -> str:
     """Top-1 of each file of a pruned network."""
-    rows = read_rows(folder / "int8.csv")
-    if not rows:
-        return MISSING
     lines = []
     keys = {(row["network"], row["sparsity"], row["images"], row["draw"]) for row in rows}
     for network, sparsity, images, draw in sorted(keys, key=lambda of: (*_order(of[:2]), *of[2:])):
@@ -258,11 +262,9 @@ def int8(folder: Path) -> str:
     )
 
 
-def allocation(folder: Path) -> str:
+@table_of("allocation.csv")
+def allocation(rows: Sequence[Row]) -> str:
     """What each way to divide the zeros leads to, and what it takes."""
-    rows = read_rows(folder / "allocation.csv")
-    if not rows:
-        return MISSING
     lines = [
         [
             NAMES[row["network"]],
@@ -285,11 +287,9 @@ def allocation(folder: Path) -> str:
     )
 
 
-def speed(folder: Path) -> str:
+@table_of("speed.csv")
+def speed(rows: Sequence[Row]) -> str:
     """Latency of dense and pruned files."""
-    rows = read_rows(folder / "speed.csv")
-    if not rows:
-        return MISSING
     names = {**NAMES, "int8_stack": "INT8 linear layers"}
     heads = ["network", "runtime", "zeros", "median, ms", "interval", "ratio to dense"]
     heads += ["against dense", "layers run sparse", "peak MB"]
@@ -322,11 +322,9 @@ def _ratio(row: Row) -> str:
     return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
-def third_party(folder: Path) -> str:
+@table_of("third_party.csv")
+def third_party(rows: Sequence[Row]) -> str:
     """What came of ONNX files of other people's packages."""
-    rows = read_rows(folder / "third_party.csv")
-    if not rows:
-        return MISSING
     heads = ["package", "file", "input", "layers pruned", "zeros", "output error", "result"]
     lines = [
         [
@@ -349,10 +347,48 @@ def third_party(folder: Path) -> str:
     )
 
 
-Table = Callable[[Path], str]
+ELSEWHERE = {
+    "fashion": "residual CNN, Fashion-MNIST",
+    "text-direction": "MobileNetV3 (ONNX), text upside down or not",
+    "pitch": "CREPE tiny, pitch of a tone",
+    "digits-transformer": "vision transformer, digits",
+}
+
+
+@table_of("elsewhere.csv")
+def elsewhere(rows: Sequence[Row]) -> str:
+    """Points lost and KL by recipe, on networks that no default was chosen on."""
+    recipes = list(dict.fromkeys(row["recipe"] for row in rows))
+    lines = []
+    for network, here in _by("network", ELSEWHERE, rows):
+        name = f"{ELSEWHERE[network]}: {float(here[0]['dense_top1']):.1f}"
+        for sparsity in sorted({row["sparsity"] for row in here}, key=float):
+            these = {row["recipe"]: row for row in _where(here, sparsity=sparsity)}
+            cells = [_lost(these.get(recipe)) for recipe in recipes]
+            lines.append([name, f"{float(sparsity):.0%}", *cells])
+            name = ""
+    errors = ", ".join(
+        f"{ELSEWHERE[network]} {max(float(row['drop_error'] or 0) for row in here):.1f}"
+        for network, here in _by("network", ELSEWHERE, rows)
+    )
+    refused = "; ".join(sorted({row["result"] for row in rows if not row["top1"]}))
+    return (
+        f"{_markdown(['network: dense top-1', 'zeros', *recipes], lines)}\n\n"
+        "Top-1 in percent, in brackets the KL divergence from the dense network's outputs in nats. "
+        f"Standard error of the points lost, at most: {errors}. "
+        f"{f'A dash: {refused}. ' if refused else ''}{_machine(rows)}"
+    )
+
+
+def _lost(row: Row | None) -> str:
+    if row is None or not row["top1"]:
+        return "-"
+    return f"{float(row['top1']):.1f} ({float(row['kl']):.2g})"
+
+
 PAGES: dict[str, dict[str, Table]] = {
     "README.md": {"default": default, "accuracy": accuracy, "cost": cost},
-    "docs/how-it-works.md": {"allocation": allocation},
+    "docs/how-it-works.md": {"allocation": allocation, "elsewhere": elsewhere},
     "docs/paper.md": {"paper": paper, "paper-cost": paper_cost},
     "docs/packed-format.md": {"packing": packing},
     "docs/deployment.md": {"int8": int8, "speed": speed, "third-party": third_party},
