@@ -15,7 +15,7 @@ from secateur.frontends.torch_export import trace
 from secateur.recipe import RECIPES, Recipe
 from secateur.tuning import BlockTuning, _blocks, _cuts
 
-BRIEF = BlockTuning(steps=100, batch=16, rate=0.03)
+BRIEF = BlockTuning(layers=2, steps=100, batch=16, rate=0.03)
 
 
 class Residual(nn.Module):
@@ -134,9 +134,9 @@ def test_a_seed_gives_the_same_bytes(network) -> None:
 
 def test_a_block_that_gets_worse_stays_as_it_was_fitted(network) -> None:
     wild = replace(BRIEF, rate=50.0, steps=5)
-    plain, tuned = pruned(network, None), pruned(network, wild)
-    assert any("0 of 4 blocks tuned" in note for note in tuned.report.notes)
-    before, after = plain.model.state_dict(), tuned.model.state_dict()
+    plain, after_tuning = pruned(network, None), pruned(network, wild)
+    assert any("left as they were fitted" in note for note in after_tuning.report.notes)
+    before, after = plain.model.state_dict(), after_tuning.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
@@ -155,15 +155,86 @@ def test_blocks_are_tuned_at_every_level(network) -> None:
     assert {total for _, total, _ in seen} == {28}
 
 
-def test_an_onnx_model_is_refused(tmp_path, network) -> None:
+def test_blocks_are_as_long_as_three_quarters_of_the_network_at_most(network) -> None:
+    *_, result = tuned(network, replace(BRIEF, layers=100, steps=1))
+    assert [len(block.layers) for block in result.blocks] == [6, 1]
+
+
+def output_error(graph, changes: dict[str, Tensor], x: Tensor) -> float:
+    """Mean squared error of the network's outputs over their variance."""
+    found = []
+    for of in ({}, changes):
+        values = {graph.input: x, **graph.parameters, **of}
+        for index, op in enumerate(graph.ops):
+            values[op.name] = graph.run(index, values)
+        found.append(values[graph.outputs[0]])
+    return float((found[1] - found[0]).square().mean() / found[0].var(correction=0))
+
+
+def tuned(network: nn.Module, tuning: BlockTuning):
+    """A network's graph, its weights as they were fitted, and what tuning makes of them."""
+    x = images(64)
+    graph = trace(network, x[:2])
+    layers = [layer for layer in graph.layers if layer.protected is None]
+    state = pruned(network, None).model.state_dict()
+    changes = {str(layer.parameter): state[f"{layer.name}.weight"] for layer in layers}
+    return graph, x, changes, *tuning.tune(graph, x, layers, changes, chunk=16)
+
+
+def test_the_network_is_judged_on_images_held_back(network) -> None:
+    graph, x, changes, found, result = tuned(network, BRIEF)
+    assert result.kept
+    assert result.before == pytest.approx(output_error(graph, changes, x[7::8]), rel=1e-3)
+    assert result.after == pytest.approx(output_error(graph, found, x[7::8]), rel=1e-3)
+    assert result.after < result.before
+
+
+def test_a_network_that_gets_worse_stays_as_it_was_fitted(network, monkeypatch) -> None:
+    answers = iter([1.0, 0.5] * 4 + [1.0, 2.0])  # each block is better, the network is not
+    monkeypatch.setattr(secateur.tuning, "_error", lambda output, wanted: next(answers))
+    _, _, changes, found, result = tuned(network, BRIEF)
+    assert all(block.kept for block in result.blocks)
+    assert not result.kept
+    assert found.keys() == changes.keys()
+    assert all(torch.equal(found[name], changes[name]) for name in changes)
+    assert "left as they were fitted" in result.note()
+
+
+def test_easy_targets_are_not_tuned(network) -> None:
+    recipe = replace(RECIPES["default"], tuning=BRIEF, levels=(0.0,), tuning_from=0.7)
+    found = [
+        secateur.prune(network, images(96), recipe=recipe, progress=False, **target).report
+        for target in ({"sparsity": 0.69}, {"sparsity": 0.7}, {"max_bytes": 0.9})
+    ]
+    tuned = [any("blocks tuned" in note for note in report.notes) for report in found]
+    assert tuned == [False, True, False]
+
+
+def test_an_onnx_model_is_not_tuned_and_the_report_says_so(tmp_path, network) -> None:
     pytest.importorskip("onnxruntime")
     from secateur.export import save_onnx
 
     save_onnx(network, tmp_path / "net.onnx", images(2), [])
-    with pytest.raises(ModelError, match="block tuning needs gradients"):
-        secateur.prune(
-            tmp_path / "net.onnx", images(40), sparsity=0.5, recipe="tuned", progress=False
+    how = {"allocation": "uniform", "progress": False}
+    for recipe, sparsity, told in (("tuned", 0.5, 1), ("default", 0.8, 1), ("default", 0.5, 0)):
+        result = secateur.prune(
+            tmp_path / "net.onnx", images(40), sparsity=sparsity, recipe=recipe, **how
         )
+        notes = [note for note in result.report.notes if "not tuned" in note]
+        assert len(notes) == told
+        assert all("ONNX Runtime gives no gradients" in note for note in notes)
+
+
+def test_tuning_an_onnx_graph_is_refused(tmp_path, network) -> None:
+    pytest.importorskip("onnxruntime")
+    from secateur.export import save_onnx
+    from secateur.frontends.onnx import read
+    from secateur.frontends.onnx import trace as trace_onnx
+
+    save_onnx(network, tmp_path / "net.onnx", images(2), [])
+    graph = trace_onnx(read(tmp_path / "net.onnx"), images(2))
+    with pytest.raises(ModelError, match="block tuning needs gradients"):
+        BRIEF.tune(graph, images(4), graph.layers, {}, chunk=4)
 
 
 def test_a_recipe_file_holds_it(tmp_path) -> None:

@@ -25,7 +25,6 @@ from secateur.search import Try
 from secateur.search import search as search_sparsity
 from secateur.steps import Plan
 from secateur.targets import Costs, MaxDrop, Sparsity, Target
-from secateur.tuning import tuning_notes
 from secateur.walk import Sampling, Walked
 
 # Input values per run of an operation. Larger chunks made EfficientNet-Lite0 up to 1.6 times
@@ -139,7 +138,9 @@ class Job:
             )
         if walked.before:
             notes.append(f"pruned to {', then '.join(walked.before)} on the way, and on from there")
-        return [*notes, *tuning_notes(walked.tuned)]
+        if walked.tuned is not None:
+            notes.append(walked.tuned.note())
+        return [*notes, *walked.notes]
 
     def network(self, walked: Walked) -> Any:
         """The network with what a walk has changed."""

@@ -21,6 +21,11 @@ from secateur.walk import Sampling, Walked, folded_weight, outputs, walk
 
 Changes = dict[str, Tensor]
 
+_NOT_TUNED = (
+    "blocks not tuned: ONNX Runtime gives no gradients; the same network as a PyTorch module would "
+    "lose less"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -65,7 +70,9 @@ class Plan:
         searched = isinstance(self.target, MaxDrop)
         known = isinstance(self.target, Sparsity)
         levels = len(self.levels(self.target) if known else self.recipe.levels)
-        walks = levels * (2 if self.recipe.tuning else 1)
+        tuned = self.recipe.tuning is not None and self.graph.has_gradients
+        tuned = self.tunes(self.target) if known else tuned
+        walks = levels * (2 if tuned else 1)
         walk = walks * len(self.layers) + (levels - 1) * self.measured
         return self.measured + (WALKS if searched else 1) * walk  # the first division serves all
 
@@ -77,12 +84,19 @@ class Plan:
         """
         walked, weights = None, {}
         *before, _ = levels = self.levels(target)
+        tunes = self.tunes(target)
         for level in levels:
             division = self.division if walked is None else self.divide(weights)
-            walked = self._tuned(self._walk(self.kept(division, level), weights))
+            walked = self._walk(self.kept(division, level), weights)
+            walked = self._tuned(walked) if tunes else walked
             weights = {name: walked.changes[name] for name in self._names()}
         assert walked is not None
-        walked = replace(walked, before=[f"{one.name} {one.value:g}" for one in before])
+        untuned = self.asks_for_tuning(target) and not tunes
+        walked = replace(
+            walked,
+            before=[f"{one.name} {one.value:g}" for one in before],
+            notes=[_NOT_TUNED] if untuned else [],
+        )
         return self._put_back(walked)
 
     def levels(self, target: Target) -> list[Target]:
@@ -90,18 +104,29 @@ class Plan:
         *before, last = self.recipe.targets(target)
         return [*(level for level in before if self._is_worth_a_walk(level)), last]
 
+    def tunes(self, target: Target) -> bool:
+        """Whether blocks are tuned after the walks to a target."""
+        return self.asks_for_tuning(target) and self.graph.has_gradients
+
+    def asks_for_tuning(self, target: Target) -> bool:
+        """Whether the recipe tunes blocks for such a target, where that is possible."""
+        if self.recipe.tuning is None:
+            return False
+        return self._zeros(target) > self.recipe.tuning_from - 1e-9
+
     def _is_worth_a_walk(self, level: Target) -> bool:
-        if isinstance(level, Sparsity):
-            sparsity = level.value
-        else:
-            sparsity = 1 - sum(self.kept(self.division, level)) / sum(self.costs.sizes)
-        return sparsity > self.recipe.levels_from - 1e-9
+        return self._zeros(level) > self.recipe.levels_from - 1e-9
+
+    def _zeros(self, target: Target) -> float:
+        """Sparsity of the pruned layers that a target comes to."""
+        if isinstance(target, Sparsity):
+            return target.value
+        return 1 - sum(self.kept(self.division, target)) / sum(self.costs.sizes)
 
     def _tuned(self, walked: Walked) -> Walked:
-        """The surviving weights of each block trained together, where the recipe says so."""
-        if self.recipe.tuning is None:
-            return walked
-        changes, blocks = self.recipe.tuning.tune(
+        """The surviving weights of each block trained together."""
+        assert self.recipe.tuning is not None
+        changes, tuned = self.recipe.tuning.tune(
             self.graph,
             self.images,
             self.layers,
@@ -111,7 +136,7 @@ class Plan:
             on_layer=lambda layer: self.on_layer(layer.name),
         )
         return replace(
-            walked, changes=changes, steps=[*walked.steps[:-1], changes], pruned=None, tuned=blocks
+            walked, changes=changes, steps=[*walked.steps[:-1], changes], pruned=None, tuned=tuned
         )
 
     def _put_back(self, walked: Walked) -> Walked:

@@ -31,7 +31,7 @@ from secateur.graph import BiasSlot, Graph, Layer, Use, last_reads
 from secateur.methods import Method, compares_halves, stored_patches
 from secateur.patterns import Pattern
 from secateur.problem import Problem, Solution, Statistics, merged
-from secateur.tuning import TunedBlock
+from secateur.tuning import Tuned
 
 Inputs = Literal["pruned", "dense"]
 
@@ -89,8 +89,9 @@ class Walked:
             last one equal to `changes`; only that one when layers differ in their steps.
         dense, pruned: the network's first output for all images; `pruned` is None when
             no pruned stream was run, or the network was changed after it.
-        tuned: what happened to each block, where blocks were tuned.
+        tuned: what tuning blocks did, where they were.
         before: what the network was pruned to on the way, where there was such a level.
+        notes: what a reader of the report should know of the whole.
     """
 
     changes: dict[str, Tensor]
@@ -98,8 +99,9 @@ class Walked:
     steps: list[dict[str, Tensor]]
     dense: Tensor | None
     pruned: Tensor | None
-    tuned: Sequence[TunedBlock] = ()
+    tuned: Tuned | None = None
     before: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
 
 class Stream:
