@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import secateur
 from secateur import DataError, OptionError, example
 from secateur.evaluate import compare, predict
+from secateur.recipe import RECIPES
 from secateur.search import WALKS, WIDTH, Expectation, Try, bracket, search
 
 UNKNOWN = Expectation.of(None)
@@ -110,7 +111,11 @@ def test_only_the_best_result_is_held() -> None:
 # on a real network
 
 UNMEASURED = {"allocation": "normalized-magnitude"}
-QUICK = {"method": "least-squares", "allocation": secateur.Sensitivity(levels=(0.5, 0.9))}
+QUICK = {  # blocks tuned at every try would take minutes
+    "recipe": dataclasses.replace(RECIPES["default"], tuning=None),
+    "method": "least-squares",
+    "allocation": secateur.Sensitivity(levels=(0.5, 0.9)),
+}
 
 
 @pytest.fixture(scope="module")
