@@ -20,7 +20,7 @@ import networks
 import shared_data
 import torch
 from options import add_files, numbers, words
-from results_table import MACHINE, append_row, key, machine, read_rows, scores
+from results_table import MACHINE, SCORES, append_row, key, machine, read_rows, scores
 from torch import Tensor, nn
 
 import secateur
@@ -31,11 +31,7 @@ KEY = ("network", "sparsity", "method", "inputs", "allocation", "draw", "images"
 COLUMNS = (
     *KEY,
     "dense_top1",
-    "top1",
-    "drop",
-    "drop_error",
-    "agreement",
-    "kl",
+    *SCORES,
     "prune_seconds",
     "reached_sparsity",
     *MACHINE,
@@ -117,7 +113,7 @@ class Bench:
         return {
             **vars(case),
             "dense_top1": f"{self.dense_top1:.2f}",
-            **scores(self.judge(result.model), "top1", "drop", "drop_error", "agreement", "kl"),
+            **scores(self.judge(result.model)),
             "prune_seconds": f"{seconds:.1f}",
             "reached_sparsity": f"{result.report.sparsity:.6f}",
             **machine(),

@@ -17,7 +17,7 @@ from accuracy import SUBJECTS, Bench
 from cost import forward_seconds
 from options import add_files, numbers, words
 from paper import images_of
-from results_table import MACHINE, append_row, key, machine, read_rows, scores
+from results_table import MACHINE, SCORES, append_row, key, machine, read_rows, scores
 
 import secateur
 from secateur.data import Images
@@ -26,11 +26,7 @@ KEY = ("network", "data", "sparsity", "images", "draw", "test_images", "recipe")
 COLUMNS = (
     *KEY,
     "dense_top1",
-    "top1",
-    "drop",
-    "drop_error",
-    "agreement",
-    "kl",
+    *SCORES,
     "allocation_seconds",
     "seconds",
     "forward_seconds",
@@ -53,7 +49,7 @@ def measure(bench: Bench, case: dict[str, object], images: Images) -> dict[str, 
     return {
         **case,
         "dense_top1": f"{bench.dense_top1:.2f}",
-        **scores(bench.judge(result.model), "top1", "drop", "drop_error", "agreement", "kl"),
+        **scores(bench.judge(result.model)),
         "allocation_seconds": f"{seconds['allocation']:.1f}",
         "seconds": f"{seconds['total']:.1f}",
         "forward_seconds": f"{forward:.2f}",

@@ -21,7 +21,7 @@ from typing import Any
 
 from elsewhere_networks import NETWORKS, Elsewhere
 from options import numbers, words
-from results_table import FOLDER, MACHINE, append_row, key, machine, read_rows, scores
+from results_table import FOLDER, MACHINE, SCORES, append_row, key, machine, read_rows, scores
 
 import secateur
 from secateur.evaluate import compare, predict
@@ -43,11 +43,7 @@ KEY = ("network", "sparsity", "recipe", "images", "test_images")
 COLUMNS = (
     *KEY,
     "dense_top1",
-    "top1",
-    "drop",
-    "drop_error",
-    "agreement",
-    "kl",
+    *SCORES,
     "seconds",
     "forward_seconds",
     "ratio",
@@ -78,7 +74,7 @@ def measure(subject: Elsewhere, case: dict[str, Any]) -> dict[str, Any]:
     found = compare(predict(result.model, subject.test), subject.labels, dense)
     return {
         **row,
-        **scores(found, "top1", "drop", "drop_error", "agreement", "kl"),
+        **scores(found),
         "seconds": f"{seconds:.1f}",
         "forward_seconds": f"{forward:.3f}",
         "ratio": f"{seconds / forward:.0f}",

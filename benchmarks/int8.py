@@ -75,7 +75,7 @@ def measure(bench: Bench, case: dict[str, Any]) -> Iterator[dict[str, object]]:
                 **case,
                 "file": name,
                 "dense_top1": f"{bench.dense_top1:.2f}",
-                **scores(against_dense, "top1", "drop", "drop_error", "agreement", "kl"),
+                **scores(against_dense),
                 "int8_drop": f"{against_pruned.drop:.2f}",
                 "int8_drop_error": f"{against_pruned.drop_error:.3f}",
                 "zeros": facts["zeros"],

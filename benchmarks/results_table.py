@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).resolve().parent / "results"
 MACHINE = ("secateur", "torch", "cpu")  # the last columns of every table
+SCORES = ("top1", "drop", "drop_error", "agreement", "kl")  # of an evaluation
 _DIGITS = {"top1": ".2f", "drop": ".2f", "drop_error": ".3f", "agreement": ".2f", "kl": ".5g"}
 
 
@@ -50,8 +51,8 @@ def key(row: Mapping[str, Any], columns: Sequence[str]) -> tuple[str, ...]:
 
 
 def scores(found: Evaluation, *names: str) -> dict[str, str]:
-    """Some fields of an evaluation, as the tables hold them."""
-    return {name: format(getattr(found, name), _DIGITS[name]) for name in names}
+    """Fields of an evaluation, as the tables hold them; all of SCORES where none is named."""
+    return {name: format(getattr(found, name), _DIGITS[name]) for name in names or SCORES}
 
 
 def machine() -> dict[str, str]:
