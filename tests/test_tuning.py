@@ -225,6 +225,18 @@ def test_an_onnx_model_is_not_tuned_and_the_report_says_so(tmp_path, network) ->
         assert all("ONNX Runtime gives no gradients" in note for note in notes)
 
 
+def test_with_too_few_images_to_hold_one_back_nothing_is_tuned_and_the_report_says_so(
+    network,
+) -> None:
+    recipe = replace(RECIPES["default"], tuning=BRIEF)
+    result = secateur.prune(network, images(7), sparsity=0.8, recipe=recipe, progress=False)
+    (note,) = [note for note in result.report.notes if "tuned" in note]
+    assert "blocks not tuned: 7 images, expected at least 8" in note
+    graph = trace(network, images(2))
+    with pytest.raises(DataError, match="7 images to tune blocks on, expected at least 8"):
+        BRIEF.tune(graph, images(7), graph.layers, {}, chunk=4)
+
+
 def test_tuning_an_onnx_graph_is_refused(tmp_path, network) -> None:
     pytest.importorskip("onnxruntime")
     from secateur.export import save_onnx

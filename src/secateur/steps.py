@@ -21,11 +21,6 @@ from secateur.walk import Sampling, Walked, folded_weight, outputs, walk
 
 Changes = dict[str, Tensor]
 
-_NOT_TUNED = (
-    "blocks not tuned: ONNX Runtime gives no gradients; the same network as a PyTorch module would "
-    "lose less"
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -70,7 +65,7 @@ class Plan:
         searched = isinstance(self.target, MaxDrop)
         known = isinstance(self.target, Sparsity)
         levels = len(self.levels(self.target) if known else self.recipe.levels)
-        tuned = self.recipe.tuning is not None and self.graph.has_gradients
+        tuned = self.recipe.tuning is not None and not self.cannot_tune
         tuned = self.tunes(self.target) if known else tuned
         walks = levels * (2 if tuned else 1)
         walk = walks * len(self.layers) + (levels - 1) * self.measured
@@ -95,7 +90,7 @@ class Plan:
         walked = replace(
             walked,
             before=[f"{one.name} {one.value:g}" for one in before],
-            notes=[_NOT_TUNED] if untuned else [],
+            notes=[f"blocks not tuned: {self.cannot_tune}"] if untuned else [],
         )
         return self._put_back(walked)
 
@@ -106,7 +101,22 @@ class Plan:
 
     def tunes(self, target: Target) -> bool:
         """Whether blocks are tuned after the walks to a target."""
-        return self.asks_for_tuning(target) and self.graph.has_gradients
+        return self.asks_for_tuning(target) and not self.cannot_tune
+
+    @property
+    def cannot_tune(self) -> str:
+        """Why blocks of this network cannot be tuned on these images; empty where they can."""
+        least = 0 if self.recipe.tuning is None else self.recipe.tuning.held_back
+        if not self.graph.has_gradients:
+            return (
+                "ONNX Runtime gives no gradients; the same network as a PyTorch module would lose "
+                "less"
+            )
+        if len(self.images) < least:
+            return (
+                f"{len(self.images)} images, expected at least {least}, of which one is held back"
+            )
+        return ""
 
     def asks_for_tuning(self, target: Target) -> bool:
         """Whether the recipe tunes blocks for such a target, where that is possible."""
@@ -222,7 +232,8 @@ class Plan:
         names = [name_of(part) for part in chain(self.recipe.method)]
         steps = walked.steps
         if len(names) > 1 and len(self.levels(target)) > 1:
-            before = replace(self.recipe, method=self.recipe.method.start, levels=(0.0,))  # type: ignore[attr-defined]
+            start = self.recipe.method.start  # type: ignore[attr-defined]
+            before = replace(self.recipe, method=start, levels=(0.0,), tuning=None)
             steps = [*replace(self, recipe=before).run(target).steps, walked.steps[-1]]
         if len(steps) != len(names):  # a method that does not tell its steps
             return {}

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateur.errors import ModelError
+from secateur.errors import DataError, ModelError
 from secateur.graph import Graph, Layer
 
 Changes = dict[str, Tensor]
@@ -85,6 +85,7 @@ class BlockTuning:
 
         Raises:
             ModelError: the front-end's operations have no gradients.
+            DataError: too few images to hold one back.
 
         Cost: for each block steps * batch images forward and backward, which is
         3 * steps * batch / images forward passes of the whole network.
@@ -95,6 +96,11 @@ class BlockTuning:
             raise ModelError(
                 "block tuning needs gradients, which ONNX Runtime does not give, expected a "
                 "PyTorch network: prune that, or leave out tuning"
+            )
+        if len(images) < self.held_back:
+            raise DataError(
+                f"{len(images)} images to tune blocks on, expected at least {self.held_back}, of "
+                "which one is held back: give more images, or leave out tuning"
             )
         generator = torch.Generator().manual_seed(seed)
         found: Changes = dict(changes)
