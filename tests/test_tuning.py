@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 import secateur
+from secateur.blocks import blocks, find_cuts
 from secateur.errors import ModelError
 from secateur.evaluate import predict
 from secateur.frontends.torch_export import trace
 from secateur.recipe import RECIPES, Recipe
-from secateur.tuning import BlockTuning, _blocks, _cuts
+from secateur.tuning import BlockTuning
 
 BRIEF = BlockTuning(layers=2, steps=100, batch=16, rate=0.03)
 
@@ -73,23 +74,23 @@ def test_a_residual_block_is_a_block_and_its_pieces_make_the_network(network) ->
     x = images(6)
     graph = trace(network, x[:2])
     layers = [layer for layer in graph.layers if layer.protected is None]
-    blocks = list(_blocks(graph, x, layers, 2))
-    assert [[layer.name for layer in block.layers] for block in blocks] == [
+    found = list(blocks(graph, x, layers, 2))
+    assert [[layer.name for layer in block.layers] for block in found] == [
         ["blocks.0.a", "blocks.0.b"],
         ["blocks.1.a", "blocks.1.b"],
         ["blocks.2.a", "blocks.2.b"],
         ["head"],
     ]
-    for block in blocks:
-        x = block.run(graph.parameters, x, chunk=4)
+    for block in found:
+        (x,) = block.run(graph.parameters, x, chunk=4)
     torch.testing.assert_close(x, network(images(6)))
 
 
 def test_a_cut_carries_all_that_is_read_later(network) -> None:
     graph = trace(network, images(2))
-    sizes, cuts = _cuts(graph, images(2))
-    stops = [stop for stop, _ in cuts]
-    assert len(sizes) >= 1  # the number of images
+    cuts = find_cuts(graph, images(3))
+    stops = list(cuts.shapes)
+    assert len(cuts.sizes) >= 1  # the number of images
     adds = [
         index for index, node in enumerate(graph.nodes) if str(node.target).startswith("aten.add")
     ]
@@ -190,8 +191,9 @@ def test_the_network_is_judged_on_images_held_back(network) -> None:
 
 
 def test_a_network_that_gets_worse_stays_as_it_was_fitted(network, monkeypatch) -> None:
-    answers = iter([1.0, 0.5] * 4 + [1.0, 2.0])  # each block is better, the network is not
-    monkeypatch.setattr(secateur.tuning, "_error", lambda output, wanted: next(answers))
+    answers = iter([1.0, 0.5] * 4)  # each block is better, the network is not
+    monkeypatch.setattr(secateur.tuning, "_error", lambda found, wanted: next(answers))
+    monkeypatch.setattr(secateur.tuning, "network_errors", lambda *_: [1.0, 2.0])
     _, _, changes, found, result = tuned(network, BRIEF)
     assert all(block.kept for block in result.blocks)
     assert not result.kept
@@ -229,7 +231,8 @@ def test_with_too_few_images_to_hold_one_back_nothing_is_tuned_and_the_report_sa
     network,
 ) -> None:
     recipe = replace(RECIPES["default"], tuning=BRIEF)
-    result = secateur.prune(network, images(7), sparsity=0.8, recipe=recipe, progress=False)
+    with pytest.warns(secateur.SecateurWarning, match="only 7 calibration images"):
+        result = secateur.prune(network, images(7), sparsity=0.8, recipe=recipe, progress=False)
     (note,) = [note for note in result.report.notes if "tuned" in note]
     assert "blocks not tuned: 7 images, expected at least 8" in note
     graph = trace(network, images(2))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from secateur.adaptation import Adaptation
@@ -84,7 +85,7 @@ class Plan:
             division = self.division if walked is None else self.divide(weights)
             walked = self._walk(self.kept(division, level), weights)
             walked = self._tuned(walked) if tunes else walked
-            weights = {name: walked.changes[name] for name in self._names()}
+            weights = self._to_go_on_from(walked)
         assert walked is not None
         untuned = self.asks_for_tuning(target) and not tunes
         walked = replace(
@@ -93,6 +94,20 @@ class Plan:
             notes=[f"blocks not tuned: {self.cannot_tune}"] if untuned else [],
         )
         return self._put_back(walked)
+
+    def _to_go_on_from(self, walked: Walked) -> Changes:
+        """Weights that do in the dense network's place what a walk's do with tuned slopes."""
+        found = {}
+        for layer in self.layers:
+            weight = walked.changes[str(layer.parameter)]
+            name = layer.affine[0] if layer.affine else layer.parameter
+            if name != layer.parameter and name in walked.changes:
+                dense = self.graph.parameters[str(name)]
+                tiny = dense.abs() <= 1e-3 * dense.abs().max()
+                ratio = torch.where(tiny, 1.0, walked.changes[str(name)] / dense)
+                weight = weight * ratio.view(-1, *[1] * (weight.dim() - 1))
+            found[str(layer.parameter)] = weight
+        return found
 
     def levels(self, target: Target) -> list[Target]:
         """The targets to go through on the way, the given one last."""
@@ -208,9 +223,6 @@ class Plan:
             chunk=self.chunk,
             on_layer=lambda result: self.on_layer(result.layer.name),
         )
-
-    def _names(self) -> list[str]:
-        return [str(layer.parameter) for layer in self.layers]
 
     def account(
         self, walked: Walked, target: Target, original: Graph, aligned: Alignment

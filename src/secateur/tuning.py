@@ -22,13 +22,14 @@ from __future__ import annotations
 
 import math
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from secateur.blocks import Block, Values, blocks, network_errors
 from secateur.errors import DataError, ModelError
 from secateur.graph import Graph, Layer
 
@@ -108,48 +109,50 @@ class BlockTuning:
         judged = torch.arange(len(images)) % self.held_back == self.held_back - 1
         least = max(1, min(self.layers, len(layers) * 3 // 4))
         dense = pruned = images
-        blocks = []
-        for block in _blocks(graph, images, layers, least):
+        done = []
+        for block in blocks(graph, images, layers, least):
             target = block.run(graph.parameters, dense, chunk)
-            tuned = self._tuned(block, parameters, pruned[~judged], target[~judged], generator)
+            trained = tuple(value[~judged] for value in target)
+            tuned = self._tuned(block, parameters, pruned[~judged], trained, generator)
+            wanted = tuple(value[judged] for value in target)
             before, after = (
-                _error(block.run(values, pruned[judged], chunk), target[judged])
+                _error(block.run(values, pruned[judged], chunk), wanted)
                 for values in (parameters, ChainMap(tuned, *parameters.maps))
             )
             if after < before:
                 found.update(tuned)
             names = tuple(layer.name for layer in block.layers)
-            blocks.append(TunedBlock(names, before, after, after < before))
-            dense, pruned = target, block.run(parameters, pruned, chunk)
+            done.append(TunedBlock(names, before, after, after < before))
+            dense, pruned = target[0], block.run(parameters, pruned, chunk)[0]
             for layer in block.layers:
                 on_layer(layer)
-        whole = _whole(graph, images)
-        wanted, first, last = (
-            whole.run(ChainMap(dict(of), dict(graph.parameters)), images[judged], chunk)
-            for of in ({}, changes, found)
-        )
-        result = Tuned(tuple(blocks), _error(first, wanted), _error(last, wanted))
+        result = Tuned(tuple(done), *network_errors(graph, images[judged], [changes, found], chunk))
         return (found if result.kept else dict(changes)), result
 
     def _tuned(
         self,
-        block: _Block,
+        block: Block,
         parameters: Mapping[str, Tensor],
         inputs: Tensor,
-        target: Tensor,
+        target: Values,
         generator: torch.Generator,
     ) -> Changes:
         """New values of what can be trained in a block."""
         names = [name for layer in block.layers for name in _trainable(layer)]
-        if not names or not len(inputs):
+        if not names:
             return {}
         values = {name: parameters[name].detach().clone().requires_grad_() for name in names}
         changed = ChainMap(values, parameters)  # type: ignore[arg-type]
-        variance = target.var(correction=0).clamp_min(torch.finfo(target.dtype).tiny)
+        variances = [_variance(value) for value in target]
 
         def error(chosen: Tensor) -> Tensor:
-            output = block.values(changed, inputs[chosen])
-            return (output - target[chosen]).square().mean() / variance
+            errors = [
+                (output - wanted[chosen]).square().mean() / variance
+                for output, wanted, variance in zip(
+                    block.values(changed, inputs[chosen]), target, variances, strict=True
+                )
+            ]
+            return torch.stack(errors).mean()
 
         self._train(list(values.values()), error, len(inputs), generator)
         return {name: value.detach() for name, value in values.items()}
@@ -170,6 +173,8 @@ class BlockTuning:
             chosen = torch.randint(images, (self.batch,), generator=generator)
             with torch.enable_grad():
                 loss = error(chosen)
+            if not loss.requires_grad:  # the network detaches its values
+                return
             adam.zero_grad()
             loss.backward()
             for value, mask in zip(values, masks, strict=True):
@@ -201,8 +206,8 @@ class Tuned:
 
     Attributes:
         blocks: block by block.
-        before, after: error of the network's first output on the images held back, relative to
-            its variance.
+        before, after: error of the network's outputs on the images held back, relative to their
+            variance.
     """
 
     blocks: tuple[TunedBlock, ...]
@@ -229,109 +234,6 @@ class Tuned:
         return note
 
 
-@dataclass(frozen=True)
-class _Block:
-    """The operations from one cut of the network to the next.
-
-    Attributes:
-        graph: the network.
-        input, output: the values at the cuts.
-        first, stop: its operations.
-        sizes: earlier operations that give sizes, which depend on the number of images.
-        shape: of one image.
-        layers: the pruned ones among its own.
-    """
-
-    graph: Graph
-    input: str
-    output: str
-    first: int
-    stop: int
-    sizes: tuple[int, ...]
-    shape: tuple[int, ...]
-    layers: tuple[Layer, ...]
-
-    def values(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """The block's output."""
-        images = x.new_zeros(1).expand(len(x), *self.shape)  # only their number matters
-        values: dict[str, Any] = {self.graph.input: images, self.input: x}
-        names = ChainMap(values, parameters)  # type: ignore[arg-type]
-        for index in (*self.sizes, *range(self.first, self.stop)):
-            values[self.graph.ops[index].name] = self.graph.run(index, names)
-        return values[self.output]
-
-    @torch.no_grad()
-    def run(self, parameters: Mapping[str, Tensor], x: Tensor, chunk: int) -> Tensor:
-        """The output for all images."""
-        return torch.cat([self.values(parameters, part) for part in x.split(chunk)])
-
-
-def _blocks(graph: Graph, images: Tensor, layers: Sequence[Layer], least: int) -> Iterator[_Block]:
-    """Blocks of at least so many pruned layers; what comes after the last one stays."""
-    first, value, inside = 0, graph.input, []
-    waiting = list(layers)
-    sizes, cuts = _cuts(graph, images[:2])
-    for stop, name in cuts:
-        while waiting and waiting[0].uses[-1].op < stop:
-            inside.append(waiting.pop(0))
-        if not inside or (len(inside) < least and waiting):
-            continue
-        earlier = tuple(index for index in sizes if index < first)
-        shape = tuple(images.shape[1:])
-        yield _Block(graph, value, name, first, stop, earlier, shape, tuple(inside))
-        first, value, inside = stop, name, []
-
-
-def _whole(graph: Graph, images: Tensor) -> _Block:
-    """All operations up to the network's first output, as one block."""
-    shape = tuple(images.shape[1:])
-    return _Block(graph, graph.input, graph.outputs[0], 0, len(graph.ops), (), shape, ())
-
-
-@torch.no_grad()
-def _cuts(graph: Graph, images: Tensor) -> tuple[list[int], list[tuple[int, str]]]:
-    """Where a network can be cut.
-
-    Returns:
-        The operations that give sizes (no tensors, of sizes only); and the cuts, as the number of
-        operations before it and the one tensor, batch first, that is all the later ones read.
-    """
-    last: dict[str, int] = {}
-    for index, op in enumerate(graph.ops):
-        last |= dict.fromkeys(op.reads, index)
-    last |= dict.fromkeys(graph.outputs, len(graph.ops))
-    values: dict[str, Any] = {graph.input: images}
-    names = ChainMap(values, dict(graph.parameters))  # type: ignore[arg-type]
-    sizes: list[int] = []
-    made_of_sizes = {graph.input}
-    alive, cuts = {graph.input}, []
-    for index, op in enumerate(graph.ops):
-        value = values[op.name] = graph.run(index, names)
-        if not isinstance(value, Tensor | tuple | list) and made_of_sizes.issuperset(op.reads):
-            sizes.append(index)
-            made_of_sizes.add(op.name)
-        else:
-            alive.add(op.name)
-        for name in [name for name in values if last.get(name, -1) <= index]:
-            if name != graph.input and name not in made_of_sizes:
-                del values[name]
-        alive = {name for name in alive if last.get(name, -1) > index}
-        tensors = {name for name in alive if name != graph.input or _is_read(graph, index, sizes)}
-        single = isinstance(value, Tensor) and value.dim() > 1 and len(value) == len(images)
-        if single and tensors == {op.name}:
-            cuts.append((index + 1, op.name))
-    return sizes, cuts
-
-
-def _is_read(graph: Graph, after: int, sizes: Sequence[int]) -> bool:
-    """Whether a later operation reads the images for more than their number."""
-    return any(
-        graph.input in op.reads and index not in sizes
-        for index, op in enumerate(graph.ops)
-        if index > after
-    )
-
-
 def _trainable(layer: Layer) -> list[str]:
     """A pruned layer's weight, and what scales and shifts its outputs and nothing else.
 
@@ -342,10 +244,17 @@ def _trainable(layer: Layer) -> list[str]:
     return list(dict.fromkeys([str(layer.parameter), *filter(None, layer.affine or ())]))
 
 
-def _error(output: Tensor, wanted: Tensor) -> float:
-    """Mean squared error relative to the variance."""
-    variance = wanted.float().var(correction=0).clamp_min(torch.finfo(torch.float32).tiny)
-    return float((output.float() - wanted.float()).square().mean() / variance)
+def _error(found: Values, wanted: Values) -> float:
+    """Mean squared error relative to the variance; the mean over several values."""
+    errors = [
+        float((output.float() - of.float()).square().mean() / _variance(of.float()))
+        for output, of in zip(found, wanted, strict=True)
+    ]
+    return sum(errors) / len(errors)
+
+
+def _variance(value: Tensor) -> Tensor:
+    return value.var(correction=0).clamp_min(torch.finfo(value.dtype).tiny)
 
 
 def _size(value: Tensor) -> float:
