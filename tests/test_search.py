@@ -92,6 +92,25 @@ def test_a_limit_that_no_try_keeps_tells_the_nearest() -> None:
         searched(lambda s: 5 + s, 0.5)
 
 
+def test_where_less_is_lost_from_a_sparsity_on_it_is_tried_too() -> None:
+    def loss(s):
+        return 8 * s**4 / (1 - s) * (0.5 if s >= 0.75 else 1.0)
+
+    right = Expectation.of(lambda s: (8 * s**4 / (1 - s) / 10) ** 2)
+    attempt = lambda s: (Try(s, loss(s), 0.1), None)  # noqa: E731
+    limit = loss(0.7)
+    before, _, _ = search(attempt, limit, right)
+    after, _, tries = search(attempt, limit, right, 0.75)
+    assert before.sparsity < 0.71
+    assert after.sparsity > 0.75
+    assert after.drop <= limit
+    assert after.sparsity == max(one.sparsity for one in tries if one.drop <= limit)
+    assert len(tries) <= WALKS
+    far, _, tries = search(attempt, loss(0.5), right, 0.75)
+    assert far.sparsity < 0.51
+    assert all(one.sparsity < 0.75 for one in tries)  # not worth a try
+
+
 def test_only_the_best_result_is_held() -> None:
     class Result:
         pass

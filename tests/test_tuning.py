@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import secateur
 from secateur.blocks import blocks, find_cuts
-from secateur.errors import ModelError
+from secateur.errors import DataError, ModelError
 from secateur.evaluate import predict
 from secateur.frontends.torch_export import trace
 from secateur.recipe import RECIPES, Recipe

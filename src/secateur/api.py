@@ -60,6 +60,7 @@ class PruneResult:
         return with_parameters(self.model, self.steps[step])
 
 
+@torch.inference_mode(False)  # whatever the caller is in, blocks are tuned with gradients
 def prune(
     model: nn.Module | str | Path | Any,
     data: Any,
@@ -100,7 +101,7 @@ def prune(
         max_bytes: size of a packed file (a bit per weight and the kept ones) as a fraction of
             the dense network's, in (0, 1].
         max_drop: points of top-1 that may be lost, in [0, 100): the largest sparsity that stays
-            within it, in at most 6 walks. Without labels points of agreement with the dense
+            within it, in at most 6 tries. Without labels points of agreement with the dense
             network; without evaluation data on a quarter of `data`, held back.
         evaluation: images to judge the result by, never fitted to: (images, labels), or any
             source as for `data`; all of them are used.

@@ -6,7 +6,7 @@ from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -111,13 +111,13 @@ def blocks(graph: Graph, images: Tensor, layers: Sequence[Layer], least: int) ->
         )
 
     stops = [stop for stop in cuts.shapes if whole(stop)]
-    for stop, following in zip(stops, [*stops[1:], None], strict=True):
+    for stop, following in zip(stops, [*stops[1:], 0], strict=False):
         name, shape = cuts.shapes[stop]
         inside = [layer for layer in waiting if layer.uses[-1].op < stop]
         later = [layer for layer in waiting if layer.uses[-1].op >= stop]
         if not inside or (len(inside) < least and later):
             continue
-        goes_on = following is not None and cuts.shapes[following][1] == shape
+        goes_on = following > 0 and cuts.shapes[following][1] == shape
         if later and goes_on and all(layer.uses[0].op >= following for layer in later):
             continue
         yield block(stop, [name], inside)
@@ -170,7 +170,7 @@ def _cuts(graph: Graph, images: Tensor) -> Cuts:
     return found
 
 
-def _has_rows(value: Any, images: Tensor) -> bool:
+def _has_rows(value: Any, images: Tensor) -> TypeGuard[Tensor]:
     """Whether a value has a row of floating-point numbers for each image."""
     is_tensor = isinstance(value, Tensor) and value.is_floating_point()
     return is_tensor and value.dim() > 0 and len(value) == len(images)
@@ -198,7 +198,7 @@ def network_errors(
 
     Returns:
         The squared error of each, relative to the outputs' variance; the mean over the outputs
-        that hold floating-point numbers.
+        with a row of floating-point numbers for each image, or, failing these, over all of numbers.
     """
     whole = Block(
         graph, graph.input, tuple(graph.outputs), 0, len(graph.ops), (), tuple(images.shape[1:])
@@ -206,10 +206,13 @@ def network_errors(
     run = torch.no_grad()(whole.values)
     own = dict(graph.parameters)
     moments = squares = torch.zeros(())
+    rows: list[int] = []
     for part in images.split(chunk):
-        wanted = _numbers(run(own, part))
+        wanted = run(own, part)
+        rows = rows or [index for index, of in enumerate(wanted) if _has_rows(of, part)]
+        wanted = _numbers(wanted, rows)
         moments = moments + torch.tensor([[len(of), of.sum(), of @ of] for of in wanted])
-        outputs = [_numbers(run({**own, **one}, part)) for one in candidates]
+        outputs = [_numbers(run({**own, **one}, part), rows) for one in candidates]
         squares = squares + torch.tensor(
             [
                 [(found - of).square().sum() for found, of in zip(row, wanted, strict=True)]
@@ -221,9 +224,11 @@ def network_errors(
     return (squares / count / variance).mean(-1).tolist()
 
 
-def _numbers(values: Sequence[Any]) -> list[Tensor]:
+def _numbers(values: Sequence[Any], rows: Sequence[int]) -> list[Tensor]:
+    """Some of the outputs, or, where none are named, all that are floating-point."""
+    chosen = [values[index] for index in rows] or values
     return [
         value.double().flatten()
-        for value in values
+        for value in chosen
         if isinstance(value, Tensor) and value.is_floating_point()
     ]

@@ -263,8 +263,21 @@ def _running(model: Any, example: Tensor) -> Iterator[Callable[[Tensor], Any]]:
         yield onnx_function(model, example)
         return
     first = next(iter(model.parameters()), torch.zeros(()))
+    layouts = [fast_layout, Tensor.contiguous]
+
+    def run(images: Tensor) -> Any:
+        images = images.to(first.device, first.dtype)
+        if len(layouts) > 1:
+            try:
+                return model(layouts[0](images))
+            except RuntimeError:  # it may view values as only the default layout allows
+                output = model(layouts[1](images))
+                del layouts[0]
+                return output
+        return model(layouts[0](images))
+
     with _eval_mode(model):
-        yield lambda images: model(fast_layout(images.to(first.device, first.dtype)))
+        yield run
 
 
 def fast_layout(images: Tensor) -> Tensor:

@@ -188,7 +188,13 @@ class Job:
             walked = plan.run(Sparsity(sparsity))
             return self._lost(sparsity, self.network(walked)), walked
 
-        best, walked, tries = search_sparsity(attempt, plan.target.value, expectation(plan))
+        tuned_from = plan.recipe.tuning_from
+        best, walked, tries = search_sparsity(
+            attempt,
+            plan.target.value,
+            expectation(plan),
+            tuned_from if 0 < tuned_from < 1 and plan.tunes(Sparsity(tuned_from)) else 1.0,
+        )
         return (
             walked,
             Sparsity(best.sparsity),
@@ -243,6 +249,7 @@ def prepare(
     watch.lap("data")
 
     batch = fast_layout(images.tensor.to(options.device or device_of(model)))
+    batch = batch.clone() if batch.is_inference() else batch  # blocks are tuned with gradients
     original = trace(model, batch[:2])
     watch.lap("trace")
 

@@ -84,6 +84,11 @@ class Recipe:
             raise OptionError(
                 f"adaptation is {self.adaptation!r}, expected 'synthetic', 'all' or 'none'"
             )
+        for name in ("levels_from", "tuning_from"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise OptionError(
+                    f"{name} is {getattr(self, name):g}, expected a fraction from 0 to 1"
+                )
         falling = all(a > b for a, b in zip(self.levels, self.levels[1:], strict=False))
         if not self.levels or self.levels[-1] != 0 or not falling or self.levels[0] >= 1:
             raise OptionError(

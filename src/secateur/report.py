@@ -226,7 +226,9 @@ def build_report(
     chosen = {layer.name for layer in layers}
     others = [layer for layer in plan.graph.layers if layer.name not in chosen]
     kept = [layer.weights - layer.zeros for layer in layers]
-    calibration = _near(walked.pruned, pruned, images.tensor, walked.dense)
+    cast = any(of.is_floating_point() and of.dtype != torch.float32 for of in tensors.values())
+    outputs = None if cast else walked.pruned  # the walk's are those of float32 weights
+    calibration = _near(outputs, pruned, images.tensor, walked.dense)
     return Report(
         synthetic=images.synthetic,
         sparsity=sum(layer.zeros for layer in layers) / sum(layer.weights for layer in layers),

@@ -1,7 +1,9 @@
-"""The largest sparsity that loses no more than asked: a bracketed search, one walk per try.
+"""The largest sparsity that loses no more than asked: a bracketed search.
 
 What is lost rises with the sparsity, steeply at its end. What the allocation's curves expect to
-be damaged gives the first try, and the scale on which to interpolate between those made.
+be damaged gives the first try, and the scale on which to interpolate between those made. Each try
+prunes the network with the recipe, without the allocation. From where a recipe tunes blocks on,
+less is lost than a little before, so that this is tried too when the search ends close below.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ WIDTH = 0.01  # of the bracket, as a sparsity, at which the search ends
 # embedded example it is 8 to 11 between 50 and 90 % zeros; elsewhere the second try corrects it.
 _POINTS = 10.0
 _LEAST = 0.1  # a loss below this share of the limit tells no more than that it is small
+_NEAR = 0.1  # how far below the sparsity from which blocks are tuned that is worth a try
 _REACH = 4.0  # a single try says no more than that the limit is within this factor
 
 Result = TypeVar("Result")
@@ -72,7 +75,10 @@ class Expectation:
 
 
 def search(
-    attempt: Callable[[float], tuple[Try, Result]], limit: float, expected: Expectation
+    attempt: Callable[[float], tuple[Try, Result]],
+    limit: float,
+    expected: Expectation,
+    better_from: float = 1.0,
 ) -> tuple[Try, Result, list[Try]]:
     """The largest sparsity whose loss stays within a limit, as far as the tries can tell.
 
@@ -80,6 +86,7 @@ def search(
         attempt: prunes to a sparsity, and judges the result.
         limit: points at most.
         expected: what is known beforehand.
+        better_from: a sparsity at which less may be lost than a little below it; 1 = none.
 
     Returns:
         The best try, its result (of others none is held), and all tries in their order.
@@ -91,10 +98,16 @@ def search(
     """
     tries: list[Try] = []
     best: tuple[Try, Result] | None = None
-    while len(tries) < WALKS and _width(tries, limit) > WIDTH * (1 + 1e-9):
-        found, result = attempt(propose(tries, limit, expected))
+    while len(tries) < WALKS:
+        if _width(tries, limit) > WIDTH * (1 + 1e-9):
+            sparsity = propose(tries, limit, expected)
+        elif _ends_close_below(tries, limit, better_from):
+            sparsity = better_from
+        else:
+            break
+        found, result = attempt(sparsity)
         tries.append(found)
-        if found.drop <= limit:  # always above the best so far: tries are inside the bracket
+        if found.drop <= limit:  # always above the best so far: inside the bracket or above it
             best = found, result
         del result
     if best is None:
@@ -130,13 +143,20 @@ def propose(tries: Sequence[Try], limit: float, expected: Expectation) -> float:
 
 
 def bracket(tries: Sequence[Try], limit: float) -> tuple[Try | None, Try | None]:
-    """The largest sparsity that stays within the limit, and the smallest that does not."""
+    """The largest sparsity that stays within the limit, and the smallest above it that does not."""
     within = [one for one in tries if one.drop <= limit]
-    beyond = [one for one in tries if one.drop > limit]
-    return (
-        max(within, key=lambda one: one.sparsity, default=None),
-        min(beyond, key=lambda one: one.sparsity, default=None),
-    )
+    low = max(within, key=lambda one: one.sparsity, default=None)
+    least = low.sparsity if low else 0.0
+    above = [one for one in tries if one.drop > limit and one.sparsity > least]
+    return low, min(above, key=lambda one: one.sparsity, default=None)
+
+
+def _ends_close_below(tries: Sequence[Try], limit: float, better_from: float) -> bool:
+    """Whether the smallest sparsity that loses too much is little below one not tried yet."""
+    _, high = bracket(tries, limit)
+    if better_from >= 1 or high is None or any(one.sparsity >= better_from for one in tries):
+        return False
+    return better_from - _NEAR <= high.sparsity
 
 
 def _width(tries: Sequence[Try], limit: float) -> float:

@@ -104,6 +104,7 @@ class Sweep(Saved):
         return render_sweep(self)
 
 
+@torch.inference_mode(False)  # as in `prune`
 def sweep(
     model: nn.Module | str | Path | Any,
     data: Any,
@@ -127,8 +128,8 @@ def sweep(
     """Prunes a network to several sparsities, to see how far it can go.
 
     Each point is what `secateur.prune` gives at that sparsity. What an allocation measures is
-    measured once; a walk is done per sparsity, for what a layer is fitted to depends on how far
-    those before it were pruned.
+    measured once; each sparsity has walks of its own, for what a layer is fitted to depends on how
+    far those before it were pruned.
 
     Args:
         sparsities: fractions of zeros among the weights of the pruned layers, in [0, 1).
@@ -141,7 +142,7 @@ def sweep(
         OptionError, DataError, ModelError: a mistake that the message helps to put right.
         NumericalError: a layer gets NaN or infinite values, or cannot be solved.
 
-    Cost: the allocation once, and one walk per sparsity.
+    Cost: the allocation once, and for each sparsity what `prune` does after it.
     """
     targets = [Sparsity(value) for value in sorted(set(check_sparsities(sparsities)))]
     options = Options(
@@ -200,6 +201,20 @@ def _point(job: Job, target: Sparsity) -> Report:
     return report
 
 
+def _together(of: Sequence[Sequence[str]], sparsities: Sequence[float]) -> tuple[str, ...]:
+    """Each remark once, with the sparsities that it belongs to where these are not all."""
+    found: dict[str, list[float]] = {}
+    for remarks, sparsity in zip(of, sparsities, strict=True):
+        for remark in remarks:
+            found.setdefault(remark, []).append(sparsity)
+    return tuple(
+        remark
+        if len(at) == len(sparsities)
+        else f"at {', '.join(f'{sparsity:.4g}' for sparsity in at)}: {remark}"
+        for remark, at in found.items()
+    )
+
+
 def _sweep(job: Job, reports: Sequence[Report], sparsities: list[float]) -> Sweep:
     first = reports[0]
     settings = {key: value for key, value in first.requested.items() if key != "target"}
@@ -221,8 +236,8 @@ def _sweep(job: Job, reports: Sequence[Report], sparsities: list[float]) -> Swee
         data=first.data,
         requested={**settings, "sparsities": sparsities},
         seconds=job.watch.seconds,
-        warnings=tuple(first.warnings),
-        notes=tuple(first.notes),
+        warnings=_together([of.warnings for of in reports], sparsities),
+        notes=_together([of.notes for of in reports], sparsities),
         versions=first.versions,
         reports=tuple(reports),
     )

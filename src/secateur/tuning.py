@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from secateur.blocks import Block, Values, blocks, network_errors
-from secateur.errors import DataError, ModelError
+from secateur.errors import DataError, ModelError, OptionError
 from secateur.graph import Graph, Layer
 
 Changes = dict[str, Tensor]
@@ -41,10 +41,10 @@ class BlockTuning:
     """How blocks are tuned.
 
     Attributes:
-        layers: pruned layers in a block at least, but at most three quarters of all; 2 make a
-            residual block one block. Longer blocks make good more of what was lost: 2, 6 and 18
-            gave 87.8, 88.7 and 89.0 % top-1 on ResNet-56 at 90 % zeros; all layers in one block,
-            trained on the scores, fit the images alone (docs/experiments.md).
+        layers: pruned layers in a block at least, or three quarters of all where that is less; 2
+            make a residual block one block. Longer blocks make good more of what was lost: 2, 6
+            and 18 gave 87.8, 88.7 and 89.0 % top-1 on ResNet-56 at 90 % zeros; all layers in one
+            block, trained on the scores, fit the images alone (docs/experiments.md).
         steps: of Adam for each block.
         batch: images in each.
         rate: first step, relative to the root mean square of a tensor's surviving weights; it
@@ -57,6 +57,16 @@ class BlockTuning:
     batch: int = 32
     rate: float = 0.02
     held_back: int = 8
+
+    def __post_init__(self) -> None:
+        least = {"layers": 1, "steps": 1, "batch": 1, "held_back": 2}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise OptionError(
+                    f"tuning's {name} is {getattr(self, name)}, expected at least {value}"
+                )
+        if not 0 < self.rate < math.inf:
+            raise OptionError(f"tuning's rate is {self.rate:g}, expected a positive number")
 
     def tune(
         self,

@@ -87,8 +87,9 @@ class Walked:
         results: one per layer, in execution order.
         steps: new values after each step of a method that improves another's solution, the
             last one equal to `changes`; only that one when layers differ in their steps.
-        dense, pruned: the network's first output for all images; `pruned` is None when
-            no pruned stream was run, or the network was changed after it.
+        dense, pruned: the network's first output for all images; None where it has no row for
+            each of them; `pruned` also when no pruned stream was run, or the network was changed
+            after it.
         tuned: what tuning blocks did, where they were.
         before: what the network was pruned to on the way, where there was such a level.
         notes: what a reader of the report should know of the whole.
@@ -172,10 +173,9 @@ class Walker:
         self.graph, self.inputs, self.total, self.device = graph, inputs, len(images), device
         self.changes: dict[str, Tensor] = {}
         self.pruned_parameters = ChainMap(self.changes, dict(graph.parameters))
-        self.dense = [
-            Stream(graph, graph.parameters, {graph.input: part})
-            for part in images.to(device).split(chunk)
-        ]
+        parts = images.to(device).split(chunk)
+        self.images = [len(part) for part in parts]
+        self.dense = [Stream(graph, graph.parameters, {graph.input: part}) for part in parts]
         self.pruned: list[Stream] | None = None
 
     def arrive(self, layer: Layer) -> list[_Block]:
@@ -214,18 +214,19 @@ class Walker:
         return _Block(use, images, inputs, outputs, dense_inputs, bias)
 
     def outputs(self, streams: list[Stream] | None) -> Tensor | None:
-        """Runs streams to the end; the network's first output for all images."""
+        """Runs streams to the end; the first output for all images, if it has a row for each."""
         if streams is None:
             return None
         for stream in streams:
             stream.advance(len(self.graph.ops))
         first = [stream.values[self.graph.outputs[0]] for stream in streams]
-        return torch.cat(first) if all(isinstance(part, Tensor) for part in first) else None
+        rows = [len(part) if isinstance(part, Tensor) and part.dim() else 0 for part in first]
+        return torch.cat(first) if rows == self.images else None
 
 
 @torch.no_grad()
 def outputs(graph: Graph, images: Float[Tensor, "batch ..."], *, chunk: int) -> Tensor | None:
-    """The network's first output for all images; None where it is not a tensor."""
+    """The network's first output for all images; None where it has no row for each of them."""
     walker = Walker(graph, images, chunk=chunk, device=images.device, inputs="dense")
     return walker.outputs(walker.dense)
 

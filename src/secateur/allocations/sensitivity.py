@@ -152,7 +152,7 @@ class _Study:
         ]
 
     @cached_property
-    def dense(self) -> Tensor:
+    def dense(self) -> list[Tensor]:
         """The dense network's outputs; a second look, which runs nothing, does not need them."""
         return self._outputs({})
 
@@ -174,14 +174,15 @@ class _Study:
         return _distance(self.dense, self._outputs(changes))
 
     @torch.no_grad()
-    def _outputs(self, changes: Mapping[str, Tensor]) -> Tensor:
+    def _outputs(self, changes: Mapping[str, Tensor]) -> list[Tensor]:
+        """The network's first output, chunk by chunk."""
         parameters = ChainMap(dict(changes), dict(self.graph.parameters))
         found = []
         for stream in self.judging:
             ahead = stream.fork(parameters)
             ahead.advance(len(self.graph.ops))
-            found.append(ahead.values[self.graph.outputs[0]])
-        return torch.cat(found)
+            found.append(torch.as_tensor(ahead.values[self.graph.outputs[0]]))
+        return found
 
 
 def _split(images: Tensor, judging: int) -> tuple[Tensor, Tensor]:
@@ -208,17 +209,22 @@ def _kept(layer: Layer, level: float) -> int:
     return max(1, layer.weights - round(layer.weights * level))
 
 
-def _distance(dense: Tensor, outputs: Tensor) -> float:
+def _distance(dense: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
     """Squared error relative to the outputs' variance; of scores what a softmax sees.
 
     Not the KL divergence: a network is sure of the images it was trained on, so that KL hangs on
     the few it is not sure of. With squared errors ResNet-56 keeps a point more at 80 % zeros.
     """
-    dense, outputs = dense.double(), outputs.double()
-    if dense.dim() == 2 and dense.shape[1] > 1:
-        dense, outputs = (of - of.mean(1, keepdim=True) for of in (dense, outputs))
-    error = (outputs - dense).square().mean()
-    return float(error / dense.var(correction=0).clamp_min(1e-300))
+    wanted, found = (torch.cat([_seen(part) for part in of]) for of in (dense, outputs))
+    error = (found - wanted).square().mean()
+    return float(error / wanted.var(correction=0).clamp_min(1e-300))
+
+
+def _seen(output: Tensor) -> Tensor:
+    output = output.double()
+    if output.dim() == 2 and output.shape[1] > 1:
+        output = output - output.mean(1, keepdim=True)
+    return output.flatten()
 
 
 def _curve(

@@ -49,7 +49,7 @@ _STAY_DENSE: dict[Any, str] = {
     aten.rnn_tanh.input: "recurrent layer",
     aten.rnn_relu.input: "recurrent layer",
 }
-# Traced in the default memory layout; channels-last values have other strides.
+# Traced in the default memory layout; values in channels-last have other strides.
 _ANY_LAYOUT: dict[Any, Any] = {
     aten.view.default: aten.reshape.default,
     aten._unsafe_view.default: aten.reshape.default,
@@ -115,6 +115,7 @@ def trace(model: nn.Module, example: Tensor) -> TorchGraph:
     """
     module = copy_module(model).eval().float().to(example.device)
     check_finite(module)
+    example = example.contiguous()  # a module may view what in channels-last it could not
     if len(example) == 1:  # torch.export takes a batch of one for a constant
         example = torch.cat([example, example])
     program = _export(module, example)
