@@ -248,6 +248,16 @@ def test_a_plan_without_curves_expects_nothing_and_needs_them_for_a_drop(network
         secateur.plan(network, images, max_drop=1, allocation="uniform")
 
 
+def test_a_plan_says_whether_blocks_will_be_tuned(network, images) -> None:
+    def notes(sparsity, count=48):
+        found = secateur.plan(network, images[:count], sparsity=sparsity, allocation="uniform")
+        return [note for note in found.notes if "tuned" in note]
+
+    assert notes(0.6) == []
+    assert [note.split(",")[0] for note in notes(0.8)] == ["blocks are tuned after each walk"]
+    assert [note.split(",")[0] for note in notes(0.8, 7)] == ["blocks are not tuned: 7 images"]
+
+
 def test_a_plan_for_a_drop_is_a_guess_and_says_so(network, images) -> None:
     little, much = (secateur.plan(network, images, max_drop=drop) for drop in (1, 8))
     assert 0 < little.sparsity < much.sparsity < 1

@@ -86,6 +86,10 @@ def foresee(plan: Plan) -> Forecast:
             f"planned for the dense network: the recipe prunes to {levels[0].value:g} first and "
             "measures again"
         )
+    if plan.tunes(target):
+        notes.append("blocks are tuned after each walk, so that less is lost than expected here")
+    elif plan.asks_for_tuning(target):
+        notes.append(f"blocks are not tuned: {plan.cannot_tune}")
     kept = plan.kept(division, target)
     damage = division.damage(kept) or [None] * len(kept)
     layers = tuple(

@@ -233,7 +233,8 @@ class Plan:
         the recipe has gone through can be made from any other.
 
         With several levels the steps before the last are taken straight at the target, so that
-        each differs from the one before by that step alone.
+        each differs from the one before by that step alone. What levels and tuning do counts with
+        the last step.
 
         Args:
             walked: what `run` returned.
@@ -246,7 +247,8 @@ class Plan:
         if len(names) > 1 and len(self.levels(target)) > 1:
             start = self.recipe.method.start  # type: ignore[attr-defined]
             before = replace(self.recipe, method=start, levels=(0.0,), tuning=None)
-            steps = [*replace(self, recipe=before).run(target).steps, walked.steps[-1]]
+            straight = replace(self, recipe=before, on_layer=lambda name: None)
+            steps = [*straight.run(target).steps, walked.steps[-1]]
         if len(steps) != len(names):  # a method that does not tell its steps
             return {}
         found = {
