@@ -358,7 +358,8 @@ ELSEWHERE = {
 @table_of("elsewhere.csv")
 def elsewhere(rows: Sequence[Row]) -> str:
     """Points lost and KL by recipe, on networks that no default was chosen on."""
-    recipes = list(dict.fromkeys(row["recipe"] for row in rows))
+    first = [name for name in ("default", "tuned", "paper") if _where(rows, recipe=name)]
+    recipes = list(dict.fromkeys([*first, *(row["recipe"] for row in rows)]))
     lines = []
     for network, here in _by("network", ELSEWHERE, rows):
         name = f"{ELSEWHERE[network]}: {float(here[0]['dense_top1']):.1f}"
