@@ -193,13 +193,26 @@ def test_the_network_is_judged_on_images_held_back(network) -> None:
 def test_a_network_that_gets_worse_stays_as_it_was_fitted(network, monkeypatch) -> None:
     answers = iter([1.0, 0.5] * 4)  # each block is better, the network is not
     monkeypatch.setattr(secateur.tuning, "_error", lambda found, wanted: next(answers))
-    monkeypatch.setattr(secateur.tuning, "network_errors", lambda *_: [1.0, 2.0])
+    monkeypatch.setattr(secateur.tuning, "network_errors", lambda *_: [1.0, 2.0, 2.0, 2.0, 2.0])
     _, _, changes, found, result = tuned(network, BRIEF)
-    assert all(block.kept for block in result.blocks)
+    assert [block.kept for block in result.blocks] == 4 * [False]
     assert not result.kept
     assert found.keys() == changes.keys()
     assert all(torch.equal(found[name], changes[name]) for name in changes)
     assert "left as they were fitted" in result.note()
+
+
+def test_the_network_is_taken_as_it_was_when_it_was_best(network, monkeypatch) -> None:
+    answers = iter([1.0, 0.5] * 4)
+    monkeypatch.setattr(secateur.tuning, "_error", lambda found, wanted: next(answers))
+    monkeypatch.setattr(secateur.tuning, "network_errors", lambda *_: [1.0, 1.2, 0.5, 0.7, 0.6])
+    _, _, changes, found, result = tuned(network, BRIEF)
+    assert [block.kept for block in result.blocks] == [True, True, False, False]
+    assert (result.before, result.after) == (1.0, 0.5)
+    assert result.note().startswith("2 of 4 blocks tuned (1 before, 0.5 after")
+    weights = {name: found[name] for name in changes}
+    same = {name for name in changes if torch.equal(weights[name], changes[name])}
+    assert same == {"blocks.2.a.weight", "blocks.2.b.weight", "head.weight"}
 
 
 def test_easy_targets_are_not_tuned(network) -> None:

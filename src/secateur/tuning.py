@@ -10,10 +10,10 @@ block alone, to give the dense network's outputs from the pruned network's input
 
 Targets are activations, thousands for each image, so that the few hundred images tell more than
 their scores alone do (training on these over-fits at once, see docs/experiments.md). A part of the
-images is held back: a block that is not better on these stays as it was fitted, and when all are
-done the whole network does, unless its outputs on these come closer to the dense one's. A block's
-own outputs alone are no judge of that: those of half of EfficientNet-Lite0 came closer on images
-held back too, and the network's outputs went further off.
+images is held back: a block that is not better on these stays as it was fitted. When all are done,
+the network is taken as it was after that block with which its outputs on these were closest to the
+dense one's, or as it was fitted. A block's own outputs alone are no judge of that: those of half of
+EfficientNet-Lite0 came closer on images held back too, and the network's outputs went further off.
 Source of the idea: Li et al., "BRECQ: Pushing the limit of post-training quantization by block
 reconstruction", 2021, section 3.2; here for pruned weights.
 """
@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -119,7 +119,7 @@ class BlockTuning:
         judged = torch.arange(len(images)) % self.held_back == self.held_back - 1
         least = max(1, min(self.layers, len(layers) * 3 // 4))
         dense = pruned = images
-        done = []
+        done, stages = [], [dict(changes)]
         for block in blocks(graph, images, layers, least):
             target = block.run(graph.parameters, dense, chunk)
             trained = tuple(value[~judged] for value in target)
@@ -131,13 +131,16 @@ class BlockTuning:
             )
             if after < before:
                 found.update(tuned)
+            stages.append(dict(found))
             names = tuple(layer.name for layer in block.layers)
             done.append(TunedBlock(names, before, after, after < before))
             dense, pruned = target[0], block.run(parameters, pruned, chunk)[0]
             for layer in block.layers:
                 on_layer(layer)
-        result = Tuned(tuple(done), *network_errors(graph, images[judged], [changes, found], chunk))
-        return (found if result.kept else dict(changes)), result
+        errors = network_errors(graph, images[judged], stages, chunk)
+        last = errors.index(min(errors))
+        left = [replace(block, kept=False) for block in done[last:]]
+        return stages[last], Tuned((*done[:last], *left), errors[0], errors[last])
 
     def _tuned(
         self,
@@ -201,7 +204,8 @@ class TunedBlock:
     Attributes:
         layers: names of its pruned layers.
         before, after: error of its outputs on the images held back, relative to their variance.
-        kept: whether the tuned weights were taken; else it stays as it was fitted.
+        kept: whether the tuned weights were taken; else it stays as it was fitted, because it was
+            no better itself, or the network was not.
     """
 
     layers: tuple[str, ...]
@@ -240,7 +244,7 @@ class Tuned:
         kept = sum(block.kept for block in self.blocks)
         note = f"{kept} of {len(self.blocks)} blocks tuned ({error})"
         if kept < len(self.blocks):
-            note += "; the others were no better on these"
+            note += "; the others made nothing better on these"
         return note
 
 
