@@ -67,7 +67,7 @@ def test_each_run_is_told_as_it_ends(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(demo, "prune", recording)
     demo.demonstrate(tmp_path / "out")
-    assert told[0].startswith("2 runs, which take one to two minutes")
+    assert told[0].startswith("2 runs, which take a few minutes")
     assert told[1].startswith(" 1 of 2: 50% zeros, magnitude: ")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "magnitude-50",

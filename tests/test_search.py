@@ -129,9 +129,10 @@ def test_only_the_best_result_is_held() -> None:
 
 # on a real network
 
-UNMEASURED = {"allocation": "normalized-magnitude"}
-QUICK = {  # blocks tuned at every try would take minutes
-    "recipe": dataclasses.replace(RECIPES["default"], tuning=None),
+UNTUNED = dataclasses.replace(RECIPES["default"], tuning=None)  # tuning takes minutes
+UNMEASURED = {"recipe": UNTUNED, "allocation": "normalized-magnitude"}
+QUICK = {
+    "recipe": UNTUNED,
     "method": "least-squares",
     "allocation": secateur.Sensitivity(levels=(0.5, 0.9)),
 }

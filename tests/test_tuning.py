@@ -225,6 +225,16 @@ def test_easy_targets_are_not_tuned(network) -> None:
     assert tuned == [False, True, False]
 
 
+def test_magnitude_pruning_changes_no_weight_that_stays(network) -> None:
+    how = {"method": "magnitude", "allocation": "uniform", "progress": False}
+    result = secateur.prune(network, images(40), sparsity=0.8, **how)
+    (note,) = [note for note in result.report.notes if "tuned" in note]
+    assert note.startswith("blocks not tuned: magnitude pruning leaves the weights that stay")
+    dense = network.state_dict()
+    for name, value in result.model.state_dict().items():
+        torch.testing.assert_close(value, torch.where(value == 0, 0, dense[name]))
+
+
 def test_an_onnx_model_is_not_tuned_and_the_report_says_so(tmp_path, network) -> None:
     pytest.importorskip("onnxruntime")
     from secateur.export import save_onnx

@@ -62,7 +62,8 @@ class Recipe:
         levels_from: sparsity of the pruned layers from which a level is worth a walk; those
             before it are left out. At 50 % zeros EfficientNet-Lite0 gained nothing by another one.
         tuning: trains the surviving weights of each block together after each walk; None = no.
-            PyTorch networks only: of others a note says that it was left out.
+            Left out, with a note in the report, for ONNX files and for `Magnitude`, which changes
+            no weight that stays.
         tuning_from: sparsity of the pruned layers asked for from which blocks are tuned.
     """
 

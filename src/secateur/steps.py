@@ -120,7 +120,9 @@ class Plan:
 
     @property
     def cannot_tune(self) -> str:
-        """Why blocks of this network cannot be tuned on these images; empty where they can."""
+        """Why blocks are not tuned with this network, method and images; empty where they are."""
+        if isinstance(self.recipe.method, Magnitude):
+            return "magnitude pruning leaves the weights that stay as they are"
         least = 0 if self.recipe.tuning is None else self.recipe.tuning.held_back
         if not self.graph.has_gradients:
             return (

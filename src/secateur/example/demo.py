@@ -41,9 +41,7 @@ def demonstrate(out: Path) -> None:
     """Prunes with each method at each sparsity, and fills the folder."""
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
     total = len(METHODS) * len(SPARSITIES)
-    console.print(
-        f"{total} runs, which take one to two minutes on two idle cores; files go to {out}/"
-    )
+    console.print(f"{total} runs, which take a few minutes on two idle cores; files go to {out}/")
     dense, calibration = example.trained(), example.calibration()
     images, labels = example.test()
     scores = predict(dense, images)
