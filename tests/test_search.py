@@ -129,7 +129,7 @@ def test_only_the_best_result_is_held() -> None:
 
 # on a real network
 
-UNTUNED = dataclasses.replace(RECIPES["default"], tuning=None)  # tuning takes minutes
+UNTUNED = dataclasses.replace(RECIPES["default"], tuning=None, levels=(0.0,))  # quick
 UNMEASURED = {"recipe": UNTUNED, "allocation": "normalized-magnitude"}
 QUICK = {
     "recipe": UNTUNED,
