@@ -26,7 +26,7 @@ from secateur.frontends import trace
 from secateur.frontends.onnx import first_run
 from secateur.frontends.onnx.trial import run
 from secateur.graph import BiasSlot
-from secateur.walk import Stream
+from secateur.stream import Stream
 
 NEWEST = min(onnx.defs.onnx_opset_version(), 26)  # the last that ONNX Runtime 1.31 runs
 

@@ -15,7 +15,8 @@ from secateur.graph import BiasSlot
 from secateur.methods import LeastSquares
 from secateur.options import select_layers
 from secateur.patterns import Unstructured
-from secateur.walk import Sampling, Stream, walk
+from secateur.stream import Stream
+from secateur.walk import Sampling, walk
 
 
 class Zoo(nn.Module):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from secateur.graph import Graph, Norm
-from secateur.walk import Stream
+from secateur.stream import Stream
 
 _LEAST = 1e-2  # variance found, relative to the network's own, at least
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from secateur.geometry import Convolution
 from secateur.graph import Graph, Layer
-from secateur.walk import Stream
+from secateur.stream import Stream
 
 _NORMAL = torch.finfo(torch.float32).tiny
 

@@ -11,7 +11,8 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from secateur.graph import Graph, Layer, last_reads
+from secateur.graph import Graph, Layer
+from secateur.stream import Stream
 
 Values = tuple[Tensor, ...]
 
@@ -37,27 +38,23 @@ class Block:
     stop: int
     sizes: tuple[int, ...]
     shape: tuple[int, ...]
-    layers: tuple[Layer, ...] = ()
+    layers: tuple[Layer, ...]
 
     def values(self, parameters: Mapping[str, Tensor], x: Tensor) -> Values:
         """The outputs; other values are dropped as soon as nothing reads them any more."""
+        stream = self._before.fork(parameters)
         images = x.new_zeros(1).expand(len(x), *self.shape)  # only their number matters
-        values: dict[str, Any] = {self.graph.input: images, self.input: x}
-        names = ChainMap(values, parameters)  # type: ignore[arg-type]
-        for index in (*self.sizes, *range(self.first, self.stop)):
-            values[self.graph.ops[index].name] = self.graph.run(index, names)
-            if index >= self.first:
-                for name in self._dead.get(index, ()):
-                    values.pop(name, None)
-        return tuple(values[name] for name in self.outputs)
+        stream.values |= {self.graph.input: images, self.input: x}
+        names = ChainMap(stream.values, parameters)  # type: ignore[arg-type]
+        for index in self.sizes:
+            stream.values[self.graph.ops[index].name] = self.graph.run(index, names)
+        stream.advance(self.stop)
+        return tuple(stream.values[name] for name in self.outputs)
 
     @cached_property
-    def _dead(self) -> dict[int, list[str]]:
-        """Values that nothing reads after an operation, the block's outputs apart."""
-        return {
-            index: [name for name in names if name not in self.outputs]
-            for index, names in last_reads(self.graph).items()
-        }
+    def _before(self) -> Stream:
+        """A stream at the block's first operation, without values."""
+        return Stream(self.graph, {}, {}, self.first)
 
     @torch.no_grad()
     def run(self, parameters: Mapping[str, Tensor], x: Tensor, chunk: int) -> Values:
@@ -200,10 +197,13 @@ def network_errors(
         The squared error of each, relative to the outputs' variance; the mean over the outputs
         with a row of floating-point numbers for each image, or, failing these, over all of numbers.
     """
-    whole = Block(
-        graph, graph.input, tuple(graph.outputs), 0, len(graph.ops), (), tuple(images.shape[1:])
-    )
-    run = torch.no_grad()(whole.values)
+
+    @torch.no_grad()
+    def run(parameters: Mapping[str, Tensor], part: Tensor) -> list[Any]:
+        stream = Stream(graph, parameters, {graph.input: part})
+        stream.advance(len(graph.ops))
+        return [stream.values[name] for name in graph.outputs]
+
     own = dict(graph.parameters)
     moments = squares = torch.zeros(())
     rows: list[int] = []

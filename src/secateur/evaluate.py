@@ -271,9 +271,7 @@ def _running(model: Any, example: Tensor) -> Iterator[Callable[[Tensor], Any]]:
             try:
                 return model(layouts[0](images))
             except RuntimeError:  # it may view values as only the default layout allows
-                output = model(layouts[1](images))
                 del layouts[0]
-                return output
         return model(layouts[0](images))
 
     with _eval_mode(model):

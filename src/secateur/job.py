@@ -188,12 +188,8 @@ class Job:
             walked = plan.run(Sparsity(sparsity))
             return self._lost(sparsity, self.network(walked)), walked
 
-        tuned_from = plan.recipe.tuning_from
         best, walked, tries = search_sparsity(
-            attempt,
-            plan.target.value,
-            expectation(plan),
-            tuned_from if 0 < tuned_from < 1 and plan.tunes(Sparsity(tuned_from)) else 1.0,
+            attempt, plan.target.value, expectation(plan), plan.tuned_from
         )
         return (
             walked,

@@ -66,8 +66,7 @@ class Plan:
         searched = isinstance(self.target, MaxDrop)
         known = isinstance(self.target, Sparsity)
         levels = len(self.levels(self.target) if known else self.recipe.levels)
-        tuned = self.recipe.tuning is not None and not self.cannot_tune
-        tuned = self.tunes(self.target) if known else tuned
+        tuned = self.tunes(self.target) if known else self.tuned_from < 1
         walks = levels * (2 if tuned else 1)
         walk = walks * len(self.layers) + (levels - 1) * self.measured
         return self.measured + (WALKS if searched else 1) * walk  # the first division serves all
@@ -117,6 +116,12 @@ class Plan:
     def tunes(self, target: Target) -> bool:
         """Whether blocks are tuned after the walks to a target."""
         return self.asks_for_tuning(target) and not self.cannot_tune
+
+    @property
+    def tuned_from(self) -> float:
+        """Sparsity from which blocks are tuned; 1 = they never are."""
+        never = self.recipe.tuning is None or self.cannot_tune
+        return 1.0 if never else self.recipe.tuning_from
 
     @property
     def cannot_tune(self) -> str:

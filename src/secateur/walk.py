@@ -27,10 +27,11 @@ from torch import Tensor
 
 from secateur.errors import NumericalError
 from secateur.geometry import sample_positions
-from secateur.graph import BiasSlot, Graph, Layer, Use, last_reads
+from secateur.graph import BiasSlot, Graph, Layer, Use
 from secateur.methods import Method, compares_halves, stored_patches
 from secateur.patterns import Pattern
 from secateur.problem import Problem, Solution, Statistics, merged
+from secateur.stream import Stream
 from secateur.tuning import Tuned
 
 Inputs = Literal["pruned", "dense"]
@@ -103,30 +104,6 @@ class Walked:
     tuned: Tuned | None = None
     before: Sequence[str] = ()
     notes: Sequence[str] = ()
-
-
-class Stream:
-    """The values of one network for one chunk of images, from one operation to the next."""
-
-    def __init__(self, graph: Graph, parameters: Mapping[str, Tensor], values: dict, at: int = 0):
-        self.graph, self.parameters, self.values, self.at = graph, parameters, values, at
-        self.dead = last_reads(graph)
-
-    def advance(self, stop: int) -> None:
-        """Runs the operations before number `stop`."""
-        names = ChainMap(self.values, self.parameters)  # type: ignore[arg-type]
-        for index in range(self.at, stop):
-            self.values[self.graph.ops[index].name] = self.graph.run(index, names)
-            for name in self.dead.get(index, ()):
-                del self.values[name]
-        self.at = max(self.at, stop)
-
-    def fork(self, parameters: Mapping[str, Tensor]) -> Stream:
-        """A stream that goes on from the same values (shared, not copied)."""
-        twin = Stream.__new__(Stream)
-        twin.graph, twin.parameters, twin.at = self.graph, parameters, self.at
-        twin.values, twin.dead = dict(self.values), self.dead
-        return twin
 
 
 class _Samples(NamedTuple):

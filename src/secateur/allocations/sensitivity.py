@@ -17,7 +17,8 @@ from secateur.allocations.protocol import Budget, Curve, Subject, remove_in_orde
 from secateur.graph import Graph, Layer
 from secateur.methods import LeastSquares, Method
 from secateur.patterns import Unstructured
-from secateur.walk import Fit, Sampling, Stream, Walker
+from secateur.stream import Stream
+from secateur.walk import Fit, Sampling, Walker
 
 _POWER = 3.0  # damage grows like sparsity to this power below the first measured level
 _STEPS = 400  # sparsities at which a curve is looked up
