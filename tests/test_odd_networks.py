@@ -1,6 +1,5 @@
 """Networks that are no plain chain with one output are pruned, tuned and judged all the same."""
 
-import dataclasses
 from dataclasses import replace
 
 import pytest
@@ -226,41 +225,3 @@ def test_half_precision_is_judged_as_it_is_returned() -> None:
     found = secateur.evaluate(result.model, images(), reference=network)
     assert result.model.head.weight.dtype == torch.bfloat16
     assert result.report.calibration.agreement == pytest.approx(found.agreement, abs=2)
-
-
-def test_what_tuning_did_to_slopes_goes_into_the_weights_of_the_next_walk() -> None:
-    from secateur.job import Options, prepare
-    from secateur.targets import Sparsity
-    from secateur.walk import Walked
-
-    options = Options(target=Sparsity(0.8), recipe=BRIEF)
-    plan = prepare(made(Views), images(), options).plan
-    dense = dict(plan.graph.parameters)
-    changes = {str(layer.parameter): dense[str(layer.parameter)] for layer in plan.layers}
-    slopes = torch.linspace(0.5, 2, 8)
-    name = "layers.1.1.weight"
-    walked = Walked({**changes, name: dense[name] * slopes}, [], [], None, None)
-    found = plan._to_go_on_from(walked)
-    assert found.keys() == changes.keys()
-    scaled = changes["layers.1.0.weight"] * slopes.view(-1, 1, 1, 1)
-    torch.testing.assert_close(found["layers.1.0.weight"], scaled)
-    assert torch.equal(found["layers.2.0.weight"], changes["layers.2.0.weight"])
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ({"batch": 0}, "tuning's batch is 0, expected at least 1"),
-        ({"held_back": 1}, "tuning's held_back is 1, expected at least 2"),
-        ({"rate": -1.0}, "tuning's rate is -1, expected a positive number"),
-    ],
-)
-def test_tuning_cannot_be_set_to_nonsense(setting, message) -> None:
-    with pytest.raises(secateur.OptionError, match=message):
-        BlockTuning(**setting)
-
-
-@pytest.mark.parametrize("name", ["tuning_from", "levels_from"])
-def test_a_percentage_is_no_fraction(name) -> None:
-    with pytest.raises(secateur.OptionError, match=f"{name} is 75, expected a fraction"):
-        dataclasses.replace(BRIEF, **{name: 75.0})

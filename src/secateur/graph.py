@@ -10,13 +10,16 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from secateur.geometry import Convolution, Geometry
+
+if TYPE_CHECKING:
+    from secateur.folding import Folding
 
 _TINY = 64  # weights
 
@@ -138,6 +141,10 @@ class Graph(Protocol):
 
     def changed(self, parameters: Mapping[str, Tensor]) -> Graph:
         """The same network with some parameters replaced."""
+        ...
+
+    def folded(self) -> Folding:
+        """The same function with BatchNorms in the layers before them, and the way back."""
         ...
 
     def run(self, index: int, values: Mapping[str, Any]) -> Any:

@@ -266,10 +266,12 @@ def prepare(
     graph = original.changed(aligned.changes) if aligned.changes else original
     wanted = {"all": True, "none": False}.get(how.adaptation, images.synthetic is not None)
     adaptation = adapt(graph, batch, chunk=chunk) if wanted else Adaptation(graph)
-    graph = adaptation.graph
+    folding = adaptation.graph.folded()
+    graph = folding.graph
     layers = select_layers(graph.layers, options.include, options.exclude)
     plan = Plan(
         adaptation=adaptation,
+        folding=folding,
         images=batch,
         layers=layers,
         target=target,

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from secateur.adaptation import Adaptation
 from secateur.alignment import Alignment
 from secateur.allocations import Division, Subject
+from secateur.folding import Folding
 from secateur.graph import Graph, Layer
 from secateur.methods import Magnitude, chain
 from secateur.recipe import Recipe, name_of
@@ -30,6 +30,7 @@ class Plan:
     Attributes:
         adaptation: the dense network, aligned where the recipe says so, and its BatchNorms'
             statistics on the calibration images where they are to be used.
+        folding: that network with BatchNorms in the layers before them.
         images: calibration inputs, batch first.
         layers: the layers to prune, in execution order.
         target: what is asked for.
@@ -41,6 +42,7 @@ class Plan:
     """
 
     adaptation: Adaptation
+    folding: Folding
     images: Tensor
     layers: Sequence[Layer]
     target: Target
@@ -53,7 +55,12 @@ class Plan:
     @cached_property
     def graph(self) -> Graph:
         """The dense network that layers are fitted in."""
-        return self.adaptation.graph
+        return self.folding.graph
+
+    @property
+    def _weights(self) -> list[str]:
+        """Names of the weights to prune."""
+        return [str(layer.parameter) for layer in self.layers]
 
     @property
     def measured(self) -> int:
@@ -84,7 +91,7 @@ class Plan:
             division = self.division if walked is None else self.divide(weights)
             walked = self._walk(self.kept(division, level), weights)
             walked = self._tuned(walked) if tunes else walked
-            weights = self._to_go_on_from(walked)
+            weights = {name: walked.changes[name] for name in self._weights}
         assert walked is not None
         untuned = self.asks_for_tuning(target) and not tunes
         walked = replace(
@@ -93,20 +100,6 @@ class Plan:
             notes=[f"blocks not tuned: {self.cannot_tune}"] if untuned else [],
         )
         return self._put_back(walked)
-
-    def _to_go_on_from(self, walked: Walked) -> Changes:
-        """Weights that do in the dense network's place what a walk's do with tuned slopes."""
-        found = {}
-        for layer in self.layers:
-            weight = walked.changes[str(layer.parameter)]
-            name = layer.affine[0] if layer.affine else layer.parameter
-            if name != layer.parameter and name in walked.changes:
-                dense = self.graph.parameters[str(name)]
-                tiny = dense.abs() <= 1e-3 * dense.abs().max()
-                ratio = torch.where(tiny, 1.0, walked.changes[str(name)] / dense)
-                weight = weight * ratio.view(-1, *[1] * (weight.dim() - 1))
-            found[str(layer.parameter)] = weight
-        return found
 
     def levels(self, target: Target) -> list[Target]:
         """The targets to go through on the way, the given one last."""
@@ -172,14 +165,20 @@ class Plan:
         )
 
     def _put_back(self, walked: Walked) -> Walked:
-        """What was found, in the network with its own BatchNorm statistics."""
-        if not self.adaptation.statistics:
-            return walked
-        put_back = self.adaptation.put_back
-        return replace(
+        """What was found, in the network with its own BatchNorms and their own statistics."""
+
+        def put_back(changes: Changes) -> Changes:
+            return self.adaptation.put_back(self.folding.put_back(changes))
+
+        walked = replace(
             walked,
             changes=put_back(walked.changes),
             steps=[put_back(step) for step in walked.steps],
+        )
+        if not self.adaptation.statistics:
+            return walked
+        return replace(
+            walked,
             dense=outputs(self.adaptation.own, self.images, chunk=self.chunk),
             pruned=None,  # of another network: report and judge run the pruned one
         )

@@ -249,13 +249,15 @@ class Tuned:
 
 
 def _trainable(layer: Layer) -> list[str]:
-    """A pruned layer's weight, and what scales and shifts its outputs and nothing else.
+    """A pruned layer's weight and bias.
 
-    Not a BatchNorm's mean, where fitted biases go: PyTorch has no gradient for it.
+    Not the mean of a BatchNorm that could not be folded, where such a layer's bias goes: PyTorch
+    has no gradient for it.
     """
     if len(layer.uses) != 1:
         return []
-    return list(dict.fromkeys([str(layer.parameter), *filter(None, layer.affine or ())]))
+    bias = [layer.bias.parameter] if layer.bias is not None and layer.bias.sign == 1 else []
+    return [str(layer.parameter), *bias]
 
 
 def _error(found: Values, wanted: Values) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
@@ -19,6 +19,7 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
 from secateur.errors import ModelError
+from secateur.folding import Fold, Folded, Folding, folded
 from secateur.geometry import Convolution, Geometry, Linear
 from secateur.graph import BiasSlot, Layer, Norm, Op, Use, alone, merged, protected
 
@@ -84,6 +85,10 @@ class TorchGraph:
         return twin
 
     has_gradients: ClassVar[bool] = True
+
+    def folded(self) -> Folding:
+        """The network with BatchNorms in the layers that they alone follow."""
+        return _folding(self)
 
     @property
     def norms(self) -> list[Norm]:
@@ -260,6 +265,57 @@ def _build(program: ExportedProgram) -> TorchGraph:
     return graph
 
 
+def _folding(graph: TorchGraph) -> Folding:
+    """A copy whose layers have following BatchNorms in them, where that can be undone."""
+    found = _Layers(graph)
+    copies: dict[Node, Node] = {}
+    whole = fx.Graph()
+    whole.graph_copy(graph.nodes[0].graph, copies)
+    keys = {copies[node]: key for node, key in graph.keys.items()}
+    parameters, renamed, folds = dict(graph.parameters), {}, []
+    for layer in graph.layers:
+        folded = found.fold(layer)
+        if folded is None:
+            continue
+        (use,) = layer.uses
+        node = graph.nodes[use.op]
+        bias = use.bias or _fresh(f"{layer.name}.bias", parameters)
+        parameters |= {str(layer.parameter): folded.weight, bias: folded.bias}
+        assert layer.bias is not None
+        folds.append(
+            Fold(weight=str(layer.parameter), bias=bias, slope=folded.slope, slot=layer.bias)
+        )
+        (norm,) = node.users
+        conv = copies[node]
+        if use.bias is None:
+            with whole.inserting_before(next(iter(whole.nodes))):
+                place = whole.placeholder("bias")
+            keys[place] = bias
+            conv.args = (*conv.args[:2], place, *conv.args[3:])
+        for part in list(norm.users):  # (outputs, nothing, nothing)
+            copies[part].replace_all_uses_with(conv)
+            whole.erase_node(copies[part])
+            renamed[graph.keys[part]] = graph.keys[node]
+        whole.erase_node(copies[norm])
+    nodes = [node for node in whole.nodes if node.op == "call_function"]
+    twin = replace(
+        graph,
+        ops=[Op(keys[node], tuple(keys[read] for read in node.all_input_nodes)) for node in nodes],
+        outputs=[renamed.get(name, name) for name in graph.outputs],
+        parameters=parameters,
+        nodes=nodes,
+        keys={node: keys[node] for node in whole.nodes if node in keys},
+    )
+    twin.layers = _Layers(twin).find()
+    return Folding(graph, twin, folds)
+
+
+def _fresh(name: str, taken: Mapping[str, Any]) -> str:
+    while name in taken:
+        name += "_"
+    return name
+
+
 def _placeholders(program: ExportedProgram) -> tuple[dict[Node, str], dict[str, Any]]:
     """Names parameters as in the state dict (aliases by their first name), inputs by "%"."""
     keys: dict[Node, str] = {}
@@ -295,6 +351,24 @@ class _Layers:
         found = (self._layer(index, node) for index, node in enumerate(self.graph.nodes))
         layers = merged(layer for layer in found if layer is not None)
         return protected([self._settle(layer) for layer in layers])
+
+    def fold(self, layer: Layer) -> Folded | None:
+        """New parameters of a layer with the BatchNorm behind it; None where there is no such."""
+        if layer.obstacle or len(layer.uses) != 1 or layer.bias is None:
+            return None
+        (use,) = layer.uses
+        norm = self._batch_norm(self.graph.nodes[use.op])
+        if norm is None or any(user.target is not operator.getitem for user in norm.users):
+            return None
+        if any(user.users and user.args[1] != 0 for user in norm.users):
+            return None
+        held = [
+            self.graph.parameters[self.graph.keys[name]] if isinstance(name, Node) else None
+            for name in norm.args[1:5]
+        ]
+        bias = None if use.bias is None else self.graph.parameters[use.bias]
+        weight = self.graph.parameters[str(layer.parameter)]
+        return folded(weight, bias, *held, norm.args[6])  # type: ignore[arg-type]
 
     def _layer(self, index: int, node: Node) -> Layer | None:
         if node.target in _CONVOLUTIONS or node.target == _LINEAR:
@@ -426,6 +500,8 @@ class _Layers:
         readers = list(node.users)
         if len(readers) != 1 or readers[0].target != _BATCH_NORM or readers[0].args[0] is not node:
             return None
+        if node.target == _LINEAR and len(_sizes(node)) != 2:
+            return None  # it normalises positions, not the layer's outputs
         norm = readers[0]
         held = [self.graph.keys[arg] for arg in norm.args[1:5] if isinstance(arg, Node)]
         return norm if all(name in self.graph.parameters for name in held) else None

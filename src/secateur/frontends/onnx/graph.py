@@ -18,13 +18,14 @@ from onnx import ModelProto, TensorProto
 from torch import Tensor
 
 from secateur.errors import ModelError
+from secateur.folding import Fold, Folded, Folding, folded
 from secateur.frontends.onnx.file import constants, first_line, has_body, put, tensor_of
 from secateur.frontends.onnx.first_run import Trial, trial
 from secateur.frontends.onnx.plan import Plan, Site
 from secateur.frontends.onnx.schedule import schedule
 from secateur.frontends.onnx.segment import Segment
 from secateur.frontends.onnx.signature import known_shapes, several
-from secateur.frontends.onnx.steps import Normalise, Step
+from secateur.frontends.onnx.steps import Convolve, Multiply, Normalise, Step
 from secateur.frontends.onnx.whole import Whole
 from secateur.graph import BiasSlot, Layer, Norm, Op, Use, alone, last_reads, merged, protected
 
@@ -68,6 +69,53 @@ class OnnxGraph:
         return twin
 
     has_gradients: ClassVar[bool] = False  # ONNX Runtime gives none
+
+    def folded(self) -> Folding:
+        """The network with BatchNormalizations in the layers that they alone follow."""
+        found = _Layers(self)
+        parameters, folds = dict(self.parameters), []
+        moved: dict[str, tuple[str, str]] = {}  # by a layer's output: the norm's, and the bias
+        for layer in self.layers:
+            made = found.fold(layer)
+            if made is None:
+                continue
+            norm, new = made
+            assert layer.bias is not None
+            bias = layer.uses[0].bias or self.plan.nodes.fresh(f"{layer.name}.bias")
+            weight = str(layer.parameter)
+            parameters |= {weight: new.weight, bias: new.bias}
+            moved[self.ops[layer.uses[0].op].name] = norm, bias
+            folds.append(Fold(weight=weight, bias=bias, slope=new.slope, slot=layer.bias))
+        if not folds:
+            return Folding(self, self)
+        norms = {norm for norm, _ in moved.values()}
+        steps = [
+            _with_norm(step, *moved[step.name]) if step.name in moved else step
+            for step in self.steps
+            if step.name not in norms
+        ]
+        twin = replace(self, steps=steps, parameters=parameters)
+        at = {step.name: index for index, step in enumerate(steps)}
+        twin.layers = [self._moved(layer, moved, at) for layer in self.layers]
+        return Folding(self, twin, folds)
+
+    def _moved(
+        self, layer: Layer, moved: Mapping[str, tuple[str, str]], at: Mapping[str, int]
+    ) -> Layer:
+        """A layer where its operations are among others, with its BatchNormalization in it."""
+        names = [self.ops[use.op].name for use in layer.uses]
+        if not names or names[0] not in moved:
+            places = zip(layer.uses, names, strict=True)
+            return replace(layer, uses=tuple(replace(use, op=at[name]) for use, name in places))
+        norm, bias = moved[names[0]]
+        use = replace(layer.uses[0], op=at[norm], output=norm, bias=bias)
+        return replace(
+            layer,
+            uses=(use,),
+            bias=BiasSlot(bias, 1),
+            scale=None,
+            affine=(str(layer.parameter), bias),
+        )
 
     @property
     def norms(self) -> list[Norm]:
@@ -241,6 +289,12 @@ def _batch_as_zero(one: tuple[int, ...], several: tuple[int, ...]) -> tuple[int,
     return tuple(a if a == b else 0 for a, b in zip(one, several, strict=False))
 
 
+def _with_norm(step: Step, norm: str, bias: str) -> Step:
+    """A layer's step that gives what the normalisation behind it gave."""
+    assert isinstance(step, Convolve | Multiply)
+    return replace(step, name=norm, bias=bias)
+
+
 class _Layers:
     """Finds the layers of a graph."""
 
@@ -255,6 +309,23 @@ class _Layers:
     def find(self) -> list[Layer]:
         found = merged(self._layer(site) for site in self.plan.sites)
         return protected([self._settle(layer) for layer in found])
+
+    def fold(self, layer: Layer) -> tuple[str, Folded] | None:
+        """A BatchNormalization's output, and new parameters of the layer before it, if any."""
+        if layer.obstacle or len(layer.uses) != 1 or layer.bias is None:
+            return None
+        (site,) = self.sites[str(layer.parameter)]
+        found = self._normalised(site)
+        if found is None:
+            return None
+        norm, held = found[1], self.graph.parameters
+        bias = None if layer.uses[0].bias is None else held[layer.uses[0].bias]
+        weight, gamma, beta, mean, variance = (
+            held[name]
+            for name in (str(layer.parameter), norm.gamma, norm.beta, norm.mean, norm.variance)
+        )
+        new = folded(weight, bias, gamma, beta, mean, variance, norm.epsilon)
+        return None if new is None else (norm.name, new)
 
     def _layer(self, site: Site) -> Layer:
         if site.step is None:
