@@ -4,9 +4,10 @@ import subprocess
 import sys
 
 CORE = """
-    alignment allocations/normalized_magnitude allocations/protocol allocations/sensitivity
-    allocations/uniform fractals geometry linear_algebra noise patterns problem recipe search steps
-    targets walk
+    adaptation alignment blocks folding fractals geometry linear_algebra noise patterns problem
+    recipe search steps stream targets tuning walk
+    allocations/normalized_magnitude allocations/protocol allocations/sensitivity
+    allocations/uniform
     methods/adam_calibration methods/admm methods/bias_correction methods/least_squares
     methods/protocol methods/weight_correction
 """
