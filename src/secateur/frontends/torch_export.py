@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import math
 import operator
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.fx.node import map_arg
@@ -20,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from secateur.errors import ModelError
 from secateur.folding import Fold, Folded, Folding, folded
+from secateur.frontends.torch_program import export
 from secateur.geometry import Convolution, Geometry, Linear
 from secateur.graph import BiasSlot, Layer, Norm, Op, Use, alone, merged, protected
 
@@ -35,7 +35,10 @@ _CONVOLUTIONS = {
     aten.convolution.default,
 }
 _LINEAR = aten.linear.default
-_BATCH_NORM = aten._native_batch_norm_legit_no_training.default
+_BATCH_NORMS = {  # and the number of the argument that holds epsilon
+    aten.batch_norm.default: 7,
+    aten._native_batch_norm_legit_no_training.default: 6,
+}
 _STAY_DENSE: dict[Any, str] = {
     aten.conv_transpose1d.default: "transposed convolution",
     aten.conv_transpose2d.input: "transposed convolution",
@@ -95,7 +98,7 @@ class TorchGraph:
         """BatchNorms that alone hold their statistics."""
         found = []
         for index, node in enumerate(self.nodes):
-            if node.target != _BATCH_NORM:
+            if not _is_batch_norm(node):
                 continue
             value, mean, variance = (self.keys[node.args[at]] for at in (0, 3, 4))  # type: ignore[index]
             found.append(Norm(index, value, mean, variance))
@@ -123,8 +126,7 @@ def trace(model: nn.Module, example: Tensor) -> TorchGraph:
     example = example.contiguous()  # a module may view what in channels-last it could not
     if len(example) == 1:  # torch.export takes a batch of one for a constant
         example = torch.cat([example, example])
-    program = _export(module, example)
-    graph = _build(program)
+    graph = _build(export(module, example))
     _check_agreement(graph, module, example)
     return graph
 
@@ -179,41 +181,6 @@ def check_finite(module: nn.Module) -> None:
                 f"the weights hold NaN or Inf in {name}, expected finite numbers: "
                 "check the checkpoint and how it was loaded"
             )
-
-
-def _export(module: nn.Module, example: Tensor) -> ExportedProgram:
-    shapes = ({0: Dim.DYNAMIC},)
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own, about its internals
-            try:
-                program = torch.export.export(module, (example,), dynamic_shapes=shapes)
-            except TypeError:  # forward(*args): the shapes must be nested alike
-                program = torch.export.export(module, (example,), dynamic_shapes=(shapes,))
-            return program.run_decompositions({})
-    except Exception as error:  # torch.export raises many kinds
-        raise ModelError(_why_not_exported(error, example)) from error
-
-
-def _why_not_exported(error: Exception, example: Tensor) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = lines[0] if lines else type(error).__name__
-    shape = tuple(example.shape)
-    got = f"torch.export cannot trace the model on input of shape {shape}: {reason}"
-    if "specialized" in str(error) or "onstraint" in str(error):
-        return (
-            f"{got} (the batch size is fixed in forward; expected any batch size: "
-            "use x.shape[0] instead of a number)"
-        )
-    if "data-dependent" in str(error) or "GuardOnDataDependent" in type(error).__name__:
-        return (
-            f"{got} (forward branches on values of its input; expected the same operations for "
-            "every input: use torch.where, or pass the part of the model without the branch)"
-        )
-    return (
-        f"{got}; expected a module whose forward takes one batch of inputs: check the input's "
-        "shape (size, preprocess), or pass the exportable part of the model"
-    )
 
 
 def _check_agreement(graph: TorchGraph, module: nn.Module, example: Tensor) -> None:
@@ -292,11 +259,12 @@ def _folding(graph: TorchGraph) -> Folding:
                 place = whole.placeholder("bias")
             keys[place] = bias
             conv.args = (*conv.args[:2], place, *conv.args[3:])
-        for part in list(norm.users):  # (outputs, nothing, nothing)
+        for part in _results(norm):
             copies[part].replace_all_uses_with(conv)
             whole.erase_node(copies[part])
             renamed[graph.keys[part]] = graph.keys[node]
-        whole.erase_node(copies[norm])
+        if norm not in _results(norm):
+            whole.erase_node(copies[norm])
     nodes = [node for node in whole.nodes if node.op == "call_function"]
     twin = replace(
         graph,
@@ -358,9 +326,9 @@ class _Layers:
             return None
         (use,) = layer.uses
         norm = self._batch_norm(self.graph.nodes[use.op])
-        if norm is None or any(user.target is not operator.getitem for user in norm.users):
+        if norm is None or len(_results(norm)) != 1:
             return None
-        if any(user.users and user.args[1] != 0 for user in norm.users):
+        if norm not in _results(norm) and len(norm.users) != 1:
             return None
         held = [
             self.graph.parameters[self.graph.keys[name]] if isinstance(name, Node) else None
@@ -368,7 +336,7 @@ class _Layers:
         ]
         bias = None if use.bias is None else self.graph.parameters[use.bias]
         weight = self.graph.parameters[str(layer.parameter)]
-        return folded(weight, bias, *held, norm.args[6])  # type: ignore[arg-type]
+        return folded(weight, bias, *held, _epsilon(norm))  # type: ignore[arg-type]
 
     def _layer(self, index: int, node: Node) -> Layer | None:
         if node.target in _CONVOLUTIONS or node.target == _LINEAR:
@@ -463,8 +431,8 @@ class _Layers:
 
     def _normalised(self, norm: Node) -> str:
         """The value that a BatchNorm gives: the first of its outputs."""
-        first = [user for user in norm.users if user.target is operator.getitem]
-        return self.graph.keys[first[0]] if len(first) == 1 else self.graph.keys[norm]
+        results = _results(norm)
+        return self.graph.keys[results[0] if len(results) == 1 else norm]
 
     def _affine(self, layer: Layer, norm: Node | None) -> tuple[str, str | None] | None:
         if len(layer.uses) != 1:
@@ -498,7 +466,7 @@ class _Layers:
     def _batch_norm(self, node: Node) -> Node | None:
         """The BatchNorm that alone reads a layer's output, with its statistics held."""
         readers = list(node.users)
-        if len(readers) != 1 or readers[0].target != _BATCH_NORM or readers[0].args[0] is not node:
+        if len(readers) != 1 or not _is_batch_norm(readers[0]) or readers[0].args[0] is not node:
             return None
         if node.target == _LINEAR and len(_sizes(node)) != 2:
             return None  # it normalises positions, not the layer's outputs
@@ -512,8 +480,25 @@ class _Layers:
             self.graph.parameters[self.graph.keys[arg]] if isinstance(arg, Node) else None
             for arg in norm.args[1:5]
         )
-        slope = (variance + norm.args[6]).rsqrt()  # type: ignore[operator]
+        slope = (variance + _epsilon(norm)).rsqrt()  # type: ignore[operator]
         return slope if gamma is None else slope * gamma
+
+
+def _is_batch_norm(node: Node) -> bool:
+    """Whether a node normalises with statistics that it is given."""
+    given = node.target in _BATCH_NORMS and all(isinstance(of, Node) for of in node.args[3:5])
+    return given and not (node.target == aten.batch_norm.default and node.args[5])
+
+
+def _results(norm: Node) -> list[Node]:
+    """The normalised values: the node itself, or the first of its outputs, each time it is read."""
+    if norm.target == aten.batch_norm.default:
+        return [norm]
+    return [node for node in norm.users if node.target is operator.getitem and node.args[1] == 0]
+
+
+def _epsilon(norm: Node) -> float:
+    return norm.args[_BATCH_NORMS[norm.target]]  # type: ignore[return-value]
 
 
 def _dense_macs(node: Node) -> int:

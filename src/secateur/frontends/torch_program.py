@@ -1,0 +1,133 @@
+"""A PyTorch module as a program of operations that change none of their inputs."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.export import Dim, ExportedProgram
+from torch.fx import Node
+
+from secateur.errors import ModelError
+
+aten = torch.ops.aten
+
+# What gives a value of its own, never a view of another one or that one itself; and all pointwise.
+_FRESH = {
+    aten.conv1d.default,
+    aten.conv2d.default,
+    aten.conv3d.default,
+    aten.linear.default,
+    aten.batch_norm.default,
+    aten.cat.default,
+}
+_MAY_CHANGE_STATISTICS = {aten.batch_norm.default: 5, aten.instance_norm.default: 5}
+
+
+def export(module: nn.Module, example: Tensor) -> ExportedProgram:
+    """Exports a module with a dynamic batch.
+
+    Args:
+        module: in eval mode.
+        example: two inputs or more, batch first.
+
+    Raises:
+        ModelError: torch.export cannot trace it.
+    """
+    shapes = ({0: Dim.DYNAMIC},)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, about its internals
+            try:
+                program = torch.export.export(module, (example,), dynamic_shapes=shapes)
+            except TypeError:  # forward(*args): the shapes must be nested alike
+                program = torch.export.export(module, (example,), dynamic_shapes=(shapes,))
+            _replace_changes(program)
+            # Tracing it once more, without changes, takes twice as long as the export itself.
+            return program if _changes_nothing(program) else program.run_decompositions({})
+    except Exception as error:  # torch.export raises many kinds
+        raise ModelError(_why_not_exported(error, example)) from error
+
+
+def _replace_changes(program: ExportedProgram) -> None:
+    """Puts `relu` for `relu_` and its like, where the value changed has no other name or reader."""
+    graph = program.graph_module.graph
+    for node in list(graph.nodes):
+        without = _functional(node)
+        if without is None:
+            continue
+        (changed, *_) = node.args
+        if not _is_fresh(changed) or next(iter(changed.users)) is not node:
+            continue
+        node.target = without
+        for reader in list(changed.users):
+            if reader is not node:  # all come later
+                reader.replace_input_with(changed, node)
+    graph.lint()
+
+
+def _is_fresh(node: Node) -> bool:
+    """Whether a node's value has no other name."""
+    target = node.target
+    if not isinstance(target, OpOverload) or any(of.alias_info for of in target._schema.returns):
+        return False
+    return target in _FRESH or torch.Tag.pointwise in target.tags
+
+
+def _functional(node: Node) -> OpOverload | None:
+    """The operation that gives what an in-place one does, if there is one of the same arguments."""
+    target = node.target
+    if not (isinstance(target, OpOverload) and target._schema.is_mutable and node.args):
+        return None
+    name = target._schema.name.removeprefix("aten::")
+    packet = getattr(aten, name.removesuffix("_"), None) if name.endswith("_") else None
+    found = getattr(packet, target._overloadname, None)
+    if found is None or not isinstance(node.args[0], Node):
+        return None
+    names, own = ([of.name for of in op._schema.arguments] for op in (found, target))
+    return found if names == own else None
+
+
+def _changes_nothing(program: ExportedProgram) -> bool:
+    """Whether no operation changes its inputs, nor a buffer unseen."""
+    return all(
+        node.target is operator.getitem
+        or (
+            isinstance(node.target, OpOverload)
+            and not node.target._schema.is_mutable
+            and not _takes_statistics(node)
+        )
+        or not isinstance(node.target, OpOverload | torch._ops.HigherOrderOperator)
+        for node in program.graph.nodes
+        if node.op == "call_function"
+    ) and not any(node.op == "get_attr" for node in program.graph.nodes)
+
+
+def _takes_statistics(node: Node) -> bool:
+    """Whether a normalisation takes its statistics from the batch, and may keep them."""
+    at = _MAY_CHANGE_STATISTICS.get(node.target)  # type: ignore[call-overload]
+    return at is not None and bool(node.args[at])
+
+
+def _why_not_exported(error: Exception, example: Tensor) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[0] if lines else type(error).__name__
+    shape = tuple(example.shape)
+    got = f"torch.export cannot trace the model on input of shape {shape}: {reason}"
+    if "specialized" in str(error) or "onstraint" in str(error):
+        return (
+            f"{got} (the batch size is fixed in forward; expected any batch size: "
+            "use x.shape[0] instead of a number)"
+        )
+    if "data-dependent" in str(error) or "GuardOnDataDependent" in type(error).__name__:
+        return (
+            f"{got} (forward branches on values of its input; expected the same operations for "
+            "every input: use torch.where, or pass the part of the model without the branch)"
+        )
+    return (
+        f"{got}; expected a module whose forward takes one batch of inputs: check the input's "
+        "shape (size, preprocess), or pass the exportable part of the model"
+    )

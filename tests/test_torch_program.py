@@ -1,0 +1,116 @@
+"""Programs that change nothing in place, whatever the module does."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.export import ExportedProgram
+
+from secateur.frontends import trace
+from secateur.frontends.torch_program import export
+from secateur.stream import Stream
+
+Forward = Callable[["Body", Tensor], Tensor]
+
+
+class Body(nn.Module):
+    """Layers, and a forward that is given."""
+
+    def __init__(self, forward: Forward) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.free = nn.BatchNorm2d(8, track_running_stats=False)
+        self.relu = nn.ReLU(inplace=True)
+        self.register_buffer("count", torch.zeros(()))
+        self.given = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Something of images (batch, 3, 8, 8)."""
+        return self.given(self, x)
+
+
+def residual(body: Body, x: Tensor) -> Tensor:
+    """The form of torchvision's networks."""
+    x = body.relu(body.norm(body.first(x)))
+    out = body.second(x)
+    out += x
+    return body.relu(out)
+
+
+def read_before(body: Body, x: Tensor) -> Tensor:
+    x = body.first(x)
+    twice = x * 2
+    return body.relu(x) + twice
+
+
+def seen_through_a_view(body: Body, x: Tensor) -> Tensor:
+    x = body.first(x)
+    part = x[:, :4]
+    body.relu(x)
+    return part
+
+
+def of_a_view(body: Body, x: Tensor) -> Tensor:
+    x = body.first(x)
+    body.relu(x[:, :4])
+    return body.second(x)
+
+
+def of_the_images(body: Body, x: Tensor) -> Tensor:
+    y = body.relu(x.clone())
+    return body.first(y)
+
+
+def of_the_batch(body: Body, x: Tensor) -> Tensor:
+    return body.free(body.first(x))
+
+
+def counted(body: Body, x: Tensor) -> Tensor:
+    body.count += 1  # type: ignore[operator]
+    return body.first(x)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        residual,
+        read_before,
+        seen_through_a_view,
+        of_a_view,
+        of_the_images,
+        of_the_batch,
+        counted,
+    ],
+    ids=lambda function: function.__name__,
+)
+def test_nothing_is_changed_and_the_outputs_are_the_modules(forward: Forward) -> None:
+    body = Body(forward).eval()
+    x = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    program = export(body, x[:2])
+    for node in program.graph.nodes:
+        if isinstance(node.target, OpOverload):
+            assert not node.target._schema.is_mutable, node.target
+    graph = trace(body, x[:2])
+    before = x.clone()
+    found = []
+    for _ in range(2):  # what is changed in the first run shows in the second
+        stream = Stream(graph, graph.parameters, {graph.input: x})
+        with torch.no_grad():
+            stream.advance(len(graph.ops))
+        found.append(stream.values[graph.outputs[-1]])
+    assert torch.equal(x, before)
+    assert torch.equal(*found)
+    with torch.no_grad():
+        torch.testing.assert_close(found[0], Body(forward).eval()(x.clone()))
+
+
+def test_the_usual_changes_in_place_need_no_second_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(ExportedProgram, "run_decompositions")
+    trace(Body(residual).eval(), torch.randn(2, 3, 8, 8))
+    with pytest.raises(Exception, match="run_decompositions"):
+        trace(Body(seen_through_a_view).eval(), torch.randn(2, 3, 8, 8))
