@@ -1,5 +1,6 @@
 """BatchNorms folded into the layers before them, and changes put back."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -12,6 +13,7 @@ import secateur
 from secateur.export import save_onnx
 from secateur.frontends import trace, with_parameters
 from secateur.graph import Graph
+from secateur.recipe import RECIPES
 from secateur.stream import Stream
 
 
@@ -164,6 +166,56 @@ def test_a_layer_that_cannot_be_folded_stays_and_is_pruned(network: nn.Module, l
     result = secateur.prune(network, images(), sparsity=0.5, include="*", progress=False)
     assert (result.model.get_submodule(left).weight == 0).sum() > 0  # type: ignore[union-attr]
     assert result.report.sparsity == pytest.approx(0.5, abs=0.01)
+
+
+class RawToo(Normed):
+    """What a convolution gives is an output, and its BatchNorm reads it as well."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Scores (batch, 5), and the first layer's outputs."""
+        raw = self.plain(x)
+        x = torch.relu(self.plain_norm(raw))
+        x = torch.relu(self.biased_norm(self.biased(x)))
+        x = torch.relu(self.grouped_norm(self.grouped(x))).mean((2, 3))
+        return self.head(torch.relu(self.hidden_norm(self.hidden(x)))), raw
+
+
+def test_a_layer_that_gives_an_output_is_fitted_to_that() -> None:
+    folding = trace(trained(RawToo()), images(2)).folded()
+    (plain, *_) = folding.graph.layers
+    assert plain.name == "plain"
+    assert plain.scale is None
+    assert plain.bias is None
+
+
+def test_weights_too_small_to_be_folded_are_pruned_all_the_same() -> None:
+    network = trained(Normed())
+    with torch.no_grad():
+        network.biased.weight[:4] *= 1e-30
+        network.biased_norm.running_var[:4] = 1e30  # a slope of 1e-15
+    result = secateur.prune(network, images(), sparsity=0.5, include="biased", progress=False)
+    assert result.report.sparsity == pytest.approx(0.5, abs=0.01)
+    assert (result.model.biased.weight == 0).float().mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_outputs_that_are_switched_off_stay_so_when_blocks_are_tuned() -> None:
+    network = trained(Normed())
+    with torch.no_grad():
+        for norm in (network.plain_norm, network.grouped_norm):
+            norm.weight[:3] = 1e-8
+    recipe = replace(RECIPES["tuned"], tuning=secateur.BlockTuning(layers=2, steps=20))
+    result = secateur.prune(
+        network, images(), sparsity=0.8, include="*", recipe=recipe, progress=False
+    )
+    for name, value in result.model.state_dict().items():
+        assert value.abs().max() < 100, name
+    folding = trace(network, images(2)).folded()
+    assert {fold.offset for fold in folding.folds} >= {"plain_norm.bias", "grouped_norm.bias"}
+
+
+def test_a_module_without_operations_has_no_layer() -> None:
+    with pytest.raises(secateur.ModelError, match="no layer to prune"):
+        secateur.prune(nn.Identity(), images(), sparsity=0.5, progress=False)
 
 
 class Positions(nn.Module):

@@ -114,3 +114,28 @@ def test_the_usual_changes_in_place_need_no_second_tracing(monkeypatch: pytest.M
     trace(Body(residual).eval(), torch.randn(2, 3, 8, 8))
     with pytest.raises(Exception, match="run_decompositions"):
         trace(Body(seen_through_a_view).eval(), torch.randn(2, 3, 8, 8))
+
+
+def mixed(body: Body, x: Tensor) -> Tensor:
+    x = body.first(x)
+    x *= torch.ones((), dtype=torch.float64).expand(1)
+    return x
+
+
+def test_a_change_in_place_keeps_the_type_of_what_it_changes() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    graph = trace(Body(mixed).eval(), x)
+    stream = Stream(graph, graph.parameters, {graph.input: x})
+    stream.advance(len(graph.ops))
+    assert stream.values[graph.outputs[0]].dtype == torch.float32
+
+
+def unread(body: Body, x: Tensor) -> Tensor:
+    x = body.norm(body.first(x))
+    body.second(x)  # for the loss in training, say
+    return x
+
+
+def test_a_layer_whose_output_nothing_reads_is_none() -> None:
+    graph = trace(Body(unread).eval(), torch.randn(2, 3, 8, 8))
+    assert [layer.name for layer in graph.layers] == ["first"]

@@ -32,13 +32,16 @@ class Fold:
         weight: name of its weight, the same with the BatchNorm and without.
         bias: name of its bias with the BatchNorm in it.
         slope: what each output's weights were multiplied by, nowhere 0.
-        slot: where a change of the bias goes in the network as it was.
+        slot: where a change of the bias can go in the network as it was, before the BatchNorm.
+        offset: name of the BatchNorm's offset, if nothing else reads it: a change goes there, as
+            it is, sooner than to the slot, for which it is divided by the slope.
     """
 
     weight: str
     bias: str
     slope: Float[Tensor, " out"]
     slot: BiasSlot
+    offset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,15 @@ class Folding:
             if (weight := found.get(fold.weight)) is not None:
                 dense, own = (graph.parameters[fold.weight] for graph in (self.graph, self.own))
                 new = weight / _per_output(fold.slope, weight) + 0.0  # zeros without a sign
-                found[fold.weight] = torch.where(weight == dense, own, new)
+                # Own weights too small for the folded one are zeros there, and may be meant to be.
+                same = (weight == dense) & ((weight != 0) | (own == 0))
+                found[fold.weight] = torch.where(same, own, new)
             if (bias := found.pop(fold.bias, None)) is not None:
-                change = (bias - self.graph.parameters[fold.bias]) / fold.slope
-                own = self.own.parameters[fold.slot.parameter]
-                found[fold.slot.parameter] = own + fold.slot.sign * change
+                change = bias - self.graph.parameters[fold.bias]
+                name = fold.offset
+                if name is None:
+                    name, change = fold.slot.parameter, fold.slot.sign * change / fold.slope
+                found[name] = self.own.parameters[name] + change
         return found
 
 
@@ -91,7 +98,7 @@ def folded(
     variance: Float[Tensor, " out"],
     epsilon: float,
 ) -> Folded | None:
-    """A BatchNorm in the layer before it; None where an output's slope is 0: no way back.
+    """A BatchNorm in the layer before it; None where a slope is 0 or infinite: no way back.
 
     In NumPy, in float32: PyTorch's square root differs from it in the last bit of some numbers.
     """
@@ -99,7 +106,8 @@ def folded(
     shift, offset = (_numbers(of, 0.0, spread) for of in (bias, beta))
     scale = _numbers(gamma, 1.0, spread)
     slope = scale / np.sqrt(spread + epsilon)
-    if not (np.abs(slope) > np.finfo(np.float32).tiny).all():  # also where it is NaN
+    size = np.abs(slope)
+    if not (np.isfinite(size) & (size > np.finfo(np.float32).tiny)).all():
         return None
     new = (own * slope.reshape(-1, *[1] * (weight.dim() - 1)), (shift - centre) * slope + offset)
     return Folded(*(torch.from_numpy(of).to(weight) for of in (*new, slope)))

@@ -35,6 +35,8 @@ from secateur.graph import Graph, Layer
 
 Changes = dict[str, Tensor]
 
+_NEXT_TO_NOTHING = 1e-6  # an output's largest weight, relative to the layer's
+
 
 @dataclass(frozen=True, kw_only=True)
 class BlockTuning:
@@ -177,7 +179,7 @@ class BlockTuning:
         images: int,
         generator: torch.Generator,
     ) -> None:
-        masks = [value.detach() != 0 if value.dim() > 1 else None for value in values]
+        masks = [_alive(value.detach()) if value.dim() > 1 else None for value in values]
         groups = [{"params": [value], "lr": self.rate * _size(value)} for value in values]
         adam = torch.optim.Adam(groups)
         falling = lambda step: 0.5 * (1 + math.cos(math.pi * step / self.steps))  # noqa: E731
@@ -271,6 +273,17 @@ def _error(found: Values, wanted: Values) -> float:
 
 def _variance(value: Tensor) -> Tensor:
     return value.var(correction=0).clamp_min(torch.finfo(value.dtype).tiny)
+
+
+def _alive(weight: Tensor) -> Tensor:
+    """Weights to train: those left, but of outputs that are next to nothing, as they are to be.
+
+    Steps are relative to the whole weight's size. Where a BatchNorm has switched an output off, its
+    weights would be huge once divided by that BatchNorm's slope again.
+    """
+    largest = weight.abs().flatten(1).amax(1)
+    rows = largest > _NEXT_TO_NOTHING * largest.max()
+    return (weight != 0) & rows.view(-1, *[1] * (weight.dim() - 1))
 
 
 def _size(value: Tensor) -> float:

@@ -234,10 +234,12 @@ def _build(program: ExportedProgram) -> TorchGraph:
 
 def _folding(graph: TorchGraph) -> Folding:
     """A copy whose layers have following BatchNorms in them, where that can be undone."""
+    if not graph.nodes:
+        return Folding(graph, graph)
     found = _Layers(graph)
     copies: dict[Node, Node] = {}
     whole = fx.Graph()
-    whole.graph_copy(graph.nodes[0].graph, copies)
+    whole.output(whole.graph_copy(graph.nodes[0].graph, copies))  # which reads values too
     keys = {copies[node]: key for node, key in graph.keys.items()}
     parameters, renamed, folds = dict(graph.parameters), {}, []
     for layer in graph.layers:
@@ -249,10 +251,15 @@ def _folding(graph: TorchGraph) -> Folding:
         bias = use.bias or _fresh(f"{layer.name}.bias", parameters)
         parameters |= {str(layer.parameter): folded.weight, bias: folded.bias}
         assert layer.bias is not None
-        folds.append(
-            Fold(weight=str(layer.parameter), bias=bias, slope=folded.slope, slot=layer.bias)
-        )
         (norm,) = node.users
+        fold = Fold(
+            weight=str(layer.parameter),
+            bias=bias,
+            slope=folded.slope,
+            slot=layer.bias,
+            offset=found.offset(norm),
+        )
+        folds.append(fold)
         conv = copies[node]
         if use.bias is None:
             with whole.inserting_before(next(iter(whole.nodes))):
@@ -319,6 +326,11 @@ class _Layers:
         found = (self._layer(index, node) for index, node in enumerate(self.graph.nodes))
         layers = merged(layer for layer in found if layer is not None)
         return protected([self._settle(layer) for layer in layers])
+
+    def offset(self, norm: Node) -> str | None:
+        """A BatchNorm's offset, if nothing else reads it."""
+        beta = self.graph.keys[norm.args[2]] if isinstance(norm.args[2], Node) else None
+        return beta if beta is not None and len(self.readers[beta]) == 1 else None
 
     def fold(self, layer: Layer) -> Folded | None:
         """New parameters of a layer with the BatchNorm behind it; None where there is no such."""

@@ -53,19 +53,16 @@ def export(module: nn.Module, example: Tensor) -> ExportedProgram:
 
 
 def _replace_changes(program: ExportedProgram) -> None:
-    """Puts `relu` for `relu_` and its like, where the value changed has no other name or reader."""
+    """Puts `relu` for `relu_` and its like, where the value changed has no other name or reader.
+
+    Later readers read what the operation gives: so the tracer names it.
+    """
     graph = program.graph_module.graph
-    for node in list(graph.nodes):
+    for node in graph.nodes:
         without = _functional(node)
-        if without is None:
-            continue
-        (changed, *_) = node.args
-        if not _is_fresh(changed) or next(iter(changed.users)) is not node:
-            continue
-        node.target = without
-        for reader in list(changed.users):
-            if reader is not node:  # all come later
-                reader.replace_input_with(changed, node)
+        if without is not None and _is_fresh(node.args[0]) and len(node.args[0].users) == 1:
+            node.target = without
+    graph.eliminate_dead_code()
     graph.lint()
 
 
@@ -78,7 +75,10 @@ def _is_fresh(node: Node) -> bool:
 
 
 def _functional(node: Node) -> OpOverload | None:
-    """The operation that gives what an in-place one does, if there is one of the same arguments."""
+    """The operation that gives what an in-place one does, if there is one of the same arguments.
+
+    All of one type: `x *= y` leaves x the type it has, where `x * y` may be of another.
+    """
     target = node.target
     if not (isinstance(target, OpOverload) and target._schema.is_mutable and node.args):
         return None
@@ -86,6 +86,9 @@ def _functional(node: Node) -> OpOverload | None:
     packet = getattr(aten, name.removesuffix("_"), None) if name.endswith("_") else None
     found = getattr(packet, target._overloadname, None)
     if found is None or not isinstance(node.args[0], Node):
+        return None
+    values = [read.meta.get("val") for read in node.all_input_nodes]
+    if len({value.dtype for value in values if isinstance(value, Tensor)}) != 1:
         return None
     names, own = ([of.name for of in op._schema.arguments] for op in (found, target))
     return found if names == own else None

@@ -79,13 +79,15 @@ class OnnxGraph:
             made = found.fold(layer)
             if made is None:
                 continue
-            norm, new = made
+            norm, offset, new = made
             assert layer.bias is not None
             bias = layer.uses[0].bias or self.plan.nodes.fresh(f"{layer.name}.bias")
             weight = str(layer.parameter)
             parameters |= {weight: new.weight, bias: new.bias}
             moved[self.ops[layer.uses[0].op].name] = norm, bias
-            folds.append(Fold(weight=weight, bias=bias, slope=new.slope, slot=layer.bias))
+            folds.append(
+                Fold(weight=weight, bias=bias, slope=new.slope, slot=layer.bias, offset=offset)
+            )
         if not folds:
             return Folding(self, self)
         norms = {norm for norm, _ in moved.values()}
@@ -310,22 +312,23 @@ class _Layers:
         found = merged(self._layer(site) for site in self.plan.sites)
         return protected([self._settle(layer) for layer in found])
 
-    def fold(self, layer: Layer) -> tuple[str, Folded] | None:
-        """A BatchNormalization's output, and new parameters of the layer before it, if any."""
+    def fold(self, layer: Layer) -> tuple[str, str | None, Folded] | None:
+        """A BatchNormalization's output and free offset, and the new parameters, if any."""
         if layer.obstacle or len(layer.uses) != 1 or layer.bias is None:
             return None
         (site,) = self.sites[str(layer.parameter)]
         found = self._normalised(site)
         if found is None:
             return None
-        norm, held = found[1], self.graph.parameters
+        (index, norm), held = found, self.graph.parameters
+        offset = norm.beta if self._is_free(norm.beta, index) else None
         bias = None if layer.uses[0].bias is None else held[layer.uses[0].bias]
         weight, gamma, beta, mean, variance = (
             held[name]
             for name in (str(layer.parameter), norm.gamma, norm.beta, norm.mean, norm.variance)
         )
         new = folded(weight, bias, gamma, beta, mean, variance, norm.epsilon)
-        return None if new is None else (norm.name, new)
+        return None if new is None else (norm.name, offset, new)
 
     def _layer(self, site: Site) -> Layer:
         if site.step is None:
