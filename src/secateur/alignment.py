@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secateur.geometry import Convolution
+from secateur.geometry import Convolution, per_output
 from secateur.graph import Graph, Layer
 from secateur.stream import Stream
 
@@ -146,7 +146,7 @@ def _divide(held: dict[str, Tensor], layer: Layer, scale: Tensor, shift: Tensor)
     """y <- (y - shift) / scale, in the parameters that give a layer's output its scale."""
     assert layer.affine is not None
     weight, bias = layer.affine
-    held[weight] = held[weight] / _per_output(scale, held[weight])
+    held[weight] = held[weight] / per_output(scale, held[weight])
     if bias is not None:
         held[bias] = (held[bias] - shift) / scale
 
@@ -159,7 +159,3 @@ def _multiply(held: dict[str, Tensor], layer: Layer, scale: Tensor, shift: Tenso
         moved = torch.einsum("oi,i->o", old.flatten(2).sum(2), shift)
         held[layer.bias.parameter] = held[layer.bias.parameter] + layer.bias.sign * moved
     held[layer.parameter] = old * scale.view(1, -1, *[1] * (old.dim() - 2))
-
-
-def _per_output(scale: Tensor, like: Tensor) -> Tensor:
-    return scale.view(-1, *[1] * (like.dim() - 1))

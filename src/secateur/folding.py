@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from secateur.geometry import per_output
 from secateur.graph import BiasSlot, Graph
 
 
@@ -67,7 +68,7 @@ class Folding:
         for fold in self.folds:
             if (weight := found.get(fold.weight)) is not None:
                 dense, own = (graph.parameters[fold.weight] for graph in (self.graph, self.own))
-                new = weight / _per_output(fold.slope, weight) + 0.0  # zeros without a sign
+                new = weight / per_output(fold.slope, weight) + 0.0  # zeros without a sign
                 # Own weights too small for the folded one are zeros there, and may be meant to be.
                 same = (weight == dense) & ((weight != 0) | (own == 0))
                 found[fold.weight] = torch.where(same, own, new)
@@ -115,7 +116,3 @@ def folded(
 
 def _numbers(value: Tensor | None, default: float, like: np.ndarray) -> np.ndarray:
     return np.full_like(like, default) if value is None else value.detach().cpu().numpy()
-
-
-def _per_output(slope: Tensor, like: Tensor) -> Tensor:
-    return slope.view(-1, *[1] * (like.dim() - 1))

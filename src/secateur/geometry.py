@@ -163,3 +163,8 @@ def sample_positions(total: int, count: int, generator: torch.Generator) -> Int[
     offsets = torch.rand(count, generator=generator, dtype=torch.float64)
     strata = (torch.arange(count, dtype=torch.float64) + offsets) * (total / count)
     return strata.floor().long().clamp_max(total - 1)
+
+
+def per_output(values: Tensor, weight: Tensor) -> Tensor:
+    """A value for each output, (out,), shaped so that it meets that output's weights."""
+    return values.view(-1, *[1] * (weight.dim() - 1))

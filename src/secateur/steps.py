@@ -58,11 +58,6 @@ class Plan:
         return self.folding.graph
 
     @property
-    def _weights(self) -> list[str]:
-        """Names of the weights to prune."""
-        return [str(layer.parameter) for layer in self.layers]
-
-    @property
     def measured(self) -> int:
         """How often layers are visited by the allocation, for one division."""
         return getattr(self.recipe.allocation, "visits", 0) * len(self.layers)
@@ -91,7 +86,8 @@ class Plan:
             division = self.division if walked is None else self.divide(weights)
             walked = self._walk(self.kept(division, level), weights)
             walked = self._tuned(walked) if tunes else walked
-            weights = {name: walked.changes[name] for name in self._weights}
+            names = (str(layer.parameter) for layer in self.layers)
+            weights = {name: walked.changes[name] for name in names}
         assert walked is not None
         untuned = self.asks_for_tuning(target) and not tunes
         walked = replace(

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from secateur.blocks import Block, Values, blocks, network_errors
 from secateur.errors import DataError, ModelError, OptionError
+from secateur.geometry import per_output
 from secateur.graph import Graph, Layer
 
 Changes = dict[str, Tensor]
@@ -283,7 +284,7 @@ def _alive(weight: Tensor) -> Tensor:
     """
     largest = weight.abs().flatten(1).amax(1)
     rows = largest > _NEXT_TO_NOTHING * largest.max()
-    return (weight != 0) & rows.view(-1, *[1] * (weight.dim() - 1))
+    return (weight != 0) & per_output(rows, weight)
 
 
 def _size(value: Tensor) -> float:

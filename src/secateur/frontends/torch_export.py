@@ -243,19 +243,19 @@ def _folding(graph: TorchGraph) -> Folding:
     keys = {copies[node]: key for node, key in graph.keys.items()}
     parameters, renamed, folds = dict(graph.parameters), {}, []
     for layer in graph.layers:
-        folded = found.fold(layer)
-        if folded is None:
+        new = found.fold(layer)
+        if new is None:
             continue
         (use,) = layer.uses
         node = graph.nodes[use.op]
         bias = use.bias or _fresh(f"{layer.name}.bias", parameters)
-        parameters |= {str(layer.parameter): folded.weight, bias: folded.bias}
+        parameters |= {str(layer.parameter): new.weight, bias: new.bias}
         assert layer.bias is not None
         (norm,) = node.users
         fold = Fold(
             weight=str(layer.parameter),
             bias=bias,
-            slope=folded.slope,
+            slope=new.slope,
             slot=layer.bias,
             offset=found.offset(norm),
         )

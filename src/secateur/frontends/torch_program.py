@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import warnings
 
 import torch
@@ -24,7 +23,8 @@ _FRESH = {
     aten.batch_norm.default,
     aten.cat.default,
 }
-_MAY_CHANGE_STATISTICS = {aten.batch_norm.default: 5, aten.instance_norm.default: 5}
+_NORMS = {aten.batch_norm.default, aten.instance_norm.default}
+_TAKES_STATISTICS = 5  # the number of their argument that says so
 
 
 def export(module: nn.Module, example: Tensor) -> ExportedProgram:
@@ -95,24 +95,18 @@ def _functional(node: Node) -> OpOverload | None:
 
 
 def _changes_nothing(program: ExportedProgram) -> bool:
-    """Whether no operation changes its inputs, nor a buffer unseen."""
-    return all(
-        node.target is operator.getitem
-        or (
-            isinstance(node.target, OpOverload)
-            and not node.target._schema.is_mutable
-            and not _takes_statistics(node)
-        )
-        or not isinstance(node.target, OpOverload | torch._ops.HigherOrderOperator)
-        for node in program.graph.nodes
-        if node.op == "call_function"
-    ) and not any(node.op == "get_attr" for node in program.graph.nodes)
+    """Whether no operation changes its inputs, nor a buffer unseen, nor holds others that may."""
+    nodes = program.graph.nodes
+    return not any(node.op == "get_attr" or _may_change(node) for node in nodes)
 
 
-def _takes_statistics(node: Node) -> bool:
-    """Whether a normalisation takes its statistics from the batch, and may keep them."""
-    at = _MAY_CHANGE_STATISTICS.get(node.target)  # type: ignore[call-overload]
-    return at is not None and bool(node.args[at])
+def _may_change(node: Node) -> bool:
+    """Whether an operation changes an input, or statistics that it takes from the batch."""
+    target = node.target
+    if not isinstance(target, OpOverload):
+        return isinstance(target, torch._ops.HigherOrderOperator)
+    takes_statistics = target in _NORMS and bool(node.args[_TAKES_STATISTICS])
+    return target._schema.is_mutable or takes_statistics
 
 
 def _why_not_exported(error: Exception, example: Tensor) -> str:
