@@ -4,11 +4,14 @@
 
 For each network, kind of images and sparsity, one run of `recipe="paper"` gives the rows of its
 steps, and one run each of least squares and ADMM (pruned inputs, normalised magnitudes) the two
-others. Images: real ones, or as many fractals, pink or Gaussian noise with the network's
-preprocessing. Cost is the time of the whole `prune` call over that of a dense forward pass over
-the same images, both measured in this process right before. The seconds of a step of the recipe
-are those of the whole recipe. Rows go to benchmarks/results/paper.csv as they are measured, and
-those that are there are skipped.
+others. "admm-for-adam" is the paper's recipe with ADMM on pruned inputs in place of the two
+corrections and Adam: alignment, division and levels are the same, only the method differs.
+
+Images: real ones, or as many fractals, pink or Gaussian noise with the network's preprocessing.
+Cost is the time of the whole `prune` call over that of a dense forward pass over the same images,
+both measured in this process right before. The seconds of a step of the recipe are those of the
+whole recipe. Rows go to benchmarks/results/paper.csv as they are measured, and those that are
+there are skipped.
 """
 
 import argparse
@@ -39,6 +42,11 @@ RUNS = {
         "recipe": secateur.Recipe(method=secateur.LeastSquares(), allocation=DIVISION)
     },
     "admm": {"recipe": secateur.Recipe(allocation=DIVISION)},
+    "admm-for-adam": {
+        "recipe": secateur.Recipe(
+            allocation=DIVISION, alignment=secateur.ChannelAlignment(), levels=(0.1, 0.0)
+        )
+    },
     "default": {},
 }
 KEY = ("network", "data", "sparsity", "run", "draw", "images", "test_images")
@@ -66,14 +74,16 @@ def images_of(bench: Bench, network: str, kind: str, draw: int, count: int = IMA
 
 
 def measure(bench: Bench, case: dict[str, object], images: Images) -> list[dict[str, object]]:
-    """One row per step of a run; runs of a single step have one."""
+    """One row per step of the paper's recipe; other runs have one."""
     forward = statistics.median(forward_seconds(bench.model, images.tensor) for _ in range(3))
     start = time.perf_counter()
     result = secateur.prune(
         bench.model, images, sparsity=case["sparsity"], progress=False, **RUNS[str(case["run"])]
     )
     seconds = time.perf_counter() - start
-    models = {step: result.after(step) for step in result.steps} or {case["run"]: result.model}
+    models = {case["run"]: result.model}
+    if case["run"] == "paper":
+        models = {step: result.after(step) for step in result.steps}
     return [
         {
             **case,

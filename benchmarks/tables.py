@@ -128,12 +128,14 @@ STEPS = {  # columns of the paper's tables, in their order
     "adam-calibration": "+ Adam (the paper)",
     "least-squares": "least squares",
     "admm": "ADMM",
+    "admm-for-adam": "the paper, ADMM for Adam",
     "default": "default",
 }
 RUN_HEADS = {
     "paper": "the paper's recipe",
     "least-squares": "least squares",
     "admm": "ADMM",
+    "admm-for-adam": "the paper's, ADMM for Adam",
     "default": "default",
 }
 KINDS = {

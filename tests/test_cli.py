@@ -252,7 +252,7 @@ def test_without_evaluation_the_line_has_the_agreement_on_the_calibration_images
     result = invoke(*prune_arguments(place, tmp_path / "out", "--method", "magnitude"))
     line = result.stdout.splitlines()[0]
     assert "agreement with dense " in line
-    assert "on the 40 calibration images (optimistic: the layers were fitted to them)" in line
+    assert "on the 40 calibration images that the layers were fitted to (optimistic)" in line
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(place, tmp_path):
@@ -396,10 +396,16 @@ MISTAKES = {
     "no such module": ("secateur_absent.models:network", {}, [], "No module named"),
     "not a reference": ("network", {}, [], "expected file.py:callable"),
     "no such function": ("{}:netwrok", {}, [], "did you mean network"),
-    "not a module": ("{}:no_module", {}, [], "gives a int, expected a torch.nn.Module"),
+    "not a module": (
+        "{}:no_module",
+        {},
+        [],
+        "gives an object of type int, expected a torch.nn.Module",
+    ),
     "a function that raises": ("{}:raising", {}, [], "raised OSError: the drive is gone"),
     "a name too long for data": (None, {"data": "a" * 300}, [], "aaa... is not a path (File name"),
     "no such data": (None, {"data": "absent"}, [], "no such file or folder"),
+    "no such images": (None, {"data": "fractel:300"}, [], "did you mean fractal:300"),
     "empty folder": (None, {"data": "empty"}, [], "holds no images"),
     "text among images": (None, {"data": "notes"}, ["--channels", 1], "readme.txt is not a"),
     "different sizes": (None, {"data": "sizes"}, ["--channels", 1], "99.png has shape"),

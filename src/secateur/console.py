@@ -240,8 +240,8 @@ def result_line(report: Report) -> str:
         parts.append(f"{lost} on {search.images} {search.judged_on}")
     elif report.calibration is not None:
         parts.append(
-            f"{_label_free(report.calibration)} on the {report.data.images} calibration images "
-            "(optimistic: the layers were fitted to them)"
+            f"{_label_free(report.calibration)} on the {report.data.images} calibration "
+            f"image{'s' * (report.data.images > 1)} that the layers were fitted to (optimistic)"
         )
     for name, found in _files(report):
         if found.output_error is not None:

@@ -24,6 +24,7 @@ from torch import Tensor
 from secateur.errors import DataError, OptionError
 from secateur.fractals import fractal_images
 from secateur.noise import gaussian_noise, pink_noise
+from secateur.options import did_you_mean
 from secateur.references import call, is_reference
 
 FEW_IMAGES = 32  # below this a warning: the statistics of most layers are too thin
@@ -231,9 +232,10 @@ class _Source:
         if not path.exists() and is_reference(text):
             return self.read(call(text, DataError), name=text)
         if not path.exists():
+            made = [f"{known}:{number}" for known in _SYNTHETIC if number.isdecimal()]
             raise DataError(
-                f"no such file or folder: {text}, expected images: "
-                "check the path (a function is written file.py:callable)"
+                f"no such file or folder: {text}, expected images: check the path "
+                f"(a function is written file.py:callable){did_you_mean(path.name, made)}"
             )
         raise DataError(
             f"{text} is a single file, expected a folder of images, an .npz file or "

@@ -52,8 +52,8 @@ def load_model(reference: str, weights: str | Path | None = None) -> Any:
     model = call(reference)
     if not isinstance(model, nn.Module):
         raise ModelError(
-            f"{reference} gives a {type(model).__name__}, expected a torch.nn.Module: "
-            "name the function that builds the network"
+            f"{reference} gives an object of type {type(model).__name__}, "
+            "expected a torch.nn.Module: name the function that builds the network"
         )
     if weights is not None:
         _load_state(model, read_state(Path(weights)), str(weights))
