@@ -297,7 +297,7 @@ class _Source:
                 f"{name} holds floats, which count as preprocessed, and a preprocess was given, "
                 "expected one or the other: pass uint8 images or leave the preprocess out"
             )
-        labels = labels[chosen].long() if labels is not None and self.labelled else None
+        labels = labels.long()[chosen] if labels is not None and self.labelled else None
         return Images(images.detach().float(), name, labels, notes, warnings=warnings)
 
     def _from_bytes(self, images: UInt8[Tensor, "batch ..."], name: str) -> Tensor:
