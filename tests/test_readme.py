@@ -70,3 +70,23 @@ def test_commands_on_images_say_how_they_were_normalised(page: str) -> None:
 def test_the_number_of_images_that_is_too_few_is_told() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"(fewer than {FEW_IMAGES};" in text
+
+
+def _anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    heads = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.strip().lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize(
+    "page", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda of: of.name
+)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    for link in links:
+        if link.startswith("http"):
+            continue
+        path, _, anchor = link.partition("#")
+        goal = page.parent / path if path else page
+        assert goal.exists(), link
+        assert not anchor or anchor in _anchors(goal), link
