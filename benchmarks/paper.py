@@ -27,6 +27,7 @@ from shared_data import CIFAR_MEAN, CIFAR_STD, LITE0_MEAN, LITE0_STD
 
 import secateur
 from secateur.data import Images
+from secateur.recipe import choose_recipe
 
 PREPROCESS = {
     "resnet20": secateur.Preprocess(size=32, mean=CIFAR_MEAN, std=CIFAR_STD),
@@ -43,9 +44,7 @@ RUNS = {
     },
     "admm": {"recipe": secateur.Recipe(allocation=DIVISION)},
     "admm-for-adam": {
-        "recipe": secateur.Recipe(
-            allocation=DIVISION, alignment=secateur.ChannelAlignment(), levels=(0.1, 0.0)
-        )
+        "recipe": choose_recipe("paper", method="admm", inputs="pruned", adaptation="synthetic")
     },
     "default": {},
 }

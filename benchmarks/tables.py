@@ -133,10 +133,7 @@ STEPS = {  # columns of the paper's tables, in their order
 }
 RUN_HEADS = {
     "paper": "the paper's recipe",
-    "least-squares": "least squares",
-    "admm": "ADMM",
-    "admm-for-adam": "the paper's, ADMM for Adam",
-    "default": "default",
+    **{run: STEPS[run] for run in ("least-squares", "admm", "admm-for-adam", "default")},
 }
 KINDS = {
     "real": "photographs",

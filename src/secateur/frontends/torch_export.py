@@ -330,7 +330,7 @@ class _Layers:
     def offset(self, norm: Node) -> str | None:
         """A BatchNorm's offset, if nothing else reads it."""
         beta = self.graph.keys[norm.args[2]] if isinstance(norm.args[2], Node) else None
-        return beta if beta is not None and len(self.readers[beta]) == 1 else None
+        return beta if beta is not None and self._is_free(beta) else None
 
     def fold(self, layer: Layer) -> Folded | None:
         """New parameters of a layer with the BatchNorm behind it; None where there is no such."""
@@ -456,7 +456,7 @@ class _Layers:
             if not isinstance(gamma, Node) or not isinstance(beta, Node):
                 return None
             names = self.graph.keys[gamma], self.graph.keys[beta]
-        if any(len(self.readers[name]) != 1 for name in names if name is not None):
+        if not all(self._is_free(name) for name in names if name is not None):
             return None
         return names  # type: ignore[return-value]
 
@@ -473,7 +473,11 @@ class _Layers:
         if norm is None:
             return None
         mean = self.graph.keys[norm.args[3]]  # type: ignore[index]
-        return BiasSlot(mean, -1) if len(self.readers[mean]) == 1 else None
+        return BiasSlot(mean, -1) if self._is_free(mean) else None
+
+    def _is_free(self, name: str) -> bool:
+        """Whether one operation alone reads a parameter."""
+        return len(self.readers[name]) == 1
 
     def _batch_norm(self, node: Node) -> Node | None:
         """The BatchNorm that alone reads a layer's output, with its statistics held."""
