@@ -21,6 +21,7 @@ from secateur.frontends.onnx.signature import check_images, declared_batch
 from secateur.own_process import run_program
 
 _PATIENCE = 300.0  # seconds for the first run, on a few images
+_PROGRAM = Path(__file__).with_name("trial.py")
 _CRASHES = {-number.value: number.name for number in signal.Signals}
 
 
@@ -66,10 +67,9 @@ def at_arms_length(model: bytes, images: np.ndarray, batch: int) -> Mapping[str,
     """Runs a model in a process of its own; see `trial.py` for what goes in and comes out."""
     file = io.BytesIO()
     np.save(file, images)
-    program = Path(__file__).with_name("trial.py")
     numbers = [str(torch.get_num_threads()), str(len(model)), str(batch)]
     try:
-        done = run_program(program, numbers, seconds=_PATIENCE, content=model + file.getvalue())
+        done = run_program(_PROGRAM, numbers, seconds=_PATIENCE, content=model + file.getvalue())
     except subprocess.TimeoutExpired as error:
         raise ModelError(
             f"the ONNX model did not finish on {len(images)} images within {_PATIENCE:g} s, "
