@@ -72,7 +72,7 @@ def _bar() -> Progress:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[layer]}"),
+        TextColumn("{task.fields[layer]}", markup=False),
         console=Console(stderr=True),
         transient=True,
     )
@@ -140,14 +140,14 @@ def _layer_table(report: Report) -> Table:
     table.add_column("notes", overflow="fold")
     for layer in report.layers:
         table.add_row(
-            layer.name,
+            _cell(layer.name),
             shape_text(layer.shape),
             f"{layer.weights:,}",
             f"{layer.sparsity:.1%}",
             f"{layer.relative_error:.2g}",
             f"{layer.damping:.2g}",
             f"{layer.samples:,}",
-            "; ".join(layer.notes),
+            _cell("; ".join(layer.notes)),
         )
     return table
 
@@ -342,7 +342,7 @@ def forecast_view(forecast: Forecast) -> Group:
         table.add_column(heading, justify="right")
     for layer in forecast.layers:
         table.add_row(
-            layer.name,
+            _cell(layer.name),
             shape_text(layer.shape),
             f"{layer.weights:,}",
             f"{layer.kept:,}",
@@ -378,13 +378,13 @@ def inspection_view(inspection: Inspection, *, verbose: bool = False) -> Group:
         why = status(layer)
         answer = f"no: {why}" if layer.obstacle else f"no: {why} (include= to prune)"
         table.add_row(
-            layer.name,
+            _cell(layer.name),
             layer.kind,
             shape_text(layer.shape),
             shape_text(layer.output),
             f"{layer.weights:,}",
             f"{layer.macs:,}",
-            answer if why else "yes",
+            _cell(answer if why else "yes"),
         )
     total = sum(layer.weights for layer in inspection.layers)
     share = inspection.prunable_weights / total if total else 0.0

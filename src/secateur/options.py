@@ -57,7 +57,7 @@ def select_layers(
     Args:
         layers: all layers of the network.
         include: names or globs of the layers to prune, protected ones too; None = all that
-            are not protected.
+            are not protected. A layer's exact name selects that layer, whatever is in it.
         exclude: names or globs of layers to leave dense.
 
     Raises:
@@ -82,7 +82,7 @@ def _matching(
 ) -> set[str]:
     names: set[str] = set()
     for glob in [globs] if isinstance(globs, str) else globs:
-        found = [layer for layer in layers if fnmatchcase(layer.name, glob)]
+        found = _named(glob, layers)
         if not found:
             known = [layer.name for layer in layers]
             raise OptionError(
@@ -99,13 +99,43 @@ def _matching(
     return names
 
 
+def _named(glob: str, layers: Sequence[Layer]) -> list[Layer]:
+    """The layers of exactly this name; failing that, of this glob; failing that, of the glob with
+    its brackets taken literally, for names such as `block[0].conv`.
+    """
+    exact = [layer for layer in layers if layer.name == glob]
+    if exact:
+        return exact
+    found = [layer for layer in layers if fnmatchcase(layer.name, glob)]
+    literal = glob.replace("[", "[[]")
+    return found or [layer for layer in layers if fnmatchcase(layer.name, literal)]
+
+
 def _nothing_to_prune(layers: Sequence[Layer], include: Any, exclude: Any) -> str:
     kept = [f"{layer.name} ({layer.obstacle or layer.protected or 'excluded'})" for layer in layers]
-    found = f"only layers that stay dense: {', '.join(kept[:5])}" if kept else "no such layer"
-    way_out = "name protected layers in include=" if kept else "check that this is the right model"
-    if exclude is not None:
-        way_out = "exclude fewer layers"
+    more = f" and {len(kept) - 5} more" if len(kept) > 5 else ""
+    found = f"only layers that stay dense: {', '.join(kept[:5])}{more}" if kept else "no such layer"
     return (
         "the model has no layer to prune, expected at least one convolution or linear layer; "
-        f"found {found}: {way_out}"
+        f"found {found}: {_way_out(layers, include, exclude)}"
     )
+
+
+def _way_out(layers: Sequence[Layer], include: Any, exclude: Any) -> str:
+    """What to do where no layer is left to prune; never what would be refused in its turn."""
+    prunable = [layer for layer in layers if layer.obstacle is None]
+    if not layers:
+        return "check that this is the right model"
+    if not prunable:
+        return "none of these can be pruned; pass a network with weights that can"
+    if exclude is not None and (
+        include is not None or any(layer.protected is None for layer in prunable)
+    ):
+        return "exclude fewer layers"
+    if include is not None:
+        return "name a layer in include="
+    excluded = set() if exclude is None else _matching("exclude", exclude, layers, any_layer=True)
+    names = [layer.name for layer in prunable if layer.name not in excluded]
+    if not names:
+        return "exclude fewer layers, and name protected ones in include="
+    return f"name protected layers in include=, such as {names[0]!r}"

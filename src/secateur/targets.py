@@ -54,11 +54,13 @@ class Costs:
         bytes: of a file that holds for each pruned layer a mask (one bit per weight) and the
             kept weights, and all other parameters and buffers whole, each at its own width and
             without entropy coding. The dense network's has no masks.
+        more: whether there are layers that could be pruned besides those that are.
     """
 
     sizes: tuple[int, ...]
     macs: Tariff
     bytes: Tariff
+    more: bool = True
 
     @classmethod
     def of(
@@ -71,8 +73,12 @@ class Costs:
             chosen: those to prune.
             tensors: parameters and buffers by every name; tied ones are the same object.
         """
+        names = {layer.name for layer in chosen}
         return cls(
-            tuple(layer.weights for layer in chosen), _macs(every, chosen), _bytes(chosen, tensors)
+            tuple(layer.weights for layer in chosen),
+            _macs(every, chosen),
+            _bytes(chosen, tensors),
+            more=any(layer.obstacle is None and layer.name not in names for layer in every),
         )
 
 
@@ -162,7 +168,7 @@ class MaxMacs(_Share):
 
     def budget(self, costs: Costs) -> Budget:
         """What the layers left dense do not take."""
-        return _what_is_left(self, costs.macs, "the layers that stay dense take")
+        return _what_is_left(self, costs, costs.macs, "the layers that stay dense take")
 
 
 @dataclass(frozen=True)
@@ -176,7 +182,7 @@ class MaxBytes(_Share):
 
     def budget(self, costs: Costs) -> Budget:
         """What is left by the masks and by all that stays dense."""
-        return _what_is_left(self, costs.bytes, "the masks and all that stays dense take")
+        return _what_is_left(self, costs, costs.bytes, "the masks and all that stays dense take")
 
 
 @dataclass(frozen=True)
@@ -244,12 +250,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _what_is_left(target: _Share, tariff: Tariff, who: str) -> Budget:
+def _what_is_left(target: _Share, costs: Costs, tariff: Tariff, who: str) -> Budget:
     allowed = target.value * tariff.dense - tariff.fixed
     if allowed < 0 or not any(tariff.each):
         least = math.ceil(1e4 * tariff.fixed / tariff.dense) / 1e4 if tariff.dense else 1.0
         raise OptionError(
             f"{target.name} is {target.value:g}, expected at least {least:g}, which {who}: "
-            "raise it, or prune more layers with include"
+            f"raise it{', or prune more layers with include' if costs.more else ''}"
         )
     return Budget(allowed, tariff.each)
