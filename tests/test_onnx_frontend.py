@@ -22,6 +22,7 @@ import secateur
 from secateur.cli import app
 from secateur.evaluate import predict
 from secateur.frontends import trace
+from secateur.frontends.first_runs import one_first_run
 from secateur.frontends.onnx import first_run
 from secateur.frontends.onnx.trial import run
 from secateur.graph import BiasSlot
@@ -759,6 +760,76 @@ def test_an_accident_in_the_first_run_is_one_sentence(
     monkeypatch.setattr(first_run, "_PATIENCE", 0.5 if accident == "no end" else 60.0)
     with refused(says):
         secateur.inspect(small(), (3, 6, 6))
+
+
+# how often a graph is run for the first time
+
+
+@pytest.fixture
+def first_runs(monkeypatch, quick_first_runs) -> list[bytes]:
+    """The models that are run at arm's length."""
+    found, held = [], first_run.at_arms_length
+
+    def counted(model, images, batch):
+        found.append(model)
+        return held(model, images, batch)
+
+    monkeypatch.setattr(first_run, "at_arms_length", counted)
+    return found
+
+
+def test_a_graph_has_one_first_run_in_a_call(images, first_runs) -> None:
+    """Pruned versions, in max_drop's search and in the end, differ in their weights alone."""
+    model, others = as_onnx(network()), images.flip(-1)
+    quick = {"method": "magnitude", "allocation": "uniform", "progress": False}
+    labelled = others, network()(others).argmax(1)
+    found = secateur.prune(model, images, max_drop=30, evaluation=labelled, **quick)
+    assert len(found.report.search.tries) > 1
+    assert first_runs == [model.SerializeToString()]
+    secateur.prune(model, torch.cat([images, others]), max_drop=30, **quick)
+    assert len(first_runs) == 2
+
+
+def test_another_graph_has_its_own_first_run(images, first_runs) -> None:
+    model = small()
+    other = small()
+    other.graph.node[1].op_type = "Sigmoid"
+    scaled = small()
+    (held,) = (of for of in scaled.graph.initializer if of.name == "head.weight")
+    held.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(held), held.name))
+    x = images[..., :6, :6]
+    with one_first_run():
+        for of in (model, scaled, other, model, other):
+            predict(of, x)
+        assert len(first_runs) == 2
+        predict(model, x[:1])
+        assert len(first_runs) == 2
+    predict(model, x)
+    assert len(first_runs) == 3
+    assert not torch.equal(predict(scaled, x), predict(model, x))
+
+
+@pytest.mark.parametrize("batch", ["n", 1, 3])
+def test_what_a_first_run_found_holds_for_other_weights(batch, images, first_runs) -> None:
+    model = as_onnx(network(), batch=batch)
+    with one_first_run():
+        trace(model, images[:2])
+        for _ in range(2):
+            torch.testing.assert_close(predict(model, images), network()(images).detach())
+            trace(model, images[:2])
+    assert len(first_runs) == 1
+
+
+def test_a_graph_that_fails_with_other_weights_is_one_sentence(images, monkeypatch) -> None:
+    with one_first_run():
+        trace(small(), images[:2, :, :6, :6])
+
+        def fails(*_):
+            raise RuntimeError("no such thing\nmore of it")
+
+        monkeypatch.setattr(first_run, "run", fails)
+        with refused("cannot run the model with these weights \\(no such thing\\)"):
+            trace(small(), images[:2, :, :6, :6])
 
 
 def test_sequences_within_a_segment_are_no_obstacle() -> None:

@@ -19,6 +19,7 @@ from secateur.evaluate import Judge
 from secateur.export import as_onnx
 from secateur.forecast import Forecast, foresee
 from secateur.frontends import device_of, input_shape, read, trace, with_parameters
+from secateur.frontends.first_runs import one_first_run
 from secateur.job import Options, prepare
 from secateur.methods import Method
 from secateur.patterns import Pattern
@@ -60,6 +61,7 @@ class PruneResult:
         return with_parameters(self.model, self.steps[step])
 
 
+@one_first_run()
 @torch.inference_mode(False)  # whatever the caller is in, blocks are tuned with gradients
 def prune(
     model: nn.Module | str | Path | Any,

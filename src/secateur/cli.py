@@ -181,6 +181,7 @@ def prune(
         from secateur.console import forecast_view
         from secateur.data import load_images
         from secateur.errors import OptionError
+        from secateur.frontends.first_runs import one_first_run
         from secateur.loading import is_onnx_file, load_model
         from secateur.output import check_folder, output_folder
         from secateur.quantization import check_kind
@@ -214,7 +215,7 @@ def prune(
             _print(forecast_view(api.plan(network, images, **target, **common)))
             return
         judged = _evaluation(eval_data, preprocess)
-        with output_folder(out, force=force) as folder:
+        with one_first_run(), output_folder(out, force=force) as folder:
             result = api.prune(
                 network, images, evaluation=judged, quantize=quantize, **target, **common
             )

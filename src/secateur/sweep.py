@@ -20,6 +20,7 @@ from secateur.data import MAX_IMAGES, Transform
 from secateur.errors import OptionError, SecateurWarning
 from secateur.evaluate import Evaluation
 from secateur.frontends import read
+from secateur.frontends.first_runs import one_first_run
 from secateur.job import Job, Options, prepare
 from secateur.methods import Method
 from secateur.output import write_file
@@ -104,6 +105,7 @@ class Sweep(Saved):
         return render_sweep(self)
 
 
+@one_first_run()
 @torch.inference_mode(False)  # as in `prune`
 def sweep(
     model: nn.Module | str | Path | Any,

@@ -6,7 +6,7 @@ import torch
 from onnx import ModelProto
 from torch import Tensor
 
-from secateur.frontends.onnx.first_run import trial
+from secateur.frontends.onnx.first_run import batch_of
 from secateur.frontends.onnx.runtime import as_tensor, call, filled, start
 from secateur.frontends.onnx.signature import images_input, several
 
@@ -19,7 +19,7 @@ class Whole:
 
     def __init__(self, model: ModelProto, example: Tensor) -> None:
         self.input = images_input(model).name
-        self.batch = trial(model, several(model, example)).batch
+        self.batch = batch_of(model, several(model, example))
         self.session = start(model)
 
     def __call__(self, images: Tensor) -> Tensor:
