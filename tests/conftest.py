@@ -17,7 +17,9 @@ _HOOKED = [
     f"secateur.{name}" for name in ("evaluate", "geometry", "linear_algebra", "methods", "patterns")
 ]
 with install_import_hook([*_HOOKED, "secateur.problem"], "beartype.beartype"):
-    import secateur  # noqa: F401
+    import secateur
+
+    _ = [getattr(secateur, of) for of in secateur.__all__]  # read on first use, which is here
 
 
 def _unmeasured(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -730,7 +730,7 @@ def test_a_mistake_in_the_options_is_one_line(arguments, told):
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 @pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("module", ["secateur", "typer", "secateur.cli", "secateur.console"])
+@pytest.mark.parametrize("module", ["secateur", "typer", "secateur.cli", "torch", "numpy"])
 def test_a_signal_while_a_module_is_imported_is_one_sentence(tmp_path, signal, module):
     """The signal comes when the module is looked for, where an exception would be lost."""
     (tmp_path / "program.py").write_text(

@@ -7,10 +7,12 @@ in one sentence on standard error with nothing written; 1 a defect of secateur (
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ import typer
 
 from secateur.output import clean_up_when_killed
 from secateur.version import __version__
+from secateur_main import ended_at_once
 
 if TYPE_CHECKING:
     from secateur.api import PruneResult
@@ -763,12 +766,20 @@ def _written(path: Path, size: int) -> str:
     return f"{path}: {size:,} bytes"
 
 
+def _import_package() -> None:
+    """Imports what every command needs, PyTorch above all: not before a command is to run."""
+    if "secateur.api" not in sys.modules and threading.current_thread() is threading.main_thread():
+        with ended_at_once():
+            importlib.import_module("secateur.api")
+
+
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 @contextmanager
 def _one_sentence() -> Iterator[None]:
     """Ends the program with exit status 2 and one sentence for a mistake or an interruption."""
+    _import_package()
     from secateur.errors import SecateurError, SecateurWarning
 
     caught: list[warnings.WarningMessage] = []

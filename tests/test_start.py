@@ -1,0 +1,114 @@
+"""What starts at once: the version, the help and the import need none of the large packages."""
+
+import ast
+import inspect
+import os
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import secateur
+
+LARGE = ["PIL", "jinja2", "matplotlib", "nncf", "numpy", "onnx", "onnxruntime", "openvino"]
+LARGE += ["onnxscript", "safetensors", "scipy", "torch"]
+
+# what is called like the module that it is in
+SAME_NAME = [name for name, home in secateur._HOME.items() if home == f"secateur.{name}"]
+
+
+def fresh(program):
+    """What a program prints in a Python of its own."""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def imported_by(program):
+    """The large packages that are there after a program."""
+    told = f"import sys\n{program}\nprint('imported', *({set(LARGE)} & set(sys.modules)))"
+    return fresh(told).splitlines()[-1].split()[1:]
+
+
+COMMANDS = ["prune", "sweep", "inspect", "evaluate", "report", "compare", "bench", "recipe"]
+COMMANDS += ["fractals", "pack", "unpack"]
+
+
+def test_no_large_package_for_a_question_about_the_program():
+    questions = [["--version"], ["--help"], [], *([name, "--help"] for name in COMMANDS)]
+    program = (
+        f"import secateur_main\nfor arguments in {questions}:\n"
+        "    sys.argv = ['secateur', *arguments]\n"
+        "    try:\n        secateur_main.main()\n    except SystemExit:\n        pass"
+    )
+    assert imported_by(program) == []
+
+
+def test_no_large_package_for_the_import():
+    assert imported_by("import secateur\nprint(dir(secateur), secateur.__version__)") == []
+
+
+def test_type_checkers_and_the_interpreter_find_a_name_in_the_same_module():
+    checked = {}
+    for node in ast.walk(ast.parse(inspect.getsource(secateur))):
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            held = [of for of in node.body if isinstance(of, ast.ImportFrom)]
+            checked = {name.name: of.module for of in held for name in of.names}
+    assert checked == secateur._HOME
+    assert sorted(secateur.__all__) == sorted({*secateur._HOME, "__version__"})
+
+
+@pytest.mark.parametrize("name", secateur.__all__)
+def test_every_public_name_is_there(name):
+    assert getattr(secateur, name) is not None
+    assert name in dir(secateur)
+
+
+def test_a_star_imports_all_of_it():
+    told = fresh("from secateur import *\nprint(sorted(set(globals())))")
+    assert set(secateur.__all__) <= set(ast.literal_eval(told))
+
+
+def test_some_functions_are_called_like_their_module():
+    assert {"bench", "evaluate", "sweep"} <= set(SAME_NAME)
+
+
+def test_a_function_is_not_replaced_by_the_module_it_is_in():
+    told = fresh(
+        f"import importlib, types\nimport secateur\nfor name in {SAME_NAME}:\n"
+        "    module = importlib.import_module(f'secateur.{name}')\n"
+        "    own = getattr(module, name)\n"
+        "    print(isinstance(module, types.ModuleType), getattr(secateur, name) is own)"
+    )
+    assert told.split() == ["True"] * 2 * len(SAME_NAME)
+
+
+def test_modules_need_no_import_of_their_own():
+    told = fresh("import secateur\nprint(secateur.export.__name__, secateur.example.__name__)")
+    assert told == "secateur.export secateur.example\n"
+
+
+@pytest.mark.parametrize("name", ["prunes", "_private", "evaluate2", "__wrapped__"])
+def test_an_unknown_name_is_an_attribute_error(name):
+    with pytest.raises(AttributeError, match=f"'secateur' has no attribute '{name}'"):
+        getattr(secateur, name)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_any_module_can_be_the_first_to_be_imported():
+    found = pkgutil.walk_packages(secateur.__path__, "secateur.")
+    names = [of.name for of in found if not of.name.endswith("__main__")]
+    fresh(
+        f"import importlib, os, sys\nnames = {names}\n"
+        "for name in names:\n    importlib.import_module(name)\n"  # what others they need
+        "for name in [of for of in sys.modules if of.partition('.')[0] == 'secateur']:\n"
+        "    del sys.modules[name]\n"
+        "for name in names:\n"
+        "    child = os.fork()\n"
+        "    if child == 0:\n"
+        "        importlib.import_module(name)\n"
+        "        os._exit(0)\n"
+        "    if os.waitpid(child, 0)[1]:\n"
+        "        sys.exit(name)"
+    )
