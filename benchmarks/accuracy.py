@@ -19,7 +19,7 @@ from pathlib import Path
 import networks
 import shared_data
 import torch
-from options import add_files, numbers, words
+from options import add_files, add_half, numbers, words
 from results_table import MACHINE, SCORES, append_row, key, machine, read_rows, scores
 from torch import Tensor, nn
 
@@ -27,7 +27,17 @@ import secateur
 from secateur.evaluate import compare, predict
 
 ALLOCATION = "normalized-magnitude"
-KEY = ("network", "sparsity", "method", "inputs", "allocation", "draw", "images", "test_images")
+KEY = (
+    "network",
+    "sparsity",
+    "method",
+    "inputs",
+    "allocation",
+    "draw",
+    "images",
+    "half",
+    "test_images",
+)
 COLUMNS = (
     *KEY,
     "dense_top1",
@@ -44,16 +54,16 @@ class Subject:
 
     load: Callable[[Path], nn.Module]
     calibration: Callable[..., Tensor]
-    test: Callable[[Path], tuple[Tensor, Tensor]]
+    test: Callable[[Path, str], tuple[Tensor, Tensor]]
     images: int
-    test_images: int
+    test_images: int  # in either half
 
 
 CIFAR10 = {
     "calibration": shared_data.cifar10_calibration,
     "test": shared_data.cifar10_test,
     "images": 500,
-    "test_images": 10_000,
+    "test_images": 5000,
 }
 SUBJECTS = {
     "resnet20": Subject(load=networks.load_resnet20, **CIFAR10),
@@ -78,6 +88,7 @@ class Case:
     inputs: str
     draw: int
     images: int
+    half: str
     test_images: int
     allocation: str = ALLOCATION
 
@@ -85,10 +96,10 @@ class Case:
 class Bench:
     """A network and its dense scores, read and computed once."""
 
-    def __init__(self, name: str, folder: Path, test_images: int) -> None:
+    def __init__(self, name: str, folder: Path, half: str, test_images: int | None = None) -> None:
         self.subject, self.folder = SUBJECTS[name], folder
         self.model = self.subject.load(folder).to(memory_format=torch.channels_last)
-        images, labels = self.subject.test(folder)
+        images, labels = self.subject.test(folder, half)
         self.test, self.labels = images[:test_images], labels[:test_images]
         self.dense = predict(self.model, self.test)
         self.dense_top1 = compare(self.dense, self.labels).top1
@@ -139,6 +150,7 @@ def cases(options: argparse.Namespace) -> list[Case]:
                     inputs="none" if method == "magnitude" else inputs,
                     draw=draw,
                     images=options.images or subject.images,
+                    half=options.half,
                     test_images=options.test_images or subject.test_images,
                 )
                 for draw in range(draws)
@@ -150,7 +162,7 @@ def rows(missing: list[Case], folder: Path) -> Iterator[dict[str, object]]:
     benches: dict[str, Bench] = {}
     for case in missing:
         if case.network not in benches:
-            benches[case.network] = Bench(case.network, folder, case.test_images)
+            benches[case.network] = Bench(case.network, folder, case.half, case.test_images)
         yield benches[case.network].measure(case)
 
 
@@ -177,6 +189,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--all-draws", action="store_true", help="for every method")
     parser.add_argument("--images", type=int, help="calibration images; default by network")
     parser.add_argument("--test-images", type=int, help="the first so many; default: all")
+    add_half(parser)
     add_files(parser, "accuracy.csv")
     options = parser.parse_args()
     if unknown := set(options.networks) - set(SUBJECTS):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from accuracy import SUBJECTS, Bench
 from cost import forward_seconds
-from options import add_files, numbers, words
+from options import add_files, add_half, numbers, words
 from results_table import FOLDER, MACHINE, append_row, key, machine, read_rows, scores
 from torch import Tensor
 
@@ -32,7 +32,7 @@ ALLOCATIONS = {
     "normalized-magnitude": NormalizedMagnitude(),
     "uniform": Uniform(),
 }
-KEY = ("network", "sparsity", "allocation", "images", "draw", "test_images")
+KEY = ("network", "sparsity", "allocation", "images", "draw", "half", "test_images")
 COLUMNS = (
     *KEY,
     "dense_top1",
@@ -108,11 +108,12 @@ def main() -> None:
                 "allocation": allocation,
                 "images": options.images,
                 "draw": draw,
+                "half": options.half,
                 "test_images": SUBJECTS[network].test_images,
             }
             if key(case, KEY) in {key(row, KEY) for row in read_rows(options.out)}:
                 continue
-            bench = bench or Bench(network, options.data, SUBJECTS[network].test_images)
+            bench = bench or Bench(network, options.data, options.half)
             images = bench.subject.calibration(bench.folder, count=options.images, draw=draw)
             row, points = measure(bench, case, images)
             append_row(options.out, COLUMNS, row)
@@ -129,6 +130,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=300, help="calibration images")
     parser.add_argument("--draws", type=int, default=1, help="choices of the images")
     parser.add_argument("--curves", type=Path, default=FOLDER / "curves.csv", metavar="CSV")
+    add_half(parser)
     add_files(parser, "allocation.csv")
     return parser.parse_args()
 

@@ -15,14 +15,14 @@ import time
 
 from accuracy import SUBJECTS, Bench
 from cost import forward_seconds
-from options import add_files, numbers, words
+from options import add_files, add_half, numbers, words
 from paper import images_of
 from results_table import MACHINE, SCORES, append_row, key, machine, read_rows, scores
 
 import secateur
 from secateur.data import Images
 
-KEY = ("network", "data", "sparsity", "images", "draw", "test_images", "recipe")
+KEY = ("network", "data", "sparsity", "images", "draw", "half", "test_images", "recipe")
 COLUMNS = (
     *KEY,
     "dense_top1",
@@ -71,12 +71,13 @@ def main() -> None:
                     "sparsity": sparsity,
                     "images": options.images,
                     "draw": draw,
+                    "half": options.half,
                     "test_images": SUBJECTS[network].test_images,
                     "recipe": options.recipe,
                 }
                 if key(case, KEY) in {key(row, KEY) for row in read_rows(options.out)}:
                     continue
-                bench = bench or Bench(network, options.data, SUBJECTS[network].test_images)
+                bench = bench or Bench(network, options.data, options.half)
                 if images is None:
                     images = images_of(bench, network, kind, draw, options.images)
                 row = measure(bench, case, images)
@@ -93,6 +94,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=1000, help="calibration images")
     parser.add_argument("--recipe", default="default", help='or "tuned"')
     parser.add_argument("--draws", type=int, default=1, help="choices or seeds of the images")
+    add_half(parser)
     add_files(parser, "default.csv")
     return parser.parse_args()
 

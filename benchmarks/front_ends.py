@@ -17,7 +17,7 @@ from pathlib import Path
 
 import onnx
 from accuracy import SUBJECTS, Bench
-from options import add_files, numbers, words
+from options import add_files, add_half, numbers, words
 from results_table import MACHINE, append_row, key, machine, read_rows
 from torch import Tensor
 
@@ -25,7 +25,7 @@ import secateur
 from secateur.export import save_onnx
 from secateur.frontends import named_tensors
 
-KEY = ("network", "sparsity", "images", "draw", "test_images")
+KEY = ("network", "sparsity", "images", "draw", "half", "test_images")
 COLUMNS = (
     *KEY,
     "dense_top1",
@@ -81,13 +81,14 @@ def measure(bench: Bench, case: dict[str, object], images: Tensor) -> dict[str, 
 def main() -> None:
     options = _options()
     for network in options.networks:
-        bench = Bench(network, options.data, SUBJECTS[network].test_images)
+        bench = Bench(network, options.data, options.half)
         for draw, sparsity in itertools.product(range(options.draws), options.sparsities):
             case = {
                 "network": network,
                 "sparsity": sparsity,
                 "images": options.images,
                 "draw": draw,
+                "half": options.half,
                 "test_images": SUBJECTS[network].test_images,
             }
             if key(case, KEY) in {key(row, KEY) for row in read_rows(options.out)}:
@@ -104,6 +105,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sparsities", type=numbers, default=[0.5])
     parser.add_argument("--images", type=int, default=300, help="calibration images")
     parser.add_argument("--draws", type=int, default=1, help="choices of the images")
+    add_half(parser)
     add_files(parser, "front_ends.csv")
     return parser.parse_args()
 

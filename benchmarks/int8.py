@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import SUBJECTS, Bench
-from options import add_files, numbers, words
+from options import add_files, add_half, numbers, words
 from results_table import MACHINE, append_row, key, machine, read_rows, scores
 from torch import Tensor
 
@@ -29,7 +29,7 @@ from secateur.export import as_onnx, save_int8, save_model, save_openvino
 from secateur.frontends.onnx import layer_weights, read
 from secateur.quantization import check_zeros, quantize
 
-CASE = ("network", "sparsity", "images", "draw", "test_images")
+CASE = ("network", "sparsity", "images", "draw", "half", "test_images")
 COLUMNS = (
     *CASE,
     "file",
@@ -103,11 +103,12 @@ def main() -> None:
                 "sparsity": sparsity,
                 "images": options.images,
                 "draw": draw,
+                "half": options.half,
                 "test_images": options.test_images or SUBJECTS[network].test_images,
             }
             if key(case, CASE) in {key(row, CASE) for row in read_rows(options.out)}:
                 continue
-            bench = bench or Bench(network, options.data, int(case["test_images"]))
+            bench = bench or Bench(network, options.data, options.half, int(case["test_images"]))
             for row in list(measure(bench, case)):
                 append_row(options.out, COLUMNS, row)
                 shown = f"top-1 {row['top1']}, {row['int8_drop']} ± {row['int8_drop_error']} lost"
@@ -121,6 +122,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=1000, help="calibration images")
     parser.add_argument("--draws", type=int, default=1, help="choices of the images")
     parser.add_argument("--test-images", type=int, help="the first so many; default: all")
+    add_half(parser)
     add_files(parser, "int8.csv")
     return parser.parse_args()
 

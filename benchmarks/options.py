@@ -13,6 +13,12 @@ def add_files(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("--out", type=Path, default=FOLDER / name, metavar="CSV")
 
 
+def add_half(parser: argparse.ArgumentParser) -> None:
+    """Which images the results are judged on; see `shared_data`."""
+    explained = "test images to judge by: choose settings on one half, quote figures of the other"
+    parser.add_argument("--half", choices=["choose", "quote"], default="choose", help=explained)
+
+
 def words(text: str) -> list[str]:
     """Split at commas."""
     return text.split(",")

@@ -21,7 +21,7 @@ import time
 
 from accuracy import SUBJECTS, Bench
 from cost import forward_seconds
-from options import add_files, numbers, words
+from options import add_files, add_half, numbers, words
 from results_table import MACHINE, append_row, key, machine, read_rows, scores
 from shared_data import CIFAR_MEAN, CIFAR_STD, LITE0_MEAN, LITE0_STD
 
@@ -48,7 +48,7 @@ RUNS = {
     },
     "default": {},
 }
-KEY = ("network", "data", "sparsity", "run", "draw", "images", "test_images")
+KEY = ("network", "data", "sparsity", "run", "draw", "images", "half", "test_images")
 COLUMNS = (
     *KEY,
     "step",
@@ -113,11 +113,12 @@ def main() -> None:
                     "run": run,
                     "draw": draw,
                     "images": IMAGES,
+                    "half": options.half,
                     "test_images": SUBJECTS[network].test_images,
                 }
                 if key(case, KEY) in known:
                     continue
-                bench = bench or Bench(network, options.data, SUBJECTS[network].test_images)
+                bench = bench or Bench(network, options.data, options.half)
                 images = images_of(bench, network, kind, draw) if images is None else images
                 rows = measure(bench, case, images)
                 for row in rows:
@@ -134,6 +135,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data-kinds", type=words, default=list(KINDS), metavar="KINDS")
     parser.add_argument("--runs", type=words, default=list(RUNS))
     parser.add_argument("--draws", type=int, default=1, help="choices or seeds of the images")
+    add_half(parser)
     add_files(parser, "paper.csv")
     return parser.parse_args()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import platform
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from secateur import Evaluation
 
 FOLDER = Path(__file__).resolve().parent / "results"
-MACHINE = ("secateur", "torch", "cpu")  # the last columns of every table
+MACHINE = ("commit", "secateur", "torch", "cpu")  # the last columns of every table
 SCORES = ("top1", "drop", "drop_error", "agreement", "kl")  # of an evaluation
 _DIGITS = {"top1": ".2f", "drop": ".2f", "drop_error": ".3f", "agreement": ".2f", "kl": ".5g"}
 
@@ -26,8 +27,23 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(table))
 
 
+def read_header(path: Path) -> list[str]:
+    """The columns of a file; none where there is no file yet."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as table:
+        return next(csv.reader(table), [])
+
+
 def append_row(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> None:
-    """Add a row at once, with a header where the file is new."""
+    """Add a row at once, with a header where the file is new.
+
+    Raises:
+        ValueError: the file has other columns.
+    """
+    held = read_header(path)
+    if held and held != list(columns):
+        raise ValueError(f"{path} has the columns {held}, expected {list(columns)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="", encoding="utf-8") as table:
         writer = csv.DictWriter(table, columns, lineterminator="\n")
@@ -61,8 +77,18 @@ def machine() -> dict[str, str]:
 
     import secateur
 
-    versions = (secateur.__version__, torch.__version__, cpu_name())
+    versions = (commit(), secateur.__version__, torch.__version__, cpu_name())
     return dict(zip(MACHINE, versions, strict=True))
+
+
+def commit() -> str:
+    """The commit of the code that is run, with a "+" where the package differs from it."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    name = subprocess.run(
+        [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ":/src"], check=False)
+    return name.stdout.strip() + ("+" if changed.returncode else "")
 
 
 def cpu_name() -> str:

@@ -1,8 +1,11 @@
 """Labelled images of the shared data folder, read in memory; its README.md describes the files.
 
+Each evaluation set has two halves: settings and ideas are judged on "choose", and figures in
+README.md and docs come from "quote", on which nothing is chosen.
+
 Images come out as the networks of `networks.py` take them: float32, normalised,
 (count, 3, height, width). Functions named `*_calibration` draw from training images, the others
-return whole evaluation sets.
+return a half of an evaluation set, or all of it.
 """
 
 import csv
@@ -26,17 +29,19 @@ LITE0_MEAN = (127 / 255,) * 3  # of pixels in [0, 1]: (pixel - 127) / 128
 LITE0_STD = (128 / 255,) * 3
 
 
-def cifar10_test(folder: Path = FOLDER) -> tuple[Tensor, Tensor]:
-    """Read the CIFAR-10 test set.
+def cifar10_test(folder: Path = FOLDER, half: str = "choose") -> tuple[Tensor, Tensor]:
+    """Read half of the CIFAR-10 test set.
 
     Args:
         folder: The shared data folder.
+        half: "choose" (images 0 to 4,999), "quote" (the others) or "all".
 
     Returns:
-        Images (10000, 3, 32, 32) float32 and their classes (10000,) int64 in 0..9.
+        Images (5000, 3, 32, 32) float32 and their classes (5000,) int64 in 0..9.
     """
-    images = _cifar_images(folder / "cifar10" / "test_batch.png")
-    labels = json.loads((folder / "cifar10" / "test_labels.json").read_text())
+    part = {"choose": slice(5000), "quote": slice(5000, None), "all": slice(None)}[half]
+    images = _cifar_images(folder / "cifar10" / "test_batch.png")[part]
+    labels = json.loads((folder / "cifar10" / "test_labels.json").read_text())[part]
     return _normalise_cifar(images), torch.tensor(labels)
 
 
@@ -55,18 +60,20 @@ def cifar10_calibration(folder: Path = FOLDER, *, count: int, draw: int) -> Tens
     return _normalise_cifar(images[_draw(len(images), count, draw)])
 
 
-def imagenet_val(folder: Path = FOLDER) -> tuple[Tensor, Tensor]:
+def imagenet_val(folder: Path = FOLDER, half: str = "choose") -> tuple[Tensor, Tensor]:
     """Read 650 images of the ImageNet validation split, for EfficientNet-Lite.
 
     Args:
         folder: The shared data folder.
+        half: "choose" or "quote": each has images that the other has not.
 
     Returns:
         Centre crops (650, 3, 224, 224) float32 scaled by (pixel - 127) / 128, and their classes
         (650,) int64 in 0..999. 391 MB.
     """
-    names, labels = _listed(folder / "imagenet_val_650" / "labels.csv")
-    return _crops(folder / "imagenet_val_650" / "images.tar", names), torch.tensor(labels)
+    held = folder / {"choose": "imagenet_val_650", "quote": "imagenet_val_650b"}[half]
+    names, labels = _listed(held / "labels.csv")
+    return _crops(held / "images.tar", names), torch.tensor(labels)
 
 
 def imagenet_calibration(folder: Path = FOLDER, *, count: int, draw: int) -> Tensor:

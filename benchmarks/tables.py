@@ -95,7 +95,7 @@ def default(rows: Sequence[Row]) -> str:
     heads.append("cost")
     return (
         f"{_markdown(heads, lines)}\n\n"
-        "Top-1 in percent on 10,000 (CIFAR-10) and 650 (ImageNet) test images; points lost with "
+        f"Top-1 in percent on {_tests(rows)}; points lost with "
         "their paired standard error; KL divergence from the dense network's outputs; cost of the "
         "whole call in dense forward passes over the same images, measured on a busy machine. "
         "`a ± b (n)` is the median over n choices of the images and the largest distance from it; "
@@ -189,7 +189,7 @@ def _paper_notes(rows: Sequence[Row]) -> str:
         "Top-1 in percent, cumulatively from left to right up to the paper; 300 images of each "
         "kind; sparsity is that of the pruned layers. `a ± b (n)` is the median over n choices or "
         "seeds of the images and the largest distance from it; without ± it is one. Standard "
-        f"error of the points lost, at most: {errors}. {_machine(rows)}"
+        f"error of the points lost, at most: {errors}. Judged on {_tests(rows)}. {_machine(rows)}"
     )
 
 
@@ -252,9 +252,8 @@ def int8(rows: Sequence[Row]) -> str:
             )
     heads = ["network", "zeros", "file", "top-1", "lost to dense", "lost to float32"]
     heads += ["agreement", "zeros found", "kB"]
-    tests = ", ".join(f"{int(of):,}" for of in sorted({row["test_images"] for row in rows}))
     return (
-        f"{_markdown(heads, lines)}\n\nTop-1 in percent on {tests} test images; points lost "
+        f"{_markdown(heads, lines)}\n\nTop-1 in percent on {_tests(rows)}; points lost "
         "against the dense network and against the pruned one as float32 ONNX, with their paired "
         "standard errors; images in percent with the dense network's answer; zeros of the pruned "
         f"network that were found in the file, which were all. {_machine(rows)}"
@@ -279,8 +278,9 @@ def allocation(rows: Sequence[Row]) -> str:
     heads = ["network", "zeros", "allocation", "top-1", "points lost", "KL, nats", "cost"]
     return (
         f"{_markdown(heads, lines)}\n\n"
-        f"{rows[0]['images']} calibration images. `exhaustive` is `sensitivity` at eight "
-        "sparsities of every layer. Cost of the allocation alone, in dense forward passes over the "
+        f"{rows[0]['images']} calibration images; judged on {_tests(rows)}. "
+        "`exhaustive` is `sensitivity` at eight sparsities of every layer. "
+        "Cost of the allocation alone, in dense forward passes over the "
         "same images. "
         f"{_machine(rows)}"
     )
@@ -410,7 +410,7 @@ def renewed(text: str, folder: Path, tables: dict[str, Table]) -> str:
 def _check_comparable(rows: Sequence[Row]) -> None:
     """Ends the program rather than taking a median over different settings."""
     for name in {row["network"] for row in rows}:
-        columns = ("allocation", "images", "test_images")
+        columns = ("allocation", "images", "half", "test_images")
         seen = {tuple(row[of] for of in columns) for row in _where(rows, network=name)}
         if len(seen) > 1:
             sys.exit(f"accuracy.csv has {name} with {sorted(seen)}, expected one {columns}")
@@ -444,16 +444,17 @@ def _top1(rows: Sequence[Row]) -> str:
 
 
 def _accuracy_notes(rows: Sequence[Row]) -> str:
-    sets = {(row["network"], row["images"], row["test_images"]) for row in rows}
+    sets = {(row["network"], row["images"]) for row in rows}
     images = "; ".join(
-        f"{NAMES.get(name, name)}: {used} calibration and {int(tests):,} test images, which leave "
-        f"the points lost a standard error of up to {_largest_error(rows, network=name):.1f}"
-        for name, used, tests in sorted(sets, key=lambda found: _order(found[:2]))
+        f"{NAMES.get(name, name)}: {used} calibration images, points lost with a standard error of "
+        f"up to {_largest_error(rows, network=name):.1f}"
+        for name, used in sorted(sets, key=_order)
     )
     return (
         'Top-1 in percent. "zeros" is the share among the weights of the pruned layers. '
         "`a ± b (n)` is the median over n choices of the calibration images and the largest "
-        f"distance from it; without ± it is one choice. {images}. {_machine(rows)}"
+        f"distance from it; without ± it is one choice. {images}. Judged on {_tests(rows)}. "
+        f"{_machine(rows)}"
     )
 
 
@@ -489,7 +490,29 @@ def _memory_line(row: Row) -> list[str]:
 def _machine(rows: Sequence[Row]) -> str:
     """Versions and processors that the rows were measured with."""
     seen = {f"secateur {row['secateur']}, torch {row['torch']}, {row['cpu']}" for row in rows}
-    return f"Measured with {'; '.join(sorted(seen))}."
+    commits = ", ".join(sorted({row["commit"] for row in rows}))
+    return f"Measured with {'; '.join(sorted(seen))}; commits: {commits}."
+
+
+HALVES = {  # what was done with the images that a row was judged on
+    "choose": "on which settings were chosen",
+    "quote": "on which nothing was chosen",
+    "all": "on half of which settings were chosen",
+}
+
+
+def _tests(rows: Sequence[Row]) -> str:
+    """The test images of some rows, by data set, and whether anything was chosen on them."""
+    seen = sorted({(_data_set(row), int(row["test_images"]), row["half"]) for row in rows})
+    parts = [f"{count:,} {name} images ({HALVES[half]})" for name, count, half in seen]
+    if len({half for *_, half in seen}) > 1:
+        return " and ".join(parts)
+    held = " and ".join(f"{count:,} {name}" for name, count, _ in seen)
+    return f"{held} test images, {HALVES[seen[0][-1]]}"
+
+
+def _data_set(row: Row) -> str:
+    return NAMES[row["network"]].split(", ")[1]
 
 
 def _markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
