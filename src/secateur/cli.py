@@ -181,7 +181,7 @@ def prune(
     """
     with _one_sentence():
         from secateur import api
-        from secateur.console import forecast_view
+        from secateur.console import forecast_view, print_view
         from secateur.data import load_images
         from secateur.errors import OptionError
         from secateur.frontends.first_runs import one_first_run
@@ -215,7 +215,7 @@ def prune(
             how, preprocess, include, exclude, max_images, max_columns, seed, device, quiet
         )
         if dry_run or out is None:
-            _print(forecast_view(api.plan(network, images, **target, **common)))
+            print_view(forecast_view(api.plan(network, images, **target, **common)))
             return
         judged = _evaluation(eval_data, preprocess)
         with one_first_run(), output_folder(out, force=force) as folder:
@@ -264,7 +264,7 @@ def sweep(
     would write; no networks. The layers' sensitivity is measured once.
     """
     with _one_sentence():
-        from secateur.console import sweep_view
+        from secateur.console import print_view, sweep_view
         from secateur.data import load_images
         from secateur.loading import load_model
         from secateur.output import check_folder, output_folder
@@ -289,7 +289,7 @@ def sweep(
                 one.save(folder / f"report-{one.requested['target']['value']:g}.json")
             no_page = _write_page(found, folder / CURVE)
             written = _sizes(folder)
-        _print(sweep_view(found))
+        print_view(sweep_view(found))
         _list(out, written)
         _tell(CURVE, no_page)
 
@@ -308,12 +308,12 @@ def report(
     """Show a report, or write it to FILE as a page."""
     with _one_sentence():
         from secateur.bench import Bench
-        from secateur.console import report_view
+        from secateur.console import print_view, report_view
         from secateur.report import Report
 
         found = Report.load(file)
         if out is None:
-            _print(report_view(found))
+            print_view(report_view(found))
             return
         found.save_page(out, bench=None if bench is None else Bench.load(bench), force=force)
         typer.echo(_written(out, out.stat().st_size))
@@ -327,12 +327,12 @@ def compare(
     """Show what differs between two reports: settings, accuracy, bytes, layers."""
     with _one_sentence():
         from secateur.compare import compare_reports
-        from secateur.console import comparison_view
+        from secateur.console import comparison_view, print_view
         from secateur.report import Report
 
         names = str(first), str(second)
         found = compare_reports(Report.load(first), Report.load(second), names)
-        _print(comparison_view(found, names))
+        print_view(comparison_view(found, names))
 
 
 @app.command()
@@ -361,7 +361,7 @@ def bench(
     """
     with _one_sentence():
         from secateur.bench import bench as run
-        from secateur.console import bench_view
+        from secateur.console import bench_view, print_view
         from secateur.output import check_file
 
         if json is not None:
@@ -371,7 +371,7 @@ def bench(
         )
         if json is not None:
             found.save(json, force=force)
-        _print(bench_view(found))
+        print_view(bench_view(found))
 
 
 @app.command()
@@ -394,7 +394,7 @@ def inspect(
     """List MODEL's layers: shapes, weights, MACs, which stay dense; and where zeros could pay."""
     with _one_sentence():
         from secateur import api
-        from secateur.console import inspection_view
+        from secateur.console import inspection_view, print_view
         from secateur.loading import load_model
 
         sizes = None if shape is None else _integers("--shape", shape)
@@ -404,7 +404,7 @@ def inspect(
         if as_json:
             typer.echo(json.dumps(found.data(), indent=2, ensure_ascii=False))
         else:
-            _print(inspection_view(found, verbose=verbose))
+            print_view(inspection_view(found, verbose=verbose))
 
 
 @app.command()
@@ -733,21 +733,14 @@ def _pruned_parameters(result: PruneResult) -> list[str]:
     return [name if name in known else f"{name}.weight" for name in names]
 
 
-def _print(view: Any) -> None:
-    """A table, as wide as the terminal, or 120 columns where there is none."""
-    from rich.console import Console
-
-    Console(width=None if sys.stdout.isatty() else 120).print(view)
-
-
 def _show(result: PruneResult, out: Path, quiet: bool | None) -> None:
     """The whole report on a terminal, one line elsewhere."""
-    from secateur.console import report_view, result_line
+    from secateur.console import on_terminal, print_view, report_view, result_line
 
-    if quiet or (quiet is None and not sys.stdout.isatty()):
+    if quiet or (quiet is None and not on_terminal(sys.stdout)):
         typer.echo(f"{out}: {result_line(result.report)}")
     else:
-        _print(report_view(result.report))
+        print_view(report_view(result.report))
 
 
 def _sizes(folder: Path) -> dict[Path, int]:

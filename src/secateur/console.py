@@ -1,4 +1,4 @@
-"""What people see on a terminal: progress bars and tables. Quiet when there is no terminal."""
+"""What people see: progress bars and tables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -35,6 +35,7 @@ _STEP_COLUMNS = {  # field of Evaluation and its format by heading
 }
 
 
+_NO_LIMIT = 1_000_000  # columns
 _OUTPUT_COLUMNS = {"output error": ("output_error", ".2g")}  # where there are no scores
 
 
@@ -79,39 +80,73 @@ def _bar() -> Progress:
 
 
 def render_report(report: Report) -> str:
-    """The report as plain text, 100 columns wide."""
+    """The report as plain text, each line as long as it has to be."""
     return _plain(report_view(report))
 
 
 def render_inspection(inspection: Inspection) -> str:
-    """The layer table as plain text, 100 columns wide."""
+    """The layer table as plain text, each line as long as it has to be."""
     return _plain(inspection_view(inspection))
 
 
 def render_forecast(forecast: Forecast) -> str:
-    """The plan as plain text, 100 columns wide."""
+    """The plan as plain text, each line as long as it has to be."""
     return _plain(forecast_view(forecast))
 
 
 def render_comparison(comparison: Comparison) -> str:
-    """Both reports as plain text, 100 columns wide."""
+    """Both reports as plain text, each line as long as it has to be."""
     return _plain(comparison_view(comparison))
 
 
 def render_sweep(sweep: Sweep) -> str:
-    """The table of a sweep as plain text, 100 columns wide."""
+    """The table of a sweep as plain text, each line as long as it has to be."""
     return _plain(sweep_view(sweep))
 
 
 def render_bench(bench: Bench) -> str:
-    """The table of latencies as plain text, 100 columns wide."""
+    """The table of latencies as plain text, each line as long as it has to be."""
     return _plain(bench_view(bench))
 
 
+def print_view(view: RenderableType) -> None:
+    """Prints on standard output; what is too long for a terminal is folded, never cut."""
+    if on_terminal(sys.stdout):
+        Console().print(view)
+    else:
+        print(_plain(view))
+
+
+def on_terminal(stream: TextIO | None) -> bool:
+    """Whether somebody may be looking; a program started without a stream has None there."""
+    return stream is not None and not stream.closed and stream.isatty()
+
+
 def _plain(view: RenderableType) -> str:
-    console = Console(file=io.StringIO(), width=100, no_color=True)
+    """For files and pipes: nothing is folded, so that names can be searched for and pasted."""
+    file = io.StringIO()
+    console = Console(file=file, width=_NO_LIMIT, color_system=None, force_terminal=False)
     console.print(view)
-    return console.file.getvalue().rstrip("\n")  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in file.getvalue().rstrip("\n").split("\n"))
+
+
+def _table(*left: str, right: Sequence[str] = (), last: Sequence[str] = ()) -> Table:
+    """Columns of text, of numbers (aligned right), and of text again, in this order."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in (*left, *right, *last):
+        table.add_column(heading, overflow="fold")  # the default cuts
+    for column in table.columns[len(left) : len(left) + len(right)]:
+        column.justify = "right"
+    return table
+
+
+def _add(table: Table, *cells: str) -> None:
+    table.add_row(*map(_cell, cells))
+
+
+def _cell(text: str) -> Text:
+    """Text as it is: names may hold what Rich takes for markup, or a terminal for a command."""
+    return Text("".join(of if of.isprintable() else ascii(of)[1:-1] for of in text))
 
 
 def report_view(report: Report) -> Group:
@@ -134,36 +169,35 @@ def report_view(report: Report) -> Group:
 
 
 def _layer_table(report: Report) -> Table:
-    table = Table("layer", "shape", box=None, pad_edge=False, header_style="bold")
-    for heading in ("weights", "zeros", "error", "damping", "samples"):
-        table.add_column(heading, justify="right")
-    table.add_column("notes", overflow="fold")
+    numbers = ("weights", "zeros", "error", "damping", "samples")
+    table = _table("layer", "shape", right=numbers, last=("notes",))
     for layer in report.layers:
-        table.add_row(
-            _cell(layer.name),
+        _add(
+            table,
+            layer.name,
             shape_text(layer.shape),
             f"{layer.weights:,}",
             f"{layer.sparsity:.1%}",
             f"{layer.relative_error:.2g}",
             f"{layer.damping:.2g}",
             f"{layer.samples:,}",
-            _cell("; ".join(layer.notes)),
+            "; ".join(layer.notes),
         )
     return table
 
 
 def _step_table(report: Report) -> Table:
     """What each step of a recipe led to: on evaluation images where there are any."""
-    table = Table("step", box=None, pad_edge=False, header_style="bold")
     judged = any(step.evaluation for step in report.steps)
     columns = _columns(*(of for step in report.steps for of in (step.evaluation, step.calibration)))
-    for heading in columns:
-        table.add_column(heading, justify="right")
+    table = _table("step", right=tuple(columns))
     for step in report.steps:
         found = step.evaluation if judged else step.calibration
         cells = [(getattr(found, name, None), how) for name, how in columns.values()]
-        table.add_row(
-            step.name, *("-" if value is None else format(value, how) for value, how in cells)
+        _add(
+            table,
+            step.name,
+            *("-" if value is None else format(value, how) for value, how in cells),
         )
     table.caption = "on the evaluation images" if judged else "on the calibration images"
     return table
@@ -179,7 +213,7 @@ def _dense_lines(report: Report) -> list[Text]:
     by_reason: dict[str, list[str]] = {}
     for layer in report.dense_layers:
         by_reason.setdefault(layer.reason, []).append(layer.name)
-    return [Text(f"dense ({why}): {', '.join(names)}") for why, names in by_reason.items()]
+    return [_cell(f"dense ({why}): {', '.join(names)}") for why, names in by_reason.items()]
 
 
 def _summary(report: Report) -> str:
@@ -337,12 +371,11 @@ def verdict_lines(found: Sequence[tuple[str, Evaluation]]) -> list[str]:
 
 def forecast_view(forecast: Forecast) -> Group:
     """One line per layer that would be pruned, the sums below."""
-    table = Table("layer", "shape", box=None, pad_edge=False, header_style="bold")
-    for heading in ("weights", "kept", "zeros", "damage", "MACs left"):
-        table.add_column(heading, justify="right")
+    table = _table("layer", "shape", right=("weights", "kept", "zeros", "damage", "MACs left"))
     for layer in forecast.layers:
-        table.add_row(
-            _cell(layer.name),
+        _add(
+            table,
+            layer.name,
             shape_text(layer.shape),
             f"{layer.weights:,}",
             f"{layer.kept:,}",
@@ -370,28 +403,27 @@ def inspection_view(inspection: Inspection, *, verbose: bool = False) -> Group:
     """
     from secateur.report import status
 
-    table = Table("layer", "kind", "shape", "output", box=None, pad_edge=False, header_style="bold")
-    table.add_column("weights", justify="right")
-    table.add_column("MACs", justify="right")
-    table.add_column("pruned by default", overflow="fold")
+    headings = ("layer", "kind", "shape", "output")
+    table = _table(*headings, right=("weights", "MACs"), last=("pruned by default",))
     for layer in inspection.layers:
         why = status(layer)
         answer = f"no: {why}" if layer.obstacle else f"no: {why} (include= to prune)"
-        table.add_row(
-            _cell(layer.name),
+        _add(
+            table,
+            layer.name,
             layer.kind,
             shape_text(layer.shape),
             shape_text(layer.output),
             f"{layer.weights:,}",
             f"{layer.macs:,}",
-            _cell(answer if why else "yes"),
+            answer if why else "yes",
         )
     total = sum(layer.weights for layer in inspection.layers)
     share = inspection.prunable_weights / total if total else 0.0
     line = f"{inspection.prunable_weights:,} of {total:,} weights ({share:.1%}) pruned by default"
     parts: list[RenderableType] = [Text(_gain_text(inspection.runtimes)), Text(), table, Text(line)]
     if verbose:
-        parts += [Text(), *(Text(of) for of in _gate_lines(inspection))]
+        parts += [Text(), *(_cell(of) for of in _gate_lines(inspection))]
     return Group(*parts)
 
 
@@ -430,22 +462,20 @@ def _gate_lines(inspection: Inspection) -> Iterator[str]:
 
 def comparison_view(comparison: Comparison, names: tuple[str, str] = ("first", "second")) -> Group:
     """What differs in the settings, what came of it, and in which layers."""
-    settings = Table("setting", "A", "B", box=None, pad_edge=False, header_style="bold")
+    settings = _table("setting", "A", "B")
     for one in comparison.settings:
-        settings.add_row(_cell(one.name), *(_cell(_value(of)) for of in (one.first, one.second)))
-    figures = Table("", box=None, pad_edge=False, header_style="bold")
-    for heading in ("A", "B", "B - A"):
-        figures.add_column(heading, justify="right")
-    figures.add_column("", overflow="fold")
+        _add(settings, one.name, _value(one.first), _value(one.second))
+    figures = _table("", right=("A", "B", "B - A"), last=("",))
     for one in comparison.figures:
-        figures.add_row(
+        _add(
+            figures,
             f"{one.name}, {one.unit}",
             *("-" if of is None else f"{of:.{_digits(one)}f}" for of in (one.first, one.second)),
             _difference(one),
             one.note,
         )
     parts: list[RenderableType] = [
-        Text(f"{of}: {name}") for of, name in zip("AB", names, strict=True)
+        _cell(f"{of}: {name}") for of, name in zip("AB", names, strict=True)
     ]
     parts += [Text(), settings if comparison.settings else Text("same settings")]
     parts += [Text(), figures, Text()]
@@ -457,12 +487,12 @@ def comparison_view(comparison: Comparison, names: tuple[str, str] = ("first", "
 
 
 def _pair_table(comparison: Comparison) -> Table:
-    table = Table("layer", box=None, pad_edge=False, header_style="bold")
-    for heading in ("zeros A", "zeros B", "B - A", "error A", "error B", "B - A"):
-        table.add_column(heading, justify="right")
+    numbers = ("zeros A", "zeros B", "B - A", "error A", "error B", "B - A")
+    table = _table("layer", right=numbers)
     for pair in comparison.layers:
-        table.add_row(
-            _cell(pair.name),
+        _add(
+            table,
+            pair.name,
             *(f"{of:.1%}" for of in pair.sparsities),
             f"{100 * pair.difference:+.1f}",
             *(f"{of:.2g}" for of in pair.errors),
@@ -486,23 +516,17 @@ def _value(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-def _cell(text: str) -> Text:
-    """Text as it is: names may hold what Rich takes for markup."""
-    return Text(text)
-
-
 def sweep_view(sweep: Sweep) -> Group:
     """One line per sparsity."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
     judged = any(point.evaluation for point in sweep.points)
     columns = _columns(*(point.calibration for point in sweep.points))
-    for heading in ("zeros", *columns, "points lost", "bytes left", "MACs left", "s"):
-        table.add_column(heading, justify="right")
+    table = _table(right=("zeros", *columns, "points lost", "bytes left", "MACs left", "s"))
     for point in sweep.points:
         found = point.evaluation if judged else point.calibration
         cells = [(getattr(found, name, None), how) for name, how in columns.values()]
         lost = getattr(found, "drop", None)
-        table.add_row(
+        _add(
+            table,
             f"{point.sparsity:.2%}",
             *("-" if value is None else format(value, how) for value, how in cells),
             "-" if found is None or lost is None else f"{lost:.2f} ± {found.drop_error:.2f}",
@@ -535,16 +559,17 @@ def _reasons(runtimes: Sequence[RuntimeReport]) -> list[str]:
 
 def bench_view(bench: Bench) -> Group:
     """One line per file and runtime, the pruned files against the first."""
-    table = Table("runtime", box=None, pad_edge=False, header_style="bold")
-    table.add_column("file", overflow="fold")
-    for heading in ("median ms", "interval", "peak MB"):
-        table.add_column(heading, justify="right")
-    for heading in ("against the first", "zeros left out", "precision"):
-        table.add_column(heading, overflow="fold")
+    table = _table(
+        "runtime",
+        "file",
+        right=("median ms", "interval", "peak MB"),
+        last=("against the first", "zeros left out", "precision"),
+    )
     for one in bench.timings:
-        table.add_row(
+        _add(
+            table,
             one.runtime,
-            _cell(bench.label(one)),
+            bench.label(one),
             f"{one.median:.3g}",
             f"{one.low:.3g} to {one.high:.3g}",
             "-" if one.peak_bytes is None else f"{one.peak_bytes / 1e6:.1f}",
