@@ -15,9 +15,17 @@ SecateurWarning (a UserWarning: the result stands, but read this; also kept in t
 Each message says what was found, what was expected and what to do next.
 """
 
+_LONGEST = 1500  # characters of a message
+
 
 class SecateurError(Exception):
-    """The root of every error raised on purpose by this package."""
+    """The root of every error raised on purpose by this package.
+
+    Its message is one printable line: names in it may come from files that anybody wrote.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_one_line(message))
 
 
 class UserError(SecateurError, ValueError):
@@ -65,3 +73,13 @@ class NumericalError(SecateurError, ArithmeticError):
 
 class SecateurWarning(UserWarning):
     """The result stands, but something about it should be known."""
+
+
+def _one_line(text: str) -> str:
+    """The text without line ends and control characters; the middle of a long one is left out."""
+    if len(text) > _LONGEST:
+        half = _LONGEST // 2
+        text = f"{text[:half]} [...] {text[-half:]}"
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else " " if sign.isspace() else "?" for sign in text)

@@ -122,7 +122,7 @@ class Recipe:
         """
         try:
             held = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise OptionError(f"{path} cannot be read as a recipe: {error}") from error
         return cls.of(held, str(path))
 

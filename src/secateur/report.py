@@ -183,6 +183,12 @@ class Report(Saved):
     notes: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        target = self.requested.get("target")
+        value = target.get("value") if isinstance(target, dict) else None
+        if self.search is not None and type(value) not in (int, float):
+            raise ValueError("requested has no target, which the search went by")
+
     def save_page(
         self, path: str | Path, *, bench: Bench | None = None, force: bool = False
     ) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 import onnx
 import onnx.inliner
 import torch
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 from torch import Tensor
 
@@ -38,7 +40,10 @@ def read(path: str | Path) -> ModelProto:
         raise ModelError(f"no such file: {path}, expected an ONNX model: check the path")
     model = ModelProto()
     try:
+        _check_size(path.stat().st_size, str(path))
         model.ParseFromString(path.read_bytes())
+    except ModelError:
+        raise
     except OSError as error:
         raise ModelError(f"{path} cannot be read ({error.strerror}): check the file") from error
     except Exception as error:  # protobuf's own kinds
@@ -46,6 +51,7 @@ def read(path: str | Path) -> ModelProto:
             f"{path} is not a readable ONNX file ({first_line(error)}), expected a whole one: "
             "copy or export it again"
         ) from error
+    _check_texts(model, str(path))
     _load_external(model, path)
     check(model, str(path))
     return model
@@ -58,9 +64,8 @@ def check(model: ModelProto, name: str = "the ONNX model") -> None:
             f"{name} has weights in other files that were not loaded, expected them within: "
             "pass the file's path, or load it with onnx.load"
         )
-    size = model.ByteSize()
-    if size > _MOST_BYTES:
-        raise ModelError(f"{name} holds {size / 1e9:.1f} GB, expected at most 2 GB: split it")
+    _check_size(model.ByteSize(), name)
+    _check_texts(model, name)
     try:
         onnx.checker.check_model(_with_output_shapes(model))
     except Exception as error:  # ValidationError, and what protobuf raises
@@ -69,6 +74,26 @@ def check(model: ModelProto, name: str = "the ONNX model") -> None:
             "accepts: export it again"
         ) from error
     _check_functions(model, name)
+
+
+def _check_size(size: int, name: str) -> None:
+    if size > _MOST_BYTES:
+        raise ModelError(f"{name} holds {size / 1e9:.1f} GB, expected at most 2 GB: split it")
+
+
+def _check_texts(message: Message, name: str) -> None:
+    """Raises ModelError when a text is not UTF-8; protobuf gives such a one as bytes."""
+    for field, value in message.ListFields():
+        if field.type == FieldDescriptor.TYPE_MESSAGE:
+            for inner in value if hasattr(value, "extend") else [value]:
+                _check_texts(inner, name)
+        elif field.type == FieldDescriptor.TYPE_STRING:
+            for text in [value] if isinstance(value, str | bytes) else value:
+                if isinstance(text, bytes):
+                    raise ModelError(
+                        f"{name} has a {field.name} that is not UTF-8 ({text[:50]!r}), expected a "
+                        "text: copy or export the file again"
+                    )
 
 
 def inlined(model: ModelProto) -> ModelProto:
