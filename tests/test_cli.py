@@ -426,9 +426,9 @@ MISTAKES = {
     "no such weights": (None, {}, ["--weights", "absent.pt"], "no such file: absent.pt"),
     "wrong weights": (None, {}, ["--weights", "{other.safetensors}"], "does not fit the model"),
     "no weights at all": (None, {}, ["--weights", "{junk.pt}"], "cannot be read as weights"),
-    "a whole module": (None, {}, ["--weights", "{whole.pt}"], "whole.pt holds a whole module or"),
+    "a whole module": (None, {}, ["--weights", "{whole.pt}"], "whole.pt holds a pickled module or"),
     "onnx as weights": (None, {}, ["--weights", "{net.onnx}"], "net.onnx is an ONNX file, which"),
-    "weights alone": ("sd.pt", {}, [], "sd.pt holds weights only, expected the network"),
+    "absent weights alone": ("sd.pt", {}, [], "no such file: sd.pt, expected an .onnx file"),
     "mean of words": (None, {"data": "pngs"}, ["--mean", "a,b"], "--mean is 'a,b'"),
     "two channels": (None, {"data": "pngs"}, ["--channels", 2], "expected 1 (grey) or 3 (RGB)"),
     "no images wanted": (None, {}, ["--max-images", 0], "max_images is 0"),
@@ -477,7 +477,7 @@ def test_a_mistake_with_inspect_is_one_sentence(place, arguments, says):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["inspect", "{whole.pt}"], "pass net.py:build --weights"),
+        (["inspect", "{whole.pt}"], "pass net.py:build, where build returns torch.load("),
         (
             ["inspect", "{torn.json}"],
             "torn.json is a file that holds no network, expected an .onnx",

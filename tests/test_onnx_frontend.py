@@ -666,9 +666,11 @@ def test_a_broken_file_is_one_sentence(kind, tmp_path, own_process) -> None:
 def test_what_is_no_file_is_one_sentence(tmp_path, own_process) -> None:
     (tmp_path / "folder.onnx").mkdir()
     os.mkfifo(tmp_path / "pipe.onnx")
-    for name in ("absent.onnx", "folder.onnx", "pipe.onnx"):
+    for name in ("absent.onnx", "pipe.onnx"):
         with refused("no such file"):
             secateur.inspect(tmp_path / name)
+    with refused("is a folder, expected an .onnx file"):
+        secateur.inspect(tmp_path / "folder.onnx")
     for name, content in {
         "empty.onnx": b"",
         "text.onnx": b"no model",
@@ -677,7 +679,7 @@ def test_what_is_no_file_is_one_sentence(tmp_path, own_process) -> None:
         (tmp_path / name).write_bytes(content)
         with refused(name):
             secateur.inspect(tmp_path / name)
-    with refused(r"'net\.pt', expected a torch\.nn\.Module or the path of an \.onnx file"):
+    with refused(r"no such file: net\.pt, expected an \.onnx file, file\.py:callable or"):
         secateur.inspect("net.pt")
     with refused("is a dict, expected"):
         secateur.prune({}, torch.randn(40, 3, 6, 6), sparsity=0.5)

@@ -18,9 +18,10 @@ from secateur.errors import OptionError, SecateurWarning
 from secateur.evaluate import Judge
 from secateur.export import as_onnx
 from secateur.forecast import Forecast, foresee
-from secateur.frontends import device_of, input_shape, read, trace, with_parameters
+from secateur.frontends import device_of, input_shape, trace, with_parameters
 from secateur.frontends.first_runs import one_first_run
 from secateur.job import Options, prepare
+from secateur.loading import read_model
 from secateur.methods import Method
 from secateur.patterns import Pattern
 from secateur.quantization import check_kind
@@ -157,7 +158,7 @@ def prune(
         device=device,
         quantize=quantize,
     )
-    model = read(model)
+    model = read_model(model)
     check_kind(quantize, model)
     job = prepare(model, data, options, evaluation)
     with layer_progress(progress, job.plan.visits) as on_layer:
@@ -224,7 +225,7 @@ def plan(
         seed=seed,
         device=device,
     )
-    job = prepare(read(model), data, options, search=False)
+    job = prepare(read_model(model), data, options, search=False)
     for warning in job.warnings:
         warnings.warn(warning, SecateurWarning, stacklevel=2)
     found = job.plan
@@ -249,7 +250,7 @@ def inspect(
     Raises:
         ModelError: the model cannot be exported or run with such an input.
     """
-    model = read(model)
+    model = read_model(model)
     shape = input_shape(model) if shape is None else shape
     if not shape or any(size < 1 for size in shape):
         raise OptionError(f"shape is {tuple(shape)}, expected positive sizes such as (3, 224, 224)")

@@ -14,8 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from secateur.errors import DataError, ModelError
-from secateur.frontends import is_onnx, onnx_function, read
-from secateur.ir import IR, is_ir_file, read_ir
+from secateur.frontends import is_onnx, onnx_function
+from secateur.ir import IR
+from secateur.loading import read_network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +241,7 @@ def first_output(
     """
     if len(images) == 0:
         raise DataError("got no images to evaluate, expected at least one: check the source")
-    model = model if isinstance(model, IR) else read_ir(model) if is_ir_file(model) else read(model)
+    model = model if isinstance(model, IR) else read_network(model)
     with torch.no_grad(), _running(model, images[:2]) as run:
         try:
             parts = [_first(run(part), len(part)) for part in images.split(batch_size)]

@@ -1,22 +1,30 @@
-"""Models by reference, and checkpoints into them."""
+"""Networks by reference: files that hold one, functions that build one; and weights into them."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from secateur import frontends
+from secateur.checkpoints import load_state, read_state
 from secateur.errors import ModelError, OptionError
-from secateur.frontends import read
-from secateur.ir import is_ir_file, read_ir
+from secateur.file_kinds import (
+    CHECKPOINT,
+    IR,
+    ONNX,
+    PYTHON,
+    SAFETENSORS,
+    FileKind,
+    kind_named,
+    kind_of,
+)
+from secateur.ir import read_ir
 from secateur.references import call
 
-_WEIGHTS = (".safetensors", ".pt", ".pth")
-_WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
+_NETWORKS = "an .onnx file, file.py:callable or package.module:callable"
+_WEIGHTS = "weights as .safetensors, .pt or .pth"
 
 
 def is_onnx_file(reference: str) -> bool:
@@ -31,24 +39,25 @@ def load_model(reference: str, weights: str | Path | None = None) -> Any:
         reference: a module, or a function or class without arguments that returns one; or the
             path of an `.onnx` file, of which an `onnx.ModelProto` is returned.
         weights: a `.safetensors` file or a checkpoint that `torch.load` reads without running
-            code; wrappers such as {"state_dict": ...} and a common "module." prefix are removed.
+            code; see `secateur.checkpoints`.
 
     Raises:
-        ModelError: anything does not exist, is not a module, or does not fit.
-        OptionError: weights are given for an ONNX file, which has its own, or in the place of a
-            network, or the other way round.
+        ModelError: anything does not exist, is of another kind, is not a module, or does not fit.
+        OptionError: weights are given for a network that has its own.
         MissingExtraError: an ONNX file, and onnx or onnxruntime is not installed.
     """
-    if is_onnx_file(reference):
+    kind = _network_kind(reference)
+    if kind is ONNX:
         if weights is not None:
             raise OptionError(
                 f"got the weights {weights} for {reference}, expected none, for an ONNX file has "
                 "its own: leave them out"
             )
-        return read(reference)
-    _check_kind(reference, weights)
-    if weights is not None and not Path(weights).is_file():
-        raise ModelError(f"no such file: {weights}, expected the model's weights: check the path")
+        return frontends.read(reference)
+    if kind is not None:
+        raise ModelError(kind.told(reference, _NETWORKS))
+    if weights is not None:
+        _check_weights(Path(weights))
     model = call(reference)
     if not isinstance(model, nn.Module):
         raise ModelError(
@@ -56,112 +65,92 @@ def load_model(reference: str, weights: str | Path | None = None) -> Any:
             "expected a torch.nn.Module: name the function that builds the network"
         )
     if weights is not None:
-        _load_state(model, read_state(Path(weights)), str(weights))
+        load_state(model, read_state(Path(weights)), str(weights))
     return model.eval()
-
-
-def _check_kind(reference: str, weights: str | Path | None) -> None:
-    """Raises OptionError where a file of another kind is given as the network or its weights."""
-    suffix = Path(reference).suffix.lower()
-    if suffix in _WEIGHTS:
-        raise OptionError(
-            f"{reference} holds weights only, expected the network that they are for: pass "
-            f"net.py:build --weights {reference}, where build returns the network"
-        )
-    if suffix != ".py" and Path(reference).is_file():
-        raise OptionError(
-            f"{reference} is a file that holds no network, expected an .onnx file, "
-            "file.py:callable or package.module:callable: pass one of these"
-        )
-    if weights is not None and is_onnx_file(str(weights)):
-        raise OptionError(
-            f"{weights} is an ONNX file, which is a network of its own, expected .safetensors, "
-            ".pt or .pth as weights: pass it in the place of the network"
-        )
 
 
 def load_network(reference: str, builder: str | None = None) -> Any:
     """A network to run, by any file that holds one.
 
     Args:
-        reference: an `.onnx` file; an OpenVINO `.xml` file; weights (`.safetensors`, `.pt`,
-            `.pth`), for the network that `builder` builds; or what `load_model` takes.
+        reference: an OpenVINO `.xml` file; weights (`.safetensors`, `.pt`, `.pth`), for the
+            network that `builder` builds; or what `load_model` takes.
         builder: `file.py:callable` or `package.module:callable`.
 
     Raises:
-        ModelError: anything does not exist, cannot be read or does not fit.
+        ModelError: anything does not exist, is of another kind, cannot be read or does not fit.
         OptionError: weights without a builder.
         MissingExtraError: what reads the file is not installed.
     """
-    if is_ir_file(reference):
+    kind = _network_kind(reference)
+    if kind is IR:
         return read_ir(reference)
-    if Path(reference).suffix.lower() not in _WEIGHTS:
+    if kind not in (CHECKPOINT, SAFETENSORS):
         return load_model(reference)
     if builder is None:
         raise OptionError(
-            f"{reference} holds weights only, expected a network to put them into: pass --model "
+            f"{reference} is {kind.what}, expected a network to put them into: pass --model "
             "file.py:callable or package.module:callable"
         )
     return load_model(builder, reference)
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """A checkpoint's tensors by name."""
-    held = _read(path)
-    for key in _WRAPPERS:
-        if isinstance(held, Mapping) and isinstance(held.get(key), Mapping):
-            held = held[key]
-    if not isinstance(held, Mapping) or not all(isinstance(v, Tensor) for v in held.values()):
-        raise ModelError(
-            f"{path} holds a {type(held).__name__}, expected a state dict (names to tensors): "
-            "save model.state_dict()"
+def read_model(model: Any) -> Any:
+    """The network that is passed to a function of the library.
+
+    Args:
+        model: a module or an `onnx.ModelProto`, which are returned, or what `load_model` takes.
+
+    Raises: as `load_model`.
+    """
+    if not isinstance(model, str | Path):
+        return frontends.read(model)
+    kind = _network_kind(str(model))
+    if kind in (CHECKPOINT, SAFETENSORS):
+        raise OptionError(
+            f"{model} is {kind.what}, expected a torch.nn.Module or {_NETWORKS}: pass the module, "
+            "with these weights loaded"
         )
-    if held and all(name.startswith("module.") for name in held):  # saved from DataParallel
-        held = {name.removeprefix("module."): tensor for name, tensor in held.items()}
-    return dict(held)
+    return load_model(str(model))
 
 
-def _read(path: Path) -> Any:
+def read_network(model: Any) -> Any:
+    """As `read_model`, but also of an OpenVINO `.xml` file, which can be run."""
+    is_ir = isinstance(model, str | Path) and _network_kind(str(model)) is IR
+    return read_ir(model) if is_ir else read_model(model)
+
+
+def _network_kind(reference: str) -> FileKind | None:
+    """The kind of the file that a network is given as; None where it is a reference to Python.
+
+    Raises:
+        ModelError: no such file, it cannot be read, or holds a pickled module.
+    """
+    path = Path(reference)
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling and safetensors raise many kinds
-        if held := re.search(r"Unsupported (?:global|class): ?(?:GLOBAL )?(\S+)", str(error)):
-            raise ModelError(
-                f"{path} holds a whole module or other Python objects ({held[1]}), expected a "
-                "state dict: save model.state_dict()"
-            ) from error
-        first = next(iter(str(error).splitlines()), type(error).__name__)
+        kind = kind_of(path) if path.is_file() or path.is_dir() else None
+    except OSError as error:
         raise ModelError(
-            f"{path} cannot be read as weights ({first[:200]}), expected .safetensors or a "
-            "checkpoint with tensors only: save model.state_dict()"
+            f"{reference[:200]} cannot be read ({error.strerror}), expected {_NETWORKS}: check it"
         ) from error
+    if kind is None and is_onnx_file(reference):
+        return ONNX  # its reader tells that there is none, or what is not installed
+    if kind is None and kind_named(path) not in (None, PYTHON):
+        raise ModelError(f"no such file: {path}, expected {_NETWORKS}: check the path")
+    if kind is CHECKPOINT:
+        read_state(path)  # tells of what is not just weights
+    return kind
 
 
-def _load_state(model: nn.Module, state: dict[str, Tensor], name: str) -> None:
+def _check_weights(path: Path) -> None:
+    """Raises where a file holds no weights, before a network is built for them."""
     try:
-        missing, unexpected = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:  # shapes differ
-        detail = " ".join(str(error).split("\n", 1)[-1].split())[:200]
+        if not (path.is_file() or path.is_dir()):
+            raise ModelError(f"no such file: {path}, expected the model's weights: check the path")
+        kind = kind_of(path)
+    except OSError as error:
         raise ModelError(
-            f"{name} does not fit the model: {detail}; expected the same shapes: "
-            "check that the weights belong to this network"
+            f"{str(path)[:200]} cannot be read ({error.strerror}), expected {_WEIGHTS}: check it"
         ) from error
-    tied = [key for key in missing if _is_tied(model, key, state)]
-    missing = [key for key in missing if key not in tied]
-    if missing or unexpected:
-        raise ModelError(
-            f"{name} does not fit the model: {len(missing)} names missing "
-            f"({', '.join(missing[:3]) or 'none'}), {len(unexpected)} unknown "
-            f"({', '.join(unexpected[:3]) or 'none'}); expected the model's own names: "
-            "check that the weights belong to this network"
-        )
-
-
-def _is_tied(model: nn.Module, key: str, state: dict[str, Tensor]) -> bool:
-    """Whether a missing tensor is shared with one that was there (safetensors stores one)."""
-    own = model.state_dict()
-    return any(own[other].data_ptr() == own[key].data_ptr() for other in state if other in own)
+    if kind not in (CHECKPOINT, SAFETENSORS):
+        raise ModelError(kind.told(path, _WEIGHTS))

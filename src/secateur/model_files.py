@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 from secateur.errors import PackError, UserError
+from secateur.file_kinds import EMPTY, LFS_POINTER, WEB_PAGE, kind_of
 
 LEAST_BYTES = 1024  # of a tensor that is worth coding by itself
 
@@ -37,6 +38,9 @@ def find_tensors(path: Path) -> list[Tensor]:
             f"{path} ends in {suffix!r}, expected .safetensors or .onnx: save the model as one"
         )
     with reading(path, f"a whole {suffix} file: save the model again"), path.open("rb") as file:
+        kind = kind_of(path)
+        if kind in (EMPTY, LFS_POINTER, WEB_PAGE):
+            raise PackError(kind.told(path, "a .safetensors or .onnx file"))
         return list(finders[suffix](file, size))
 
 

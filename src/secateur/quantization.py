@@ -21,7 +21,8 @@ from torch import Tensor
 
 from secateur.errors import ModelError, OptionError
 from secateur.extras import require
-from secateur.frontends import is_onnx, read, require_onnx
+from secateur.frontends import is_onnx, require_onnx
+from secateur.loading import read_model
 
 Weights = Mapping[str, np.ndarray]
 
@@ -49,7 +50,7 @@ def quantize(model: Any, images: Tensor) -> Any:
     require_onnx("quantising to INT8", extra="int8")
     from secateur.frontends import onnx as frontend
 
-    model = read(model)
+    model = read_model(model)
     if not is_onnx(model):
         raise ModelError("the model is a torch.nn.Module, expected ONNX: pass the exported file")
     plain = frontend.folded(frontend.upgraded(model))

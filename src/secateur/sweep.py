@@ -19,9 +19,9 @@ from secateur.console import layer_progress
 from secateur.data import MAX_IMAGES, Transform
 from secateur.errors import OptionError, SecateurWarning
 from secateur.evaluate import Evaluation
-from secateur.frontends import read
 from secateur.frontends.first_runs import one_first_run
 from secateur.job import Job, Options, prepare
+from secateur.loading import read_model
 from secateur.methods import Method
 from secateur.output import write_file
 from secateur.patterns import Pattern
@@ -160,7 +160,7 @@ def sweep(
         seed=seed,
         device=device,
     )
-    job = prepare(read(model), data, options, evaluation)
+    job = prepare(read_model(model), data, options, evaluation)
     with layer_progress(progress, _visits(job.plan, targets)) as on_layer:
         job = job.measure(on_layer)
         reports = [_point(job, target) for target in targets]
