@@ -412,7 +412,12 @@ MISTAKES = {
     "nothing to prune": ("{}:nothing_to_prune", {}, [], "no layer to prune"),
     "only protected": ("{}:only_protected", {}, [], "0 (first layer)"),
     "nan in weights": ("{}:broken", {}, [], "3.weight"),
-    "nan in images": (None, {"data": "nan.npz"}, [], "NaN or Inf in 1 images"),
+    "nan in images": (
+        None,
+        {"data": "nan.npz"},
+        [],
+        "NaN or Inf (the first such image is number 3)",
+    ),
     "sparsity in percent": (None, {"sparsity": 60}, [], "(60 % is 0.6)"),
     "sparsity 1.5": (None, {"sparsity": 1.5}, [], "sparsity is 1.5, expected"),
     "sparsity -0.1": (None, {"sparsity": -0.1}, [], "sparsity is -0.1, expected"),

@@ -501,7 +501,7 @@ def one_nan():
         (torch.zeros(4, 3, dtype=torch.complex64), "expected a batch"),
         (torch.zeros(4, 3, dtype=torch.int64), r"holds torch\.int64, expected floats"),
         (torch.zeros(4, 5, 8, 7, dtype=torch.uint8), "in uint8, expected"),
-        (one_nan(), r"NaN or Inf in 2 images \(the first is number 4\)"),
+        (one_nan(), r"NaN or Inf \(the first such image is number 4\)"),
         (7, "the data are a int"),
         ({"images": FLOATS}, "the data are a dict"),
         ([(1, 2)], "batches of type tuple"),

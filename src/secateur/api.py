@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from secateur.allocations import Allocation
 from secateur.console import layer_progress
-from secateur.data import MAX_IMAGES, Transform
+from secateur.data import MAX_IMAGES
 from secateur.errors import OptionError, SecateurWarning
 from secateur.evaluate import Judge
 from secateur.export import as_onnx
@@ -24,6 +24,7 @@ from secateur.job import Options, prepare
 from secateur.loading import read_model
 from secateur.methods import Method
 from secateur.patterns import Pattern
+from secateur.preprocess import Transform
 from secateur.quantization import check_kind
 from secateur.quantization import quantize as in_int8
 from secateur.recipe import Recipe, choose_recipe

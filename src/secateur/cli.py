@@ -27,10 +27,11 @@ from secateur_main import ended_at_once
 
 if TYPE_CHECKING:
     from secateur.api import PruneResult
-    from secateur.data import Images, Preprocess
     from secateur.evaluate import Evaluation
+    from secateur.preprocess import Preprocess
     from secateur.recipe import Recipe
     from secateur.report import Report
+    from secateur.streams import ImageStream
     from secateur.sweep import Sweep
 
 app = typer.Typer(
@@ -445,27 +446,23 @@ def evaluate(
     """
     with _one_sentence():
         from secateur.console import verdict_lines
-        from secateur.data import load_images
-        from secateur.errors import DataError, SecateurWarning
-        from secateur.evaluate import compare, first_output, is_scores
+        from secateur.data import open_images
+        from secateur.errors import SecateurWarning
+        from secateur.evaluate import answer, compare
         from secateur.loading import load_network
 
         preprocess = _preprocess(size, resize, mean, std, channels)
         network = load_network(file, model)
-        other = None if against is None else load_network(against, model)
-        images = load_images(eval_data, preprocess=preprocess, max_images=None, labelled=True)
-        if images.labels is None and other is None:
-            raise DataError(
-                f"{eval_data} has no labels, expected some, or another network to compare with: "
-                "add labels, or pass --against"
-            )
-        base = None if other is None else first_output(other, images.tensor)
-        output = first_output(network, images.tensor)
-        found = [(file, compare(output, images.labels, base))]
-        for doubt in images.doubts(output.shape[1] if is_scores(output) else 0):
+        others = [] if against is None else [load_network(against, model)]
+        images = open_images(eval_data, preprocess=preprocess)
+        answers = answer([network, *others], images, needs_labels=not others)
+        output, *bases = answers.outputs
+        base = bases[0] if bases else None
+        found = [(file, compare(output, answers.labels, base))]
+        for doubt in images.doubts(answers.classes):
             warnings.warn(doubt, SecateurWarning, stacklevel=2)
         if base is not None and against is not None:
-            found.append((against, compare(base, images.labels, base)))
+            found.append((against, compare(base, answers.labels, base)))
         typer.echo(_json(found) if as_json else "\n".join(verdict_lines(found)))
 
 
@@ -590,13 +587,11 @@ def _preprocess(
     )
 
 
-def _evaluation(source: str | None, preprocess: Preprocess | None) -> Images | None:
-    """All images of --eval, with labels where they have any."""
-    from secateur.data import load_images
+def _evaluation(source: str | None, preprocess: Preprocess | None) -> ImageStream | None:
+    """All images of --eval, with labels where they have any; read when they are needed."""
+    from secateur.data import open_images
 
-    if source is None:
-        return None
-    return load_images(source, preprocess=preprocess, max_images=None, labelled=True)
+    return None if source is None else open_images(source, preprocess=preprocess)
 
 
 def _common(

@@ -1,31 +1,45 @@
-"""Calibration and evaluation images from wherever they are, as one float tensor.
+"""Calibration and evaluation images from wherever they are, as inputs of a network.
 
 Accepted everywhere data are taken: a float tensor (N, C, ...), an array, a DataLoader or any
-iterable of batches (labels in them are ignored), a Dataset of single images, a folder of images,
+iterable of batches (see `secateur.batches`), a Dataset of single images, a folder of images,
 an `.npz` file, a reference `file.py:callable` / `package.module:callable` to any of these, or
 synthetic images: "fractal:300" and, for comparison only, "gaussian:300" and "pink:300".
+
+Layers are fitted to all calibration images at once: `load_images` gives these as one tensor.
+Networks are judged on any number of images: `open_images` gives these batch by batch.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
-from PIL import Image, UnidentifiedImageError
+from jaxtyping import Float, Int
+from PIL import Image
 from torch import Tensor
 
-from secateur.errors import DataError, OptionError
+from secateur.batches import read_batch
+from secateur.errors import DataError, OptionError, SecateurError
+from secateur.folders import folder_labels, image_files, open_image
 from secateur.fractals import fractal_images
 from secateur.noise import gaussian_noise, pink_noise
 from secateur.options import did_you_mean
+from secateur.preprocess import Preprocess, Transform
 from secateur.references import call, is_reference
+from secateur.streams import (
+    BATCH,
+    ImageStream,
+    Part,
+    check_finite,
+    check_shapes,
+    few_classes,
+    joined,
+)
 
 FEW_IMAGES = 32  # below this a warning: the statistics of most layers are too thin
 MAX_IMAGES = 1000
@@ -34,85 +48,6 @@ _SYNTHETIC = {
     "pink": ("1/f noise", pink_noise),
     "gaussian": ("Gaussian noise", gaussian_noise),
 }
-_NOT_IMAGES = {"labels.csv", "thumbs.db", "desktop.ini"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preprocess:
-    """From an image to the network's input, as torchvision's evaluation transforms do it.
-
-    Attributes:
-        size: side of the square centre crop, in pixels; None = no crop.
-        resize: the short side is resized to this before the crop (bilinear, antialiased);
-            None = `size` where that is given.
-        mean, std: per channel, for pixels scaled to [0, 1]; None = 0 and 1. Where neither is given,
-            images come with a warning: few networks are trained so.
-        channels: 3 (RGB) or 1 (grey); any number for synthetic images.
-    """
-
-    size: int | None = None
-    resize: int | None = None
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
-    channels: int = 3
-
-    def __post_init__(self) -> None:
-        if self.channels < 1:
-            raise OptionError(f"channels is {self.channels}, expected 1 (grey) or 3 (RGB)")
-        for name, least in (("size", self.size), ("resize", self.resize)):
-            if least is not None and least < 1:
-                raise OptionError(f"{name} is {least}, expected pixels, at least 1")
-        if self.size and self.resize and self.resize < self.size:
-            raise OptionError(
-                f"resize is {self.resize} and size {self.size}, expected a crop no larger than "
-                "the resized short side: raise resize or lower size"
-            )
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if values is not None and len(values) not in (1, self.channels):
-                raise OptionError(
-                    f"{name} has {len(values)} values, expected {self.channels} "
-                    "(one per channel) or 1"
-                )
-        if self.std is not None and any(value <= 0 for value in self.std):
-            raise OptionError(f"std is {tuple(self.std)}, expected numbers above 0")
-
-    def __call__(self, image: Image.Image) -> Float[Tensor, "chan height width"]:
-        """Converts, resizes, crops, scales to [0, 1] and normalises one image."""
-        if self.channels not in (1, 3):
-            raise OptionError(
-                f"channels is {self.channels}, expected 1 (grey) or 3 (RGB) for images; "
-                "other numbers are for synthetic ones such as fractal:300"
-            )
-        image = image.convert("RGB" if self.channels == 3 else "L")
-        image = _center_crop(_resize_short(image, self.resize or self.size), self.size)
-        pixels = torch.from_numpy(np.array(image))
-        return self.normalise(pixels.reshape(*pixels.shape[:2], self.channels).permute(2, 0, 1))
-
-    def normalise(self, pixels: UInt8[Tensor, "*batch chan height width"]) -> Tensor:
-        """Scales pixels to [0, 1], then by mean and std."""
-        mean, std = (
-            torch.tensor(tuple(of)).view(-1, 1, 1)
-            for of in (
-                (0.0,) if self.mean is None else self.mean,
-                (1.0,) if self.std is None else self.std,
-            )
-        )
-        return ((pixels.float() / 255 - mean) / std).contiguous()
-
-
-def _resize_short(image: Image.Image, short: int | None) -> Image.Image:
-    if short is None or min(image.size) == short:
-        return image
-    factor = short / min(image.size)
-    width, height = (max(short, int(side * factor)) for side in image.size)
-    return image.resize((width, height), Image.Resampling.BILINEAR)
-
-
-def _center_crop(image: Image.Image, size: int | None) -> Image.Image:
-    if size is None:
-        return image
-    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
 
 
 @dataclass(frozen=True)
@@ -139,19 +74,7 @@ class Images:
 
     def doubts(self, outputs: int) -> list[str]:
         """The warnings, and one where a network has more outputs than there are class folders."""
-        if not self.classes or len(self.classes) >= outputs:
-            return list(self.warnings)
-        shown = ", ".join(f"{name} = {index}" for index, name in enumerate(self.classes[:3]))
-        more = ", ..." if len(self.classes) > 3 else ""
-        return [
-            *self.warnings,
-            f"{self.source} has {len(self.classes)} class folders for a network with {outputs} "
-            f"outputs: the n-th in sorted order counts as class n, from 0 on ({shown}{more}); "
-            "where that is wrong, give the numbers in a labels.csv",
-        ]
-
-
-Transform = Callable[[Image.Image], Tensor]
+        return [*self.warnings, *few_classes(self.source, self.classes, outputs)]
 
 
 def load_images(
@@ -176,14 +99,41 @@ def load_images(
         DataError: the source does not exist, holds no images or broken ones, or they differ
             in size; the message names the file.
     """
+    if isinstance(data, Images):
+        check_finite(data.tensor, data.source)
+        return data
+    stream = open_images(
+        data, preprocess=preprocess, max_images=max_images, seed=seed, labelled=labelled
+    )
+    whole = joined(list(stream.checked()))
+    return Images(
+        whole.images,
+        stream.source,
+        whole.labels,
+        stream.notes,
+        stream.synthetic,
+        stream.classes,
+        stream.warnings,
+    )
+
+
+def open_images(
+    data: Any,
+    *,
+    preprocess: Transform | None = None,
+    max_images: int | None = None,
+    seed: int = 0,
+    labelled: bool = True,
+) -> ImageStream:
+    """The images of any accepted source, to be read batch by batch; arguments as `load_images`.
+
+    Raises:
+        DataError: the source does not exist or holds no images, or its labels are wrong; what
+            only reading shows is raised then.
+    """
     if max_images is not None and max_images < 1:
         raise OptionError(f"max_images is {max_images}, expected at least 1, or None for all")
-    source = _Source(preprocess, max_images, seed, labelled)
-    images = source.read(data)
-    if len(images.tensor) == 0:
-        raise DataError(f"{images.source} holds no images, expected at least one: add images")
-    _check_values(images)
-    return images
+    return _Source(preprocess, max_images, seed, labelled).read(data)
 
 
 @dataclass
@@ -193,9 +143,11 @@ class _Source:
     seed: int
     labelled: bool
 
-    def read(self, data: Any, name: str = "") -> Images:
-        if isinstance(data, Images):
+    def read(self, data: Any, name: str = "") -> ImageStream:
+        if isinstance(data, ImageStream):
             return data
+        if isinstance(data, Images):
+            return _stream_of(data)
         if isinstance(data, str | Path):
             return self._path(str(data))
         if isinstance(data, np.ndarray):
@@ -204,19 +156,21 @@ class _Source:
             return self._array(data, None, name or "tensor")
         if isinstance(data, tuple) and _is_pair(data) and (self.labelled or _is_labels(data[1])):
             return self._array(_tensor(data[0]), _tensor(data[1]), name or "tensors")
-        if isinstance(data, torch.utils.data.Dataset):
-            stream = isinstance(data, torch.utils.data.IterableDataset)
-            items = data if stream else (data[index] for index in range(len(data)))  # type: ignore[arg-type]
-            return self._batches(items, name or type(data).__name__, single=True)
+        name = name or type(data).__name__
+        if _is_indexed(data):
+            return self._batches(lambda: (data[i] for i in range(len(data))), name, single=True)
+        if isinstance(data, torch.utils.data.IterableDataset):
+            return self._batches(lambda: data, name, single=True)
         if isinstance(data, Iterable) and not isinstance(data, Mapping):
-            return self._batches(data, name or type(data).__name__)
+            again = _Replay(data) if isinstance(data, Iterator) else data
+            return self._batches(lambda: again, name)
         raise DataError(
             f"the data are a {type(data).__name__}, expected a float tensor (N, C, H, W), "
             "batches, a folder of images, an .npz file, file.py:callable or fractal:300: pass one "
             "of these"
         )
 
-    def _path(self, text: str) -> Images:
+    def _path(self, text: str) -> ImageStream:
         path = Path(text)
         try:
             path.exists()
@@ -242,7 +196,7 @@ class _Source:
             "file.py:callable: pass the folder that holds it"
         )
 
-    def _synthetic(self, kind: str, number: str) -> Images:
+    def _synthetic(self, kind: str, number: str) -> ImageStream:
         """Made images, as inputs of the network; see `secateur.fractals` and `secateur.noise`."""
         if not number.isdecimal() or int(number) < 1:
             raise DataError(f"got {kind}:{number}, expected how many to make, such as {kind}:300")
@@ -259,9 +213,9 @@ class _Source:
             images = self.preprocess.normalise(images)
         notes = [f"{count} of {number}, the most allowed"] if count < int(number) else []
         made = f"{count} {what}, seed {self.seed}"
-        return Images(images, f"{kind}:{number}", notes=notes, synthetic=made)
+        return _stream_of(Images(images, f"{kind}:{number}", notes=notes, synthetic=made))
 
-    def _npz(self, path: Path) -> Images:
+    def _npz(self, path: Path) -> ImageStream:
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
                 arrays = {key: held[key] for key in held.files}
@@ -277,31 +231,51 @@ class _Source:
         tensor = _tensor(images)
         return self._array(tensor, None if labels is None else _tensor(labels), str(path))
 
-    def _array(self, images: Tensor, labels: Tensor | None, name: str) -> Images:
+    def _array(self, images: Tensor, labels: Tensor | None, name: str) -> ImageStream:
+        """An array in memory; bytes become inputs a few at a time."""
         if images.dim() < 2 or images.is_complex():
             raise DataError(
                 f"{name} has shape {tuple(images.shape)}, expected a batch such as (N, C, H, W)"
             )
         _check_labels(images, labels, name)
-        chosen, notes = self._choice(len(images))
-        images = images[chosen]
-        warnings = self._unscaled() if images.dtype == torch.uint8 else []
+        self._check_kind(images, name)
+        rows, notes = self._choice(len(images))
+        numbers = labels.long() if labels is not None and self.labelled else None
+
+        def parts() -> Iterator[Part]:
+            for chosen in rows.split(BATCH) if len(rows) else ():
+                low, high = int(chosen[0]), int(chosen[-1]) + 1
+                at = slice(low, high) if high - low == len(chosen) else chosen  # a slice is no copy
+                inputs = self._inputs(images[at], name)
+                yield Part(name, inputs, None if numbers is None else numbers[at])
+
+        return ImageStream(
+            source=name,
+            parts=parts,
+            notes=notes,
+            warnings=self._unscaled() if images.dtype == torch.uint8 else [],
+            constant=images.is_floating_point(),
+        )
+
+    def _check_kind(self, images: Tensor, name: str) -> None:
+        """Raises where numbers are neither inputs nor pixels, or cannot be preprocessed."""
         if images.dtype == torch.uint8:
-            images = self._from_bytes(images, name)
-        elif not images.is_floating_point():
+            return
+        if not images.is_floating_point():
             raise DataError(
                 f"{name} holds {images.dtype}, expected floats (preprocessed) or uint8 images"
             )
-        elif self.preprocess is not None:
+        if self.preprocess is not None:
             raise DataError(
                 f"{name} holds floats, which count as preprocessed, and a preprocess was given, "
                 "expected one or the other: pass uint8 images or leave the preprocess out"
             )
-        labels = labels.long()[chosen] if labels is not None and self.labelled else None
-        return Images(images.detach().float(), name, labels, notes, warnings=warnings)
 
-    def _from_bytes(self, images: UInt8[Tensor, "batch ..."], name: str) -> Tensor:
-        """uint8 (N, C, H, W), (N, H, W, C) or (N, H, W) through the preprocess."""
+    def _inputs(self, images: Tensor, name: str) -> Float[Tensor, "batch ..."]:
+        """Floats as they are; uint8 (N, C, H, W), (N, H, W, C) or (N, H, W) preprocessed."""
+        self._check_kind(images, name)
+        if images.is_floating_point():
+            return images.detach().float()
         if images.dim() == 3:
             images = images.unsqueeze(-1)
         elif images.dim() == 4 and images.shape[1] in (1, 3):
@@ -313,46 +287,73 @@ class _Source:
             )
         preprocess = self.preprocess or Preprocess(channels=images.shape[-1])
         arrays = (image.squeeze(-1).cpu().numpy() for image in images)
-        return _stack((name, preprocess(Image.fromarray(array))) for array in arrays)
+        return torch.stack([preprocess(Image.fromarray(array)) for array in arrays])
 
-    def _batches(self, batches: Iterable, name: str, single: bool = False) -> Images:
-        parts: list[Tensor] = []
-        labels: list[Tensor] = []
-        count, notes = 0, []
-        for batch in batches:
-            images = _first_tensor(batch, name)
-            if self.labelled and _is_pair(batch):
-                labels.append(torch.as_tensor(batch[1]).reshape(-1))
-            parts.append(images.unsqueeze(0) if single else images)
-            count += len(parts[-1])
-            if self.max_images is not None and count >= self.max_images:
-                notes.append(f"the first {self.max_images} images of {name}")
-                break
-        if not parts:
-            raise DataError(f"{name} gives no batches, expected at least one: check its length")
-        _same_shape((f"batch {index}", part[0]) for index, part in enumerate(parts) if len(part))
-        whole = _Source(self.preprocess, None, self.seed, self.labelled)
-        limit = slice(self.max_images)
-        kept = torch.cat(labels)[limit] if labels else None
-        found = whole._array(torch.cat(parts)[limit], kept, name)
-        return Images(found.tensor, name, found.labels, notes, warnings=found.warnings)
+    def _batches(
+        self, batches: Callable[[], Iterable], name: str, single: bool = False
+    ) -> ImageStream:
+        """Batches, or single samples, that a loader gives at each call."""
+        notes: list[str] = []
+        warnings: list[str] = []
 
-    def _folder(self, folder: Path) -> Images:
-        files = sorted(path for path in folder.rglob("*") if _may_be_image(path, folder))
-        if not files:
-            raise DataError(f"{folder} holds no images, expected at least one: add images to it")
-        labels, classes, warnings = None, (), self._unscaled()
-        if self.labelled and (folder / "labels.csv").is_file():
-            labels = _csv_labels(folder / "labels.csv", folder, files)
-        elif self.labelled and (classes := _class_folders(folder, files)):
-            labels = torch.tensor([classes.index(_top(path, folder)) for path in files])
-            warnings += _nested(folder, files, classes)
-        chosen, notes = self._choice(len(files))
-        files = [files[index] for index in chosen.tolist()]
+        def parts() -> Iterator[Part]:
+            count, index = 0, -1
+            for index, batch in enumerate(_guarded(batches, name)):
+                part = self._part(batch, f"batch {index}", name, single, warnings)
+                rest = len(part) if self.max_images is None else self.max_images - count
+                yield part[:rest]
+                count += len(part[:rest])
+                if count == self.max_images:
+                    _add(notes, f"the first {self.max_images} images of {name}")
+                    return
+            if index < 0:
+                raise DataError(f"{name} gives no batches, expected at least one: check its length")
+
+        return ImageStream(source=name, parts=parts, notes=notes, warnings=warnings)
+
+    def _part(self, batch: Any, name: str, source: str, single: bool, warnings: list[str]) -> Part:
+        found = read_batch(batch, source, single=single)
+        if self.labelled and found.unused:
+            _add(
+                warnings,
+                f"no labels of {source} were used: beside the images it gives {found.unused}, "
+                "expected one class number per image, second in a tuple or under 'label'",
+            )
+        if isinstance(found.images, list):
+            _add(warnings, *self._unscaled())
+            images = self._preprocessed(found.images, source)
+        else:
+            array = _tensor(found.images)
+            if array.dtype == torch.uint8:
+                _add(warnings, *self._unscaled())
+            images = self._inputs(array, source)
+        return Part(name, images, found.labels if self.labelled else None)
+
+    def _preprocessed(self, images: Iterable[Image.Image], name: str) -> Tensor:
         preprocess = self.preprocess or Preprocess()
-        tensor = _stack((str(path), preprocess(_open(path))) for path in files)
-        labels = None if labels is None else labels[chosen]
-        return Images(tensor, str(folder), labels, notes, classes=classes, warnings=warnings)
+        parts = [Part(name, preprocess(image)[None]) for image in images]
+        for part in parts:
+            check_shapes(part, parts[0])
+        return joined(parts).images
+
+    def _folder(self, folder: Path) -> ImageStream:
+        files = image_files(folder)
+        labels, classes, warnings = None, (), self._unscaled()
+        if self.labelled:
+            labels, classes, more = folder_labels(folder, files)
+            warnings += more
+        rows, notes = self._choice(len(files))
+        preprocess = self.preprocess or Preprocess()
+
+        def parts() -> Iterator[Part]:
+            for row in rows.tolist():
+                image = preprocess(open_image(files[row]))
+                number = None if labels is None else labels[row : row + 1]
+                yield Part(str(files[row]), image[None], number)
+
+        return ImageStream(
+            source=str(folder), parts=parts, notes=notes, warnings=warnings, classes=classes
+        )
 
     def _unscaled(self) -> list[str]:
         """A warning where nobody has said what mean and spread the network wants."""
@@ -372,134 +373,62 @@ class _Source:
         return chosen, [f"{self.max_images} of {count} images, chosen with seed {self.seed}"]
 
 
-def _may_be_image(path: Path, folder: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return path.is_file() and not hidden and path.name.lower() not in _NOT_IMAGES
+@dataclass
+class _Replay:
+    """What an iterator gives, as often as it is asked for; each item is kept."""
+
+    rest: Iterator
+    items: list[Any] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator:
+        for place in itertools.count():
+            if place == len(self.items):
+                try:
+                    self.items.append(next(self.rest))
+                except StopIteration:
+                    return
+            yield self.items[place]
 
 
-def _open(path: Path) -> Image.Image:
+def _guarded(batches: Callable[[], Iterable], name: str) -> Iterator:
+    """What a loader gives; what it raises is told in a sentence."""
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        yield from batches()
+    except SecateurError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        said = lines[-1 if lines[0].startswith("Caught") else 0]  # the last is the worker's own
         raise DataError(
-            f"{path} is not a readable image, expected only images in the folder: "
-            "remove or repair it"
+            f"{name} cannot be read ({type(error).__name__}: {said}), expected batches of images: "
+            "try it alone"
         ) from error
 
 
-def _stack(named: Iterator[tuple[str, Tensor]]) -> Tensor:
-    """Stacks images one by one; all of one shape."""
-    return torch.stack([image for _, image in _same_shape(named)])
-
-
-def _same_shape(named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
-    held: list[tuple[str, Tensor]] = []
-    for name, image in named:
-        if held and image.shape != held[0][1].shape:
-            raise DataError(
-                f"{name} has shape {tuple(image.shape)} and {held[0][0]} "
-                f"{tuple(held[0][1].shape)}, expected images of one size: pass "
-                "Preprocess(size=...), or --size on the command line"
-            )
-        held.append((name, image))
-    return held
-
-
-def _class_folders(folder: Path, files: list[Path]) -> tuple[str, ...]:
-    """The subfolders in sorted order, whose places are class numbers; none where there are none.
-
-    Raises:
-        DataError: images lie beside them, or one holds no image: the numbers would be wrong.
-    """
-    full = sorted({_top(path, folder) for path in files if path.parent != folder})
-    if not full:
-        return ()
-    loose = sum(path.parent == folder for path in files)
-    if loose:
-        raise DataError(
-            f"{loose} image{'s lie' if loose > 1 else ' lies'} beside the class folders of "
-            f"{folder} ({_listed(full)}), expected all in class folders: move them into one, or "
-            "number all in labels.csv"
-        )
-    found = (path.name for path in folder.iterdir() if path.is_dir())
-    classes = tuple(sorted(name for name in found if not name.startswith(".")))
-    empty = [name for name in classes if name not in full]
-    if empty:
-        raise DataError(
-            f"{folder} has class folders without images ({_listed(empty)}), expected images in "
-            "each, for its place is its class number: add images, or number all in labels.csv"
-        )
-    return classes
-
-
-def _nested(folder: Path, files: list[Path], classes: Sequence[str]) -> list[str]:
-    """A warning where class folders hold nothing but folders: these may be the classes."""
-    full = {path.parent for path in files}
-    hollow = [name for name in classes if folder / name not in full]
-    if not hollow:
-        return []
-    return [
-        f"{folder} has class folders with no images of their own ({_listed(hollow)}), only in "
-        "folders below: each counts as one class; pass the folder right above the class folders"
-    ]
-
-
-def _top(path: Path, folder: Path) -> str:
-    """The class folder that an image is in, however deep."""
-    return path.relative_to(folder).parts[0]
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _csv_labels(table: Path, folder: Path, files: list[Path]) -> Int[Tensor, " batch"]:
-    with table.open(newline="", encoding="utf-8-sig") as lines:
-        try:
-            by_name = {row["file"]: int(row["label"]) for row in csv.DictReader(lines)}
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{table} cannot be read ({type(error).__name__}: {error}), expected the columns "
-                "file,label with class numbers"
-            ) from error
-    for path in files:
-        if str(path.relative_to(folder)) not in by_name:
-            raise DataError(
-                f"{table} has no label for {path.relative_to(folder)}, expected one for every "
-                "image: add the line or remove the image"
-            )
-    return torch.tensor([by_name[str(path.relative_to(folder))] for path in files])
-
-
-def same_images(images: Tensor, others: Tensor) -> int:
-    """How many of some images are among others, value for value."""
-    if images.shape[1:] != others.shape[1:]:
-        return 0
-    known = {_digest(image) for image in others}
-    return sum(_digest(image) in known for image in images)
-
-
-def _digest(image: Tensor) -> bytes:
-    return hashlib.blake2b(image.cpu().contiguous().numpy().tobytes(), digest_size=16).digest()
-
-
-def _first_tensor(batch: Any, name: str) -> Tensor:
-    """The images of a batch: itself, or the first tensor in a tuple or mapping."""
-    if isinstance(batch, np.ndarray):
-        return torch.from_numpy(batch)
-    if isinstance(batch, Tensor):
-        return batch
-    held = list(batch.values()) if isinstance(batch, Mapping) else batch
-    if isinstance(held, Sequence) and not isinstance(held, str):
-        for value in held:
-            if isinstance(value, Tensor | np.ndarray):
-                return _first_tensor(value, name)
-    raise DataError(
-        f"{name} gives batches of type {type(batch).__name__}, expected tensors, or tuples or "
-        "mappings with the images first"
+def _stream_of(images: Images) -> ImageStream:
+    """Images at hand, batch by batch."""
+    return ImageStream(
+        source=images.source,
+        parts=lambda: [Part(images.source, images.tensor, images.labels)],
+        notes=images.notes,
+        warnings=images.warnings,
+        synthetic=images.synthetic,
+        classes=images.classes,
+        constant=True,
     )
+
+
+def _add(remarks: list[str], *new: str) -> None:
+    """Each remark once, however often a source is read."""
+    remarks += [remark for remark in new if remark not in remarks]
+
+
+def _is_indexed(data: Any) -> bool:
+    """Whether data are single samples by number: a Dataset, or an object like one."""
+    if isinstance(data, torch.utils.data.IterableDataset):
+        return False
+    like = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    return isinstance(data, torch.utils.data.Dataset) or (like and not isinstance(data, Iterable))
 
 
 def _is_labels(value: Any) -> bool:
@@ -529,14 +458,4 @@ def _check_labels(images: Tensor, labels: Tensor | None, name: str) -> None:
         raise DataError(
             f"{name} has labels of shape {tuple(labels.shape)} and type {labels.dtype} for "
             f"{len(images)} images, expected one class number per image"
-        )
-
-
-def _check_values(images: Images) -> None:
-    flat = images.tensor.flatten(1)
-    bad = (~flat.isfinite().all(1)).nonzero().flatten().tolist()
-    if bad:
-        raise DataError(
-            f"{images.source} has NaN or Inf in {len(bad)} images (the first is number {bad[0]}), "
-            "expected finite numbers: check the preprocessing"
         )

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from secateur.errors import DataError, ModelError
+from secateur.batches import class_numbers, in_words
+from secateur.data import open_images
+from secateur.errors import DataError, ModelError, OptionError, SecateurWarning
 from secateur.frontends import is_onnx, onnx_function
 from secateur.ir import IR
 from secateur.loading import read_network
+from secateur.preprocess import Transform
+from secateur.streams import BATCH, ImageStream
+
+_ROWS = 4096  # of scores that are compared at once, in float64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +65,12 @@ class Evaluation:
 
 def evaluate(
     model: nn.Module | str | Path | Any,
-    images: Float[Tensor, "batch ..."],
-    labels: Int[Tensor, " batch"] | None = None,
+    images: Any,
+    labels: Int[Tensor, " batch"] | Any = None,
     *,
     reference: nn.Module | str | Path | Any = None,
-    batch_size: int = 100,
+    batch_size: int = BATCH,
+    preprocess: Transform | None = None,
 ) -> Evaluation:
     """Evaluates a classifier, alone or against a reference (the dense network).
 
@@ -71,25 +81,56 @@ def evaluate(
         model: a module, run in eval mode (its mode is put back), an ONNX model (the path of the
             file or an `onnx.ModelProto`), run by ONNX Runtime, or the path of an OpenVINO file
             (.xml), run by OpenVINO.
-        images: preprocessed inputs.
-        labels: class numbers; None = label-free, which needs a reference.
+        images: preprocessed inputs, a DataLoader or any other source as for `prune`; read batch
+            by batch, so that there may be more of them than memory holds.
+        labels: class numbers; None = those of the source, and where it has none label-free,
+            which needs a reference.
         reference: the network to agree with.
         batch_size: images per forward pass.
+        preprocess: from images to inputs, see `Preprocess`; for folders and uint8 data.
 
     Raises:
-        DataError: neither labels nor reference are given, their numbers differ, or a label is no
-            number of an output.
+        DataError: there are neither labels nor a reference, the numbers of labels and images
+            differ, or a label is no number of an output.
         ModelError: labels are given and the model does not return scores (batch, classes), or its
             output has another shape than the reference's.
         MissingExtraError: what runs the model is not installed.
     """
-    if labels is None and reference is None:
-        raise DataError("got neither labels nor a reference, expected one: pass the dense network")
-    if labels is not None and len(labels) != len(images):
-        raise DataError(f"got {len(labels)} labels for {len(images)} images, expected one each")
-    found = first_output(model, images, batch_size=batch_size)
-    base = None if reference is None else first_output(reference, images, batch_size=batch_size)
-    return compare(found, labels, base)
+    numbers = None if labels is None else label_numbers(labels)
+    if numbers is not None and isinstance(images, Tensor | np.ndarray):
+        _check_count(numbers, len(images))
+    stream = open_images(images, preprocess=preprocess, labelled=labels is None)
+    models = [model] if reference is None else [model, reference]
+    answers = answer(
+        models, stream, batch_size=batch_size, needs_labels=numbers is reference is None
+    )
+    numbers = answers.labels if numbers is None else numbers
+    if numbers is not None:
+        _check_count(numbers, answers.images)
+    for doubt in stream.doubts(answers.classes):
+        warnings.warn(doubt, SecateurWarning, stacklevel=2)
+    return compare(answers.outputs[0], numbers, None if reference is None else answers.outputs[1])
+
+
+def label_numbers(labels: Any) -> Int[Tensor, " batch"]:
+    """Class numbers, one per image, from a tensor, an array or a list.
+
+    Raises:
+        DataError: they are something else.
+    """
+    count = len(labels) if hasattr(labels, "__len__") else 1
+    found = class_numbers(labels, count)
+    if found is None:
+        raise DataError(
+            f"the labels are {in_words(labels)}, expected one class number per image: pass "
+            "whole numbers"
+        )
+    return found
+
+
+def _check_count(labels: Tensor, images: int) -> None:
+    if len(labels) != images:
+        raise DataError(f"got {len(labels)} labels for {images} images, expected one each")
 
 
 def compare(
@@ -183,19 +224,38 @@ def mcnemar(lost: int, won: int) -> float:
 class Judge:
     """Images to judge networks on, with the dense network's scores on them.
 
+    Of the images none is held, unless they take little room; see `secateur.streams`.
+
     Attributes:
-        images: preprocessed inputs.
+        images: read batch by batch, for each network anew.
         dense: the dense network's scores, or first output of another kind.
         labels: class numbers; None = label-free.
     """
 
-    images: Float[Tensor, "batch ..."]
+    images: ImageStream
     dense: Float[Tensor, "batch ..."]
     labels: Int[Tensor, " batch"] | None = None
 
+    @classmethod
+    def of(cls, model: Any, images: ImageStream) -> Judge:
+        """What the dense network says to some images.
+
+        Raises:
+            DataError: the network does not take them, has no output for a label, or they are not
+                the same when they are read again.
+        """
+        try:
+            answers = answer([model], images)
+            if answers.labels is not None:
+                check_labels(answers.labels, answers.outputs[0])
+        except (DataError, ModelError) as error:
+            raise DataError(f"evaluation images from {images.source}: {error}") from error
+        images.check_repeats()
+        return cls(images, answers.outputs[0], answers.labels)
+
     def evaluate(self, model: Any) -> Evaluation:
         """A network against the dense one. Cost: a forward pass over the images."""
-        return compare(first_output(model, self.images), self.labels, self.dense)
+        return compare(answer([model], self.images).outputs[0], self.labels, self.dense)
 
     def evaluations(self, pruned: Any, int8: Any = None) -> dict[str, Evaluation]:
         """The dense network's, the pruned one's and, where there is one, that in INT8."""
@@ -208,15 +268,20 @@ def kl_divergence(
     reference: Float[Tensor, "batch classes"], logits: Float[Tensor, "batch classes"]
 ) -> float:
     """Mean KL(softmax(reference) || softmax(logits)), in nats."""
+    pairs = zip(reference.split(_ROWS), logits.split(_ROWS), strict=True)
+    return max(0.0, sum(_kl_sum(one, other) for one, other in pairs) / len(logits))
+
+
+def _kl_sum(reference: Tensor, logits: Tensor) -> float:
     p, q = reference.double().log_softmax(1), logits.double().log_softmax(1)
-    return max(0.0, float((p.exp() * (p - q)).sum(1).mean()))
+    return float((p.exp() * (p - q)).sum())
 
 
 def predict(
     model: nn.Module | str | Path | Any,
     images: Float[Tensor, "batch ..."],
     *,
-    batch_size: int = 100,
+    batch_size: int = BATCH,
 ) -> Float[Tensor, "batch classes"]:
     """A classifier's scores, in float32 on the CPU; `first_output`, checked."""
     scores = first_output(model, images, batch_size=batch_size)
@@ -232,7 +297,7 @@ def first_output(
     model: nn.Module | str | Path | Any,
     images: Float[Tensor, "batch ..."],
     *,
-    batch_size: int = 100,
+    batch_size: int = BATCH,
 ) -> Float[Tensor, "batch ..."]:
     """A model's first output, or `logits` where it has a field of that name; float32 on the CPU.
 
@@ -241,22 +306,102 @@ def first_output(
     """
     if len(images) == 0:
         raise DataError("got no images to evaluate, expected at least one: check the source")
-    model = model if isinstance(model, IR) else read_network(model)
-    with torch.no_grad(), _running(model, images[:2]) as run:
-        try:
-            parts = [_first(run(part), len(part)) for part in images.split(batch_size)]
-        except RuntimeError as error:
-            raise ModelError(
-                f"the model fails on images of shape {tuple(images.shape[1:])}: "
-                f"{str(error).splitlines()[0]}; expected images like those it was made for: "
-                "check size and preprocess"
-            ) from error
-    return torch.cat(parts)
+    with torch.no_grad(), running(model, images[:2]) as run:
+        return torch.cat([run(part) for part in images.split(batch_size)])
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What networks say to all images of a stream.
+
+    Attributes:
+        outputs: of each network the first output, as of `first_output`.
+        labels: class numbers of the images, where the source has them.
+    """
+
+    outputs: Sequence[Float[Tensor, "batch ..."]]
+    labels: Int[Tensor, " batch"] | None = None
+
+    @property
+    def images(self) -> int:
+        """How many."""
+        return len(self.outputs[0])
+
+    @property
+    def classes(self) -> int:
+        """Of the first network; 0 where it gives no scores."""
+        return self.outputs[0].shape[1] if is_scores(self.outputs[0]) else 0
+
+
+def answer(
+    models: Sequence[Any],
+    images: ImageStream,
+    *,
+    batch_size: int = BATCH,
+    needs_labels: bool = False,
+) -> Answers:
+    """Runs networks on images that are read once, batch by batch; `first_output` of each.
+
+    Args:
+        models: as for `evaluate`.
+        images: those of a source.
+        batch_size: images per forward pass.
+        needs_labels: whether images without labels are refused.
+
+    Raises:
+        DataError: the images cannot be read or have no labels.
+        ModelError: as of `first_output`.
+
+    Memory: a batch of images, and the outputs for all of them.
+    """
+    if batch_size < 1:
+        raise OptionError(f"batch_size is {batch_size}, expected at least 1")
+    outputs: list[list[Tensor]] = [[] for _ in models]
+    labels: list[Tensor] = []
+    batches = images.batches(batch_size)
+    first = next(batches)
+    if needs_labels and first.labels is None:
+        raise DataError(
+            f"got neither labels nor a reference: {images.source} has no labels, expected some, or "
+            "another network to compare with: add labels, or pass the dense network as reference "
+            "(--against)" + "".join(f"; {of}" for of in images.warnings if "labels" in of)
+        )
+    with torch.no_grad(), ExitStack() as stack:
+        runs = [stack.enter_context(running(model, first.images[:2])) for model in models]
+        for part in itertools.chain([first], batches):
+            for run, found in zip(runs, outputs, strict=True):
+                found.append(run(part.images))
+            labels += [] if part.labels is None else [part.labels]
+    return Answers([torch.cat(found) for found in outputs], torch.cat(labels) if labels else None)
 
 
 @contextmanager
-def _running(model: Any, example: Tensor) -> Iterator[Callable[[Tensor], Any]]:
-    """A model as a function of images; a module is in eval mode meanwhile."""
+def running(model: Any, example: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
+    """A model as a function from images to its first output; a module is in eval mode meanwhile.
+
+    Args:
+        model: as for `evaluate`.
+        example: one image or two.
+    """
+    model = model if isinstance(model, IR) else read_network(model)
+    with _forward(model, example) as forward:
+
+        def run(images: Tensor) -> Tensor:
+            try:
+                return _first(forward(images), len(images))
+            except RuntimeError as error:
+                raise ModelError(
+                    f"the model fails on images of shape {tuple(images.shape[1:])}: "
+                    f"{str(error).splitlines()[0]}; expected images like those it was made for: "
+                    "check size and preprocess"
+                ) from error
+
+        yield run
+
+
+@contextmanager
+def _forward(model: Any, example: Tensor) -> Iterator[Callable[[Tensor], Any]]:
+    """A model as a function from images to whatever it returns."""
     if isinstance(model, IR):
         yield model
         return

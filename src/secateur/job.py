@@ -12,18 +12,20 @@ from torch import Tensor
 
 from secateur.adaptation import Adaptation, adapt
 from secateur.alignment import Alignment
-from secateur.data import Images, Transform, load_images, same_images
-from secateur.errors import DataError, ModelError, OptionError
-from secateur.evaluate import Evaluation, Judge, check_labels, fast_layout, first_output, is_scores
+from secateur.data import Images, load_images, open_images
+from secateur.errors import DataError, OptionError
+from secateur.evaluate import Evaluation, Judge, fast_layout, is_scores
 from secateur.forecast import expectation
 from secateur.frontends import device_of, named_tensors, trace, with_parameters
 from secateur.graph import Graph
 from secateur.options import select_layers
+from secateur.preprocess import Transform
 from secateur.recipe import Recipe
 from secateur.report import Report, SearchReport, StepReport, build_report, describe
 from secateur.search import Try
 from secateur.search import search as search_sparsity
 from secateur.steps import Plan
+from secateur.streams import ImageStream
 from secateur.targets import Costs, MaxDrop, Sparsity, Target
 from secateur.walk import Sampling, Walked
 
@@ -197,7 +199,7 @@ class Job:
             SearchReport(
                 measure="top-1" if labelled else "disagreement",
                 judged_on=f"{'evaluation' if self.evaluation else 'held-back calibration'} images",
-                images=len(self.judge.images),
+                images=len(self.judge.dense),
                 sparsity=best.sparsity,
                 drop=best.drop,
                 error=best.error,
@@ -237,11 +239,10 @@ def prepare(
     )
     judged = None
     if evaluation is not None:
-        judged = load_images(
-            evaluation, preprocess=options.preprocess, max_images=None, labelled=True
-        )
+        judged = open_images(evaluation, preprocess=options.preprocess)
     elif isinstance(target, MaxDrop) and search:
-        images, judged = hold_back(images)
+        images, held_back = hold_back(images)
+        judged = open_images(held_back)
     watch.lap("data")
 
     batch = fast_layout(images.tensor.to(options.device or device_of(model)))
@@ -251,15 +252,15 @@ def prepare(
 
     judge, doubts = None, list(images.warnings)
     if judged is not None:
-        judge = judge_of(model, judged)
+        judge = Judge.of(model, judged)
         doubts += judged.doubts(judge.dense.shape[1] if is_scores(judge.dense) else 0)
         if isinstance(target, MaxDrop) and not is_scores(judge.dense):
             raise OptionError(
                 f"max_drop counts answers, and the network returns {tuple(judge.dense.shape)}, "
                 "expected scores of shape (batch, classes): ask for a sparsity"
             )
-    if judged is not None and evaluation is not None:
-        doubts += _fitted_to(judged, images)
+        if evaluation is not None:
+            doubts += _fitted_to(judged, len(judge.dense), images)
     watch.lap("evaluation")
     chunk = chunk_size(batch)
     aligned = how.alignment.align(original, batch, chunk=chunk) if how.alignment else Alignment()
@@ -295,28 +296,13 @@ def prepare(
     )
 
 
-def judge_of(model: Any, images: Images) -> Judge:
-    """The dense network's scores, or first output of another kind, on some images.
-
-    Raises:
-        DataError: the network does not take them, or has no output for a label.
-    """
-    try:
-        scores = first_output(model, images.tensor)
-        if images.labels is not None:
-            check_labels(images.labels, scores)
-    except (DataError, ModelError) as error:
-        raise DataError(f"evaluation images from {images.source}: {error}") from error
-    return Judge(images.tensor, scores, images.labels)
-
-
-def _fitted_to(judged: Images, images: Images) -> list[str]:
+def _fitted_to(judged: ImageStream, count: int, images: Images) -> list[str]:
     """A warning where images to judge by are among those that layers are fitted to."""
-    count = same_images(judged.tensor, images.tensor)
-    if not count:
+    same = judged.same_images(images.tensor)
+    if not same:
         return []
     return [
-        f"{count} of {len(judged.tensor)} evaluation images are calibration images too, which the "
+        f"{same} of {count} evaluation images are calibration images too, which the "
         "layers are fitted to: what is lost on others is more; evaluate on others"
     ]
 

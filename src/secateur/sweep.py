@@ -16,7 +16,7 @@ from torch import nn
 
 from secateur.allocations import Allocation
 from secateur.console import layer_progress
-from secateur.data import MAX_IMAGES, Transform
+from secateur.data import MAX_IMAGES
 from secateur.errors import OptionError, SecateurWarning
 from secateur.evaluate import Evaluation
 from secateur.frontends.first_runs import one_first_run
@@ -26,6 +26,7 @@ from secateur.methods import Method
 from secateur.output import write_file
 from secateur.patterns import Pattern
 from secateur.plain import Saved
+from secateur.preprocess import Transform
 from secateur.recipe import Recipe, choose_recipe
 from secateur.report import DataReport, Report
 from secateur.steps import Plan
