@@ -2,14 +2,25 @@
 
 import errno
 import os
+import shutil
+import signal
 import stat
+import subprocess
+import sys
 from functools import partial
 
 import pytest
 
 from secateur import output
 from secateur.errors import OutputError
-from secateur.output import check_folder, output_files, output_folder, write_file
+from secateur.output import (
+    check_file,
+    check_folder,
+    check_space,
+    output_files,
+    output_folder,
+    write_file,
+)
 
 
 def everything_in(folder):
@@ -20,6 +31,13 @@ def fill_and_raise(target, error, **options):
     with output_folder(target, **options) as staging:
         (staging / "a").write_text("new")
         raise error
+
+
+def fill(context, *names, meanwhile=lambda: None):
+    with context as staging:
+        for name in names:
+            (staging / name).write_text("new")
+        meanwhile()
 
 
 @pytest.fixture
@@ -74,7 +92,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(type(tmp_path), "replace", interrupted)
+    monkeypatch.setattr(os, "link", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_file(tmp_path / "a", b"")
     assert everything_in(tmp_path) == []
@@ -138,13 +156,13 @@ def test_the_folder_appears_only_at_the_end(tmp_path, exists):
         target.mkdir(parents=True)
     with output_folder(target) as staging:
         assert staging != target
-        assert staging.parent == target.parent  # the same disk, so that a rename suffices
+        assert staging.parent == (target if exists else target.parent)  # the same disk
         assert staging.name.startswith(".")
         (staging / "a").write_text("1")
         (staging / "deep").mkdir()
         (staging / "deep" / "b").write_text("2")
         assert target.exists() == exists
-        assert not exists or everything_in(target) == []
+        assert not exists or [path.name for path in target.iterdir()] == [staging.name]
     assert everything_in(tmp_path / "x" / "y") == ["out", "out/a", "out/deep", "out/deep/b"]
     assert (target / "deep" / "b").read_text() == "2"
 
@@ -291,3 +309,205 @@ def test_a_full_disk_told_by_safetensors_is_recognised(tmp_path):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
     with pytest.raises(OutputError, match="cannot be written"), output_folder(tmp_path / "out"):
         raise SafetensorError("I/O error: something else (os error 5)")
+
+
+# places that are odd, and places that are taken meanwhile
+
+
+@pytest.mark.parametrize("enter", [check_file, partial(write_file, content=b"")])
+def test_a_link_that_leads_nowhere_is_kept_without_force(tmp_path, enter):
+    path = tmp_path / "a"
+    path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OutputError, match="a exists"):
+        enter(path)
+    assert path.is_symlink()
+
+
+@pytest.mark.parametrize("enter", [check_file, check_folder, partial(write_file, content=b"")])
+@pytest.mark.parametrize("name", ["x" * 256, "a\0b"])
+def test_a_name_that_no_system_takes_is_one_sentence(tmp_path, enter, name):
+    with pytest.raises(OutputError) as caught:
+        enter(tmp_path / name)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "ü" * 127, "a b", "a\nb", "-", "\udcff", "[a-z]*"])
+def test_every_name_that_the_system_takes_can_be_written_to(tmp_path, name):
+    write_file(tmp_path / name, b"1")
+    assert (tmp_path / name).read_bytes() == b"1"
+    (tmp_path / name).unlink()
+    with output_folder(tmp_path / name) as staging:
+        (staging / "a").write_text("1")
+    assert everything_in(tmp_path) == [name, f"{name}/a"]
+
+
+def test_a_file_that_appears_during_the_work_is_kept(tmp_path):
+    def appear():
+        (tmp_path / "b").write_text("mine")
+
+    with pytest.raises(OutputError, match="b exists"):
+        fill(output_files(tmp_path, ["a", "b"]), "a", "b", meanwhile=appear)
+    assert everything_in(tmp_path) == ["b"]
+    assert (tmp_path / "b").read_text() == "mine"
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_folder_that_is_filled_during_the_work_is_kept(tmp_path, before):
+    target = tmp_path / "out"
+    if before:
+        target.mkdir()
+
+    def appear():
+        target.mkdir(exist_ok=True)
+        (target / "a").write_text("mine")
+
+    with pytest.raises(OutputError):
+        fill(output_folder(target), "a", meanwhile=appear)
+    assert everything_in(tmp_path) == ["out", "out/a"]
+    assert (target / "a").read_text() == "mine"
+
+
+def test_without_hard_links_files_are_renamed_where_nothing_is(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    write_file(tmp_path / "a", b"1")
+    with pytest.raises(OutputError, match="a exists"), output_files(tmp_path, ["a"]):
+        pytest.fail("the block must not run")
+    with pytest.raises(OutputError, match="b exists"):
+        fill(
+            output_files(tmp_path, ["b"]), "b", meanwhile=lambda: write_file(tmp_path / "b", b"me")
+        )
+    assert everything_in(tmp_path) == ["a", "b"]
+    assert (tmp_path / "b").read_text() == "me"
+
+
+def test_space_is_asked_for_before_the_work(tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    check_space(tmp_path / "x" / "y", 0)
+    with pytest.raises(OutputError, match="bytes left, expected"):
+        check_space(tmp_path / "x" / "y", 2 * free + 1)
+
+
+# runs that were killed
+
+_UNTIL_KILLED = """
+import sys, time
+from pathlib import Path
+from secateur.output import output_files, output_folder
+
+enter = output_folder(Path(sys.argv[1])) if sys.argv[2] == "folder" else output_files(
+    Path(sys.argv[1]).parent, [Path(sys.argv[1]).name])
+with enter as staging:
+    (staging / "deep").mkdir()
+    (staging / "deep" / "a").write_text("1")
+    print(staging, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def writer():
+    """Starts a program that writes until it is killed; gives it and its hidden folder."""
+    started = []
+
+    def start(path, kind="folder"):
+        call = [sys.executable, "-c", _UNTIL_KILLED, str(path), kind]
+        process = subprocess.Popen(call, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        return process, output.Path(process.stdout.readline().strip())
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_run_removes_what_a_killed_one_left_and_nothing_else(tmp_path, writer, kind):
+    killed, left = writer(tmp_path / "out", kind)
+    other, others = writer(tmp_path / "other", kind)
+    for process in (killed, other):
+        process.kill()
+        process.wait()
+    assert (left / "deep" / "a").exists()
+    elsewhere = left.with_name(".out." + "0" * 24 + ".partial")  # of another machine
+    elsewhere.mkdir()
+    mine = tmp_path / ".out.notes.partial"
+    mine.mkdir()
+    link = left.with_name(left.name.replace(".partial", "")[:-16] + "f" * 16 + ".partial")
+    link.symlink_to(mine)
+    if kind == "folder":
+        with output_folder(tmp_path / "out") as staging:
+            (staging / "a").write_text("1")
+    else:
+        write_file(tmp_path / "out", b"1")
+    assert not left.exists()
+    assert all(path.is_dir() for path in (others, elsewhere, mine))
+    assert link.is_symlink()
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_run_leaves_what_a_living_one_writes(tmp_path, writer, exists):
+    target = tmp_path / "out"
+    if exists:
+        target.mkdir()
+    living, left = writer(target)
+    with output_folder(target) as staging:
+        (staging / "a").write_text("1")
+    assert (left / "deep" / "a").exists()
+    living.send_signal(signal.SIGINT)
+    living.wait()
+    assert everything_in(tmp_path) == ["out", "out/a"]
+
+
+def test_a_hidden_folder_is_left_where_locks_fail(tmp_path, writer, monkeypatch):
+    killed, left = writer(tmp_path / "out")
+    killed.kill()
+    killed.wait()
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(output.fcntl, "flock", refuse)
+    with output_folder(tmp_path / "out") as staging:
+        (staging / "a").write_text("1")
+    assert left.is_dir()
+    assert (tmp_path / "out" / "a").exists()
+
+
+def test_a_hidden_folder_removed_before_it_was_locked_is_made_again(tmp_path, monkeypatch):
+    calls = []
+
+    def lock(folder, *, wait):
+        calls.append(folder)
+        if len(calls) == 1:  # as another run does that takes it for a leftover
+            folder.rmdir()
+        return real(folder, wait=wait)
+
+    real = output._lock
+    monkeypatch.setattr(output, "_lock", lock)
+    write_file(tmp_path / "a", b"1")
+    assert len(calls) == 2
+    assert everything_in(tmp_path) == ["a"]
+
+
+def test_a_polite_kill_waits_until_all_files_are_renamed(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    def kill_and_link(path, target):
+        os.kill(os.getpid(), signal.SIGTERM)
+        real(path, target)
+
+    real = os.link
+    monkeypatch.setattr(os, "link", kill_and_link)
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fill(output_files(tmp_path, ["a", "b"]), "a", "b")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert everything_in(tmp_path) == ["a", "b"]

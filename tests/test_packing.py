@@ -753,7 +753,7 @@ def test_a_file_that_would_fill_the_disk_is_refused_unless_asked_for(tmp_path, m
     with pytest.raises(PackError, match=f"would become {size:,} bytes.*--max-bytes"):
         secateur.unpack(path, tmp_path / "out")
     usage = shutil.disk_usage(tmp_path)._replace(free=size - 1)
-    monkeypatch.setattr(packing.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(OutputError, match=f"has {size - 1:,} bytes left"):
         secateur.unpack(path, tmp_path / "out", max_bytes=size)
     assert everything_in(tmp_path) == ["packed"]

@@ -1,18 +1,35 @@
-"""Writing results: whole or not at all, and nothing existing without `force`."""
+"""Writing results: whole or not at all, and nothing existing without `force`.
+
+Files are written in a hidden folder, `.name.random.partial`, and renamed at the end. A run that is
+killed (`kill -9`) leaves that folder; the next run with the same name removes it. It is locked
+while its owner lives, and its name tells the running system that it was made on, for locks of
+network folders may not reach other machines.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import functools
+import hashlib
 import os
+import platform
+import re
+import secrets
+import shutil
 import signal
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, NoReturn
 
 from secateur.errors import OutputError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a killed run's folder is left
+    fcntl = None
+
+_LONGEST_PREFIX = 150  # bytes of a name that its hidden folder begins with
 
 
 def clean_up_when_killed() -> None:
@@ -57,25 +74,44 @@ def output_files(folder: Path, names: Sequence[str], *, force: bool = False) -> 
     with _plain_errors(folder / names[-1]):
         for name in names:
             _check_free(folder / name, force=force)
-        with tempfile.TemporaryDirectory(
-            prefix=f".{names[-1]}.", suffix=".partial", dir=folder, ignore_cleanup_errors=True
-        ) as staging:
-            yield Path(staging)
-            for name in names:
-                (Path(staging) / name).replace(folder / name)
+        with _staging(folder, names[-1]) as staging:
+            yield staging
+            _place([(staging / name, folder / name) for name in names], force=force)
 
 
 def check_file(path: Path, *, force: bool = False) -> None:
     """Raises OutputError when a file cannot take its place; call it before long work."""
-    _check_free(path, force=force)
-    if not os.access(path.absolute().parent, os.W_OK):
+    with _plain_errors(path):
+        _check_free(path, force=force)
+        if not os.access(path.absolute().parent, os.W_OK):
+            raise OutputError(
+                f"{path.parent} is no folder that can be written to, expected one: choose another"
+            )
+
+
+def check_space(folder: Path, size: int) -> None:
+    """Raises OutputError when a disk has fewer bytes left; call it before long work.
+
+    Args:
+        folder: where to write; it need not exist.
+        size: bytes that will be written.
+    """
+    with _plain_errors(folder):
+        free = shutil.disk_usage(_nearest(folder)).free
+    if size > free:
         raise OutputError(
-            f"{path.parent} is no folder that can be written to, expected one: choose another"
+            f"{folder} has {free:,} bytes left, expected {size:,}: "
+            "free some space or choose another place"
         )
 
 
+def _nearest(folder: Path) -> Path:
+    """The folder itself, or the innermost one above it that exists."""
+    return next(path for path in (folder, *folder.resolve().parents) if path.exists())
+
+
 def _check_free(path: Path, *, force: bool) -> None:
-    if path.exists() and not force:
+    if os.path.lexists(path) and not force:
         raise OutputError(
             f"{path} exists, expected a new name: choose another or pass --force (force=True)"
         )
@@ -92,28 +128,34 @@ def check_folder(folder: Path, files: Iterable[str] = (), *, force: bool = False
     """
     with _plain_errors(folder):
         _check_place(folder, wanted="folder")
-        if folder.is_dir() and any(folder.iterdir()) and not force:
-            raise OutputError(
-                f"the output folder {folder} is not empty, expected an empty or new one: "
-                "choose another or pass --force to replace files of the same name"
-            )
+        if not force:
+            _check_empty(folder)
         for name in files:
             for inner in list(Path(name).parents)[:-1]:
                 _check_place(folder / inner, wanted="folder")
             _check_place(folder / name, wanted="file")
-        parent = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+        parent = _nearest(folder)
         if not os.access(parent, os.W_OK):
             raise OutputError(
                 f"{parent} cannot be written to, expected a writable folder: choose another"
             )
 
 
+def _check_empty(folder: Path) -> None:
+    if folder.is_dir() and any(not _is_partial(path, folder.name) for path in folder.iterdir()):
+        raise OutputError(
+            f"the output folder {folder} is not empty, expected an empty or new one: "
+            "choose another or pass --force to replace files of the same name"
+        )
+
+
 @contextmanager
 def output_folder(folder: Path, *, force: bool = False) -> Iterator[Path]:
     """A folder to write into that becomes `folder` only when the block ends well.
 
-    Files go to a hidden folder beside `folder`; at the end it is renamed or, when `folder`
-    exists, its files are moved in one by one. After an error or Ctrl-C nothing is left.
+    Files go to a hidden folder beside `folder`, which is renamed at the end. Where `folder` exists,
+    which may be a disk of its own, the hidden one is inside and its files are moved out one by one.
+    After an error or Ctrl-C nothing is left.
 
     Raises:
         OutputError: `folder` is not empty and `force` is not given, a file would replace a
@@ -122,22 +164,86 @@ def output_folder(folder: Path, *, force: bool = False) -> Iterator[Path]:
     folder = Path(os.path.abspath(folder))
     check_folder(folder, force=force)
     with _plain_errors(folder):
-        made = _make_parents(folder.parent)
+        missing = [path for path in (folder.parent, *folder.parents) if not path.exists()]
         try:
-            with tempfile.TemporaryDirectory(
-                prefix=f".{folder.name}.",
-                suffix=".partial",
-                dir=folder.parent,
-                ignore_cleanup_errors=True,
-            ) as name:
-                yield Path(name)
-                _open_to_others(Path(name))
-                _move(Path(name), folder)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            place = folder if folder.is_dir() else folder.parent
+            with _staging(place, folder.name) as staging:
+                yield staging
+                _open_to_others(staging)
+                _move(staging, folder, force=force)
         except BaseException:
-            for parent in made:
-                with contextlib.suppress(OSError):  # somebody else may use it by now
+            for parent in missing:
+                with suppress(OSError):  # somebody else may use it by now
                     parent.rmdir()
             raise
+
+
+# Hidden folders
+
+
+@contextmanager
+def _staging(place: Path, name: str) -> Iterator[Path]:
+    """A hidden folder for what will be called `name`; it is gone at the end."""
+    _remove_leftovers(place, name)
+    path = place / f"{_prefix(name)}{_system()}{secrets.token_hex(8)}.partial"
+    lock = None
+    try:
+        while not path.exists():  # again where another run saw it before it was locked
+            path.mkdir(mode=0o700)
+            lock = _lock(path, wait=True)
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _remove_leftovers(place: Path, name: str) -> None:
+    """Removes the hidden folders of runs that were killed: those that nobody has locked."""
+    with suppress(OSError):
+        for path in place.iterdir():
+            ours = _is_partial(path, name) and path.name.startswith(_prefix(name) + _system())
+            lock = _lock(path, wait=False) if ours else None
+            if lock is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(lock)
+
+
+def _prefix(name: str) -> str:
+    """Short enough that a name which the system takes can have a hidden folder."""
+    return f".{os.fsencode(name)[:_LONGEST_PREFIX].decode(errors='ignore')}."
+
+
+def _is_partial(path: Path, name: str) -> bool:
+    ours = re.fullmatch(re.escape(_prefix(name)) + r"[0-9a-f]{24}\.partial", path.name)
+    return ours is not None and path.is_dir() and not path.is_symlink()
+
+
+@functools.cache
+def _system() -> str:
+    """Eight digits for the running system: all its containers, until it is started again."""
+    try:
+        system = Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        system = platform.node()
+    return hashlib.sha256(system.encode()).hexdigest()[:8]
+
+
+def _lock(folder: Path, *, wait: bool) -> int | None:
+    """Locks a folder until this process ends, however it ends; None where that cannot be done."""
+    if fcntl is None:
+        return None
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # somebody has it, or the file system has no locks
+        os.close(handle)
+        return None
+    return handle
 
 
 def _open_to_others(staging: Path) -> None:
@@ -147,25 +253,63 @@ def _open_to_others(staging: Path) -> None:
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
-def _make_parents(folder: Path) -> list[Path]:
-    """Makes a folder and its parents; returns those made, innermost first."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    return missing
-
-
-def _move(staging: Path, folder: Path) -> None:
+def _move(staging: Path, folder: Path, *, force: bool) -> None:
     if not folder.exists():
-        staging.rename(folder)
+        with _undisturbed():
+            staging.rename(folder)
         return
-    pairs = [(path, folder / path.relative_to(staging)) for path in sorted(staging.rglob("*"))]
+    if not force:  # somebody may have filled it meanwhile
+        _check_empty(folder)
+    paths = sorted(staging.rglob("*"))
+    pairs = [(path, folder / path.relative_to(staging)) for path in paths]
     for path, target in pairs:  # all of them before the first is moved
         _check_place(target, wanted="folder" if path.is_dir() else "file")
     for path, target in pairs:
         if path.is_dir():
             target.mkdir(exist_ok=True)
-        else:
-            path.replace(target)
+    _place([pair for pair in pairs if not pair[0].is_dir()], force=force)
+
+
+def _place(pairs: Sequence[tuple[Path, Path]], *, force: bool) -> None:
+    """Renames files; without `force` all of them or none, and none that would replace another."""
+    placed: list[Path] = []
+    with _undisturbed():
+        try:
+            for path, target in pairs:
+                if force:
+                    path.replace(target)
+                else:
+                    _link(path, target)
+                    placed.append(target)
+        except BaseException:
+            for target in placed:
+                target.unlink(missing_ok=True)
+            raise
+
+
+def _link(path: Path, target: Path) -> None:
+    """Gives a file its name unless that is taken, also by somebody in this moment."""
+    try:
+        os.link(path, target)
+    except FileExistsError:
+        _check_free(target, force=False)
+        raise
+    except OSError:  # file systems without hard links
+        _check_free(target, force=False)
+        path.rename(target)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C and a polite kill wait until a few files are renamed."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _check_place(target: Path, *, wanted: Literal["file", "folder"]) -> None:
@@ -184,6 +328,8 @@ def _check_place(target: Path, *, wanted: Literal["file", "folder"]) -> None:
 def _plain_errors(path: Path) -> Iterator[None]:
     """Turns what the operating system says into one sentence."""
     try:
+        if "\0" in str(path):
+            raise OutputError(f"{path} holds a NUL character, expected none: choose another name")
         yield
     except OutputError:
         raise

@@ -9,7 +9,6 @@ docs/packed-format.md describes the format.
 from __future__ import annotations
 
 import hashlib
-import shutil
 import struct
 import sys
 import zlib
@@ -22,7 +21,7 @@ import numpy as np
 
 from secateur.errors import OutputError, PackError
 from secateur.model_files import demand, exactly, find_tensors, is_plain, reading, size_of, spans
-from secateur.output import output_files
+from secateur.output import check_space, output_files
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -157,7 +156,7 @@ def unpack(
             )
         # The model is renamed last, so that it is never there without its weights.
         with output_files(out.parent, [*names[1:], names[0]], force=force) as staging:
-            _check_space(staging, dense)
+            check_space(staging.parent, dense)
             for name, (_, size) in zip(names, files, strict=True):
                 with (staging / name).open("wb") as target:
                     target.writelines(_contents(source, size))
@@ -186,15 +185,6 @@ def _check_size(path: Path, packed: int, dense: int, max_bytes: int | None) -> N
         raise PackError(
             f"{path} ({packed:,} bytes) would become {dense:,} bytes, expected at most "
             f"{allowed:,}: if you trust it, allow more (max_bytes, --max-bytes)"
-        )
-
-
-def _check_space(folder: Path, dense: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if dense > free:
-        raise OutputError(
-            f"{folder.parent} has {free:,} bytes left, expected {dense:,}: "
-            "free some space or choose another place"
         )
 
 
