@@ -402,17 +402,22 @@ def test_broken_openvino_files_are_one_sentence(place, images, tmp_path) -> None
 
 @pytest.mark.parametrize("first", ["import openvino", ""])
 def test_usage_data_are_not_sent(first) -> None:
-    """NNCF does not find what would send them, whatever was imported before it."""
+    """NNCF does not find what would send them, whatever was imported before it.
+
+    Importing it does not change the loggers of others, as it would.
+    """
     program = f"""
 {first}
+import logging
 from secateur.quantization import require_nncf
 require_nncf()
 from nncf.telemetry.wrapper import telemetry
-print(type(telemetry).__name__)
+print(type(telemetry).__name__, type(logging.getLogger("mine")).__name__)
+logging.getLogger("nncf").warning_once("said once")
 """
     command = [sys.executable, "-W", "ignore", "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == "MagicMock\n"
+    assert done.stdout == "MagicMock Logger\nWARNING:nncf:said once\n"
 
 
 def test_what_is_optional_is_not_imported_before_it_is_needed() -> None:

@@ -25,8 +25,7 @@ from secateur.loading import read_model
 from secateur.methods import Method
 from secateur.patterns import Pattern
 from secateur.preprocess import Transform
-from secateur.quantization import check_kind
-from secateur.quantization import quantize as in_int8
+from secateur.quantization import Quantized, check_kind, in_int8
 from secateur.recipe import Recipe, choose_recipe
 from secateur.report import Inspection, Report, step_reports
 from secateur.targets import choose_target
@@ -170,16 +169,17 @@ def prune(
     steps = job.plan.account(walked, target, job.original, job.aligned)
     found = step_reports(model, steps, job.plan.images, walked.dense, job.evaluator)
     job.watch.lap("steps")
-    exported = integers = None
+    exported, integers = None, Quantized(model=None)
     if quantize is not None:
         exported = as_onnx(pruned, job.images.tensor)
         integers = in_int8(exported, job.images.tensor)
         job.watch.lap("quantize")
-    judged = job.evaluations(pruned, integers)
+    judged = job.evaluations(pruned, integers.model)
     report = job.report(pruned, walked, judged, steps=found, search=search)
+    report.notes.extend(integers.notes)
     for warning in report.warnings:
         warnings.warn(warning, SecateurWarning, stacklevel=2)
-    return PruneResult(pruned, report, steps, integers, job.evaluator, exported)
+    return PruneResult(pruned, report, steps, integers.model, job.evaluator, exported)
 
 
 def plan(

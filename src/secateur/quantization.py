@@ -13,25 +13,40 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from secateur.errors import ModelError, OptionError
+from secateur.errors import ModelError, OptionError, SecateurWarning
 from secateur.extras import require
-from secateur.frontends import is_onnx, require_onnx
+from secateur.frontends import is_onnx, onnx_function, require_onnx
 from secateur.loading import read_model
 
 Weights = Mapping[str, np.ndarray]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Quantized:
+    """A network in INT8.
+
+    Attributes:
+        model: an `onnx.ModelProto` that ONNX Runtime has run.
+        notes: what departs from NNCF's scheme.
+    """
+
+    model: Any
+    notes: tuple[str, ...] = ()
+
+
 def quantize(model: Any, images: Tensor) -> Any:
-    """An ONNX model in INT8, all zeros of its weights kept.
+    """An ONNX model in INT8, all zeros of its weights kept; ONNX Runtime has run it.
 
     Normalisations are folded into the convolutions before them first: integer convolutions want
-    nothing in between, and NNCF corrects only biases that are there.
+    nothing in between, and NNCF corrects only biases that are there. A SecateurWarning tells where
+    the model departs from NNCF's scheme, some of which ONNX Runtime cannot run.
 
     Args:
         model: an `onnx.ModelProto` or the path of an .onnx file; not changed.
@@ -42,22 +57,59 @@ def quantize(model: Any, images: Tensor) -> Any:
         its layers.
 
     Raises:
-        ModelError: NNCF refuses the model, or a zero was lost.
+        ModelError: NNCF refuses the model, ONNX Runtime does not run what it made, or a zero was
+            lost.
         MissingExtraError: nncf, onnx or onnxruntime is not installed.
 
     Cost: two forward passes, one image at a time.
     """
+    found = in_int8(model, images)
+    for note in found.notes:
+        warnings.warn(note, SecateurWarning, stacklevel=2)
+    return found.model
+
+
+def in_int8(model: Any, images: Tensor) -> Quantized:
+    """`quantize` with notes in the place of warnings."""
     require_onnx("quantising to INT8", extra="int8")
     from secateur.frontends import onnx as frontend
 
     model = read_model(model)
     if not is_onnx(model):
         raise ModelError("the model is a torch.nn.Module, expected ONNX: pass the exported file")
-    plain = frontend.folded(frontend.upgraded(model))
+    plain = frontend.unshared(frontend.folded(frontend.upgraded(model)))
     name, batch = frontend.images_input(plain).name, frontend.declared_batch(plain)
-    found = quantized(plain, [{name: part} for part in parts(images, batch)])
+    made = quantized(plain, [{name: part} for part in parts(images, batch)])
+    found, layers = _that_runs(made, images[:2])
     check_zeros(frontend.layer_weights(model), frontend.layer_weights(found), "model-int8.onnx")
-    return found
+    weights = {node.output[0]: node.input[1] for node in plain.graph.node if len(node.input) > 1}
+    names = ", ".join(weights[layer].removesuffix(".weight") for layer in layers)
+    note = (
+        f"INT8: one scale for the whole input of {names}, where NNCF has one per channel: ONNX "
+        "Runtime takes no others in its integer convolutions"
+    )
+    return Quantized(model=found, notes=(note,) if layers else ())
+
+
+def _that_runs(made: Any, images: Tensor) -> tuple[Any, list[str]]:
+    """What NNCF made with single scales where they are needed, and the layers that have them.
+
+    Run with ONNX Runtime's default optimisations, which may fail where none of them do.
+    """
+    from secateur.frontends import onnx as frontend
+
+    reason: ModelError | None = None
+    for everywhere in (False, True):
+        found, layers = frontend.one_scale(made, everywhere=everywhere)
+        try:
+            onnx_function(found, images)(images)
+            return found, layers
+        except ModelError as error:
+            reason = error
+    raise ModelError(
+        f"the network in INT8 does not run ({reason}), expected what NNCF makes to run in ONNX "
+        "Runtime: leave out INT8; the other outputs do not need it"
+    ) from reason
 
 
 def quantized(model: Any, feed: list[Any]) -> Any:
@@ -68,7 +120,7 @@ def quantized(model: Any, feed: list[Any]) -> Any:
         feed: its inputs, one run after the other; all are used.
     """
     nncf = require_nncf()
-    with _quiet(nncf):
+    with _quiet(), _quiet_runtime():
         try:
             return nncf.quantize(model, nncf.Dataset(feed), subset_size=len(feed))
         except Exception as error:  # nncf's own kinds, and those of the runtimes
@@ -144,9 +196,15 @@ def require_nncf(purpose: str = "quantising to INT8", *, extra: str = "int8") ->
     Raises:
         MissingExtraError: nncf is not installed.
     """
+    loggers, level = logging.getLoggerClass(), logging.root.manager.disable
     with _hidden("openvino_telemetry"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        (nncf,) = require(extra, purpose, "nncf")
+        logging.disable(logging.CRITICAL)
+        try:
+            (nncf,) = require(extra, purpose, "nncf")
+        finally:
+            logging.disable(level)
+            logging.setLoggerClass(loggers)  # it gives everybody's new loggers a class of its own
     return nncf
 
 
@@ -164,14 +222,28 @@ def _hidden(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet(nncf: Any) -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """Hides NNCF's progress bars, its log and its warnings about itself."""
-    logger = logging.getLogger("nncf")
-    level = logger.level
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    logger, sink = logging.getLogger("nncf"), io.StringIO()
+    held, logger.disabled = logger.disabled, True
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(sink),
+        contextlib.redirect_stderr(sink),
+    ):
         warnings.simplefilter("ignore")
-        nncf.set_log_level(logging.ERROR)
         try:
             yield
         finally:
-            nncf.set_log_level(level or logging.INFO)
+            logger.disabled = held
+
+
+@contextmanager
+def _quiet_runtime() -> Iterator[None]:
+    """Hides what ONNX Runtime says of NNCF's own models, which it writes past Python."""
+    onnxruntime = require_onnx("quantising to INT8", extra="int8")[1]
+    onnxruntime.set_default_logger_severity(4)
+    try:
+        yield
+    finally:
+        onnxruntime.set_default_logger_severity(2)  # its default; it does not tell what was set
