@@ -28,7 +28,7 @@ class Geometry(Protocol):
 
     def weight(
         self, matrix: Float[Tensor, "groups rows cols"], shape: torch.Size
-    ) -> Float[Tensor, ...]:
+    ) -> Float[Tensor, "*shape"]:
         """The inverse of `matrix`."""
         ...
 
