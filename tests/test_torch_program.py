@@ -91,7 +91,7 @@ def counted(body: Body, x: Tensor) -> Tensor:
 def test_nothing_is_changed_and_the_outputs_are_the_modules(forward: Forward) -> None:
     body = Body(forward).eval()
     x = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    program = export(body, x[:2])
+    program, _ = export(body, x[:2])
     for node in program.graph.nodes:
         if isinstance(node.target, OpOverload):
             assert not node.target._schema.is_mutable, node.target

@@ -23,6 +23,7 @@ from secateur.frontends.first_runs import one_first_run
 from secateur.job import Options, prepare
 from secateur.loading import read_model
 from secateur.methods import Method
+from secateur.options import check_device
 from secateur.patterns import Pattern
 from secateur.preprocess import Transform
 from secateur.quantization import Quantized, check_kind, in_int8
@@ -94,7 +95,9 @@ def prune(
 
     Args:
         model: any module that `torch.export` can trace, with its weights, or an ONNX model that
-            ONNX Runtime runs: the path of the file or an `onnx.ModelProto`; never modified.
+            ONNX Runtime runs: the path of the file or an `onnx.ModelProto`; never modified. Of
+            `torch.compile(net)`, `DataParallel(net)`, `DistributedDataParallel(net)` and
+            `AveragedModel(net)` the network within is pruned and returned.
         data: calibration images, without labels: a float tensor (N, C, H, W), a DataLoader or
             other batches, a folder, an `.npz`, "file.py:callable", or "fractal:300" for
             synthetic images where there are none. 300 to 1000 serve well.
@@ -251,6 +254,7 @@ def inspect(
     Raises:
         ModelError: the model cannot be exported or run with such an input.
     """
+    check_device(device)
     model = read_model(model)
     shape = input_shape(model) if shape is None else shape
     if not shape or any(size < 1 for size in shape):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from secateur.errors import ModelError
 from secateur.evaluate import first_output
 from secateur.frontends import is_onnx, named_tensors, output_difference, read, require_onnx
-from secateur.frontends.torch_export import copy_module
+from secateur.frontends.torch_modules import copy_module
 from secateur.ir import as_ir, batch_of, ir_weights, read_ir, write_ir
 from secateur.quantization import check_zeros, parts, quantized
 
@@ -29,12 +29,20 @@ _WARN_DIFFERENCE = 1e-3  # relative to the largest output
 def save_safetensors(model: nn.Module, path: Path) -> dict[str, Any]:
     """Writes a module's state dict; tied tensors are stored once, as safetensors requires.
 
-    Read it with `safetensors.torch.load_model(module, path)`.
+    Read it with `safetensors.torch.load_model(module, path)`. Where tensors overlap in memory and
+    none covers the others, or some are transposes of others, that function refuses the module: all
+    are stored then, and `module.load_state_dict(load_file(path))` reads them.
     """
-    from safetensors.torch import save_model
+    from safetensors.torch import save_file, save_model
 
+    twin = copy_module(model).cpu()
     # One metadata key only: safetensors writes several in varying order, and a seed gives bytes.
-    save_model(copy_module(model).cpu(), str(path), metadata={"format": "pt"})
+    metadata = {"format": "pt"}
+    try:
+        save_model(twin, str(path), metadata=metadata)
+    except RuntimeError:  # it finds none to keep
+        state = {name: tensor.clone() for name, tensor in twin.state_dict().items()}
+        save_file({name: of.contiguous() for name, of in state.items()}, str(path), metadata)
     return {"bytes": path.stat().st_size}
 
 

@@ -16,9 +16,9 @@ from secateur.data import Images, load_images, open_images
 from secateur.errors import DataError, OptionError
 from secateur.evaluate import Evaluation, Judge, fast_layout, is_scores
 from secateur.forecast import expectation
-from secateur.frontends import device_of, named_tensors, trace, with_parameters
+from secateur.frontends import device_of, saved_tensors, trace, with_parameters
 from secateur.graph import Graph
-from secateur.options import select_layers
+from secateur.options import check_device, select_layers
 from secateur.preprocess import Transform
 from secateur.recipe import Recipe
 from secateur.report import Report, SearchReport, StepReport, build_report, describe
@@ -72,6 +72,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.max_columns < 1:
             raise OptionError(f"max_columns is {self.max_columns}, expected at least 1")
+        check_device(self.device)
 
     def settings(self, device: torch.device) -> dict[str, Any]:
         """For the report."""
@@ -276,7 +277,7 @@ def prepare(
         images=batch,
         layers=layers,
         target=target,
-        costs=Costs.of(graph.layers, layers, named_tensors(model)),
+        costs=Costs.of(graph.layers, layers, saved_tensors(model)),
         recipe=how,
         sampling=Sampling(max_columns=options.max_columns, seed=options.seed),
         chunk=chunk,

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
+
 from secateur.errors import ModelError, OptionError
 from secateur.graph import Layer
 
@@ -45,6 +47,19 @@ def check_sparsity(sparsity: float) -> float:
             f"write 0.7 for 70 %{hint}"
         )
     return float(sparsity)
+
+
+def check_device(device: Any) -> None:
+    """Raises OptionError unless PyTorch can hold values on a device here; None = no wish."""
+    try:
+        if device is None or torch.empty(0, device=device).device.type != "meta":
+            return
+        reason = "it holds no values"
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = next(iter(str(error).splitlines()), "not available")
+    raise OptionError(
+        f"device is {str(device)!r}, expected one that this PyTorch can use, such as cpu: {reason}"
+    )
 
 
 def select_layers(

@@ -71,7 +71,8 @@ class Costs:
         Args:
             every: all its layers.
             chosen: those to prune.
-            tensors: parameters and buffers by every name; tied ones are the same object.
+            tensors: parameters and buffers that a file holds, by every name; tied ones share
+                their memory.
         """
         names = {layer.name for layer in chosen}
         return cls(
@@ -89,7 +90,8 @@ def _macs(every: Sequence[Layer], chosen: Sequence[Layer]) -> Tariff:
 
 
 def _bytes(chosen: Sequence[Layer], tensors: Mapping[str, Any]) -> Tariff:
-    held = {id(value): value for value in tensors.values() if isinstance(value, Tensor)}
+    every = (value for value in tensors.values() if isinstance(value, Tensor))
+    held = {value.data_ptr() or id(value): value for value in every}
     total = sum(value.nbytes for value in held.values())
     widths = [tensors[str(layer.parameter)].element_size() for layer in chosen]
     masks = sum(math.ceil(layer.weights / 8) for layer in chosen)

@@ -17,18 +17,23 @@ from torch import Tensor, nn
 
 from secateur.errors import ModelError
 from secateur.extras import require
-from secateur.frontends import torch_export
+from secateur.frontends import torch_export, torch_modules
 from secateur.graph import Graph
 
 
 def read(model: Any) -> Any:
     """The model itself; of the path of an `.onnx` file, what it holds (an `onnx.ModelProto`).
 
+    Of `torch.compile(net)`, `DataParallel(net)` and the like it is the network within.
+
     Raises:
-        ModelError: neither a module nor an ONNX model, or the file cannot be read.
+        ModelError: neither a module nor an ONNX model, the file cannot be read, or a module has
+            no weights yet (lazy, or on the device meta) or is TorchScript.
         MissingExtraError: onnx or onnxruntime is not installed.
     """
     if isinstance(model, nn.Module):
+        model = torch_modules.unwrapped(model)
+        torch_modules.check_usable(model)
         return model
     if is_onnx(model):
         _onnx().check(model)
@@ -62,9 +67,16 @@ def named_tensors(model: Any) -> dict[str, Tensor]:
     return _frontend(model).named_tensors(model)
 
 
+def saved_tensors(model: Any) -> dict[str, Tensor]:
+    """Those of `named_tensors` that a saved file holds."""
+    return named_tensors(model) if is_onnx(model) else torch_modules.saved_tensors(model)
+
+
 def parameters(model: Any) -> list[Tensor]:
-    """What counts as a parameter: of an ONNX model all floating-point constants."""
-    return list(named_tensors(model).values() if is_onnx(model) else model.parameters())
+    """What counts as a parameter, tied ones once: of an ONNX model all floating-point constants."""
+    if is_onnx(model):
+        return list(named_tensors(model).values())
+    return list({one.data_ptr() or id(one): one for one in model.parameters()}.values())
 
 
 def device_of(model: Any) -> torch.device:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import operator
 from collections.abc import Iterator, Mapping
@@ -19,9 +18,21 @@ from torch.utils._pytree import tree_leaves
 
 from secateur.errors import ModelError
 from secateur.folding import Fold, Folded, Folding, folded
+from secateur.frontends.torch_modules import (
+    Places,
+    cast_outside,
+    check_finite,
+    copy_module,
+    named_tensors,
+    paths_outside,
+    view_of,
+    with_parameters,
+)
 from secateur.frontends.torch_program import export
 from secateur.geometry import Convolution, Geometry, Linear
 from secateur.graph import BiasSlot, Layer, Norm, Op, Use, alone, merged, protected
+
+__all__ = ["TorchGraph", "named_tensors", "trace", "with_parameters"]
 
 aten = torch.ops.aten
 
@@ -59,11 +70,16 @@ _ANY_LAYOUT: dict[Any, Any] = {
     aten._unsafe_view.default: aten.reshape.default,
 }
 _AGREEMENT = 1e-3  # largest difference of graph and module, relative to the largest output
+_AUTOCAST_AGREEMENT = 0.1  # the same where the module rounds to 8 bits and the graph does not
 
 
 @dataclass
 class TorchGraph:
-    """An exported module, run op by op. See `secateur.graph.Graph` for the attributes."""
+    """An exported module, run op by op. See `secateur.graph.Graph` for the other attributes.
+
+    Attributes:
+        fixed: why parameters cannot be changed, by name.
+    """
 
     ops: list[Op]
     input: str
@@ -73,6 +89,7 @@ class TorchGraph:
     notes: list[str] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
     keys: dict[Node, str] = field(default_factory=dict)
+    fixed: dict[str, str] = field(default_factory=dict)
 
     def run(self, index: int, values: Mapping[str, Any]) -> Any:
         """Runs one aten operation without gradients."""
@@ -121,71 +138,29 @@ def trace(model: nn.Module, example: Tensor) -> TorchGraph:
         ModelError: a weight is NaN or infinite, the module cannot be exported, or the graph
             does not give what the module gives.
     """
-    module = copy_module(model).eval().float().to(example.device)
+    module = copy_module(model).eval()
+    places = Places.of(module)
+    module = module.float().to(example.device)
+    cast_outside(module, example.device)
+    places.tie(module)
     check_finite(module)
     example = example.contiguous()  # a module may view what in channels-last it could not
     if len(example) == 1:  # torch.export takes a batch of one for a constant
         example = torch.cat([example, example])
-    graph = _build(export(module, example))
-    _check_agreement(graph, module, example)
+    program, autocasts = export(module, example)
+    graph = _build(program, places, paths_outside(module))
+    if autocasts:
+        graph.notes.append("forward uses torch.autocast: layers were fitted in float32")
+    _check_agreement(graph, module, example, _AUTOCAST_AGREEMENT if autocasts else _AGREEMENT)
     return graph
 
 
-def copy_module(model: nn.Module) -> nn.Module:
-    """A deep copy, also of modules that hold computed tensors (the old `weight_norm` does)."""
-    if not isinstance(model, nn.Module):
-        raise ModelError(
-            f"the model is a {type(model).__name__}, expected a torch.nn.Module: "
-            "pass the module itself, with its weights loaded"
-        )
-    computed = [
-        tensor
-        for module in model.modules()
-        for tensor in vars(module).values()
-        if isinstance(tensor, Tensor) and not tensor.is_leaf
-    ]
-    memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in computed}
-    return copy.deepcopy(model, memo)
-
-
-def with_parameters(model: nn.Module, changes: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of a module in eval mode, with some parameters and buffers changed.
-
-    Args:
-        model: the module; not touched.
-        changes: new values by state-dict name, cast to the old dtype and device.
-    """
-    result = copy_module(model).eval()
-    tensors = named_tensors(result)
+def _check_agreement(
+    graph: TorchGraph, module: nn.Module, example: Tensor, tolerance: float
+) -> None:
     with torch.no_grad():
-        for name, value in changes.items():
-            tensors[name].copy_(value)
-    return result
-
-
-def named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by every name they have: tied ones have several."""
-    parameters = module.named_parameters(remove_duplicate=False)
-    return dict(parameters) | dict(module.named_buffers(remove_duplicate=False))
-
-
-def check_finite(module: nn.Module) -> None:
-    """Raises ModelError naming the first parameter or buffer that holds a NaN or an infinity."""
-    for name, tensor in module.state_dict().items():
-        if (
-            isinstance(tensor, Tensor)
-            and tensor.is_floating_point()
-            and not tensor.isfinite().all()
-        ):
-            raise ModelError(
-                f"the weights hold NaN or Inf in {name}, expected finite numbers: "
-                "check the checkpoint and how it was loaded"
-            )
-
-
-def _check_agreement(graph: TorchGraph, module: nn.Module, example: Tensor) -> None:
-    with torch.no_grad():
-        expected = [t for t in _tensors(module(example)) if t.is_floating_point()]
+        outputs = _tensors(module(example))
+        expected = [t.detach() for t in outputs if t.is_floating_point()]
         values = dict(graph.parameters) | {graph.input: example}
         for index, op in enumerate(graph.ops):
             values[op.name] = graph.run(index, values)
@@ -193,7 +168,7 @@ def _check_agreement(graph: TorchGraph, module: nn.Module, example: Tensor) -> N
     found = [value for value in found if isinstance(value, Tensor) and value.is_floating_point()]
     for want, got in zip(expected, found, strict=False):
         difference = float((want - got).abs().max()) if want.numel() else 0.0
-        if difference > _AGREEMENT * max(1.0, float(want.abs().max())):
+        if difference > tolerance * max(1.0, float(want.abs().max())):
             raise ModelError(
                 f"the exported graph's output differs from the model's by {difference:.2g}, "
                 "expected the same: forward is random or depends on state; make it deterministic"
@@ -204,8 +179,8 @@ def _tensors(output: Any) -> Iterator[Tensor]:
     return (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
 
 
-def _build(program: ExportedProgram) -> TorchGraph:
-    keys, parameters = _placeholders(program)
+def _build(program: ExportedProgram, places: Places, outside: Mapping[Any, str]) -> TorchGraph:
+    keys, parameters = _placeholders(program, places, outside)
     compute = [node for node in program.graph.nodes if node.op in ("call_function", "get_attr")]
     for node in compute:
         keys[node] = f"%{node.name}"
@@ -225,7 +200,9 @@ def _build(program: ExportedProgram) -> TorchGraph:
         for spec in program.graph_signature.output_specs
         if spec.kind.name == "USER_OUTPUT" and getattr(spec.arg, "name", "") in by_name
     ]
-    graph = TorchGraph(ops, keys[inputs[0]], outputs, parameters, [], [], nodes, keys)
+    fixed = {name: places.why_fixed(name) for name in parameters}
+    fixed = {name: why for name, why in fixed.items() if why}
+    graph = TorchGraph(ops, keys[inputs[0]], outputs, parameters, [], [], nodes, keys, fixed)
     graph.layers = _Layers(graph).find()
     if any(isinstance(node.target, torch._ops.HigherOrderOperator) for node in nodes):
         graph.notes.append("layers inside control flow (torch.cond, checkpoint) stay dense")
@@ -291,19 +268,24 @@ def _fresh(name: str, taken: Mapping[str, Any]) -> str:
     return name
 
 
-def _placeholders(program: ExportedProgram) -> tuple[dict[Node, str], dict[str, Any]]:
-    """Names parameters as in the state dict (aliases by their first name), inputs by "%"."""
+def _placeholders(
+    program: ExportedProgram, places: Places, outside: Mapping[Any, str]
+) -> tuple[dict[Node, str], dict[str, Any]]:
+    """Names parameters as in the state dict (aliases by their first name), inputs by "%".
+
+    Tensors that the module holds otherwise are named by where it does: `hidden[0].weight`.
+    """
     keys: dict[Node, str] = {}
     parameters: dict[str, Any] = {}
-    first_name: dict[Any, str] = {}
     nodes = [node for node in program.graph.nodes if node.op == "placeholder"]
     for node, spec in zip(nodes, program.graph_signature.input_specs, strict=True):
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
             name = str(spec.target)
             held = program.state_dict.get(name, program.constants.get(name))
             assert isinstance(held, Tensor)
-            alias = (held.data_ptr(), held.shape, held.stride()) if held.numel() else name
-            keys[node] = first_name.setdefault(alias, name)
+            if name not in places.first:
+                name = outside.get(view_of(held), name)
+            keys[node] = places.first.get(name, name)
             parameters[keys[node]] = held.detach()
         else:
             keys[node] = f"%{node.name}"
@@ -414,6 +396,8 @@ class _Layers:
         )
 
     def _obstacle(self, weight: str) -> str | None:
+        if weight in self.graph.fixed:
+            return f"weight {self.graph.fixed[weight]}"
         others = [
             reader
             for reader in self.readers[weight]
@@ -467,7 +451,8 @@ class _Layers:
             return None
         if bias is not None:
             own = {self.graph.nodes[use.op] for use in layer.uses}
-            free = bias in self.graph.parameters and set(self.readers[bias]) == own
+            held = bias in self.graph.parameters and bias not in self.graph.fixed
+            free = held and set(self.readers[bias]) == own
             return BiasSlot(bias, 1) if free else None
         norm = norms[0] if len(layer.uses) == 1 else None
         if norm is None:
@@ -476,8 +461,8 @@ class _Layers:
         return BiasSlot(mean, -1) if self._is_free(mean) else None
 
     def _is_free(self, name: str) -> bool:
-        """Whether one operation alone reads a parameter."""
-        return len(self.readers[name]) == 1
+        """Whether one operation alone reads a parameter, which can be changed."""
+        return len(self.readers[name]) == 1 and name not in self.graph.fixed
 
     def _batch_norm(self, node: Node) -> Node | None:
         """The BatchNorm that alone reads a layer's output, with its statistics held."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import warnings
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.export import Dim, ExportedProgram
-from torch.fx import Node
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_aggregate, map_arg
 
 from secateur.errors import ModelError
 
@@ -24,11 +28,21 @@ _FRESH = {
     aten.cat.default,
 }
 _NORMS = {aten.batch_norm.default, aten.instance_norm.default}
+# Parts that are run as they are, under a setting.
+_WRAPPED = {"wrap_with_autocast", "wrap_with_set_grad_enabled", "tag_activation_checkpoint"}
+_REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _TAKES_STATISTICS = 5  # the number of their argument that says so
 
 
-def export(module: nn.Module, example: Tensor) -> ExportedProgram:
-    """Exports a module with a dynamic batch.
+class Exported(NamedTuple):
+    """A module's program, and whether the module runs a part of it under `torch.autocast`."""
+
+    program: ExportedProgram
+    autocasts: bool
+
+
+def export(module: nn.Module, example: Tensor) -> Exported:
+    """Exports a module with a dynamic batch; what runs under `torch.autocast` is in float32.
 
     Args:
         module: in eval mode.
@@ -37,19 +51,132 @@ def export(module: nn.Module, example: Tensor) -> ExportedProgram:
     Raises:
         ModelError: torch.export cannot trace it.
     """
-    shapes = ({0: Dim.DYNAMIC},)
+    shapes = _dynamic_batch(module)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own, about its internals
-            try:
-                program = torch.export.export(module, (example,), dynamic_shapes=shapes)
-            except TypeError:  # forward(*args): the shapes must be nested alike
-                program = torch.export.export(module, (example,), dynamic_shapes=(shapes,))
+            program = torch.export.export(module, (example,), dynamic_shapes=shapes)
+            autocasts = _autocasts(program)
+            _inline_all(program)
+            if autocasts:
+                _keep_float32(program)
             _replace_changes(program)
             # Tracing it once more, without changes, takes twice as long as the export itself.
-            return program if _changes_nothing(program) else program.run_decompositions({})
+            if not _changes_nothing(program):
+                program = program.run_decompositions({})
+            return Exported(program, autocasts)
     except Exception as error:  # torch.export raises many kinds
         raise ModelError(_why_not_exported(error, example)) from error
+
+
+def _dynamic_batch(module: nn.Module) -> tuple[Any, ...]:
+    """A batch of any size for the one input, nested as `forward` takes it.
+
+    Raises:
+        ModelError: `forward` does not take one input.
+    """
+    batch = {0: Dim.DYNAMIC}
+    try:
+        taken = list(inspect.signature(module.forward).parameters.values())
+    except (TypeError, ValueError):  # written in C, say
+        return (batch,)
+    positional = [of for of in taken if of.kind in (of.POSITIONAL_ONLY, of.POSITIONAL_OR_KEYWORD)]
+    needed = [of.name for of in taken if of.default is of.empty and of.kind not in _REST]
+    if len(needed) > 1:
+        raise ModelError(
+            f"the network takes {len(needed)} inputs ({', '.join(needed)}), expected one, for "
+            "Secateur prunes networks of one tensor (a batch of images): wrap it in a module whose "
+            "forward takes that one and gives the others fixed values"
+        )
+    rest = any(of.kind is of.VAR_POSITIONAL for of in taken)
+    if not positional and not rest:
+        raise ModelError(
+            f"the network's forward takes {_in_words(taken)}, expected a batch of inputs as its "
+            "first positional argument: wrap it in a module whose forward takes that one tensor"
+        )
+    return (batch,) if positional else ((batch,),)
+
+
+def _in_words(taken: list[inspect.Parameter]) -> str:
+    return f"keywords only ({', '.join(map(str, taken))})" if taken else "no input"
+
+
+def _inline_all(program: ExportedProgram) -> None:
+    """Puts the operations of `with torch.autocast(...)`, `torch.no_grad()` and the like in line."""
+    graph = program.graph_module.graph
+    while wrapped := [node for node in graph.nodes if _is_wrapped(node)]:
+        for node in wrapped:
+            _inline(program, node)
+    graph.lint()
+
+
+def _keep_float32(program: ExportedProgram) -> None:
+    """Casts to half precision become casts to float32, as networks of half precision do here."""
+    graph = program.graph_module.graph
+    for node in list(graph.nodes):
+        if node.target is aten._assert_tensor_metadata.default:
+            graph.erase_node(node)
+            continue
+        node.args = map_aggregate(node.args, _float32)
+        node.kwargs = map_aggregate(node.kwargs, _float32)
+
+
+def _float32(argument: Any) -> Any:
+    return torch.float32 if argument in (torch.float16, torch.bfloat16) else argument
+
+
+def _autocasts(program: ExportedProgram) -> bool:
+    """Whether a part of a program runs under `torch.autocast`."""
+    parts = (part for part in program.graph_module.modules() if isinstance(part, GraphModule))
+    return any(
+        _name(node) == "wrap_with_autocast" and node.args[2] is not False
+        for part in parts
+        for node in part.graph.nodes
+    )
+
+
+def _name(node: Node) -> str:
+    target = node.target
+    return target.name() if isinstance(target, torch._ops.HigherOrderOperator) else ""
+
+
+def _is_wrapped(node: Node) -> bool:
+    return _name(node) in _WRAPPED
+
+
+def _inline(program: ExportedProgram, node: Node) -> None:
+    """Puts a wrapped part's operations in the place of the operation that calls it."""
+    module, graph = program.graph_module, node.graph
+    at = next(
+        index for index, of in enumerate(node.args) if isinstance(of, Node) and of.op == "get_attr"
+    )
+    part = getattr(module, str(node.args[at].target))  # type: ignore[union-attr]
+    copies: dict[Node, Any] = {}
+    results: Any = ()
+    given = iter(node.args[at + 1 :])
+    with graph.inserting_before(node):
+        for inner in part.graph.nodes:
+            if inner.op == "placeholder":
+                copies[inner] = next(given)
+            elif inner.op == "output":
+                results = map_arg(inner.args[0], copies.__getitem__)
+            else:
+                copies[inner] = graph.node_copy(inner, copies.__getitem__)
+                if inner.op == "get_attr":
+                    copies[inner].target = _moved(module, getattr(part, str(inner.target)))
+    for reader in list(node.users):  # each takes one of the results
+        result = results[reader.args[1]]
+        reader.replace_all_uses_with(result)
+        program.graph_signature.replace_all_uses(reader.name, result.name)
+        graph.erase_node(reader)
+    graph.erase_node(node)
+
+
+def _moved(module: nn.Module, part: Any) -> str:
+    """A name under which a module holds a part of one of its parts."""
+    name = f"inlined_{len(list(module.named_children()))}"
+    setattr(module, name, part)
+    return name
 
 
 def _replace_changes(program: ExportedProgram) -> None:
@@ -113,6 +240,17 @@ def _why_not_exported(error: Exception, example: Tensor) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[0] if lines else type(error).__name__
     shape = tuple(example.shape)
+    if cache := re.search(r"\b\w+Cache\b", str(error)):
+        return (
+            f"the network returns or keeps a {cache[0]}, which torch.export cannot trace, expected "
+            "tensors: turn it off (model.config.use_cache = False), or wrap the network in a "
+            "module that returns its logits"
+        )
+    if other := re.search(r"Found <class '(.*)'> in output", str(error)):
+        return (
+            f"the network returns an object of type {other[1]}, expected tensors, alone or in "
+            "tuples, lists and dictionaries: wrap it in a module that returns these"
+        )
     got = f"torch.export cannot trace the model on input of shape {shape}: {reason}"
     if "specialized" in str(error) or "onstraint" in str(error):
         return (
