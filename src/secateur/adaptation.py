@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from secateur.graph import Graph, Norm
+from secateur.precision import widened
 from secateur.stream import Stream
 
 _LEAST = 1e-2  # variance found, relative to the network's own, at least
@@ -83,16 +84,16 @@ def adapt(graph: Graph, images: Tensor, *, chunk: int) -> Adaptation:
 
 
 def _moments(norm: Norm, streams: list[Stream]) -> tuple[Tensor, Tensor]:
-    """Mean and variance per channel over all images and positions, in float64."""
-    values = [stream.values[norm.input] for stream in streams]
+    """Mean and variance per channel over all images and positions, in the widest format."""
+    values = [stream.value(norm.input) for stream in streams]
     axes = [axis for axis in range(values[0].dim()) if axis != 1]
     count = sum(value.numel() // value.shape[1] for value in values)
     # Shifted by the first chunk's mean, so that a spread far from zero loses no digits.
     shift = values[0].mean(axes, keepdim=True)
-    total = square = torch.zeros((), dtype=torch.float64)
+    total = square = widened(torch.zeros((), device=shift.device))
     for value in values:
         centred = value - shift
-        total = total + centred.sum(axes).double()
-        square = square + centred.square().sum(axes).double()
+        total = total + widened(centred.sum(axes))
+        square = square + widened(centred.square().sum(axes))
     mean = total / count
     return mean + shift.flatten(), (square / count - mean.square()).clamp_min(0)

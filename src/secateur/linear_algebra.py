@@ -36,7 +36,7 @@ def choose_damping(
     *,
     rows: int = 64,
 ) -> float:
-    """The relative damping whose fit to either half of the images errs least on the other half.
+    """The relative damping whose fit to either half of the samples errs least on the other half.
 
     Goes from the strongest down while the error falls; fits start from the dense weights, which
     have not seen either half. How much a fit to a few hundred images

@@ -15,13 +15,14 @@ of the same size, an ordinary layer is one.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from secateur.precision import widest_float
 
 
 @dataclass(frozen=True)
@@ -46,24 +47,30 @@ class Problem:
         gram: mean of x x^T, centred when `fits_bias`.
         cross: mean of y x^T, centred when `fits_bias`.
         energy: mean of y^2 per row, centred when `fits_bias`.
+        variance: of the whole layer's dense outputs per row. Where the problem is that of some
+            columns, y is what is left for these; the variance is that of all columns' outputs.
+            The mean square of outputs that do not vary.
         input_mean, output_mean: means of x and y, zero unless `fits_bias`.
         samples: how many (x, y) pairs the sums hold.
         fits_bias: whether the layer has a place for a bias.
         patches: a part of the samples themselves, where they were stored.
-        halves: the problems of one half of the images and of the other, where they were kept
+        halves: the problems of one half of the samples and of the other, where they were kept
             apart; a fit to one half is judged on the other.
+        no_halves: why they cannot be kept apart; empty where they can, or nothing is known.
     """
 
     weight: Float[Tensor, "groups rows cols"]
     gram: Float[Tensor, "groups cols cols"]
     cross: Float[Tensor, "groups rows cols"]
     energy: Float[Tensor, "groups rows"]
+    variance: Float[Tensor, "groups rows"]
     input_mean: Float[Tensor, "groups cols"]
     output_mean: Float[Tensor, "groups rows"]
     samples: int
     fits_bias: bool
     patches: Patches | None = None
     halves: tuple[Problem, Problem] | None = None
+    no_halves: str = ""
 
     @property
     def columns(self) -> int:
@@ -77,6 +84,7 @@ class Problem:
             weight=self.weight[:, chosen],
             cross=self.cross[:, chosen],
             energy=self.energy[:, chosen],
+            variance=self.variance[:, chosen],
             output_mean=self.output_mean[:, chosen],
             patches=None,
             halves=None,
@@ -116,9 +124,9 @@ class Problem:
         weight: Float[Tensor, "groups rows cols"],
         bias: Float[Tensor, "groups rows"] | None = None,
     ) -> float:
-        """Output error as a fraction of the outputs' own energy (variance when centred)."""
-        error, energy = self.loss(weight, bias).sum(), self.energy.sum()
-        return float(error / energy.clamp_min(torch.finfo(energy.dtype).tiny))
+        """Mean squared output error as a fraction of the variance of the dense outputs."""
+        error, variance = self.loss(weight, bias).sum(), self.variance.sum()
+        return float(error / variance.clamp_min(torch.finfo(variance.dtype).tiny))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,19 +165,38 @@ class Solution:
         yield self
 
 
+@dataclass(frozen=True)
+class Shift:
+    """What samples are shifted by before they are multiplied: about their means."""
+
+    inputs: Float[Tensor, "groups 1 cols"]
+    outputs: Float[Tensor, "groups 1 rows"]
+
+    @classmethod
+    def of(
+        cls,
+        inputs: Float[Tensor, "groups samples cols"],
+        outputs: Float[Tensor, "groups samples rows"],
+    ) -> Shift:
+        """The means of some samples."""
+        return cls(inputs.mean(1, keepdim=True), outputs.mean(1, keepdim=True))
+
+
 class Statistics:
     """Streaming sums of a layer's samples: float32 products, float64 totals.
 
-    Values are shifted by the mean of the first block before they are multiplied, so that inputs
-    far from zero lose no digits when they are centred. The result does not depend on how the
-    samples are split into blocks, up to rounding.
+    Values are shifted by a mean before they are multiplied, so that inputs far from zero lose no
+    digits when they are centred. The result does not depend on how the samples are split into
+    blocks, up to rounding.
 
-    Memory: groups * cols^2 * 8 bytes, plus a float32 block of the same shape during `add`, plus
-    the stored samples.
+    Memory: groups * cols * (cols + rows) * 8 bytes, half as much again during `add`, plus the
+    stored samples.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shift: Shift | None = None) -> None:
+        """Without a shift the mean of the first block is taken; sums to be merged need one."""
         self.samples = 0
+        self.shift = shift
         self.stored: list[tuple[Tensor, Tensor]] = []
 
     def store(
@@ -184,51 +211,59 @@ class Statistics:
         self,
         inputs: Float[Tensor, "groups samples cols"],
         outputs: Float[Tensor, "groups samples rows"],
+        dense: Float[Tensor, "groups samples rows"] | None = None,
     ) -> None:
-        """Adds a block of samples; cost: one product of cols x samples x (cols + rows)."""
+        """Adds a block of samples; cost: one product of cols x samples x (cols + rows).
+
+        Args:
+            inputs, outputs: what is given, and what the layer is to make of it.
+            dense: what the dense layer makes of it in all, where `outputs` are a part of that.
+        """
         if inputs.shape[1] == 0:
             return
         if self.samples == 0:
             self._start(inputs, outputs)
-        x, y = inputs - self.input_shift, outputs - self.output_shift
+        assert self.shift is not None
+        x, y = inputs - self.shift.inputs, outputs - self.shift.outputs
+        whole = y if dense is None else dense - self.shift.outputs
         self.samples += x.shape[1]
         self.input_sum += x.sum(1)
         self.output_sum += y.sum(1)
+        self.energy += y.square().sum(1)
+        self.dense_sum += whole.sum(1)
+        self.dense_energy += whole.square().sum(1)
         self.gram += x.mT @ x
         self.cross += y.mT @ x
-        self.energy += y.square().sum(1)
 
     def merge(self, other: Statistics) -> None:
-        """Adds another's sums, shifted from its origin to this one's, and its stored samples."""
-        if self.samples == 0:
-            self.__dict__.update(copy.deepcopy(other.__dict__))
-            return
+        """Adds another's sums, which have the same shift, and its stored samples.
+
+        The other one is not to be used after that: the sums may be the same tensors.
+        """
         self.stored += other.stored
         if other.samples == 0:
             return
-        n = other.samples
-        dx = (other.input_shift - self.input_shift).squeeze(1).to(self.gram)
-        dy = (other.output_shift - self.output_shift).squeeze(1).to(self.gram)
-        sum_x, sum_y = other.input_sum, other.output_sum
-        self.gram += other.gram
-        self.gram += _outer(sum_x + n * dx, dx) + _outer(dx, sum_x)
-        self.cross += other.cross
-        self.cross += _outer(sum_y + n * dy, dx) + _outer(dy, sum_x)
-        self.energy += other.energy + 2 * dy * sum_y + n * dy.square()
-        self.input_sum += sum_x + n * dx
-        self.output_sum += sum_y + n * dy
-        self.samples += n
+        if self.samples == 0:
+            stored = self.stored
+            self.__dict__.update(other.__dict__)
+            self.stored = stored
+            return
+        if self.shift is not other.shift:
+            raise ValueError("the statistics have different shifts, expected the same one")
+        self.samples += other.samples
+        for name in _SUMS:
+            getattr(self, name).add_(getattr(other, name))
 
     def _start(self, inputs: Tensor, outputs: Tensor) -> None:
         groups, _, cols = inputs.shape
         rows = outputs.shape[-1]
-        self.input_shift = inputs.mean(1, keepdim=True)
-        self.output_shift = outputs.mean(1, keepdim=True)
-        total = torch.float32 if inputs.device.type == "mps" else torch.float64
+        self.shift = self.shift or Shift.of(inputs, outputs)
+        total = widest_float(inputs.device)
         zeros = lambda *shape: torch.zeros(shape, dtype=total, device=inputs.device)  # noqa: E731
         self.input_sum, self.output_sum = zeros(groups, cols), zeros(groups, rows)
         self.gram, self.cross = zeros(groups, cols, cols), zeros(groups, rows, cols)
         self.energy = zeros(groups, rows)
+        self.dense_sum, self.dense_energy = zeros(groups, rows), zeros(groups, rows)
 
     def problem(
         self,
@@ -238,7 +273,7 @@ class Statistics:
         bias: Float[Tensor, "groups rows"] | None = None,
         fits_bias: bool = True,
     ) -> Problem:
-        """Turns the sums into a problem; they are used up (their memory becomes the problem's).
+        """Turns the sums into a problem; they stay as they are.
 
         Args:
             weight: dense weights, before scaling; its dtype is the problem's.
@@ -246,33 +281,41 @@ class Statistics:
             bias: the layer's present bias, subtracted from the outputs, so that the problem's
                 own bias is the change of it.
             fits_bias: whether a bias may be fitted.
+
+        Memory: groups * cols * (cols + rows) * 4 bytes in float32, which is the problem.
         """
+        assert self.shift is not None
         dtype, n = weight.dtype, self.samples
-        mean_x, mean_y = self.input_sum / n, self.output_sum / n
-        gram, cross = self.gram.div_(n), self.cross.div_(n)
-        energy = self.energy.div_(n).sub_(mean_y.square())
-        gram -= _outer(mean_x, mean_x)
-        cross -= _outer(mean_y, mean_x)
-        mean_x = mean_x + self.input_shift.squeeze(1)
-        mean_y = mean_y + self.output_shift.squeeze(1) - (0 if bias is None else bias)
+        x, y = self.input_sum / n, self.output_sum / n
+        energy = self.energy / n - y.square()
+        mean_x = x + self.shift.inputs.squeeze(1)
+        mean_y = y + self.shift.outputs.squeeze(1) - (0 if bias is None else bias)
+        back_x = back_y = None
         if not fits_bias:  # put the means back: without a bias the weights must explain them
-            gram += _outer(mean_x, mean_x)
-            cross += _outer(mean_y, mean_x)
+            back_x, back_y = (mean_x, mean_x), (mean_y, mean_x)
             energy += mean_y.square()
             mean_x, mean_y = torch.zeros_like(mean_x), torch.zeros_like(mean_y)
-        if scale is None:
-            scale = torch.ones_like(mean_y)
+        scale = torch.ones_like(mean_y) if scale is None else scale
         return Problem(
             weight=weight * scale.unsqueeze(-1).to(dtype),
-            gram=symmetric(gram).to(dtype),
-            cross=(cross * scale.unsqueeze(-1)).to(dtype),
+            gram=_moments(self.gram, n, dtype, less=(x, x), plus=back_x, symmetric=True),
+            cross=_moments(self.cross, n, dtype, less=(y, x), plus=back_y, scale=scale),
             energy=(energy * scale.square()).clamp_min(0).to(dtype),
+            variance=self._variance(scale).to(dtype),
             input_mean=mean_x.to(dtype),
             output_mean=(mean_y * scale).to(dtype),
             samples=n,
             fits_bias=fits_bias,
             patches=self._patches(scale, bias),
         )
+
+    def _variance(self, scale: Tensor) -> Float[Tensor, "groups rows"]:
+        """See `Problem.variance`; what is left of equal values by rounding counts as nothing."""
+        assert self.shift is not None
+        mean = self.dense_sum / self.samples
+        variance = (self.dense_energy / self.samples - mean.square()).clamp_min(0) * scale.square()
+        square = (mean + self.shift.outputs.squeeze(1)).square() * scale.square()
+        return variance if variance.sum() > _CONSTANT * square.sum() else variance + square
 
     def _patches(self, scale: Tensor, bias: Tensor | None) -> Patches | None:
         if not self.stored:
@@ -283,20 +326,48 @@ class Statistics:
         return Patches(inputs, outputs * scale.unsqueeze(1).to(outputs))
 
 
+_SUMS = ("input_sum", "output_sum", "energy", "dense_sum", "dense_energy", "gram", "cross")
+_CONSTANT = 1e-12  # variance of outputs that do not vary, relative to their mean square
+_ROWS = 128  # of a matrix of sums that are turned into float32 at a time
+
+
 def merged(parts: Sequence[Statistics]) -> Statistics:
-    """The statistics of all samples together; those given stay as they are."""
-    if len(parts) == 1:
-        return parts[0]
-    whole = Statistics()
-    for part in parts:
+    """The statistics of all samples together; those given are used up."""
+    whole, *others = parts
+    for part in others:
         whole.merge(part)
     return whole
 
 
+def _moments(
+    sums: Float[Tensor, "groups rows cols"],
+    count: int,
+    dtype: torch.dtype,
+    *,
+    less: tuple[Tensor, Tensor],
+    plus: tuple[Tensor, Tensor] | None = None,
+    scale: Tensor | None = None,
+    symmetric: bool = False,
+) -> Float[Tensor, "groups rows cols"]:
+    """Sums over a count, less one outer product, plus another, times a factor per row.
+
+    Some rows at a time, so that no second matrix of float64 is held. Products of floats are
+    symmetric only nearly: of those that should be, the mean with the transpose is taken.
+    """
+    found = torch.empty(sums.shape, dtype=dtype, device=sums.device)
+    for at in range(0, sums.shape[1], _ROWS):
+        rows = slice(at, at + _ROWS)
+        part = sums[:, rows] / count
+        if symmetric:
+            part.add_(sums[:, :, rows].mT / count).div_(2)
+        part -= _outer(less[0][:, rows], less[1])
+        if plus is not None:
+            part += _outer(plus[0][:, rows], plus[1])
+        if scale is not None:
+            part *= scale[:, rows].unsqueeze(-1)
+        found[:, rows] = part
+    return found
+
+
 def _outer(left: Tensor, right: Tensor) -> Tensor:
     return left.unsqueeze(-1) * right.unsqueeze(-2)
-
-
-def symmetric(gram: Float[Tensor, "groups cols cols"]) -> Float[Tensor, "groups cols cols"]:
-    """The mean of a matrix and its transpose: products of floats are symmetric only nearly."""
-    return (gram + gram.mT).div_(2)

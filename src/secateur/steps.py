@@ -16,6 +16,7 @@ from secateur.folding import Folding
 from secateur.graph import Graph, Layer
 from secateur.methods import Magnitude, chain
 from secateur.recipe import Recipe, name_of
+from secateur.samples import Layouts, find_layouts
 from secateur.search import WALKS
 from secateur.targets import Costs, MaxDrop, Sparsity, Target
 from secateur.walk import Sampling, Walked, folded_weight, outputs, walk
@@ -56,6 +57,11 @@ class Plan:
     def graph(self) -> Graph:
         """The dense network that layers are fitted in."""
         return self.folding.graph
+
+    @cached_property
+    def layouts(self) -> Layouts:
+        """Which position of a layer's output belongs to which image."""
+        return find_layouts(self.graph, self.images)
 
     @property
     def measured(self) -> int:
@@ -200,7 +206,9 @@ class Plan:
             weights=weights,
             before=self.division if weights else None,
             costs=self.target.budget(self.costs).costs,
+            pattern=self.recipe.pattern,
             sampling=self.sampling,
+            layouts=self.layouts if graph is self.graph else None,
             chunk=self.chunk,
             on_layer=self.on_layer,
         )
@@ -222,6 +230,7 @@ class Plan:
             inputs=recipe.inputs,  # type: ignore[arg-type]
             start=weights,
             sampling=self.sampling,
+            layouts=self.layouts,
             chunk=self.chunk,
             on_layer=lambda result: self.on_layer(result.layer.name),
         )

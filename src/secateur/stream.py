@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -25,6 +26,10 @@ class Stream:
             for name in self.dead.get(index, ()):
                 del self.values[name]
         self.at = max(self.at, stop)
+
+    def value(self, name: str) -> Any:
+        """A value, or the parameter, buffer or constant of that name."""
+        return self.values[name] if name in self.values else self.parameters[name]
 
     def fork(self, parameters: Mapping[str, Tensor]) -> Stream:
         """A stream that goes on from the same values (shared, not copied)."""

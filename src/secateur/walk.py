@@ -7,18 +7,22 @@ that it will really get and to the outputs it should have given, so later layers
 earlier ones lost.
 
 Peak memory: all images' live values at the widest cut of the network, twice (dense and pruned;
-once until the first pruned layer and with `inputs="dense"`), plus for the widest layer about
-6 * cols^2 * 4 bytes. A value is dropped after its last reader. Images are run in chunks. Methods
+once until the first pruned layer and with `inputs="dense"`), plus for the widest layer, measured,
+6 * cols^2 * 4 bytes: the sums of both halves of the images and what is made of them, and then as
+much for the solve. A value is dropped after its last reader. Images are run in chunks. Methods
 that train on patches add patches * (cols + rows) * 4 bytes for each of a few layers at a time.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+import sys
 from collections import ChainMap, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -30,7 +34,8 @@ from secateur.geometry import sample_positions
 from secateur.graph import BiasSlot, Graph, Layer, Use
 from secateur.methods import Method, compares_halves, stored_patches
 from secateur.patterns import Pattern
-from secateur.problem import Problem, Solution, Statistics, merged
+from secateur.problem import Problem, Shift, Solution, Statistics, merged
+from secateur.samples import Layout, Layouts, find_layouts
 from secateur.stream import Stream
 from secateur.tuning import Tuned
 
@@ -44,9 +49,10 @@ class LayerResult:
     Attributes:
         layer: the layer.
         kept: non-zero weights.
-        relative_error: mean squared output error over the outputs' variance, on the samples.
+        relative_error: mean squared output error over the dense outputs' variance, both of the
+            whole layer, on the samples.
         damping: relative damping of the solve, the largest of the column blocks.
-        samples: output positions sampled.
+        samples: output positions sampled; of a constant those that differ.
         notes: what a reader of the report should know.
     """
 
@@ -112,26 +118,53 @@ class _Samples(NamedTuple):
     inputs: Tensor
     dense_inputs: Tensor
     outputs: Tensor  # less the bias
-    middle: int  # where the second half of the images begins
+    middle: int  # where those of the second half of the images begin
 
 
 @dataclass
 class _Block:
-    """What a layer's fit needs of one chunk at one use."""
+    """What a layer's fit needs of one chunk at one use.
+
+    Attributes:
+        use: the use.
+        layout: which position belongs to which image; None where nothing is known.
+        first, images: the chunk's first image, and how many it has.
+        inputs, outputs: what the layer gets, and what it should give.
+        dense_inputs: what it gets in the dense network.
+        bias: what the outputs hold that the weights do not make.
+    """
 
     use: Use
+    layout: Layout | None
+    first: int
     images: int
     inputs: Tensor
     outputs: Tensor
     dense_inputs: Tensor
     bias: Tensor | None
 
+    @property
+    def constant(self) -> bool:
+        """Whether the inputs are the same whatever the images are."""
+        return self.layout is not None and self.layout.constant
+
+    @property
+    def has_halves(self) -> bool:
+        """Whether the positions are known to belong to the images, each to one."""
+        positions = self.use.geometry.count(self.outputs)
+        return self.layout is not None and self.layout.has_samples(positions, self.images)
+
     def sample(self, count: int, generator: torch.Generator) -> _Samples:
         """Samples in the order of the images."""
         geometry, shape = self.use.geometry, self.outputs.shape
         available = geometry.count(self.outputs)
-        positions = sample_positions(available, count, generator)
-        middle = int((positions < available * (self.images // 2) // self.images).sum())
+        ranks = sample_positions(available, count, generator)
+        # Odd chunks give the image in the middle to the one half and to the other by turns.
+        half = (self.first + self.images) // 2 - self.first // 2
+        middle = int((ranks < available * half // self.images).sum())
+        positions = ranks
+        if self.layout is not None:
+            positions = self.layout.positions(ranks, available, self.images)
         positions = positions.to(self.outputs.device)
         x = geometry.inputs(self.inputs, positions, shape)
         same = self.dense_inputs is self.inputs
@@ -141,16 +174,43 @@ class _Block:
         return _Samples(x, dense, y, middle)
 
 
+def _once(blocks: Iterable[_Block]) -> list[_Block]:
+    """Without the repetitions of constants, which each chunk sees again."""
+    found: list[_Block] = []
+    for block in blocks:
+        known = [of for of in found if of.use.op == block.use.op] if block.constant else []
+        if not any(_is_repeated(block, of) for of in known):
+            found.append(block)
+    return found
+
+
+def _is_repeated(block: _Block, known: _Block) -> bool:
+    """Whether a constant is the same as in a chunk before; a shorter last chunk has less of it."""
+    if block.outputs.shape != known.outputs.shape:
+        return True
+    same = torch.equal(block.inputs, known.inputs)
+    return same and torch.equal(block.dense_inputs, known.dense_inputs)
+
+
 class Walker:
     """Carries the streams through the network; `walk` is the way to use it."""
 
     def __init__(
-        self, graph: Graph, images: Tensor, *, chunk: int, device: torch.device, inputs: Inputs
+        self,
+        graph: Graph,
+        images: Tensor,
+        *,
+        chunk: int,
+        device: torch.device,
+        inputs: Inputs,
+        layouts: Layouts | None = None,
     ) -> None:
         self.graph, self.inputs, self.total, self.device = graph, inputs, len(images), device
         self.changes: dict[str, Tensor] = {}
         self.pruned_parameters = ChainMap(self.changes, dict(graph.parameters))
-        parts = images.to(device).split(chunk)
+        images = images.to(device)
+        self.layouts = find_layouts(graph, images) if layouts is None else layouts
+        parts = images.split(chunk)
         self.images = [len(part) for part in parts]
         self.dense = [Stream(graph, graph.parameters, {graph.input: part}) for part in parts]
         self.pruned: list[Stream] | None = None
@@ -162,16 +222,17 @@ class Walker:
             stream.advance(first)
         if self.pruned is None and self.inputs == "pruned":
             self.pruned = [stream.fork(self.pruned_parameters) for stream in self.dense]
-        return [
-            block
-            for dense, pruned in zip(self.dense, self.pruned or self.dense, strict=True)
+        begins = [0, *itertools.accumulate(self.images)]
+        streams = zip(self.dense, self.pruned or self.dense, strict=True)
+        return _once(
+            replace(block, first=begin, images=images)
+            for (dense, pruned), begin, images in zip(streams, begins, self.images, strict=False)
             for block in self._blocks(layer, dense, pruned)
-        ]
+        )
 
     def _blocks(self, layer: Layer, dense: Stream, pruned: Stream) -> Iterator[_Block]:
-        images = len(dense.values[layer.uses[0].input])
         pruned.advance(layer.uses[0].op)
-        yield self._block(layer.uses[0], images, dense, pruned)
+        yield self._block(layer.uses[0], dense, pruned)
         if len(layer.uses) == 1:
             return
         # Later uses of a shared weight: run ahead with the weights as they are now, and come back.
@@ -180,15 +241,15 @@ class Walker:
         for use in layer.uses[1:]:
             ahead.advance(use.op)
             twin.advance(use.op)
-            yield self._block(use, images, ahead, twin)
+            yield self._block(use, ahead, twin)
 
-    def _block(self, use: Use, images: int, dense: Stream, pruned: Stream) -> _Block:
-        inputs, dense_inputs = pruned.values[use.input], dense.values[use.input]
-        names = ChainMap(dense.values, dense.parameters)  # type: ignore[arg-type]
-        bias = None if use.bias is None else names[use.bias]
+    def _block(self, use: Use, dense: Stream, pruned: Stream) -> _Block:
+        inputs, dense_inputs = pruned.value(use.input), dense.value(use.input)
+        bias = None if use.bias is None else dense.value(use.bias)
         dense.advance(use.op + 1)
         outputs = dense.values[self.graph.ops[use.op].name]
-        return _Block(use, images, inputs, outputs, dense_inputs, bias)
+        layout = self.layouts.get(use.op)
+        return _Block(use, layout, 0, 0, inputs, outputs, dense_inputs, bias)
 
     def outputs(self, streams: list[Stream] | None) -> Tensor | None:
         """Runs streams to the end; the first output for all images, if it has a row for each."""
@@ -204,7 +265,7 @@ class Walker:
 @torch.no_grad()
 def outputs(graph: Graph, images: Float[Tensor, "batch ..."], *, chunk: int) -> Tensor | None:
     """The network's first output for all images; None where it has no row for each of them."""
-    walker = Walker(graph, images, chunk=chunk, device=images.device, inputs="dense")
+    walker = Walker(graph, images, chunk=chunk, device=images.device, inputs="dense", layouts={})
     return walker.outputs(walker.dense)
 
 
@@ -219,6 +280,7 @@ def walk(
     inputs: Inputs = "pruned",
     start: Mapping[str, Tensor] | None = None,
     sampling: Sampling | None = None,
+    layouts: Layouts | None = None,
     chunk: int = 32,
     device: torch.device | None = None,
     on_layer: Callable[[LayerResult], Any] = lambda result: None,
@@ -236,6 +298,8 @@ def walk(
         start: weights by parameter name that methods start from (and damp to) in place of the
             dense ones; the outputs to come close to are the dense network's all the same.
         sampling: how many output positions are used; None = the defaults.
+        layouts: which position belongs to which image, as `find_layouts` finds it; None = it is
+            found out here.
         chunk: images per run of an operation.
         device: where to run; None = where the images are.
         on_layer: called after each layer.
@@ -247,7 +311,8 @@ def walk(
         NumericalError: values become NaN or infinite, or a layer cannot be solved; names it.
     """
     sampling = sampling or Sampling()
-    walker = Walker(graph, images, chunk=chunk, device=device or images.device, inputs=inputs)
+    device = device or images.device
+    walker = Walker(graph, images, chunk=chunk, device=device, inputs=inputs, layouts=layouts)
     results: list[LayerResult] = []
     ways: list[list[dict[str, Tensor]]] = []
 
@@ -368,6 +433,7 @@ class Fit:
         self.scale = slope(self.layer, self.dense)
         begin = self.start.get(name)
         self.matrix = self.dense if begin is None else self.geometry.matrix(begin)
+        self.constant = all(block.constant for block in self.blocks)
 
     @property
     def in_blocks(self) -> bool:
@@ -408,12 +474,38 @@ class Fit:
     ) -> Problem:
         """The problem of the layer, or of some columns given the others' `new` weights."""
         found = self._statistics(method, new, columns)
-        problem = self._problem(merged(found), columns)
+        halves = None
+        if len(found) == 2 and all(half.samples for half in found):
+            halves = self._problem(found[0], columns), self._problem(found[1], columns)
+        whole = merged(found)
+        del found  # the second half's sums
+        problem = self._problem(whole, columns)
         self._check(problem.gram, problem.cross)
-        if len(found) == 1 or not all(half.samples for half in found):
-            return problem
-        first, second = (self._problem(half, columns) for half in found)
-        return replace(problem, halves=(first, second))
+        return replace(
+            problem,
+            halves=halves,
+            no_halves=self._no_halves,
+            samples=min(problem.samples, self._different),
+        )
+
+    @property
+    def _different(self) -> int:
+        """Positions that differ from each other, at most: a constant is repeated for each image."""
+        counts = [of.layout.count for of in self.blocks if of.layout and of.layout.constant]
+        return sum(counts) if len(counts) == len(self.blocks) else sys.maxsize
+
+    @cached_property
+    def _no_halves(self) -> str:
+        """Why the halves of the images cannot be kept apart; empty where they can."""
+        if all(block.constant for block in self.blocks):
+            return "its input does not depend on the images"
+        if self.images < 2:
+            return "there is one image"
+        if any(block.layout is None for block in self.blocks):
+            return "all images are the same"
+        if not all(block.has_halves or block.constant for block in self.blocks):
+            return "its output positions cannot be told apart by image"
+        return ""
 
     def _problem(self, statistics: Statistics, columns: slice) -> Problem:
         return statistics.problem(
@@ -459,25 +551,37 @@ class Fit:
         they will be deployed, so that each block makes good what the earlier ones lost; columns
         to come count as in the dense network.
         """
-        found = [Statistics() for _ in range(2 if compares_halves(method) else 1)]
+        apart = compares_halves(method) and not self._no_halves
+        found: list[Statistics] = []
         patches = stored_patches(method)
         generator = torch.Generator().manual_seed(self.sampling.seed * 1_000_003 + self.index)
         total = self.sampling.count(self.layer.columns)
-        for number, block in enumerate(self.blocks):
-            count = math.ceil(total * block.images / self.images)
-            x, dense_x, y, middle = block.sample(count, generator)
+        for block in self.blocks:
+            part = 1 if block.constant else block.images / self.images
+            x, dense_x, dense_y, middle = block.sample(math.ceil(total * part), generator)
+            y = dense_y
             if new is not None:
                 y = y - x[..., : columns.start] @ new[..., : columns.start].mT
                 y -= dense_x[..., columns.stop :] @ self.dense[..., columns.stop :].mT
             x = x[..., columns]
-            if len(found) == 1 or (block.images == 1 and number % 2):
+            if not x.shape[1]:  # a layer on what was found in the images, and nothing was
+                continue
+            if not found:  # one shift, so that the halves' sums add up to the whole's
+                shift = Shift.of(x, y)
+                found = [Statistics(shift) for _ in range(2 if apart else 1)]
+            if not apart or block.constant:
                 middle = x.shape[1]
-            for half, part in zip(found, (slice(middle), slice(middle, None)), strict=False):
-                half.add(x[:, part], y[:, part])
+            for half, at in zip(found, (slice(middle), slice(middle, None)), strict=False):
+                half.add(x[:, at], y[:, at], None if new is None else dense_y[:, at])
             if patches:
-                share = math.ceil(patches * block.images / self.images)
-                chosen = sample_positions(x.shape[1], share, generator).to(x.device)
+                chosen = sample_positions(x.shape[1], math.ceil(patches * part), generator)
+                chosen = chosen.to(x.device)
                 found[0].store(x[:, chosen], y[:, chosen])
+        if not found:
+            raise NumericalError(
+                f"layer {self.layer.name}: it gets no input at all from the calibration images, "
+                "expected some: add images, or leave it out with exclude"
+            )
         return found
 
     def _check(self, *tensors: Tensor) -> None:
@@ -499,6 +603,8 @@ class Fit:
         notes = [note for solution in solutions for note in solution.notes] + list(more)
         if self.layer.bias is None:
             notes.append("no place for a bias: none fitted")
+        if self.constant:
+            notes.append("its input does not depend on the images: fitted to what it is")
         if len(self.layer.uses) > 1:
             notes.append(f"weight used {len(self.layer.uses)} times: one fit for all")
         return tuple(dict.fromkeys(notes))

@@ -11,6 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from secateur.graph import Graph, Layer
+from secateur.patterns import Pattern, Unstructured
+from secateur.samples import Layouts
 from secateur.walk import Sampling, folded_weight
 
 
@@ -25,7 +27,8 @@ class Subject:
         weights: weights by parameter name that stand for the dense ones (of a level before).
         before: what was found out about the dense network, where `weights` are given.
         costs: what one kept weight costs in each layer; None = 1 each.
-        sampling, chunk: as in `secateur.walk`.
+        pattern: which zeros are allowed.
+        sampling, layouts, chunk: as in `secateur.walk`.
         on_layer: called with a layer's name when an allocation that takes long is done with it.
     """
 
@@ -35,7 +38,9 @@ class Subject:
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     before: Division | None = None
     costs: Sequence[float] | None = None
+    pattern: Pattern = field(default_factory=Unstructured)
     sampling: Sampling = field(default_factory=Sampling)
+    layouts: Layouts | None = None
     chunk: int = 32
     on_layer: Callable[[str], Any] = lambda name: None
 

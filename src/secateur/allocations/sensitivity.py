@@ -16,7 +16,7 @@ from torch import Tensor
 from secateur.allocations.protocol import Budget, Curve, Subject, remove_in_order
 from secateur.graph import Graph, Layer
 from secateur.methods import LeastSquares, Method
-from secateur.patterns import Unstructured
+from secateur.precision import widened
 from secateur.stream import Stream
 from secateur.walk import Fit, Sampling, Walker
 
@@ -143,9 +143,14 @@ class _Study:
     def __init__(self, subject: Subject, fitting: Tensor, judging: Tensor) -> None:
         self.graph: Graph = subject.graph
         self.sampling: Sampling = subject.sampling
-        self.weights = subject.weights
+        self.weights, self.pattern = subject.weights, subject.pattern
         self.walker = Walker(
-            self.graph, fitting, chunk=subject.chunk, device=fitting.device, inputs="dense"
+            self.graph,
+            fitting,
+            chunk=subject.chunk,
+            device=fitting.device,
+            inputs="dense",
+            layouts=subject.layouts,
         )
         self.judging = [
             Stream(self.graph, self.graph.parameters, {self.graph.input: part})
@@ -164,7 +169,8 @@ class _Study:
         """The layer's parameters at each level, and their relative output errors."""
         blocks = self.walker.arrive(layer)
         fit = Fit(layer, blocks, self.walker.total, self.sampling, index, self.graph, self.weights)
-        solved = fit.solve_all(method, Unstructured(), [_kept(layer, level) for level in levels])
+        kept = [_kept(layer, level) for level in levels]
+        solved = fit.solve_all(method, self.pattern, kept)
         return [one.changes[-1] for one in solved], [one.result.relative_error for one in solved]
 
     @torch.no_grad()
@@ -222,7 +228,7 @@ def _distance(dense: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
 
 
 def _seen(output: Tensor) -> Tensor:
-    output = output.double()
+    output = widened(output)
     if output.dim() == 2 and output.shape[1] > 1:
         output = output - output.mean(1, keepdim=True)
     return output.flatten()

@@ -67,11 +67,7 @@ class ADMM:
 
     def solve(self, problem: Problem, pattern: Pattern, kept: int) -> Solution:
         """Cost: a Cholesky factor (cols^3 / 3) per third step, a solve (rows cols^2) per step."""
-        damping, notes = damping_for(problem, self.damping)
-        if problem.halves is not None and self.dampings:
-            rms = problem.gram.diagonal(dim1=-2, dim2=-1).sqrt().unsqueeze(-2)
-            mask = pattern.mask((problem.weight * rms).abs(), kept)  # near enough for this
-            damping, notes = choose_damping(problem, mask, self.dampings), ()
+        damping, notes = self._damping(problem, pattern, kept)
         system = NormalEquations.of(problem, damping)
         if kept == problem.weight.numel():
             mask, start = torch.ones_like(problem.weight, dtype=torch.bool), problem.weight
@@ -89,6 +85,26 @@ class ADMM:
             damping=damping,
             notes=notes + fit_notes,
         )
+
+    def _damping(
+        self, problem: Problem, pattern: Pattern, kept: int
+    ) -> tuple[float, tuple[str, ...]]:
+        """Relative damping of the splitting and of the fit, and what is to be said of it."""
+        if not self.dampings:
+            return damping_for(problem, self.damping)
+        if problem.halves is None:
+            damping, notes = damping_for(problem, self.damping)
+            why = problem.no_halves
+            return damping, notes + (
+                (f"damping not chosen on images held back: {why}",) * bool(why)
+            )
+        rms = problem.gram.diagonal(dim1=-2, dim2=-1).sqrt().unsqueeze(-2)
+        mask = pattern.mask((problem.weight * rms).abs(), kept)  # near enough for this
+        damping = choose_damping(problem, mask, self.dampings)
+        if problem.samples >= problem.columns:
+            return damping, ()
+        few = f"{problem.samples} samples for {problem.columns} columns"
+        return damping, (f"{few}: damping {damping:g} found best on images held back",)
 
     def _mask(
         self, system: NormalEquations, dense: Tensor, pattern: Pattern, kept: int
@@ -114,6 +130,7 @@ class ADMM:
                 if moved <= self.settled:
                     return mask, sparse / system.column_scale, notes
                 previous, old = mask, rho
+                del factor  # before the next one is made
                 factor, rho = system.factor(rho * _growth(moved))
                 dual.mul_(old / rho)  # the dual is held divided by rho
         left = f"{moved:.1%} of the mask still moving after {self.steps} ADMM steps"

@@ -1,0 +1,384 @@
+"""Damping is chosen on images held back: which position belongs to which image, and the choice."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from problems import correlated, random_weight
+from torch import Tensor, nn
+
+import secateur
+from secateur.frontends.torch_export import trace
+from secateur.graph import Graph
+from secateur.linear_algebra import choose_damping
+from secateur.methods import ADMM, AdamCalibration, LeastSquares
+from secateur.options import select_layers
+from secateur.patterns import Unstructured
+from secateur.problem import Problem, Shift, Statistics, merged
+from secateur.samples import find_layouts
+from secateur.walk import Fit, Sampling, Walker, walk
+
+pytestmark = pytest.mark.filterwarnings("ignore:only .* calibration image")
+
+TOKENS, WIDTH = 9, 8
+
+
+class Attention(nn.Module):
+    """A transformer's layer, in either of PyTorch's layouts."""
+
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.embed = nn.Linear(5, WIDTH)
+        self.attention = nn.MultiheadAttention(WIDTH, 2, batch_first=batch_first)
+        self.head = nn.Linear(WIDTH, 4)
+        self.batch_first = batch_first
+
+    def forward(self, x: Tensor) -> Tensor:  # (samples, tokens, 5)
+        y = self.embed(x)
+        y = y if self.batch_first else y.transpose(0, 1)
+        y = y + self.attention(y, y, y, need_weights=False)[0]
+        y = self.head(y)
+        return y if self.batch_first else y.transpose(0, 1)
+
+
+class Recurrent(nn.Module):
+    """A cell written out: each step's layer on (samples, channels), the head on (time, samples)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.step = nn.Linear(5, WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+        self.head = nn.Linear(WIDTH, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = self.embed(x.transpose(0, 1))  # (time, samples, channels)
+        state, states = torch.zeros_like(steps[0]), []
+        for time in range(3):
+            state = torch.tanh(self.step(torch.cat([steps[time], state], 1)))
+            states.append(state)
+        return self.head(torch.stack(states)).transpose(0, 1)
+
+
+class Windows(nn.Module):
+    """Swin's: (samples * windows, places, channels), and the transposed order of the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.inside = nn.Linear(5, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.head = nn.Linear(WIDTH, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.embed(x).reshape(-1, 3, WIDTH)  # (samples * 3 windows, 3, channels)
+        y = self.inside(y).relu().reshape(x.shape[0], 3, 3, WIDTH)
+        y = y.transpose(0, 1).reshape(-1, 3, WIDTH)  # (3 windows * samples, 3, channels)
+        return self.head(y).reshape(3, x.shape[0], 3, 4).transpose(0, 1)
+
+
+class Frames(nn.Module):
+    """A convolution on (time * samples, channels, places)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.second = nn.Conv1d(1, 6, 3), nn.Conv1d(6, 6, 2, padding=1)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.transpose(0, 1).reshape(-1, 1, 5)
+        y = self.second(self.conv(y).relu()).mean(2)
+        return self.head(y).reshape(TOKENS, x.shape[0], 4).transpose(0, 1)
+
+
+NETWORKS = {
+    "attention": lambda: Attention(False),
+    "attention, batch first": lambda: Attention(True),
+    "recurrent": Recurrent,
+    "windows": Windows,
+    "frames": Frames,
+}
+
+
+@functools.cache
+def graph_of(name: str) -> Graph:
+    torch.manual_seed(0)
+    return trace(NETWORKS[name]().eval().requires_grad_(False), inputs_of(2))
+
+
+def inputs_of(count: int) -> Tensor:
+    return torch.randn(count, TOKENS, 5, generator=torch.Generator().manual_seed(1))
+
+
+def problems_of(graph, images: Tensor, chunk: int, sampling: Sampling) -> list[Problem]:
+    """Each layer's problem, on the dense network, in float32."""
+    walker = Walker(graph, images, chunk=chunk, device=images.device, inputs="dense")
+    found = []
+    for index, layer in enumerate(select_layers(graph.layers, include="*")):
+        blocks = walker.arrive(layer)
+        fit = Fit(layer, blocks, len(images), sampling, index, graph, {})
+        found.append(fit.problem(ADMM()))
+    return found
+
+
+def difference(one: Problem, other: Problem) -> float:
+    """The largest difference of two problems' sums, relative to their size."""
+    pairs = ((getattr(of, name) for of in (one, other)) for name in ("gram", "cross", "energy"))
+    return max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("count", "chunk"), [(6, 6), (7, 3), (5, 1)])
+@pytest.mark.parametrize("least", [8192, 20])
+def test_an_image_is_seen_by_one_half_only(name: str, count: int, chunk: int, least: int) -> None:
+    """Changing an image changes the sums of one half and leaves the other's alone."""
+    graph, images = graph_of(name), inputs_of(count)
+    sampling = Sampling(per_column=1, least=least)
+    before = problems_of(graph, images, chunk, sampling)
+    members = [[0, 0] for _ in before]
+    for image in range(count):
+        changed = images.clone()
+        changed[image] = 2 * changed[image] + 1
+        for layer, (one, other) in enumerate(
+            zip(before, problems_of(graph, changed, chunk, sampling), strict=True)
+        ):
+            assert one.halves is not None
+            assert other.halves is not None
+            moved = [difference(*of) > 1e-4 for of in zip(one.halves, other.halves, strict=True)]
+            assert sum(moved) == 1
+            members[layer][moved.index(True)] += 1
+    assert all(abs(first - second) <= 1 for first, second in members)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_halves_add_up_to_the_whole(name: str) -> None:
+    images = inputs_of(6)
+    for whole in problems_of(graph_of(name), images, 4, Sampling()):
+        assert whole.halves is not None
+        assert sum(half.samples for half in whole.halves) == whole.samples
+        shares = [half.samples / whole.samples for half in whole.halves]
+        mean = sum(s * half.input_mean for s, half in zip(shares, whole.halves, strict=True))
+        torch.testing.assert_close(mean, whole.input_mean, rtol=1e-5, atol=1e-5)
+
+
+def test_layouts_do_not_depend_on_the_images_number() -> None:
+    images = inputs_of(12)
+    for name, inner in {
+        "attention": {"attention.in_proj_weight": 1, "attention.out_proj": 1, "head": 1},
+        "attention, batch first": {"embed": TOKENS, "attention.out_proj": 1, "head": TOKENS},
+        "windows": {"embed": TOKENS, "inside": TOKENS, "head": 3},
+        "frames": {"conv": 3, "head": 1},
+    }.items():
+        graph = graph_of(name)
+        layouts = find_layouts(graph, images)
+        found = {layer.name: layouts[layer.uses[0].op].inner for layer in graph.layers}
+        assert {layer: found[layer] for layer in inner} == inner
+
+
+class Swapped(nn.Module):
+    """The same two layers on (samples, tokens, channels) or on (tokens, samples, channels)."""
+
+    def __init__(self, time_major: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 24), nn.Linear(24, 16)
+        self.time_major = time_major
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(0, 1) if self.time_major else x
+        y = self.second(self.first(x).relu())
+        return y.transpose(0, 1) if self.time_major else y
+
+
+def test_the_order_of_axes_does_not_matter_to_the_result() -> None:
+    """Tokens of an image are near copies: halves of positions would tell nothing of new images."""
+    torch.manual_seed(2)
+    images = torch.randn(10, 1, 5) + 0.05 * torch.randn(10, TOKENS, 5)
+    one, other = Swapped(False).eval(), Swapped(True).eval()
+    other.load_state_dict(one.state_dict())
+    reports = [
+        secateur.prune(of, images, sparsity=0.6, include="*", progress=False).report
+        for of in (one, other)
+    ]
+    for a, b in zip(*(report.layers for report in reports), strict=True):
+        assert a.damping == b.damping
+        assert a.relative_error == pytest.approx(b.relative_error, rel=0.02)
+
+
+class Mixed(nn.Module):
+    """Attention over the wrong axis: each position depends on all images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(5, 1)
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.attention(x, x, x, need_weights=False)[0])
+
+
+def walked(graph: Graph, images: Tensor, method=None, chunk: int = 4):
+    layers = select_layers(graph.layers, include="*")
+    kept = [layer.weights // 2 for layer in layers]
+    return walk(
+        graph, images, layers, kept, method=method or ADMM(), pattern=Unstructured(), chunk=chunk
+    )
+
+
+def test_positions_that_mix_images_have_no_halves_and_say_so() -> None:
+    torch.manual_seed(3)
+    result = walked(trace(Mixed().eval(), inputs_of(2)), inputs_of(8)).results[-1]
+    assert result.damping == 0.3
+    assert any("cannot be told apart by image" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_one_image_and_copies_of_one_have_no_halves_and_say_so(name: str) -> None:
+    image = inputs_of(1)
+    for images, note in ((image, "there is one image"), (image.repeat(4, 1, 1), "are the same")):
+        for result in walked(graph_of(name), images).results:
+            assert any(note in of for of in result.notes)
+            assert result.damping >= 0.3
+
+
+def test_two_images_of_which_there_are_copies_have_halves() -> None:
+    images = inputs_of(2)[[0, 0, 0, 1, 0]]
+    graph = graph_of("attention")
+    assert all(of.inner is not None for of in find_layouts(graph, images).values())
+    for held in problems_of(graph, images, 2, Sampling()):
+        assert held.halves is not None
+
+
+def test_stored_samples_stay_when_there_are_no_halves() -> None:
+    method = AdamCalibration(start=ADMM(), iterations=1)
+    for count, chunk in ((1, 1), (1, 4), (2, 1), (3, 2)):
+        results = walked(graph_of("attention"), inputs_of(count), method, chunk).results
+        assert len(results) == 4
+
+
+def test_a_sample_without_sums_is_kept_when_statistics_are_merged() -> None:
+    x, y = correlated(20, 4), correlated(20, 3)
+    for first in (True, False):
+        empty, full = Statistics(Shift.of(x, y)), Statistics(Shift.of(x, y))
+        empty.store(x, y)
+        full.add(x, y)
+        whole = merged([empty, full] if first else [full, empty])
+        assert whole.samples == 20
+        assert len(whole.stored) == 1
+
+
+class Constant(nn.Module):
+    """Layers on a buffer, on a parameter, on both expanded by image, and on the images."""
+
+    def __init__(self, width: int = 6) -> None:
+        super().__init__()
+        self.stem, self.table = nn.Linear(5, width), nn.Linear(2, 16)
+        self.deep, self.query = nn.Linear(16, width), nn.Linear(4, width)
+        self.key, self.head = nn.Linear(width, width), nn.Linear(width, 3)
+        self.register_buffer("offsets", torch.randn(TOKENS, 2))
+        self.queries = nn.Parameter(torch.randn(1, 7, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.deep(F.relu(self.table(self.offsets)))
+        y = self.key(self.stem(x) + bias)
+        queries = self.query(self.queries.expand(x.shape[0], -1, -1))
+        return self.head(torch.softmax(queries @ y.mT, -1) @ y)
+
+
+@pytest.mark.parametrize("inputs", ["pruned", "dense"])
+def test_layers_on_constants_are_pruned_on_these_counted_once(inputs: str) -> None:
+    torch.manual_seed(4)
+    network, images = Constant().eval(), inputs_of(10)
+    report = secateur.prune(
+        network, images, sparsity=0.4, include="*", inputs=inputs, progress=False
+    ).report
+    layers = {layer.name: layer for layer in report.layers}
+    assert [layers[name].samples for name in ("table", "deep", "query")] == [TOKENS, TOKENS, 7]
+    assert layers["key"].samples == 10 * TOKENS
+    for name in ("table", "deep", "query"):
+        assert any("does not depend on the images" in note for note in layers[name].notes)
+    assert report.sparsity == pytest.approx(0.4, abs=0.01)
+
+
+def test_the_chunks_do_not_matter_to_a_layer_on_a_constant() -> None:
+    torch.manual_seed(4)
+    graph, images = trace(Constant().eval(), inputs_of(2)), inputs_of(10)
+    one, other = (walked(graph, images, LeastSquares(), chunk) for chunk in (10, 3))
+    for name in ("table.weight", "deep.weight", "query.weight"):
+        torch.testing.assert_close(one.changes[name], other.changes[name], rtol=1e-3, atol=1e-4)
+
+
+def halves(samples: int, noise: float, seed: int) -> tuple[Problem, list[tuple[Tensor, Tensor]]]:
+    """A problem with halves in float32, and the samples of each."""
+    weight = random_weight(1, 5, 12)
+    parts = []
+    for half in range(2):
+        x = correlated(samples, 12, seed=seed + 10 * half)
+        disturbed = x + noise * correlated(samples, 12, seed=seed + 10 * half + 1)
+        parts.append((disturbed.float(), (x @ weight.mT).float()))
+    shift = Shift.of(*(torch.cat(of, 1) for of in zip(*parts, strict=True)))
+    sums = [Statistics(shift) for _ in parts]
+    for statistics, (x, y) in zip(sums, parts, strict=True):
+        statistics.add(x, y)
+    problems = [statistics.problem(weight.float()) for statistics in sums]
+    whole = merged(sums).problem(weight.float())
+    return Problem(**{**vars(whole), "halves": tuple(problems)}), parts
+
+
+def held_out_error(parts: list[tuple[Tensor, Tensor]], mask: Tensor, damping: float) -> float:
+    """Fits to either half by NumPy in float64, judged on the other half's samples."""
+    dense, total = random_weight(1, 5, 12)[0].numpy(), 0.0
+    for fitted, judged in (parts, parts[::-1]):
+        x, y = (of[0].double().numpy() for of in fitted)
+        centred, wanted = x - x.mean(0), y - y.mean(0)
+        gram, cross = centred.T @ centred / len(x), wanted.T @ centred / len(x)
+        amount = damping * np.trace(gram) / 12
+        other_x, other_y = (of[0].double().numpy() for of in judged)
+        for row, kept in enumerate(mask[0].numpy()):
+            left = gram[np.ix_(kept, kept)] + amount * np.eye(kept.sum())
+            found = np.linalg.solve(left, cross[row, kept] + amount * dense[row, kept])
+            error = other_y[:, row] - y[:, row].mean() - (other_x - x.mean(0))[:, kept] @ found
+            total += np.square(error).mean()
+    return total
+
+
+@pytest.mark.parametrize("samples", [16, 40, 400])
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_the_damping_chosen_errs_least_on_the_other_half(samples: int, noise: float) -> None:
+    candidates = (0.001, 0.01, 0.1, 1.0, 10.0)
+    for seed in range(3):
+        held, parts = halves(samples, noise, seed)
+        mask = Unstructured().mask(held.weight.abs(), 30)
+        errors = {of: held_out_error(parts, mask, of) for of in candidates}
+        falling = [10.0]  # from the strongest down while the error falls
+        for stronger, weaker in itertools.pairwise(sorted(candidates, reverse=True)):
+            if errors[weaker] >= errors[stronger]:
+                break
+            falling.append(weaker)
+        chosen = choose_damping(held, mask, candidates)
+        assert errors[chosen] <= errors[falling[-1]] * 1.01
+
+
+def test_few_samples_are_damped_more_than_many() -> None:
+    mask = Unstructured().mask(random_weight(1, 5, 12).abs(), 30)
+    chosen = [
+        choose_damping(halves(samples, 0.5, 0)[0], mask, (0.001, 0.01, 0.1, 1.0, 10.0))
+        for samples in (10, 1000)
+    ]
+    assert chosen[0] > chosen[1]
+
+
+def test_a_damping_needs_halves_to_be_chosen_on() -> None:
+    held, _ = halves(20, 0.1, 0)
+    whole = Problem(**{**vars(held), "halves": None})
+    with pytest.raises(ValueError, match="does not hold its halves"):
+        choose_damping(whole, torch.ones(1, 5, 12, dtype=torch.bool), (0.1, 1.0))
+
+
+def test_the_default_method_says_where_samples_are_few() -> None:
+    network = nn.Sequential(nn.Linear(40, 6)).eval()
+    images = torch.randn(12, 40, generator=torch.Generator().manual_seed(5))
+    (layer,) = secateur.prune(
+        network, images, sparsity=0.5, include="*", progress=False
+    ).report.layers
+    assert any(note.startswith("12 samples for 40 columns: damping") for note in layer.notes)
