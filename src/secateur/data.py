@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from PIL import Image
 from torch import Tensor
 
@@ -29,7 +29,7 @@ from secateur.folders import folder_labels, image_files, open_image
 from secateur.fractals import fractal_images
 from secateur.noise import gaussian_noise, pink_noise
 from secateur.options import did_you_mean
-from secateur.preprocess import Preprocess, Transform
+from secateur.preprocess import Preprocess, Transform, apply
 from secateur.references import call, is_reference
 from secateur.streams import (
     BATCH,
@@ -41,6 +41,7 @@ from secateur.streams import (
     joined,
 )
 
+_PIXELS = (torch.uint8, torch.uint16, torch.bool)  # scaled to [0, 1] by the range of the type
 FEW_IMAGES = 32  # below this a warning: the statistics of most layers are too thin
 MAX_IMAGES = 1000
 _SYNTHETIC = {
@@ -246,24 +247,26 @@ class _Source:
             for chosen in rows.split(BATCH) if len(rows) else ():
                 low, high = int(chosen[0]), int(chosen[-1]) + 1
                 at = slice(low, high) if high - low == len(chosen) else chosen  # a slice is no copy
-                inputs = self._inputs(images[at], name)
+                inputs = self._inputs(_rows(images, at), name)
                 yield Part(name, inputs, None if numbers is None else numbers[at])
 
         return ImageStream(
             source=name,
             parts=parts,
             notes=notes,
-            warnings=self._unscaled() if images.dtype == torch.uint8 else [],
+            warnings=self._unscaled() if images.dtype in _PIXELS else [],
             constant=images.is_floating_point(),
         )
 
     def _check_kind(self, images: Tensor, name: str) -> None:
         """Raises where numbers are neither inputs nor pixels, or cannot be preprocessed."""
-        if images.dtype == torch.uint8:
+        if images.dtype in _PIXELS:
             return
         if not images.is_floating_point():
+            kind = str(images.dtype).removeprefix("torch.")
             raise DataError(
-                f"{name} holds {images.dtype}, expected floats (preprocessed) or uint8 images"
+                f"{name} holds {kind}, whose range is not known, expected floats (preprocessed), "
+                "or pixels in uint8 (0 to 255) or uint16 (0 to 65535): convert it to one of these"
             )
         if self.preprocess is not None:
             raise DataError(
@@ -272,7 +275,7 @@ class _Source:
             )
 
     def _inputs(self, images: Tensor, name: str) -> Float[Tensor, "batch ..."]:
-        """Floats as they are; uint8 (N, C, H, W), (N, H, W, C) or (N, H, W) preprocessed."""
+        """Floats as they are; pixels (N, C, H, W), (N, H, W, C) or (N, H, W) preprocessed."""
         self._check_kind(images, name)
         if images.is_floating_point():
             return images.detach().float()
@@ -282,12 +285,11 @@ class _Source:
             images = images.permute(0, 2, 3, 1)
         if images.dim() != 4 or images.shape[-1] not in (1, 3):
             raise DataError(
-                f"{name} has shape {tuple(images.shape)} in uint8, expected (N, 3, H, W), "
-                "(N, H, W, 3) or one channel"
+                f"{name} has shape {tuple(images.shape)} in {images.dtype}, expected "
+                "(N, 3, H, W), (N, H, W, 3) or one channel"
             )
         preprocess = self.preprocess or Preprocess(channels=images.shape[-1])
-        arrays = (image.squeeze(-1).cpu().numpy() for image in images)
-        return torch.stack([preprocess(Image.fromarray(array)) for array in arrays])
+        return torch.stack([_from_pixels(preprocess, image, name) for image in images])
 
     def _batches(
         self, batches: Callable[[], Iterable], name: str, single: bool = False
@@ -324,14 +326,16 @@ class _Source:
             images = self._preprocessed(found.images, source)
         else:
             array = _tensor(found.images)
-            if array.dtype == torch.uint8:
+            if array.dtype in _PIXELS:
                 _add(warnings, *self._unscaled())
             images = self._inputs(array, source)
         return Part(name, images, found.labels if self.labelled else None)
 
     def _preprocessed(self, images: Iterable[Image.Image], name: str) -> Tensor:
         preprocess = self.preprocess or Preprocess()
-        parts = [Part(name, preprocess(image)[None]) for image in images]
+        parts = [
+            Part(name, apply(preprocess, image, f"an image of {name}")[None]) for image in images
+        ]
         for part in parts:
             check_shapes(part, parts[0])
         return joined(parts).images
@@ -347,7 +351,7 @@ class _Source:
 
         def parts() -> Iterator[Part]:
             for row in rows.tolist():
-                image = preprocess(open_image(files[row]))
+                image = apply(preprocess, open_image(files[row]), str(files[row]))
                 number = None if labels is None else labels[row : row + 1]
                 yield Part(str(files[row]), image[None], number)
 
@@ -371,6 +375,26 @@ class _Source:
         generator = torch.Generator().manual_seed(self.seed)
         chosen = torch.randperm(count, generator=generator)[: self.max_images].sort().values
         return chosen, [f"{self.max_images} of {count} images, chosen with seed {self.seed}"]
+
+
+def _from_pixels(
+    preprocess: Transform, image: Shaped[Tensor, "height width chan"], name: str
+) -> Tensor:
+    """An image of pixels in 8 or 16 bits or of bools, through a preprocess."""
+    pixels = image.cpu().numpy()
+    if pixels.dtype == np.bool_:
+        pixels = pixels.astype(np.uint8) * 255
+    if pixels.dtype == np.uint16 and isinstance(preprocess, Preprocess):
+        return preprocess.from_unit(pixels.astype(np.float64) / 65535)
+    if pixels.dtype == np.uint16 and pixels.shape[-1] == 3:
+        raise DataError(
+            f"{name} holds RGB in 16 bits, which PIL images cannot hold for a preprocess of your "
+            "own, expected 8 bits: use secateur.Preprocess, or pass preprocessed floats"
+        )
+    picture = Image.fromarray(
+        np.ascontiguousarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+    )
+    return apply(preprocess, picture, f"an image of {name}")
 
 
 @dataclass
@@ -403,6 +427,13 @@ def _guarded(batches: Callable[[], Iterable], name: str) -> Iterator:
             f"{name} cannot be read ({type(error).__name__}: {said}), expected batches of images: "
             "try it alone"
         ) from error
+
+
+def _rows(images: Tensor, at: slice | Tensor) -> Tensor:
+    """Some images; of uint16 by NumPy, for PyTorch cannot choose among them."""
+    if isinstance(at, slice) or images.dtype != torch.uint16:
+        return images[at]
+    return torch.from_numpy(images.cpu().numpy()[at.numpy()])
 
 
 def _stream_of(images: Images) -> ImageStream:

@@ -11,7 +11,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from secateur.errors import OptionError
+from secateur.errors import DataError, OptionError, SecateurError
+
+_LUMA = (0.299, 0.587, 0.114)  # of RGB, as Pillow makes grey of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,19 +56,44 @@ class Preprocess:
             raise OptionError(f"std is {tuple(self.std)}, expected numbers above 0")
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "chan height width"]:
-        """Converts, resizes, crops, scales to [0, 1] and normalises one image."""
+        """Converts, resizes, crops, scales to [0, 1] and normalises one image, of any mode.
+
+        As in torchvision and timm, alpha is left out (transparent pixels have the colour that is
+        stored) and an EXIF orientation is not applied.
+
+        Raises:
+            DataError: the range of its pixels is not known.
+        """
         if self.channels not in (1, 3):
             raise OptionError(
                 f"channels is {self.channels}, expected 1 (grey) or 3 (RGB) for images; "
                 "other numbers are for synthetic ones such as fractal:300"
             )
-        image = image.convert("RGB" if self.channels == 3 else "L")
-        image = _center_crop(_resize_short(image, self.resize or self.size), self.size)
+        if image.mode in ("I", "F") or image.mode.startswith("I;"):
+            return self.from_unit(_unit_pixels(image)[..., None])
+        image = self._cut(_eight_bits(image).convert("RGB" if self.channels == 3 else "L"))
         pixels = torch.from_numpy(np.array(image))
         return self.normalise(pixels.reshape(*pixels.shape[:2], self.channels).permute(2, 0, 1))
 
+    def from_unit(
+        self, pixels: Float[np.ndarray, "height width chan"]
+    ) -> Float[Tensor, "chan height width"]:
+        """As for an image, from grey or RGB pixels in [0, 1] that are finer than 8 bits."""
+        planes = np.moveaxis(pixels.astype(np.float32), -1, 0)
+        cut = [np.array(self._cut(Image.fromarray(np.ascontiguousarray(of)))) for of in planes]
+        found = torch.from_numpy(np.stack(cut))
+        if len(found) == 3 and self.channels == 1:
+            found = torch.tensor(_LUMA).view(3, 1, 1).mul(found).sum(0, keepdim=True)
+        return self._standardised(found.expand(self.channels, -1, -1))
+
     def normalise(self, pixels: UInt8[Tensor, "*batch chan height width"]) -> Tensor:
         """Scales pixels to [0, 1], then by mean and std."""
+        return self._standardised(pixels.float() / 255)
+
+    def _cut(self, image: Image.Image) -> Image.Image:
+        return _center_crop(_resize_short(image, self.resize or self.size), self.size)
+
+    def _standardised(self, unit: Tensor) -> Tensor:
         mean, std = (
             torch.tensor(tuple(of)).view(-1, 1, 1)
             for of in (
@@ -74,7 +101,75 @@ class Preprocess:
                 (1.0,) if self.std is None else self.std,
             )
         )
-        return ((pixels.float() / 255 - mean) / std).contiguous()
+        return ((unit - mean) / std).contiguous()
+
+
+def apply(preprocess: Transform, image: Image.Image, name: str) -> Float[Tensor, ...]:
+    """The input that a preprocess makes of an image, in float32.
+
+    Raises:
+        DataError: it fails on the image, which the message names, or makes no floats of it.
+    """
+    try:
+        found = preprocess(image)
+    except DataError as error:
+        raise DataError(f"{name} {error}") from error
+    except SecateurError:
+        raise
+    except Exception as error:
+        said = next(iter(str(error).splitlines()), "")
+        raise DataError(
+            f"the preprocess fails on {name}, an image of mode {image.mode} and size {image.size} "
+            f"({type(error).__name__}: {said}), expected a float tensor: try it on that image"
+        ) from error
+    if not isinstance(found, Tensor) or not found.is_floating_point():
+        kind = found.dtype if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise DataError(
+            f"the preprocess makes {kind} of {name}, an image of mode {image.mode}, expected a "
+            "float tensor: scale the pixels as the network was trained"
+        )
+    return found.detach().float()
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """An image of any mode with 8 bits per channel as grey or RGB, without alpha."""
+    if image.mode in ("L", "RGB"):
+        return image
+    steps = {"1": ["L"], "LA": ["L"], "La": ["LA", "L"], "RGBa": ["RGBA", "RGB"]}
+    for mode in steps.get(image.mode, ["RGBA", "RGB"] if _has_clear_palette(image) else ["RGB"]):
+        try:
+            image = image.convert(mode)
+        except ValueError as error:
+            raise DataError(
+                f"has the mode {image.mode}, which this version of Pillow cannot convert to "
+                f"{mode}, expected RGB or grey: save it so"
+            ) from error
+    return image
+
+
+def _has_clear_palette(image: Image.Image) -> bool:
+    """Whether Pillow warns where such an image is made RGB at once."""
+    return image.mode == "P" and "transparency" in image.info
+
+
+def _unit_pixels(image: Image.Image) -> Float[np.ndarray, "height width"]:
+    """Grey pixels of more than 8 bits, scaled to [0, 1] by the range of their type."""
+    pixels = np.array(image).astype(np.float64)
+    if image.mode == "F":
+        low, high = float(pixels.min()), float(pixels.max())
+        if not (low >= 0 and high <= 1):  # NaN too
+            raise DataError(
+                f"has float pixels from {low:g} to {high:g}, expected the range from 0 to 1: "
+                "rescale it, or save it in 8 or 16 bits"
+            )
+        return pixels
+    # Pillow reads 16 bits of PNG and PGM into 32, older versions more of them
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):
+        raise DataError(
+            f"has 32-bit pixels from {pixels.min():g} to {pixels.max():g}, whose full range is "
+            "not known, expected 8 or 16 bits: save it so"
+        )
+    return pixels / 65535
 
 
 def _resize_short(image: Image.Image, short: int | None) -> Image.Image:
