@@ -42,6 +42,7 @@ from secateur.streams import (
 )
 
 _PIXELS = (torch.uint8, torch.uint16, torch.bool)  # scaled to [0, 1] by the range of the type
+_NO_LABELS = "no labels"  # how the warning about unused ones begins
 FEW_IMAGES = 32  # below this a warning: the statistics of most layers are too thin
 MAX_IMAGES = 1000
 _SYNTHETIC = {
@@ -315,11 +316,10 @@ class _Source:
 
     def _part(self, batch: Any, name: str, source: str, single: bool, warnings: list[str]) -> Part:
         found = read_batch(batch, source, single=single)
-        if self.labelled and found.unused:
-            _add(
-                warnings,
-                f"no labels of {source} were used: beside the images it gives {found.unused}, "
-                "expected one class number per image, second in a tuple or under 'label'",
+        if self.labelled and found.unused and not any(map(_is_about_labels, warnings)):
+            warnings.append(
+                f"{_NO_LABELS} of {source} were used: beside the images it gives {found.unused}, "
+                "expected one class number per image, second in a tuple or under 'label'"
             )
         if isinstance(found.images, list):
             _add(warnings, *self._unscaled())
@@ -447,6 +447,10 @@ def _stream_of(images: Images) -> ImageStream:
         classes=images.classes,
         constant=True,
     )
+
+
+def _is_about_labels(warning: str) -> bool:
+    return warning.startswith(_NO_LABELS)
 
 
 def _add(remarks: list[str], *new: str) -> None:
