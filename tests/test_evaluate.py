@@ -161,6 +161,56 @@ def test_predict_takes_the_images_to_the_network_s_precision(images):
     assert torch.allclose(found, model(images.double()).float())
 
 
+class Mixed(nn.Module):
+    """A classifier in one precision, with parameters of other types before or in it."""
+
+    def __init__(self, body, first=None, norm=torch.float32):
+        super().__init__()
+        torch.manual_seed(0)
+        if first is not None:
+            self.first = nn.Parameter(torch.ones(3).to(first), requires_grad=False)
+        self.body = nn.Linear(6, 8).to(body)
+        self.norm = nn.LayerNorm(8).to(norm)
+        self.head = nn.Linear(8, 4).to(body)
+
+    def forward(self, x):
+        hidden = self.norm(self.body(x).to(self.norm.weight.dtype))
+        return self.head(hidden.to(self.head.weight.dtype))
+
+
+@pytest.mark.parametrize("body", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("first", [None, torch.float64, torch.float16, torch.int8, torch.int64])
+@pytest.mark.parametrize("norm", [torch.float32, torch.bfloat16])
+def test_the_input_has_the_type_that_meets_it_whatever_else_the_network_holds(
+    images, body, first, norm
+):
+    model = Mixed(body, first, norm)
+    with torch.no_grad():
+        want = model(images.to(body)).float()
+    assert torch.equal(predict(model, images), want)
+
+
+def test_a_network_that_fails_in_every_type_is_told_by_its_first_failure(images):
+    model = Mixed(torch.float32, torch.float64)
+    with pytest.raises(ModelError, match=r"\(7,\).*10x7 and 6x8"):
+        predict(model, torch.cat([images, images[:, :1]], 1))
+
+
+def test_a_network_without_values_is_told(images):
+    with pytest.raises(ModelError, match="weights are on the device meta"):
+        predict(Net().to("meta"), images)
+
+
+@pytest.mark.parametrize("error", [TypeError, KeyError, IndexError, NotImplementedError])
+def test_whatever_a_network_raises_is_told(images, error):
+    class Fails(Net):
+        def forward(self, x):
+            raise error("no such thing")
+
+    with pytest.raises(ModelError, match=r"the model fails on images of shape \(6,\).*no such"):
+        predict(Fails(), images)
+
+
 class Named:
     def __init__(self, scores):
         self.loss, self.logits = None, scores

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from secateur.batches import class_numbers, in_words
 from secateur.data import open_images
-from secateur.errors import DataError, ModelError, OptionError, SecateurWarning
-from secateur.frontends import is_onnx, onnx_function
+from secateur.errors import DataError, ModelError, OptionError, SecateurError, SecateurWarning
+from secateur.frontends import device_of, is_onnx, onnx_function
 from secateur.ir import IR
 from secateur.loading import read_network
 from secateur.preprocess import Transform
@@ -389,11 +389,13 @@ def running(model: Any, example: Tensor) -> Iterator[Callable[[Tensor], Tensor]]
         def run(images: Tensor) -> Tensor:
             try:
                 return _first(forward(images), len(images))
-            except RuntimeError as error:
+            except SecateurError:
+                raise
+            except Exception as error:  # whatever a network raises
+                said = next(iter(str(error).splitlines()), type(error).__name__)
                 raise ModelError(
-                    f"the model fails on images of shape {tuple(images.shape[1:])}: "
-                    f"{str(error).splitlines()[0]}; expected images like those it was made for: "
-                    "check size and preprocess"
+                    f"the model fails on images of shape {tuple(images.shape[1:])}: {said}; "
+                    "expected images like those it was made for: check size and preprocess"
                 ) from error
 
         yield run
@@ -408,20 +410,36 @@ def _forward(model: Any, example: Tensor) -> Iterator[Callable[[Tensor], Any]]:
     if is_onnx(model):
         yield onnx_function(model, example)
         return
-    first = next(iter(model.parameters()), torch.zeros(()))
-    layouts = [fast_layout, Tensor.contiguous]
+    device = device_of(model)
+    layouts = (fast_layout, Tensor.contiguous)
+    ways = [(kind, layout) for kind in input_kinds(model) for layout in layouts]
 
     def run(images: Tensor) -> Any:
-        images = images.to(first.device, first.dtype)
-        if len(layouts) > 1:
+        images, failure = images.to(device), None
+        for tried, (kind, layout) in enumerate(ways):
             try:
-                return model(layouts[0](images))
-            except RuntimeError:  # it may view values as only the default layout allows
-                del layouts[0]
-        return model(layouts[0](images))
+                output = model(layout(images.to(kind)))
+            except RuntimeError as error:  # it may view values as only one layout allows
+                failure = failure or error
+            else:
+                del ways[:tried]
+                return output
+        assert failure is not None
+        raise failure
 
     with _eval_mode(model):
         yield run
+
+
+def input_kinds(model: nn.Module) -> list[torch.dtype]:
+    """The types that a module's input may have, to be tried in their order.
+
+    That of its floating-point parameters, where they are all of one type. Where they are not (the
+    body in half precision, normalisations in float32, a table in float64), float32 and then
+    theirs: which of them meets the input, only running the module tells.
+    """
+    kinds = {of.dtype: None for of in model.parameters() if of.is_floating_point()}
+    return list(kinds if len(kinds) == 1 else {torch.float32: None, **kinds})
 
 
 def fast_layout(images: Tensor) -> Tensor:
