@@ -90,6 +90,7 @@ def foresee(plan: Plan) -> Forecast:
         notes.append("blocks are tuned after each walk, so that less is lost than expected here")
     elif plan.asks_for_tuning(target):
         notes.append(f"blocks are not tuned: {plan.cannot_tune}")
+    notes += plan.zeros_before()
     kept = plan.kept(division, target)
     damage = division.damage(kept) or [None] * len(kept)
     layers = tuple(

@@ -4,7 +4,8 @@ A pattern is a frozen dataclass with one method,
 
     mask(scores, kept) -> bool tensor like scores, True = kept
 
-that keeps the best total score among the masks it allows, with exactly `kept` entries.
+that keeps the best total score among the masks it allows, with exactly `kept` entries. A negative
+score marks an entry that is zero for good: others are kept before it.
 """
 
 from __future__ import annotations

@@ -17,11 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from secateur.patterns import Pattern
 from secateur.precision import widest_float
 
 
@@ -56,6 +58,8 @@ class Problem:
         patches: a part of the samples themselves, where they were stored.
         halves: the problems of one half of the samples and of the other, where they were kept
             apart; a fit to one half is judged on the other.
+        free: where a weight may be other than zero; None = everywhere. The dense network's zeros
+            are never filled.
         no_halves: why they cannot be kept apart; empty where they can, or nothing is known.
     """
 
@@ -71,6 +75,7 @@ class Problem:
     patches: Patches | None = None
     halves: tuple[Problem, Problem] | None = None
     no_halves: str = ""
+    free: Bool[Tensor, "groups rows cols"] | None = None
 
     @property
     def columns(self) -> int:
@@ -88,7 +93,28 @@ class Problem:
             output_mean=self.output_mean[:, chosen],
             patches=None,
             halves=None,
+            free=None if self.free is None else self.free[:, chosen],
         )
+
+    @cached_property
+    def present(self) -> int:
+        """How many weights may be other than zero."""
+        return self.weight.numel() if self.free is None else int(self.free.sum())
+
+    def mask(
+        self, pattern: Pattern, scores: Float[Tensor, "groups rows cols"], kept: int
+    ) -> Bool[Tensor, "groups rows cols"]:
+        """A pattern's mask of `kept` entries, or of all that may be other than zero if fewer.
+
+        Args:
+            pattern: which zeros are allowed.
+            scores: what each entry is worth, 0 or more.
+            kept: how many are to stay.
+        """
+        if self.free is None:
+            return pattern.mask(scores, kept)
+        scores = torch.where(self.free, scores, -1.0)  # less than the least that may stay
+        return pattern.mask(scores, min(kept, self.present)) & self.free
 
     def bias(self, weight: Float[Tensor, "groups rows cols"]) -> Float[Tensor, "groups rows"]:
         """The best change of the bias for given weights: mean(y) - W mean(x); 0 where unfitted."""

@@ -259,6 +259,7 @@ def build_report(
         warnings=[
             *_warnings(len(images.tensor)),
             *warnings,
+            *plan.departures(walked, kept),
             *_undecided(search, plan.target.value),
             *_unjudged(calibration),
         ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -90,7 +92,8 @@ class Plan:
         tunes = self.tunes(target)
         for level in levels:
             division = self.division if walked is None else self.divide(weights)
-            walked = self._walk(self.kept(division, level), weights)
+            kept = self.kept(division, level)
+            walked = replace(self._walk(kept, weights), kept=kept, target=level)
             walked = self._tuned(walked) if tunes else walked
             names = (str(layer.parameter) for layer in self.layers)
             weights = {name: walked.changes[name] for name in names}
@@ -99,9 +102,20 @@ class Plan:
         walked = replace(
             walked,
             before=[f"{one.name} {one.value:g}" for one in before],
-            notes=[f"blocks not tuned: {self.cannot_tune}"] if untuned else [],
+            notes=[f"blocks not tuned: {self.cannot_tune}"] * untuned + self.zeros_before(),
         )
         return self._put_back(walked)
+
+    def zeros_before(self) -> list[str]:
+        """A note on the zeros that the network has already."""
+        total = sum(self.costs.sizes)
+        before = total - sum(self.present)
+        if not before:
+            return []
+        return [
+            f"{before:,} of the {total:,} weights of the pruned layers are zero in the network "
+            "given; they stay zero and count"
+        ]
 
     def levels(self, target: Target) -> list[Target]:
         """The targets to go through on the way, the given one last."""
@@ -215,8 +229,50 @@ class Plan:
         return self.recipe.allocation.measure(subject)
 
     def kept(self, division: Division, target: Target) -> list[int]:
-        """Weights to keep in each layer."""
-        return division.kept(target.budget(self.costs))
+        """Weights to keep in each layer, none more than it has."""
+        kept = division.kept(target.budget(self.costs))
+        return [min(count, there) for count, there in zip(kept, self.present, strict=True)]
+
+    @cached_property
+    def present(self) -> list[int]:
+        """Weights of each layer that are not zero in the dense network."""
+        names = [str(layer.parameter) for layer in self.layers]
+        return [int(self.graph.parameters[name].count_nonzero()) for name in names]
+
+    def departures(self, walked: Walked, kept: Sequence[int]) -> list[str]:
+        """Warnings where the pruned network has other zeros than were asked for, and why.
+
+        Args:
+            walked: what `run` returned.
+            kept: non-zero weights of each layer in the pruned network.
+        """
+        total, before = sum(self.costs.sizes), sum(self.costs.sizes) - sum(self.present)
+        budget, zeros = walked.target.budget(self.costs), total - sum(kept)
+        prices = budget.prices(len(kept))
+        allowed = round(budget.allowed) if budget.costs is None else budget.allowed
+        asked = f"{walked.target.name} {walked.target.value:g}"
+        spent = math.fsum(map(operator.mul, prices, self.present))
+        if before and spent < allowed - 1e-9 * max(1.0, allowed) and zeros == before:
+            return [
+                f"{before / total:.2%} of the weights of the pruned layers are zero in the network "
+                f"given, more than {asked} asks for: they stay zero, and no others were added"
+            ]
+        fewer = [
+            layer.name
+            for layer, got, of in zip(self.layers, kept, walked.kept, strict=True)
+            if got != of
+        ]
+        exact = budget.costs is not None or sum(walked.kept) == allowed
+        if not fewer and exact:
+            return []
+        why = "the allocation did not divide it exactly"
+        if fewer:
+            some = ", ".join(fewer[:3]) + (f" and {len(fewer) - 3} more" * (len(fewer) > 3))
+            why = f"weights that were to stay came out as zero in {some}"
+        return [
+            f"{zeros / total:.4%} of the weights of the pruned layers are zero, asked for "
+            f"{asked}: {why}"
+        ]
 
     def _walk(self, kept: Sequence[int], weights: Changes) -> Walked:
         recipe = self.recipe

@@ -100,6 +100,8 @@ class Walked:
         tuned: what tuning blocks did, where they were.
         before: what the network was pruned to on the way, where there was such a level.
         notes: what a reader of the report should know of the whole.
+        kept: non-zero weights that each layer was to have.
+        target: what was asked for.
     """
 
     changes: dict[str, Tensor]
@@ -110,6 +112,8 @@ class Walked:
     tuned: Tuned | None = None
     before: Sequence[str] = ()
     notes: Sequence[str] = ()
+    kept: Sequence[int] = ()
+    target: Any = None
 
 
 class _Samples(NamedTuple):
@@ -433,6 +437,7 @@ class Fit:
         self.scale = slope(self.layer, self.dense)
         begin = self.start.get(name)
         self.matrix = self.dense if begin is None else self.geometry.matrix(begin)
+        self.free = self.dense != 0  # zeros of the dense network are never filled
         self.constant = all(block.constant for block in self.blocks)
 
     @property
@@ -445,7 +450,9 @@ class Fit:
         if not self.in_blocks:
             return self.solve_problem(self.problem(method), method, pattern, kept)
         bounds = self._bounds()
-        shares = _shares(self.matrix * self.scale.unsqueeze(-1), bounds, kept)
+        size = (self.matrix * self.scale.unsqueeze(-1)).abs()
+        kept = min(kept, int(self.free.sum()))
+        shares = _shares(torch.where(self.free, size, -1.0), bounds, kept)
         new = self.dense.clone()
         solutions, problem = [], None
         for columns, share in zip(bounds, shares, strict=True):
@@ -508,9 +515,11 @@ class Fit:
         return ""
 
     def _problem(self, statistics: Statistics, columns: slice) -> Problem:
-        return statistics.problem(
+        problem = statistics.problem(
             self.matrix[..., columns], scale=self.scale, fits_bias=self.layer.bias is not None
         )
+        free = self.free[..., columns]
+        return problem if free.all() else replace(problem, free=free)
 
     def _solved(self, solutions: list[Solution], last: Problem, *notes: str) -> Solved:
         steps = [
@@ -531,7 +540,7 @@ class Fit:
         """The layer's new weight and bias by parameter name."""
         layer, bias = self.layer, solutions[-1].bias
         matrix = torch.cat([part.weight for part in solutions], -1) / self.scale.unsqueeze(-1)
-        matrix += 0.0  # zeros without a sign
+        matrix = torch.where(self.free, matrix, 0.0) + 0.0  # zeros without a sign
         changes = {str(layer.parameter): self.geometry.weight(matrix, layer.shape)}
         if bias is not None and layer.bias is not None:
             slot: BiasSlot = layer.bias
@@ -638,13 +647,13 @@ def _zero_if_left(solution: Solution, layer: Layer) -> Tensor | None:
     return torch.zeros_like(solution.weight[..., 0])
 
 
-def _shares(weight: Tensor, bounds: list[slice], kept: int) -> list[int]:
+def _shares(size: Tensor, bounds: list[slice], kept: int) -> list[int]:
     """Kept weights per block of columns: as many as the whole layer's largest have in it."""
     if len(bounds) == 1:
         return [kept]
-    chosen = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
-    chosen[torch.topk(weight.abs().flatten(), kept, sorted=False).indices] = True
-    return [int(chosen.view_as(weight)[..., columns].sum()) for columns in bounds]
+    chosen = torch.zeros(size.numel(), dtype=torch.bool, device=size.device)
+    chosen[torch.topk(size.flatten(), kept, sorted=False).indices] = True
+    return [int(chosen.view_as(size)[..., columns].sum()) for columns in bounds]
 
 
 def _named(layer: Layer, solve: Callable[..., Solution], *arguments: Any) -> Solution:

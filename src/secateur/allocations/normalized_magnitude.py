@@ -22,12 +22,17 @@ class NormalizedMagnitude:
 
     def measure(self, subject: Subject) -> MagnitudeDivision:
         """Cost: one pass over the weights; no images."""
-        return MagnitudeDivision(subject.folded)
+        pairs = zip(subject.folded, subject.free, strict=True)
+        return MagnitudeDivision([weight[free] for weight, free in pairs])
 
 
 @dataclass(frozen=True)
 class MagnitudeDivision:
-    """Divides a budget by a threshold on normalised magnitudes."""
+    """Divides a budget by a threshold on normalised magnitudes.
+
+    Attributes:
+        weights: those of each layer that may stay: none that is zero in the dense network.
+    """
 
     weights: Sequence[Tensor]
     curves: Sequence[Curve] = ()

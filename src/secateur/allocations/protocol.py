@@ -44,6 +44,16 @@ class Subject:
     chunk: int = 32
     on_layer: Callable[[str], Any] = lambda name: None
 
+    @cached_property
+    def free(self) -> list[Tensor]:
+        """By layer, where the dense network's weight matrix is not zero: what may be kept."""
+        return [folded_weight(self.graph, layer) != 0 for layer in self.layers]
+
+    @cached_property
+    def present(self) -> list[int]:
+        """Weights of the layers that are not zero in the dense network."""
+        return [int(free.sum()) for free in self.free]
+
     @property
     def prices(self) -> list[float]:
         """The costs, one for each layer."""
@@ -83,7 +93,7 @@ class Curve:
     """Damage to the network's output when one layer alone is pruned.
 
     Attributes:
-        sparsities: of the layer, rising.
+        sparsities: of the layer's weights that are not zero in the dense network, rising.
         damage: at each of them, never falling: the outputs' mean squared error relative to their
             variance (of scores, less the mean of each image's, which a softmax does not see).
         measured: False where it was estimated from the layer's own output error.
@@ -103,7 +113,7 @@ class Division(Protocol):
         ...
 
     def kept(self, budget: Budget) -> list[int]:
-        """Weights to keep in each layer: the most that the budget allows."""
+        """Weights to keep in each layer: the most that the budget allows, and that are there."""
         ...
 
     def damage(self, kept: Sequence[int]) -> list[float]:

@@ -82,7 +82,7 @@ class Sensitivity:
         ]
         if known is not None:
             curves = [replace(curve, measured=False) for curve in curves]
-        return SensitivityDivision([layer.weights for layer in subject.layers], curves, errors)
+        return SensitivityDivision(subject.present, curves, errors)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class SensitivityDivision:
     """Divides a budget where it does the least damage in sum.
 
     Attributes:
-        sizes: weights in each layer.
+        sizes: weights in each layer that are not zero in the dense network.
         curves: one per layer.
         errors: the layer's relative output error at each sparsity of its curve.
     """
@@ -117,7 +117,7 @@ class SensitivityDivision:
         return [
             (rise, layer, count)
             for layer, (size, curve) in enumerate(zip(self.sizes, self.curves, strict=True))
-            for rise, count in _hull(size, curve)
+            for rise, count in (_hull(size, curve) if size else ())
         ]
 
     def damage_of(self, layer: int, errors: Sequence[float]) -> list[float]:
@@ -130,7 +130,7 @@ class SensitivityDivision:
 
     def damage(self, kept: Sequence[int]) -> list[float]:
         """What the curves expect of each layer, at given numbers of kept weights."""
-        shares = [1 - count / size for count, size in zip(kept, self.sizes, strict=True)]
+        shares = [1 - count / max(size, 1) for count, size in zip(kept, self.sizes, strict=True)]
         return [
             float(_damage_at(curve, torch.tensor([share], dtype=torch.float64)))
             for curve, share in zip(self.curves, shares, strict=True)
@@ -144,6 +144,7 @@ class _Study:
         self.graph: Graph = subject.graph
         self.sampling: Sampling = subject.sampling
         self.weights, self.pattern = subject.weights, subject.pattern
+        self.present = subject.present
         self.walker = Walker(
             self.graph,
             fitting,
@@ -169,7 +170,7 @@ class _Study:
         """The layer's parameters at each level, and their relative output errors."""
         blocks = self.walker.arrive(layer)
         fit = Fit(layer, blocks, self.walker.total, self.sampling, index, self.graph, self.weights)
-        kept = [_kept(layer, level) for level in levels]
+        kept = [_kept(self.present[index], level) for level in levels]
         solved = fit.solve_all(method, self.pattern, kept)
         return [one.changes[-1] for one in solved], [one.result.relative_error for one in solved]
 
@@ -206,14 +207,14 @@ def _split(images: Tensor, judging: int) -> tuple[Tensor, Tensor]:
 def _smallest(subject: Subject, share: float) -> set[int]:
     """The layers that cost least, together at most a share of the cost of all."""
     prices = torch.tensor(subject.prices, dtype=torch.float64)
-    costs = prices * torch.tensor([layer.weights for layer in subject.layers])
+    costs = prices * torch.tensor(subject.present)
     shares = costs / costs.sum().clamp_min(torch.finfo(costs.dtype).tiny)
     order = torch.argsort(shares, stable=True)
     return {int(index) for index in order[shares[order].cumsum(0) <= share]}
 
 
-def _kept(layer: Layer, level: float) -> int:
-    return max(1, layer.weights - round(layer.weights * level))
+def _kept(present: int, level: float) -> int:
+    return min(present, max(1, present - round(present * level)))
 
 
 def _distance(dense: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:

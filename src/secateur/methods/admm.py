@@ -69,10 +69,11 @@ class ADMM:
         """Cost: a Cholesky factor (cols^3 / 3) per third step, a solve (rows cols^2) per step."""
         damping, notes = self._damping(problem, pattern, kept)
         system = NormalEquations.of(problem, damping)
-        if kept == problem.weight.numel():
-            mask, start = torch.ones_like(problem.weight, dtype=torch.bool), problem.weight
+        if kept >= problem.present:
+            everything = torch.ones_like(problem.weight)
+            mask, start = problem.mask(pattern, everything, problem.present), problem.weight
         else:
-            mask, start, mask_notes = self._mask(system, problem.weight, pattern, kept)
+            mask, start, mask_notes = self._mask(system, problem, pattern, kept)
             notes += mask_notes
         weight, fit_notes = system.fit(
             start, mask, tolerance=self.tolerance, iterations=self.iterations
@@ -99,7 +100,7 @@ class ADMM:
                 (f"damping not chosen on images held back: {why}",) * bool(why)
             )
         rms = problem.gram.diagonal(dim1=-2, dim2=-1).sqrt().unsqueeze(-2)
-        mask = pattern.mask((problem.weight * rms).abs(), kept)  # near enough for this
+        mask = problem.mask(pattern, (problem.weight * rms).abs(), kept)  # near enough for this
         damping = choose_damping(problem, mask, self.dampings)
         if problem.samples >= problem.columns:
             return damping, ()
@@ -107,12 +108,12 @@ class ADMM:
         return damping, (f"{few}: damping {damping:g} found best on images held back",)
 
     def _mask(
-        self, system: NormalEquations, dense: Tensor, pattern: Pattern, kept: int
+        self, system: NormalEquations, problem: Problem, pattern: Pattern, kept: int
     ) -> tuple[Bool[Tensor, "groups rows cols"], Float[Tensor, "groups rows cols"], tuple]:
         """Runs the splitting; returns the mask, weights to start from (unscaled) and notes."""
         notes: tuple[str, ...] = ()
-        sparse = dense * system.column_scale
-        mask = previous = pattern.mask(sparse.abs(), kept)
+        sparse = problem.weight * system.column_scale
+        mask = previous = problem.mask(pattern, sparse.abs(), kept)
         sparse = sparse * mask
         dual = torch.zeros_like(sparse)
         factor, rho = system.factor(self.rho)
@@ -122,7 +123,7 @@ class ADMM:
         for step in range(1, self.steps + 1):
             right = (sparse - dual).mul_(rho).add_(system.cross)
             target = torch.cholesky_solve(right.mT, factor).mT.add_(dual)
-            mask = pattern.mask(target.abs(), kept)
+            mask = problem.mask(pattern, target.abs(), kept)
             sparse = target * mask
             dual = target.sub_(sparse)
             if step % 3 == 0:

@@ -31,7 +31,7 @@ class LeastSquares:
 
     def solve(self, problem: Problem, pattern: Pattern, kept: int) -> Solution:
         """Cost: one product of rows x cols x cols per conjugate-gradient iteration."""
-        mask = pattern.mask(problem.weight.abs(), kept)
+        mask = problem.mask(pattern, problem.weight.abs(), kept)
         damping, notes = damping_for(problem, self.damping)
         system = NormalEquations.of(problem, damping)
         weight, fit_notes = system.fit(

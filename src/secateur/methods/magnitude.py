@@ -18,5 +18,5 @@ class Magnitude:
 
     def solve(self, problem: Problem, pattern: Pattern, kept: int) -> Solution:
         """Cost: one top-k of the weights."""
-        mask = pattern.mask(problem.weight.abs(), kept)
+        mask = problem.mask(pattern, problem.weight.abs(), kept)
         return Solution(weight=problem.weight * mask, mask=mask)
