@@ -594,8 +594,8 @@ def bench_conditions(bench: Bench) -> str:
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
-    """64x3x7x7; N where a size depends on the batch."""
-    return "x".join(str(size) if size else "N" for size in shape)
+    """64x3x7x7; N where a size depends on the batch, - where there is nothing of a shape."""
+    return "x".join(str(size) if size else "N" for size in shape) or "-"
 
 
 def _number(value: Any) -> str:

@@ -21,6 +21,8 @@ from secateur.geometry import Convolution, Geometry
 if TYPE_CHECKING:
     from secateur.folding import Folding
 
+ACTIVATIONS = "(products of activations)"  # the line for all of them together
+
 _TINY = 64  # weights
 
 
@@ -62,7 +64,7 @@ class Layer:
         name: the parameter's name without ".weight", as in the state dict.
         parameter: the weight's full name; None for one computed on the fly.
         kind: "conv" or "linear" when it can be pruned, else the operation's name.
-        shape: the weight's shape.
+        shape: the weight's shape; empty where there is no weight.
         output: shape of the (first) output, 0 for the batch axis.
         macs: multiply-accumulates per image, all uses together.
         uses: in execution order.
@@ -90,12 +92,28 @@ class Layer:
     @property
     def weights(self) -> int:
         """How many weights."""
-        return math.prod(self.shape)
+        return math.prod(self.shape) if self.shape else 0
 
     @property
     def columns(self) -> int:
         """Inputs per output."""
         return self.weights // self.shape[0]
+
+
+def activations_product(macs: int) -> Layer:
+    """The line for products of activations with each other, as in attention; has no weights.
+
+    One line for the whole network, once `merged`: those of a transformer would be two in each
+    block, with nothing to choose between them.
+    """
+    return Layer(
+        name=ACTIVATIONS,
+        parameter=None,
+        kind="product",
+        shape=torch.Size(()),
+        macs=macs,
+        obstacle="no weights: activations multiplied with each other, as in attention",
+    )
 
 
 @dataclass(frozen=True)

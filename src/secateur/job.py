@@ -26,7 +26,7 @@ from secateur.search import Try
 from secateur.search import search as search_sparsity
 from secateur.steps import Plan
 from secateur.streams import ImageStream
-from secateur.targets import Costs, MaxDrop, Sparsity, Target
+from secateur.targets import Costs, MaxDrop, MaxMacs, Sparsity, Target
 from secateur.walk import Sampling, Walked
 
 # Input values per run of an operation. Larger chunks made EfficientNet-Lite0 up to 1.6 times
@@ -282,6 +282,8 @@ def prepare(
         sampling=Sampling(max_columns=options.max_columns, seed=options.seed),
         chunk=chunk,
     )
+    if isinstance(target, MaxMacs) and (short := target.shortfall(plan.costs)):
+        doubts.append(short)
     target.budget(plan.costs)  # a target that cannot be met shows now, not after the allocation
     return Job(
         options=options,

@@ -111,7 +111,8 @@ def read_model(model: Any) -> Any:
             f"{model} is {kind.what}, expected a torch.nn.Module or {_NETWORKS}: pass the module, "
             "with these weights loaded"
         )
-    return load_model(str(model))
+    found = load_model(str(model))
+    return found if frontends.is_onnx(found) else frontends.read(found)
 
 
 def read_network(model: Any) -> Any:

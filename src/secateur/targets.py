@@ -55,12 +55,14 @@ class Costs:
             kept weights, and all other parameters and buffers whole, each at its own width and
             without entropy coding. The dense network's has no masks.
         more: whether there are layers that could be pruned besides those that are.
+        stuck: multiply-accumulates of layers that cannot be pruned.
     """
 
     sizes: tuple[int, ...]
     macs: Tariff
     bytes: Tariff
     more: bool = True
+    stuck: float = 0.0
 
     @classmethod
     def of(
@@ -79,6 +81,7 @@ class Costs:
             tuple(layer.weights for layer in chosen),
             _macs(every, chosen),
             _bytes(chosen, tensors),
+            stuck=sum(layer.macs for layer in every if layer.obstacle is not None),
             more=any(layer.obstacle is None and layer.name not in names for layer in every),
         )
 
@@ -164,13 +167,28 @@ class MaxMacs(_Share):
     """A fraction of the dense network's multiply-accumulates, in (0, 1]; see `Costs`.
 
     Only a runtime that leaves out multiplications with zeros is faster by as much; most are not.
+    Where layers that cannot be pruned take more, no choice of layers could meet it: it is then that
+    fraction of what the pruned layers take, and `shortfall` tells so.
     """
 
     name: ClassVar[str] = "max_macs"
 
     def budget(self, costs: Costs) -> Budget:
         """What the layers left dense do not take."""
+        if self.shortfall(costs):
+            pruned = costs.macs.dense - costs.macs.fixed
+            return Budget(self.value * pruned, costs.macs.each)
         return _what_is_left(self, costs, costs.macs, "the layers that stay dense take")
+
+    def shortfall(self, costs: Costs) -> str | None:
+        """Why no choice of layers could meet it; None where one could."""
+        if costs.stuck < self.value * costs.macs.dense or not any(costs.macs.each):
+            return None
+        return (
+            f"max_macs is {self.value:g}, but layers that cannot be pruned take "
+            f"{costs.stuck / costs.macs.dense:.3g} of the network's multiply-accumulates: the "
+            f"others were pruned to {self.value:g} of theirs; macs_fraction tells what is left"
+        )
 
 
 @dataclass(frozen=True)

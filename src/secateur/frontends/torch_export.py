@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -28,9 +28,28 @@ from secateur.frontends.torch_modules import (
     view_of,
     with_parameters,
 )
+from secateur.frontends.torch_products import (
+    depends_on_values,
+    grows_with_batch,
+    operands,
+    product_macs,
+    recurrent_weights,
+    sizes,
+    uses_per_weight,
+)
 from secateur.frontends.torch_program import export
 from secateur.geometry import Convolution, Geometry, Linear
-from secateur.graph import BiasSlot, Layer, Norm, Op, Use, alone, merged, protected
+from secateur.graph import (
+    BiasSlot,
+    Layer,
+    Norm,
+    Op,
+    Use,
+    activations_product,
+    alone,
+    merged,
+    protected,
+)
 
 __all__ = ["TorchGraph", "named_tensors", "trace", "with_parameters"]
 
@@ -50,19 +69,10 @@ _BATCH_NORMS = {  # and the number of the argument that holds epsilon
     aten.batch_norm.default: 7,
     aten._native_batch_norm_legit_no_training.default: 6,
 }
-_STAY_DENSE: dict[Any, str] = {
-    aten.conv_transpose1d.default: "transposed convolution",
-    aten.conv_transpose2d.input: "transposed convolution",
-    aten.conv_transpose3d.input: "transposed convolution",
-    aten.matmul.default: "matrix product with a parameter",
-    aten.mm.default: "matrix product with a parameter",
-    aten.bmm.default: "matrix product with a parameter",
-    aten.addmm.default: "matrix product with a parameter",
-    aten.bilinear.default: "bilinear layer",
-    aten.lstm.input: "recurrent layer",
-    aten.gru.input: "recurrent layer",
-    aten.rnn_tanh.input: "recurrent layer",
-    aten.rnn_relu.input: "recurrent layer",
+_TRANSPOSED = {
+    aten.conv_transpose1d.default,
+    aten.conv_transpose2d.input,
+    aten.conv_transpose3d.input,
 }
 # Traced in the default memory layout; values in channels-last have other strides.
 _ANY_LAYOUT: dict[Any, Any] = {
@@ -305,8 +315,9 @@ class _Layers:
                 self.readers.setdefault(self.graph.keys[read], []).append(node)
 
     def find(self) -> list[Layer]:
-        found = (self._layer(index, node) for index, node in enumerate(self.graph.nodes))
-        layers = merged(layer for layer in found if layer is not None)
+        self._look_behind()
+        nodes = enumerate(self.graph.nodes)
+        layers = merged(layer for index, node in nodes for layer in self._layers(index, node))
         return protected([self._settle(layer) for layer in layers])
 
     def offset(self, norm: Node) -> str | None:
@@ -332,51 +343,93 @@ class _Layers:
         weight = self.graph.parameters[str(layer.parameter)]
         return folded(weight, bias, *held, _epsilon(norm))  # type: ignore[arg-type]
 
-    def _layer(self, index: int, node: Node) -> Layer | None:
+    def _layers(self, index: int, node: Node) -> Iterator[Layer]:
+        """The layers that an operation is: several of a recurrent one, one a weight."""
         if node.target in _CONVOLUTIONS or node.target == _LINEAR:
-            return self._multiplication(index, node)
-        reason = _STAY_DENSE.get(node.target)
-        weight = self._largest_parameter(node) if reason else None
-        if reason is None or weight is None:
-            return None
-        return self._dense(index, node, weight, reason)
+            yield self._multiplication(index, node)
+        elif node.target in _TRANSPOSED:
+            yield self._dense(node, node.args[1], "transposed convolution")
+        elif (weights := recurrent_weights(node)) is not None:
+            for weight in weights:
+                if len(sizes(weight)) > 1:
+                    yield self._dense(node, weight, "recurrent layer")
+        elif macs := product_macs(node):
+            yield self._product(node, self._per_image(node, macs))
 
-    def _largest_parameter(self, node: Node) -> str | None:
-        names = [self.graph.keys[read] for read in node.all_input_nodes]
-        held = [name for name in names if self._is_weight(name)]
-        return max(held, key=lambda name: self.graph.parameters[name].numel(), default=None)
+    def _product(self, node: Node, macs: int) -> Layer:
+        """A product of matrices, named by the largest parameter in a factor without images."""
+        held = [self.behind[of] for of in operands(node) if of not in self.depends]
+        weight = max(filter(None, held), key=self._count, default=None)
+        if weight is None:
+            return activations_product(macs)
+        is_bilinear = node.target == aten.bilinear.default
+        reason = "bilinear layer" if is_bilinear else "matrix product with a parameter"
+        shape = self.graph.parameters[weight].shape
+        return self._left_dense(node, _short(weight), weight, shape, macs, reason)
+
+    def _look_behind(self) -> None:
+        """What depends on the images, and the largest weight that each other value is made of."""
+        self.depends: set[Node] = set()
+        self.behind: dict[Node, str | None] = {}
+        for node, key in self.graph.keys.items():
+            if key == self.graph.input:
+                self.depends.add(node)
+            elif node.op != "call_function":
+                self.behind[node] = key if self._is_weight(key) else None
+        for node in self.graph.nodes:
+            if self.depends.isdisjoint(node.all_input_nodes):
+                held = (self.behind.get(read) for read in node.all_input_nodes)
+                self.behind[node] = max(filter(None, held), key=self._count, default=None)
+            else:
+                self.depends.add(node)
+
+    def _count(self, name: str) -> int:
+        return self.graph.parameters[name].numel()
 
     def _is_weight(self, name: str) -> bool:
         value = self.graph.parameters.get(name)
         return isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 1
 
-    def _dense(self, index: int, node: Node, weight: str | None, reason: str) -> Layer:
-        shape = self.graph.parameters[weight].shape if weight else _shape(node.args[1])
+    def _per_image(self, node: Node, macs: int) -> int:
+        """Of the example's multiply-accumulates those of one image; whole where none is read."""
+        return macs // _example_batch(self.graph) if grows_with_batch(node) else macs
+
+    def _dense(self, node: Node, weight: Any, reason: str) -> Layer:
+        """A layer that stays dense, and its weight: a parameter or computed on the fly."""
+        shape, key = sizes(weight), self.graph.keys[weight]
+        held = key if key in self.graph.parameters else None
+        macs = self._per_image(node, uses_per_weight(node, shape) * math.prod(shape))
+        name = _module(node) or node.name if held is None else _short(held)
+        return self._left_dense(node, name, held, shape, macs, reason)
+
+    def _left_dense(
+        self, node: Node, name: str, weight: str | None, shape: Sequence[int], macs: int, why: str
+    ) -> Layer:
         return Layer(
-            name=_short(weight) if weight else _module(node) or node.name,
+            name=name,
             parameter=weight,
             kind=str(node.target).removeprefix("aten.").split(".")[0],
             shape=torch.Size(shape),
-            output=_sizes(node, batch=0),
-            macs=_dense_macs(node) * math.prod(shape),
-            obstacle=reason,
-            uses=(),
+            output=sizes(node, batch=0),
+            macs=macs,
+            obstacle=why,
         )
 
     def _multiplication(self, index: int, node: Node) -> Layer:
         weight = self.graph.keys[node.args[1]]  # type: ignore[index]
         if weight not in self.graph.parameters:
-            return self._dense(index, node, None, "weight computed on the fly")
+            return self._dense(node, node.args[1], "weight computed on the fly")
         is_linear = node.target == _LINEAR
         geometry = Linear() if is_linear else _convolution(node)
         shape = self.graph.parameters[weight].shape
         if geometry is None:
-            return self._dense(index, node, weight, "transposed convolution")
+            return self._dense(node, node.args[1], "transposed convolution")
         if len(shape) != (2 if is_linear else len(_shape(node))):
-            return self._dense(index, node, weight, "input without a batch axis")
+            return self._dense(node, node.args[1], "input without a batch axis")
+        if depends_on_values(node):
+            return self._dense(node, node.args[1], "as many inputs as the values lead to")
         bias = node.args[2] if len(node.args) > 2 else None
-        output = _sizes(node)
-        positions = math.prod(output[:-1]) if is_linear else output[0] * math.prod(output[2:])
+        positions = uses_per_weight(node, shape)
         use = Use(
             op=index,
             input=self.graph.keys[node.args[0]],  # type: ignore[index]
@@ -389,8 +442,8 @@ class _Layers:
             parameter=weight,
             kind="linear" if is_linear else "conv",
             shape=shape,
-            output=_sizes(node, batch=0),
-            macs=positions * shape.numel() // _example_batch(self.graph),
+            output=sizes(node, batch=0),
+            macs=self._per_image(node, positions * shape.numel()),
             uses=(use,),
             obstacle=self._obstacle(weight),
         )
@@ -469,7 +522,7 @@ class _Layers:
         readers = list(node.users)
         if len(readers) != 1 or not _is_batch_norm(readers[0]) or readers[0].args[0] is not node:
             return None
-        if node.target == _LINEAR and len(_sizes(node)) != 2:
+        if node.target == _LINEAR and len(sizes(node)) != 2:
             return None  # it normalises positions, not the layer's outputs
         norm = readers[0]
         held = [self.graph.keys[arg] for arg in norm.args[1:5] if isinstance(arg, Node)]
@@ -500,15 +553,6 @@ def _results(norm: Node) -> list[Node]:
 
 def _epsilon(norm: Node) -> float:
     return norm.args[_BATCH_NORMS[norm.target]]  # type: ignore[return-value]
-
-
-def _dense_macs(node: Node) -> int:
-    """How often a layer that stays dense uses each weight per image; 0 where that is not told."""
-    kind = str(node.target)
-    if "conv" not in kind:
-        return 0
-    places = node.args[0] if "transpose" in kind else node
-    return math.prod(_sizes(places)[2:]) if isinstance(places, Node) else 0
 
 
 def _convolution(node: Node) -> Geometry | None:
@@ -549,20 +593,9 @@ def _shape(node: Any) -> torch.Size:
     return node.meta["val"].shape
 
 
-def _sizes(node: Node, batch: int | None = None) -> tuple[int, ...]:
-    """A node's output sizes; symbolic ones as in the example, or as `batch` where given."""
-    value = node.meta["val"]
-    if not isinstance(value, Tensor):
-        return ()
-    return tuple(
-        size if isinstance(size, int) else size.node.hint if batch is None else batch
-        for size in value.shape
-    )
-
-
 def _example_batch(graph: TorchGraph) -> int:
     node = next(node for node, key in graph.keys.items() if key == graph.input)
-    return _sizes(node)[0]
+    return sizes(node)[0]
 
 
 def _module(node: Node) -> str:
