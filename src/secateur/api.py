@@ -20,6 +20,7 @@ from secateur.export import as_onnx
 from secateur.forecast import Forecast, foresee
 from secateur.frontends import device_of, input_shape, trace, with_parameters
 from secateur.frontends.first_runs import one_first_run
+from secateur.hubs import own_input_shape
 from secateur.job import Options, prepare
 from secateur.loading import read_model
 from secateur.methods import Method
@@ -97,7 +98,8 @@ def prune(
         model: any module that `torch.export` can trace, with its weights, or an ONNX model that
             ONNX Runtime runs: the path of the file or an `onnx.ModelProto`; never modified. Of
             `torch.compile(net)`, `DataParallel(net)`, `DistributedDataParallel(net)` and
-            `AveragedModel(net)` the network within is pruned and returned.
+            `AveragedModel(net)` the network within is pruned and returned. Or
+            "file.py:function" that returns a module, "timm:resnet18", or "hf:PATH".
         data: calibration images, without labels: a float tensor (N, C, H, W), a DataLoader or
             other batches, a folder, an `.npz`, "file.py:callable", or "fractal:300" for
             synthetic images where there are none. 300 to 1000 serve well.
@@ -113,7 +115,8 @@ def prune(
             source as for `data`; all of them are used.
         quantize: "int8" also makes an INT8 network of the pruned one, on the same images, with
             every zero kept; see `secateur.quantize`.
-        preprocess: from images to inputs, see `Preprocess`; for folders and uint8 data.
+        preprocess: from images to inputs, see `Preprocess`; for folders and uint8 data. None = as
+            a network from a hub wants it, and none for any other.
         recipe: how: an object, a name in `RECIPES` ("default", "tuned", "paper") or a TOML file.
             The four settings below replace the recipe's where they are given.
         pattern: which zeros are allowed; an object or a name in `PATTERNS`.
@@ -248,7 +251,8 @@ def inspect(
     Args:
         model: as for `prune`; never modified.
         shape: of one input, without the batch axis; None = as an ONNX file says, with 3 channels
-            and 224 pixels for what it leaves open, and (3, 224, 224) for a module.
+            and 224 pixels for what it leaves open, as a network from a hub wants it, and
+            (3, 224, 224) for any other module.
         device: where to trace; None = where the model is.
 
     Raises:
@@ -256,7 +260,8 @@ def inspect(
     """
     check_device(device)
     model = read_model(model)
-    shape = input_shape(model) if shape is None else shape
+    if shape is None:
+        shape = own_input_shape(model) or input_shape(model)
     if not shape or any(size < 1 for size in shape):
         raise OptionError(f"shape is {tuple(shape)}, expected positive sizes such as (3, 224, 224)")
     example = torch.zeros(2, *shape, device=device or device_of(model))

@@ -51,7 +51,8 @@ SWEEP, CURVE = "sweep.json", "sweep.html"  # what sweep writes
 Model = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="An .onnx file, file.py:callable or package.mod:callable."
+        metavar="MODEL",
+        help="An .onnx file, file.py:callable, package.mod:callable, timm:NAME or hf:PATH.",
     ),
 ]
 Weights = Annotated[
@@ -209,6 +210,7 @@ def prune(
         _require(onnx=onnx and not is_onnx_file(model), openvino=openvino, int8=int8)
         preprocess = _preprocess(size, resize, mean, std, channels)
         network = load_model(model, weights)
+        preprocess = _with_own(preprocess, network)
         quantize = "int8" if int8 else None
         check_kind(quantize, network)
         images = load_images(data, preprocess=preprocess, max_images=max_images, seed=seed)
@@ -278,6 +280,7 @@ def sweep(
         how = choose_recipe(recipe, method=method, allocation=allocation, inputs=inputs)
         preprocess = _preprocess(size, resize, mean, std, channels)
         network = load_model(model, weights)
+        preprocess = _with_own(preprocess, network)
         images = load_images(data, preprocess=preprocess, max_images=max_images, seed=seed)
         judged = _evaluation(eval_data, preprocess)
         common = _common(
@@ -454,6 +457,7 @@ def evaluate(
         preprocess = _preprocess(size, resize, mean, std, channels)
         network = load_network(file, model)
         others = [] if against is None else [load_network(against, model)]
+        preprocess = _with_own(preprocess, network, *others)
         images = open_images(eval_data, preprocess=preprocess)
         answers = answer([network, *others], images, needs_labels=not others)
         output, *bases = answers.outputs
@@ -585,6 +589,21 @@ def _preprocess(
         std=_numbers("--std", std) if std else None,
         channels=channels,
     )
+
+
+def _with_own(asked: Preprocess | None, *networks: Any) -> Preprocess | None:
+    """What was asked for, with what a network from a hub brings where nothing was."""
+    from secateur.hubs import own_preprocess
+    from secateur.preprocess import completed
+
+    own = next(filter(None, map(own_preprocess, networks)), None)
+    if own is not None:
+        typer.echo(
+            f"secateur: note: pictures are prepared as the network says ({own}), but for what "
+            "--size, --resize, --mean and --std say",
+            err=True,
+        )
+    return completed(asked, own)
 
 
 def _evaluation(source: str | None, preprocess: Preprocess | None) -> ImageStream | None:

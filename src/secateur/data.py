@@ -29,7 +29,7 @@ from secateur.folders import folder_labels, image_files, open_image
 from secateur.fractals import fractal_images
 from secateur.noise import gaussian_noise, pink_noise
 from secateur.options import did_you_mean
-from secateur.preprocess import Preprocess, Transform, apply
+from secateur.preprocess import ModelPreprocess, Preprocess, Transform, apply
 from secateur.references import call, is_reference
 from secateur.streams import (
     BATCH,
@@ -269,7 +269,7 @@ class _Source:
                 f"{name} holds {kind}, whose range is not known, expected floats (preprocessed), "
                 "or pixels in uint8 (0 to 255) or uint16 (0 to 65535): convert it to one of these"
             )
-        if self.preprocess is not None:
+        if self.preprocess is not None and not isinstance(self.preprocess, ModelPreprocess):
             raise DataError(
                 f"{name} holds floats, which count as preprocessed, and a preprocess was given, "
                 "expected one or the other: pass uint8 images or leave the preprocess out"

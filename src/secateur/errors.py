@@ -55,16 +55,16 @@ class OutputError(UserError):
 class MissingExtraError(SecateurError, ImportError):
     """An optional package is not installed; the message holds the install line."""
 
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
+    def __init__(self, package: str, extra: str, purpose: str, more: str = "") -> None:
         super().__init__(
             f"{purpose} needs the package {package}, which is not installed: "
-            f"run {install_line(extra)}"
+            f"run {install_line(extra, more)}"
         )
 
 
-def install_line(extra: str) -> str:
+def install_line(extra: str, more: str = "") -> str:
     """How to install an extra of pyproject.toml; secateur itself comes from a clone, not PyPI."""
-    return f"pip install '.[{extra}]' in your clone of secateur"
+    return f"pip install '.[{extra}]'{more} in your clone of secateur"
 
 
 class NumericalError(SecateurError, ArithmeticError):

@@ -18,6 +18,7 @@ from secateur.evaluate import Evaluation, Judge, fast_layout, is_scores
 from secateur.forecast import expectation
 from secateur.frontends import device_of, saved_tensors, trace, with_parameters
 from secateur.graph import Graph
+from secateur.hubs import own_preprocess
 from secateur.options import check_device, select_layers
 from secateur.preprocess import Transform
 from secateur.recipe import Recipe
@@ -234,6 +235,8 @@ def prepare(
         OptionError, DataError, ModelError: a mistake that the message helps to put right.
     """
     watch = Stopwatch()
+    if options.preprocess is None:
+        options = replace(options, preprocess=own_preprocess(model))
     how, target = options.recipe, options.target
     images = load_images(
         data, preprocess=options.preprocess, max_images=options.max_images, seed=options.seed

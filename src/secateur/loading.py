@@ -20,10 +20,11 @@ from secateur.file_kinds import (
     kind_named,
     kind_of,
 )
+from secateur.hubs import is_hub_name, load_from_hub
 from secateur.ir import read_ir
 from secateur.references import call
 
-_NETWORKS = "an .onnx file, file.py:callable or package.module:callable"
+_NETWORKS = "an .onnx file, file.py:callable, package.module:callable, timm:NAME or hf:PATH"
 _WEIGHTS = "weights as .safetensors, .pt or .pth"
 
 
@@ -37,7 +38,8 @@ def load_model(reference: str, weights: str | Path | None = None) -> Any:
 
     Args:
         reference: a module, or a function or class without arguments that returns one; or the
-            path of an `.onnx` file, of which an `onnx.ModelProto` is returned.
+            path of an `.onnx` file, of which an `onnx.ModelProto` is returned; or `timm:NAME` or
+            `hf:PATH`, see `secateur.hubs`.
         weights: a `.safetensors` file or a checkpoint that `torch.load` reads without running
             code; see `secateur.checkpoints`.
 
@@ -58,7 +60,11 @@ def load_model(reference: str, weights: str | Path | None = None) -> Any:
         raise ModelError(kind.told(reference, _NETWORKS))
     if weights is not None:
         _check_weights(Path(weights))
-    model = call(reference)
+    model = (
+        load_from_hub(reference, pretrained=weights is None)
+        if is_hub_name(reference)
+        else call(reference)
+    )
     if not isinstance(model, nn.Module):
         raise ModelError(
             f"{reference} gives an object of type {type(model).__name__}, "
@@ -127,6 +133,8 @@ def _network_kind(reference: str) -> FileKind | None:
     Raises:
         ModelError: no such file, it cannot be read, or holds a pickled module.
     """
+    if is_hub_name(reference):
+        return None
     path = Path(reference)
     try:
         kind = kind_of(path) if path.is_file() or path.is_dir() else None

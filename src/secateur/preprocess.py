@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,11 +22,12 @@ class Preprocess:
 
     Attributes:
         size: side of the square centre crop, in pixels; None = no crop.
-        resize: the short side is resized to this before the crop (bilinear, antialiased);
-            None = `size` where that is given.
+        resize: the short side is resized to this before the crop (antialiased); None = `size`
+            where that is given.
         mean, std: per channel, for pixels scaled to [0, 1]; None = 0 and 1. Where neither is given,
             images come with a warning: few networks are trained so.
         channels: 3 (RGB) or 1 (grey); any number for synthetic images.
+        interpolation: "bilinear" or "bicubic", for resizing.
     """
 
     size: int | None = None
@@ -34,6 +35,7 @@ class Preprocess:
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     channels: int = 3
+    interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
         if self.channels < 1:
@@ -54,6 +56,11 @@ class Preprocess:
                 )
         if self.std is not None and any(value <= 0 for value in self.std):
             raise OptionError(f"std is {tuple(self.std)}, expected numbers above 0")
+        if self.interpolation not in _INTERPOLATIONS:
+            raise OptionError(
+                f"interpolation is {self.interpolation!r}, expected one of: "
+                f"{', '.join(_INTERPOLATIONS)}"
+            )
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "chan height width"]:
         """Converts, resizes, crops, scales to [0, 1] and normalises one image, of any mode.
@@ -91,7 +98,8 @@ class Preprocess:
         return self._standardised(pixels.float() / 255)
 
     def _cut(self, image: Image.Image) -> Image.Image:
-        return _center_crop(_resize_short(image, self.resize or self.size), self.size)
+        how = _INTERPOLATIONS[self.interpolation]
+        return _center_crop(_resize_short(image, self.resize or self.size, how), self.size)
 
     def _standardised(self, unit: Tensor) -> Tensor:
         mean, std = (
@@ -172,12 +180,55 @@ def _unit_pixels(image: Image.Image) -> Float[np.ndarray, "height width"]:
     return pixels / 65535
 
 
-def _resize_short(image: Image.Image, short: int | None) -> Image.Image:
+@dataclass(frozen=True, kw_only=True)
+class ModelPreprocess(Preprocess):
+    """What a network brings with it; data that are inputs already go without."""
+
+    def __str__(self) -> str:
+        parts = {
+            "short side": self.resize,
+            "crop": self.size,
+            "mean": self.mean,
+            "std": self.std,
+        }
+        told = [f"{name} {_text(value)}" for name, value in parts.items() if value is not None]
+        return f"{', '.join(told)}, {self.interpolation}"
+
+
+def completed(asked: Preprocess | None, own: ModelPreprocess | None) -> Preprocess | None:
+    """What was asked for, with what a network brings where nothing was."""
+    if asked is None or own is None:
+        return own if asked is None else asked
+    sized = asked.size is not None or asked.resize is not None
+    normal = asked.channels == own.channels
+    return replace(
+        asked,
+        size=asked.size if sized else own.size,
+        resize=asked.resize if sized else own.resize,
+        mean=own.mean if asked.mean is None and normal else asked.mean,
+        std=own.std if asked.std is None and normal else asked.std,
+        interpolation=own.interpolation,
+    )
+
+
+def _text(value: int | Sequence[float]) -> str:
+    return str(value) if isinstance(value, int) else ",".join(f"{of:g}" for of in value)
+
+
+_INTERPOLATIONS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+
+def _resize_short(
+    image: Image.Image, short: int | None, interpolation: Image.Resampling
+) -> Image.Image:
     if short is None or min(image.size) == short:
         return image
     factor = short / min(image.size)
     width, height = (max(short, int(side * factor)) for side in image.size)
-    return image.resize((width, height), Image.Resampling.BILINEAR)
+    return image.resize((width, height), interpolation)
 
 
 def _center_crop(image: Image.Image, size: int | None) -> Image.Image:
