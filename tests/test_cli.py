@@ -12,6 +12,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import reports
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -625,6 +626,16 @@ def test_a_defect_is_not_passed_off_as_a_mistake(place, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_pipe_that_breaks_within_the_program_is_a_defect(monkeypatch):
+    def broken(*_, **__):
+        raise BrokenPipeError("of a worker")
+
+    monkeypatch.setattr("secateur.recipe.choose_recipe", broken)
+    result = invoke("recipe", "default")
+    assert result.exit_code == 1
+    assert str(result.exception.__cause__) == "of a worker"
+
+
 # recipes and made images
 
 
@@ -785,3 +796,45 @@ def test_a_signal_leaves_nothing(place, tmp_path, signal):
     assert stderr == "secateur: error: interrupted: nothing was written\n"
     assert stdout == ""
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such pipes")
+@pytest.mark.parametrize("arguments", [["recipe", "paper"], ["--help"], ["report", "@long.json"]])
+@pytest.mark.parametrize("lines", [0, 1])
+def test_a_reader_that_has_read_enough_is_no_mistake(tmp_path, arguments, lines):
+    """As `secateur ... | head -1`: less and more than a pipe holds."""
+    reports.report(*(f"layer.{index}" * 20 for index in range(1000))).save(tmp_path / "long.json")
+    arguments = [str(tmp_path / of[1:]) if of.startswith("@") else of for of in arguments]
+    with program(*arguments) as process:
+        for _ in range(lines):
+            assert process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(60) == 0 or arguments == ["--help"]  # which typer prints
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+@pytest.mark.parametrize("arguments", [["recipe", "paper"], ["--version"]])
+def test_output_that_cannot_be_written_is_one_sentence(arguments):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "secateur", *arguments]
+        process = subprocess.run(command, stdout=full, stderr=-1, text=True, check=False)
+    assert process.returncode == 2
+    assert process.stderr.startswith("secateur: error: the output cannot be written (No space left")
+    assert len(process.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="closes a file of the shell's")
+def test_a_program_without_standard_output_works(tmp_path):
+    call = f"{sys.executable} -m secateur recipe default >&-"
+    process = subprocess.run(call, shell=True, stderr=-1, text=True, check=False)
+    assert (process.returncode, process.stderr) == (0, "")
+
+
+def test_a_letter_that_the_output_cannot_show_is_written_out(tmp_path):
+    reports.report("層", "conv").save(tmp_path / "report.json")
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    process = program("report", tmp_path / "report.json", env=environment)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (0, "")
+    assert r"\u5c64" in stdout

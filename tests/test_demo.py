@@ -5,8 +5,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
-from secateur import example
+from secateur import Report, example
 from secateur.example import demo
 
 
@@ -16,6 +17,7 @@ def run(monkeypatch, capsys):
     images, labels = example.test()
     monkeypatch.setattr(example, "test", lambda: (images[:50], labels[:50]))
     before = signal.signal(signal.SIGTERM, lambda *_: None)
+    threads = torch.get_num_threads()
     interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # may be ignored here
 
     def run(out):
@@ -25,6 +27,7 @@ def run(monkeypatch, capsys):
         return ended.value.code, capsys.readouterr().err
 
     yield run
+    torch.set_num_threads(threads)
     signal.signal(signal.SIGTERM, before)
     signal.signal(signal.SIGINT, interrupt)
 
@@ -53,26 +56,42 @@ def test_a_file_in_place_of_the_folder_is_one_line(tmp_path, run):
     assert (tmp_path / "out").read_text() == "mine"
 
 
-def test_each_run_is_told_as_it_ends(tmp_path, monkeypatch, capsys):
+def test_each_run_is_told_as_it_ends_and_the_last_lines_are_what_was_written(
+    tmp_path, monkeypatch, capsys
+):
     images, labels = example.test()
     monkeypatch.setattr(example, "test", lambda: (images[:50], labels[:50]))
-    monkeypatch.setattr(demo, "METHODS", ("magnitude",))
+    options = {"method": "magnitude", "allocation": "uniform"}
+    monkeypatch.setattr(demo, "METHODS", {"quick": options})
     monkeypatch.setattr(demo, "SPARSITIES", (0.5, 0.9))
     told = []
     prune = demo.prune
 
     def recording(*arguments, **more):
         told.append(capsys.readouterr().out)
-        return prune(*arguments, **more, allocation="uniform")
+        return prune(*arguments, **more)
 
     monkeypatch.setattr(demo, "prune", recording)
-    demo.demonstrate(tmp_path / "out")
-    assert told[0].startswith("2 runs, which take a few minutes")
-    assert told[1].startswith(" 1 of 2: 50% zeros, magnitude: ")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "magnitude-50",
-        "magnitude-90",
-    ]
+    out = tmp_path / "out"
+    for _ in range(2):  # the second time over what the first has left
+        demo.demonstrate(out)
+    first, second = told[:2]
+    assert first.startswith("pruning a network for Fashion-MNIST in 2 runs")
+    assert second.startswith("1 of 2: quick-50 in ")
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(path.name for path in out.iterdir()) == ["dense", "quick-50", "quick-90"]
+    files = [Path(line.strip()) for line in lines if line.startswith(f"  {out}")]
+    assert {file.name for file in files} > {"model.safetensors", "report.html", "report.json"}
+    assert all(file.is_file() for file in files)
+    for name in ("quick-50", "quick-90"):
+        (row,) = [line.split() for line in lines if line.startswith(f"{name} ")]
+        report = Report.load(out / name / "report.json")
+        pruned = report.evaluation["pruned"]
+        packed = (out / name / "model.packed").stat().st_size
+        assert row[:3] == [name, f"{report.sparsity:.0%}", f"{pruned.top1:.2f}"]
+        assert row[6:9] == [f"{pruned.drop:.2f}", "±", f"{pruned.drop_error:.2f}"]
+        assert float(row[9]) == round(packed / 1000)
+        assert report.exports["model.safetensors"]
 
 
 def test_the_partial_folder_of_the_demonstration_is_no_news_to_git():

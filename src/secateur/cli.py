@@ -7,17 +7,20 @@ in one sentence on standard error with nothing written; 1 a defect of secateur (
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib
+import io
 import json
 import os
 import re
+import select
 import sys
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
@@ -798,6 +801,11 @@ def _one_sentence() -> Iterator[None]:
         _fail(str(error))
     except KeyboardInterrupt:
         _fail("interrupted: nothing was written")
+    except BrokenPipeError as error:
+        if _is_read():  # it was another pipe; typer would end without a word
+            raise RuntimeError("a pipe within the program broke") from error
+        _point_nowhere(sys.stdout, sys.stderr)
+        raise typer.Exit from None
     except MemoryError:
         _fail("out of memory: use fewer images (--max-images)")
     except RuntimeError as error:
@@ -818,17 +826,54 @@ def _fail(sentence: str) -> NoReturn:
 def main() -> None:
     """What `secateur_main` runs; Ctrl-C and a polite kill leave nothing behind."""
     clean_up_when_killed()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # an old terminal may lack a letter
     # PyTorch asks for huge pages: fresh memory was filled twice as fast on Linux. Read at import.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
-        status = app(standalone_mode=False)
+        status = _answer()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _point_nowhere(sys.stdout, sys.stderr)
+        status = 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        _point_nowhere(sys.stdout)
+        typer.echo(f"secateur: error: the output cannot be written ({error.strerror})", err=True)
+        status = 2
+    sys.exit(status)
+
+
+def _answer() -> int:
+    """Runs the command of the call; its exit status."""
+    try:
+        return app(standalone_mode=False) or 0
     except typer.Abort:  # what typer makes of Ctrl-C before a command begins
         raise KeyboardInterrupt from None
     except Exception as error:
         if not hasattr(error, "format_message"):  # not a mistake in the options
             raise
-        sys.exit(_usage(error))
-    sys.exit(status or 0)
+        return _usage(error)
+
+
+def _is_read() -> bool:
+    """Whether somebody reads the output: `head` stops when it has read enough, which is fine."""
+    try:
+        pipe = select.poll()
+        pipe.register(sys.stdout.fileno(), 0)  # asks for errors only
+        return not pipe.poll(0)
+    except (AttributeError, OSError, ValueError):  # no such question on Windows; no file at all
+        return os.name != "nt"
+
+
+def _point_nowhere(*streams: TextIO | None) -> None:
+    """What is still to be printed is lost: Python would complain about it at the end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        if stream is not None:
+            os.dup2(nowhere, stream.fileno())
 
 
 def _usage(error: Any) -> int:

@@ -130,7 +130,7 @@ def _plain(view: RenderableType) -> str:
     return "\n".join(line.rstrip() for line in file.getvalue().rstrip("\n").split("\n"))
 
 
-def _table(*left: str, right: Sequence[str] = (), last: Sequence[str] = ()) -> Table:
+def new_table(*left: str, right: Sequence[str] = (), last: Sequence[str] = ()) -> Table:
     """Columns of text, of numbers (aligned right), and of text again, in this order."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in (*left, *right, *last):
@@ -140,7 +140,8 @@ def _table(*left: str, right: Sequence[str] = (), last: Sequence[str] = ()) -> T
     return table
 
 
-def _add(table: Table, *cells: str) -> None:
+def add_row(table: Table, *cells: str) -> None:
+    """Adds a row, with the text of its cells as it is."""
     table.add_row(*map(_cell, cells))
 
 
@@ -170,9 +171,9 @@ def report_view(report: Report) -> Group:
 
 def _layer_table(report: Report) -> Table:
     numbers = ("weights", "zeros", "error", "damping", "samples")
-    table = _table("layer", "shape", right=numbers, last=("notes",))
+    table = new_table("layer", "shape", right=numbers, last=("notes",))
     for layer in report.layers:
-        _add(
+        add_row(
             table,
             layer.name,
             shape_text(layer.shape),
@@ -190,11 +191,11 @@ def _step_table(report: Report) -> Table:
     """What each step of a recipe led to: on evaluation images where there are any."""
     judged = any(step.evaluation for step in report.steps)
     columns = _columns(*(of for step in report.steps for of in (step.evaluation, step.calibration)))
-    table = _table("step", right=tuple(columns))
+    table = new_table("step", right=tuple(columns))
     for step in report.steps:
         found = step.evaluation if judged else step.calibration
         cells = [(getattr(found, name, None), how) for name, how in columns.values()]
-        _add(
+        add_row(
             table,
             step.name,
             *("-" if value is None else format(value, how) for value, how in cells),
@@ -371,9 +372,9 @@ def verdict_lines(found: Sequence[tuple[str, Evaluation]]) -> list[str]:
 
 def forecast_view(forecast: Forecast) -> Group:
     """One line per layer that would be pruned, the sums below."""
-    table = _table("layer", "shape", right=("weights", "kept", "zeros", "damage", "MACs left"))
+    table = new_table("layer", "shape", right=("weights", "kept", "zeros", "damage", "MACs left"))
     for layer in forecast.layers:
-        _add(
+        add_row(
             table,
             layer.name,
             shape_text(layer.shape),
@@ -404,11 +405,11 @@ def inspection_view(inspection: Inspection, *, verbose: bool = False) -> Group:
     from secateur.report import status
 
     headings = ("layer", "kind", "shape", "output")
-    table = _table(*headings, right=("weights", "MACs"), last=("pruned by default",))
+    table = new_table(*headings, right=("weights", "MACs"), last=("pruned by default",))
     for layer in inspection.layers:
         why = status(layer)
         answer = f"no: {why}" if layer.obstacle else f"no: {why} (include= to prune)"
-        _add(
+        add_row(
             table,
             layer.name,
             layer.kind,
@@ -462,12 +463,12 @@ def _gate_lines(inspection: Inspection) -> Iterator[str]:
 
 def comparison_view(comparison: Comparison, names: tuple[str, str] = ("first", "second")) -> Group:
     """What differs in the settings, what came of it, and in which layers."""
-    settings = _table("setting", "A", "B")
+    settings = new_table("setting", "A", "B")
     for one in comparison.settings:
-        _add(settings, one.name, _value(one.first), _value(one.second))
-    figures = _table("", right=("A", "B", "B - A"), last=("",))
+        add_row(settings, one.name, _value(one.first), _value(one.second))
+    figures = new_table("", right=("A", "B", "B - A"), last=("",))
     for one in comparison.figures:
-        _add(
+        add_row(
             figures,
             f"{one.name}, {one.unit}",
             *("-" if of is None else f"{of:.{_digits(one)}f}" for of in (one.first, one.second)),
@@ -488,9 +489,9 @@ def comparison_view(comparison: Comparison, names: tuple[str, str] = ("first", "
 
 def _pair_table(comparison: Comparison) -> Table:
     numbers = ("zeros A", "zeros B", "B - A", "error A", "error B", "B - A")
-    table = _table("layer", right=numbers)
+    table = new_table("layer", right=numbers)
     for pair in comparison.layers:
-        _add(
+        add_row(
             table,
             pair.name,
             *(f"{of:.1%}" for of in pair.sparsities),
@@ -520,12 +521,12 @@ def sweep_view(sweep: Sweep) -> Group:
     """One line per sparsity."""
     judged = any(point.evaluation for point in sweep.points)
     columns = _columns(*(point.calibration for point in sweep.points))
-    table = _table(right=("zeros", *columns, "points lost", "bytes left", "MACs left", "s"))
+    table = new_table(right=("zeros", *columns, "points lost", "bytes left", "MACs left", "s"))
     for point in sweep.points:
         found = point.evaluation if judged else point.calibration
         cells = [(getattr(found, name, None), how) for name, how in columns.values()]
         lost = getattr(found, "drop", None)
-        _add(
+        add_row(
             table,
             f"{point.sparsity:.2%}",
             *("-" if value is None else format(value, how) for value, how in cells),
@@ -559,14 +560,14 @@ def _reasons(runtimes: Sequence[RuntimeReport]) -> list[str]:
 
 def bench_view(bench: Bench) -> Group:
     """One line per file and runtime, the pruned files against the first."""
-    table = _table(
+    table = new_table(
         "runtime",
         "file",
         right=("median ms", "interval", "peak MB"),
         last=("against the first", "zeros left out", "precision"),
     )
     for one in bench.timings:
-        _add(
+        add_row(
             table,
             one.runtime,
             bench.label(one),
