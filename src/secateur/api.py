@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from secateur.allocations import Allocation
 from secateur.console import layer_progress
-from secateur.data import MAX_IMAGES
+from secateur.data import MAX_IMAGES, open_images
 from secateur.errors import OptionError, SecateurWarning
 from secateur.evaluate import Judge
 from secateur.export import as_onnx
@@ -196,9 +196,14 @@ def plan(
     max_macs: float | None = None,
     max_bytes: float | None = None,
     max_drop: float | None = None,
+    evaluation: Any = None,
+    quantize: str | None = None,
     preprocess: Transform | None = None,
     recipe: Recipe | str | Path = "default",
+    pattern: Pattern | str | None = None,
+    method: Method | str | None = None,
     allocation: Allocation | str | None = None,
+    inputs: str | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     max_images: int | None = MAX_IMAGES,
@@ -209,7 +214,8 @@ def plan(
 ) -> Forecast:
     """What `prune` would do with these arguments, without pruning: zeros layer by layer.
 
-    Args: see `prune`. With `max_drop` the sparsity is guessed from the expected damage.
+    Args: see `prune`. With `max_drop` the sparsity is guessed from the expected damage. Of
+    `evaluation` the first images are read, to see that they can be; no network is judged on them.
 
     Returns:
         The layers with their zeros, expected damage and MACs left, and the sums.
@@ -223,7 +229,9 @@ def plan(
         target=choose_target(
             sparsity=sparsity, max_macs=max_macs, max_bytes=max_bytes, max_drop=max_drop
         ),
-        recipe=choose_recipe(recipe, allocation=allocation),
+        recipe=choose_recipe(
+            recipe, pattern=pattern, method=method, allocation=allocation, inputs=inputs
+        ),
         preprocess=preprocess,
         include=include,
         exclude=exclude,
@@ -231,8 +239,13 @@ def plan(
         max_columns=max_columns,
         seed=seed,
         device=device,
+        quantize=quantize,
     )
-    job = prepare(read_model(model), data, options, search=False)
+    model = read_model(model)
+    check_kind(quantize, model)
+    if evaluation is not None:
+        next(open_images(evaluation, preprocess=preprocess).batches())
+    job = prepare(model, data, options, search=False)
     for warning in job.warnings:
         warnings.warn(warning, SecateurWarning, stacklevel=2)
     found = job.plan

@@ -220,10 +220,13 @@ def prune(
         common = _common(
             how, preprocess, include, exclude, max_images, max_columns, seed, device, quiet
         )
-        if dry_run or out is None:
-            print_view(forecast_view(api.plan(network, images, **target, **common)))
-            return
         judged = _evaluation(eval_data, preprocess)
+        if dry_run or out is None:
+            planned = api.plan(
+                network, images, evaluation=judged, quantize=quantize, **target, **common
+            )
+            print_view(forecast_view(planned))
+            return
         with one_first_run(), output_folder(out, force=force) as folder:
             result = api.prune(
                 network, images, evaluation=judged, quantize=quantize, **target, **common

@@ -80,8 +80,8 @@ class Options:
         return {
             "target": {"name": self.target.name, "value": self.target.value},
             "recipe": self.recipe.settings(),
-            "include": self.include,
-            "exclude": self.exclude,
+            "include": _names(self.include),
+            "exclude": _names(self.exclude),
             "preprocess": None if self.preprocess is None else describe(self.preprocess),
             "max_images": self.max_images,
             "max_columns": self.max_columns,
@@ -89,6 +89,10 @@ class Options:
             "quantize": self.quantize,
             "device": str(device),
         }
+
+
+def _names(asked: str | Sequence[str] | None) -> str | list[str] | None:
+    return asked if asked is None or isinstance(asked, str) else list(asked)
 
 
 @dataclass(frozen=True, kw_only=True)

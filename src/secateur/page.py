@@ -15,6 +15,7 @@ import numpy as np
 
 from secateur.charts import Line, bars, curves, intervals, printable, require
 from secateur.console import bench_conditions, lost_text, shape_text
+from secateur.plain import to_plain
 from secateur.report import LayerReport, Report
 from secateur.runtimes import NO_SPEED_UP, speed_up_expected
 
@@ -190,7 +191,7 @@ def _signed(value: float) -> str:
 def _plain(value: Any) -> Any:
     from markupsafe import Markup, escape
 
-    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    text = json.dumps(to_plain(value, "page"), indent=2, ensure_ascii=False)
     return Markup("\n").join(escape(printable(line)) for line in text.splitlines())
 
 

@@ -6,7 +6,8 @@ import dataclasses
 import functools
 import json
 import types
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePath
 from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
 from secateur.errors import DataError
@@ -25,11 +26,9 @@ class Saved:
         Raises:
             OutputError: the file exists and `force` is not given, or it cannot be written.
         """
-        held: Any = self
-        saved = _hints(type(self))
-        content = {name: of for name, of in dataclasses.asdict(held).items() if name in saved}
+        content = to_plain(self, self.schema.removeprefix("secateur."))
         plain = {"schema": self.schema, "schema_version": self.schema_version, **content}
-        text = json.dumps(plain, indent=2, ensure_ascii=False, default=str) + "\n"
+        text = json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
         write_file(Path(path), text.encode(), force=force)
 
     @classmethod
@@ -69,6 +68,32 @@ class Saved:
             raise DataError(
                 f"{path} is damaged ({error}), expected a {what} as secateur has written it"
             ) from error
+
+
+def to_plain(value: Any, where: str) -> Any:
+    """A value as JSON holds it: dataclasses as objects, arrays and tuples as lists, paths as text.
+
+    Args:
+        value: of these kinds, however nested.
+        where: what it is, for the message.
+
+    Raises:
+        TypeError: something else is in it, which would not come back as it was.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = (of for of in dataclasses.fields(value) if of.metadata.get("saved", True))
+        return {of.name: to_plain(getattr(value, of.name), f"{where}.{of.name}") for of in fields}
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: to_plain(of, f"{where}.{key}") for key, of in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(of, f"{where}[{place}]") for place, of in enumerate(value)]
+    if isinstance(value, PurePath):
+        return str(value)
+    if listed := getattr(value, "tolist", None):  # of NumPy and PyTorch
+        return to_plain(listed(), where)
+    raise TypeError(f"{where} is a {type(value).__name__}, expected plain data: convert it first")
 
 
 def build(kind: Any, value: Any, where: str) -> Any:

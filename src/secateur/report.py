@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from secateur.evaluate import Evaluation, Judge, compare, first_output
 from secateur.frontends import named_tensors, parameters, with_parameters
 from secateur.graph import Graph, Layer
 from secateur.output import write_file
-from secateur.plain import Saved
+from secateur.plain import Saved, to_plain
 from secateur.runtimes import Gate, LayerFacts, Machine, RuntimeReport, gates, survey
 from secateur.search import Try
 from secateur.steps import Plan
@@ -273,10 +274,21 @@ def build_report(
 
 
 def describe(setting: Any) -> Any:
-    """A settings object as plain data: its name and its fields."""
+    """A settings object as plain data: its name and its fields; of others what they print."""
     if dataclasses.is_dataclass(setting) and not isinstance(setting, type):
-        return {"name": type(setting).__name__, **dataclasses.asdict(setting)}
-    return getattr(setting, "__name__", str(setting))
+        fields = dataclasses.fields(setting)
+        held = {of.name: _described(getattr(setting, of.name)) for of in fields}
+        return {"name": type(setting).__name__, **held}
+    text = getattr(setting, "__name__", str(setting))
+    return re.sub(r" at 0x[0-9a-f]+", "", text)  # an address tells nothing, and is never the same
+
+
+def _described(value: Any) -> Any:
+    """A field of a settings object, which may be somebody else's, as plain data."""
+    try:
+        return to_plain(value, "setting")
+    except TypeError:
+        return describe(value)
 
 
 def _layer_report(

@@ -1,0 +1,169 @@
+"""What is saved is plain data, or it is an error; what comes back is what was saved."""
+
+import inspect
+import json
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import secateur
+from secateur.errors import DataError, OptionError
+from secateur.plain import to_plain
+from secateur.preprocess import Preprocess
+from secateur.report import Report, describe
+
+IMAGES = torch.randn(40, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+PIXELS = np.random.default_rng(0).integers(0, 256, (40, 6, 6, 3), dtype=np.uint8)
+HOW = {"method": "magnitude", "allocation": "uniform", "progress": False}
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 4), nn.Flatten()).eval()
+
+
+@dataclass(frozen=True)
+class Inner:
+    sizes: tuple[int, ...] = (1, 2)
+    place: Path = Path("a/b")
+
+
+@dataclass(frozen=True)
+class Outer:
+    inner: Inner = Inner()
+    hidden: object = field(default=None, metadata={"saved": False})
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (None, None),
+        (True, True),
+        (3, 3),
+        (0.5, 0.5),
+        ("a", "a"),
+        ((1, (2.0, "b")), [1, [2.0, "b"]]),
+        ({"a": {"b": (1,)}}, {"a": {"b": [1]}}),
+        (Path("a/b"), "a/b"),
+        (np.float32(0.5), 0.5),
+        (np.int64(3), 3),
+        (np.bool_(True), True),
+        (np.arange(3), [0, 1, 2]),
+        (torch.ones(2), [1.0, 1.0]),
+        (Outer(hidden=object()), {"inner": {"sizes": [1, 2], "place": "a/b"}}),
+    ],
+)
+def test_what_is_known_becomes_plain(value, plain) -> None:
+    found = to_plain(value, "it")
+    assert found == plain
+    assert type(found) is type(plain)
+    assert json.loads(json.dumps(found)) == plain
+
+
+@pytest.mark.parametrize(
+    ("value", "where"),
+    [
+        (object(), "it is a object"),
+        ({"a": [1, {2}]}, r"it\.a\[1\] is a set"),
+        ({1: 2}, "it is a dict"),
+        (Inner(place=torch.float32), r"it\.place is a dtype"),
+        (b"bytes", "it is a bytes"),
+        (Inner, "it is a type"),
+        (1 + 2j, "it is a complex"),
+    ],
+)
+def test_what_is_not_known_is_an_error_that_names_the_place(value, where) -> None:
+    with pytest.raises(TypeError, match=where):
+        to_plain(value, "it")
+
+
+def test_a_report_with_something_unknown_in_it_is_not_written(tmp_path) -> None:
+    report = secateur.prune(network(), IMAGES, sparsity=0.3, **HOW).report
+    report.exports["model.onnx"] = {"check": {1, 2}}
+    with pytest.raises(TypeError, match=r"report\.exports\.model\.onnx\.check is a set"):
+        report.save(tmp_path / "report.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def scaled(image, by: float = 255.0) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1) / by
+
+
+@dataclass(frozen=True)
+class Mine:
+    kind: torch.dtype = torch.float32
+    before: object = scaled
+
+    def __call__(self, image) -> torch.Tensor:
+        return scaled(image).to(self.kind)
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "told"),
+    [
+        (Preprocess(mean=np.full(3, 0.5), std=(0.5,)), {"mean": [0.5] * 3, "std": [0.5]}),
+        (Preprocess(mean=torch.full((3,), 0.5)), {"mean": [0.5] * 3, "std": None}),
+        (Mine(), {"name": "Mine", "kind": "torch.float32", "before": "scaled"}),
+        (scaled, "scaled"),
+        (partial(scaled, by=255.0), "functools.partial(<function scaled>, by=255.0)"),
+    ],
+)
+def test_reports_hold_any_preprocess_and_come_back(tmp_path, preprocess, told) -> None:
+    report = secateur.prune(
+        network(), PIXELS, sparsity=0.3, preprocess=preprocess, exclude=("none*",)[:0], **HOW
+    ).report
+    report.save(tmp_path / "report.json")
+    found = Report.load(tmp_path / "report.json")
+    kept = found.requested["preprocess"]
+    assert kept == told if isinstance(told, str) else told.items() <= kept.items()
+    assert found.requested["exclude"] == []
+    assert to_plain(found, "report") == to_plain(report, "report")
+
+
+def test_descriptions_hold_no_addresses() -> None:
+    assert describe(object()) == "<object object>"
+    assert describe(Mine(before=object()))["before"] == "<object object>"
+
+
+# plan takes what prune takes
+
+
+def test_plan_and_prune_take_the_same_arguments() -> None:
+    ours, theirs = (inspect.signature(of).parameters for of in (secateur.plan, secateur.prune))
+    assert list(ours) == list(theirs)
+    for name in ours:
+        assert (ours[name].default, ours[name].kind) == (theirs[name].default, theirs[name].kind)
+        assert ours[name].annotation == theirs[name].annotation
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "least-squares", "inputs": "dense", "pattern": "unstructured"},
+        {"evaluation": (IMAGES, torch.arange(40) % 4)},
+        {"max_images": 20, "seed": 3, "include": ("*",)},
+        {"allocation": "normalized-magnitude", "recipe": "paper"},
+    ],
+)
+@pytest.mark.filterwarnings("ignore::secateur.SecateurWarning")
+def test_a_plan_made_with_the_arguments_of_prune_foresees_it(options) -> None:
+    options = {**HOW, **options}
+    found = secateur.plan(network(), IMAGES, sparsity=0.5, **options)
+    report = secateur.prune(network(), IMAGES, sparsity=0.5, **options).report
+    assert {of.name: of.sparsity for of in found.layers} == pytest.approx(
+        {of.name: of.sparsity for of in report.layers}
+    )
+
+
+def test_a_plan_checks_what_prune_would_refuse(tmp_path) -> None:
+    with pytest.raises(OptionError, match="quantize"):
+        secateur.plan(network(), IMAGES, sparsity=0.5, quantize="int4", **HOW)
+    with pytest.raises(DataError, match="no such file or folder"):
+        secateur.plan(network(), IMAGES, sparsity=0.5, evaluation=tmp_path / "none", **HOW)
+    with pytest.raises(DataError, match="NaN or Inf"):
+        secateur.plan(network(), IMAGES, sparsity=0.5, evaluation=IMAGES * float("nan"), **HOW)
