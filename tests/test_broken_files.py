@@ -1,10 +1,20 @@
 """Whatever a file holds gives a result or one sentence; each case was found by scripts/abuse."""
 
-import pytest
-from onnx import TensorProto, helper
-from reports import report
+from pathlib import Path
 
+import numpy as np
+import pytest
+import torch
+from onnx import TensorProto, helper
+from PIL import Image
+from reports import report
+from safetensors.torch import save_file
+
+from secateur import model_files
+from secateur.checkpoints import read_state
+from secateur.data import load_images
 from secateur.errors import DataError, MissingExtraError, ModelError, OptionError, SecateurError
+from secateur.packing import pack
 from secateur.recipe import Recipe
 from secateur.report import Report
 
@@ -99,3 +109,93 @@ def test_an_onnx_file_that_is_too_large_is_refused_before_it_is_read(tmp_path, m
     monkeypatch.setattr(type(path), "read_bytes", lambda _: pytest.fail("read"))
     with pytest.raises(ModelError, match="expected at most 2 GB"):
         file.read(path)
+
+
+# files that change while they are read
+
+
+def _onnx_with_data(folder):
+    model = _model()
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("float_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="a.bin")
+    (folder / "a.onnx").write_bytes(model.SerializeToString())
+    (folder / "a.bin").write_bytes(bytes(4))
+
+
+def _files(folder):
+    _onnx_with_data(folder)
+    save_file({"w": torch.ones(3)}, folder / "a.safetensors")
+    torch.save({"w": torch.ones(3)}, folder / "a.pt")
+    np.savez(folder / "a.npz", images=np.ones((2, 3), "f"))
+    (folder / "images").mkdir()
+    Image.new("RGB", (4, 4)).save(folder / "images" / "a.png")
+
+
+def _read_onnx(path):
+    from secateur.frontends.onnx import read
+
+    return read(path)
+
+
+_READERS = [
+    ("a.onnx", "a.onnx", _read_onnx),
+    ("a.onnx", "a.bin", _read_onnx),
+    ("a.safetensors", "a.safetensors", read_state),
+    ("a.pt", "a.pt", read_state),
+    ("a.npz", "a.npz", load_images),
+    ("images", "images/a.png", load_images),
+    ("a.onnx", "a.onnx", lambda path: pack(path, path.with_name("packed"))),
+    ("a.onnx", "a.bin", lambda path: pack(path, path.with_name("packed"))),
+]
+
+
+@pytest.mark.parametrize(("name", "changed", "read"), _READERS)
+@pytest.mark.parametrize("how", ["rewritten", "replaced", "removed"])
+def test_a_file_that_changes_while_it_is_read_is_one_sentence(
+    tmp_path, monkeypatch, name, changed, read, how
+):
+    _files(tmp_path)
+    read(tmp_path / name)
+    (tmp_path / "packed").unlink(missing_ok=True)
+    path = tmp_path / changed
+    content = path.read_bytes()
+    real, seen = model_files.version, []
+
+    def then_changed(which, error):
+        held = real(which, error)
+        if path == Path(which) and not seen:
+            seen.append(path)
+            path.unlink() if how != "rewritten" else None
+            if how != "removed":
+                path.write_bytes(content)
+        return held
+
+    monkeypatch.setattr(model_files, "version", then_changed)
+    monkeypatch.setattr("secateur.packing.version", then_changed)
+    with pytest.raises(
+        SecateurError, match=r"changed while it was read|cannot be read|no such file"
+    ):
+        read(tmp_path / name)
+    assert seen
+    assert not (tmp_path / "packed").exists()
+
+
+def test_weights_that_are_cut_later_stay_what_they_were(tmp_path):
+    """Mapped into memory they would end the process (SIGBUS)."""
+    save_file({"w": torch.ones(100_000)}, tmp_path / "a.safetensors")
+    held = read_state(tmp_path / "a.safetensors")["w"]
+    (tmp_path / "a.safetensors").write_bytes(b"")
+    assert held.sum() == 100_000
+
+
+# images
+
+
+@pytest.mark.parametrize("shape", [(2**40, 0), (3, 0, 4, 4)])
+def test_arrays_of_images_without_a_value_are_one_sentence(tmp_path, shape):
+    np.savez(tmp_path / "a.npz", images=np.zeros(shape, "f"))
+    for data in (tmp_path / "a.npz", torch.zeros(shape)):
+        with pytest.raises(DataError, match="has shape"):
+            load_images(data)

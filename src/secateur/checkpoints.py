@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from secateur.errors import ModelError, SecateurWarning
 from secateur.file_kinds import SAFETENSORS, kind_of
+from secateur.model_files import steady
 
 # where training scripts put the weights, in the order in which they are looked for
 _PLACES = (
@@ -128,10 +129,15 @@ class _Inert:
 
 
 def _read(path: Path) -> Any:
+    with steady(path, ModelError):
+        return _unpickled(path)
+
+
+def _unpickled(path: Path) -> Any:
     unknown = _unknown_objects(path)
     try:
-        if kind_of(path) is SAFETENSORS:
-            return load_file(path)
+        if kind_of(path) is SAFETENSORS:  # mapped into memory, a file cut meanwhile is a crash
+            return load(path.read_bytes())
         inert = torch.serialization.safe_globals([(_Inert, name) for name in unknown])
         with inert, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch's, about old or foreign kinds of tensors

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
-from secateur.output import clean_up_when_killed
+from secateur.output import clean_up_when_killed, interruption
 from secateur.version import __version__
 from secateur_main import ended_at_once
 
@@ -803,7 +803,7 @@ def _one_sentence() -> Iterator[None]:
     except SecateurError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        _fail("interrupted: nothing was written")
+        _fail(interruption())
     except BrokenPipeError as error:
         if _is_read():  # it was another pipe; typer would end without a word
             raise RuntimeError("a pipe within the program broke") from error

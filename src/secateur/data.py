@@ -27,6 +27,7 @@ from secateur.batches import read_batch
 from secateur.errors import DataError, OptionError, SecateurError
 from secateur.folders import folder_labels, image_files, open_image
 from secateur.fractals import fractal_images
+from secateur.model_files import steady
 from secateur.noise import gaussian_noise, pink_noise
 from secateur.options import did_you_mean
 from secateur.preprocess import ModelPreprocess, Preprocess, Transform, apply
@@ -219,8 +220,14 @@ class _Source:
 
     def _npz(self, path: Path) -> ImageStream:
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
+            with (
+                steady(path, DataError),
+                path.open("rb") as file,
+                np.load(file, allow_pickle=False) as held,
+            ):
                 arrays = {key: held[key] for key in held.files}
+        except DataError:
+            raise
         except Exception as error:  # zipfile, zlib and NumPy raise many kinds
             raise DataError(f"{path} is not a readable .npz file: {error}") from error
         images = arrays.get("images", next(iter(arrays.values())) if len(arrays) == 1 else None)
@@ -235,7 +242,8 @@ class _Source:
 
     def _array(self, images: Tensor, labels: Tensor | None, name: str) -> ImageStream:
         """An array in memory; bytes become inputs a few at a time."""
-        if images.dim() < 2 or images.is_complex():
+        empty = len(images) > 0 and images.numel() == 0
+        if images.dim() < 2 or images.is_complex() or empty:
             raise DataError(
                 f"{name} has shape {tuple(images.shape)}, expected a batch such as (N, C, H, W)"
             )

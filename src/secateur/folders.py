@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Int
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from secateur.errors import DataError
+from secateur.model_files import steady
 
 _NOT_IMAGES = {"labels.csv", "thumbs.db", "desktop.ini"}
 
@@ -48,10 +49,12 @@ def open_image(path: Path) -> Image.Image:
         DataError: it is none, or broken.
     """
     try:
-        with Image.open(path) as image:
+        with steady(path, DataError), Image.open(path) as image:
             image.load()
             return image
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # each of Pillow's formats has its own
         raise DataError(
             f"{path} is not a readable image, expected only images in the folder: "
             "remove or repair it"

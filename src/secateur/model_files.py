@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from secateur.errors import PackError, UserError
 from secateur.file_kinds import EMPTY, LFS_POINTER, WEB_PAGE, kind_of
@@ -223,6 +225,54 @@ def reading(path: str | Path, expected: str, *errors: type[Exception]) -> Iterat
         raise PackError(f"{path} cannot be read ({error.strerror}), expected {expected}") from error
     except (ValueError, RecursionError, struct.error, *errors) as error:
         raise PackError(f"{path} cannot be used: {error}; expected {expected}") from error
+
+
+_TICK = 0.01  # seconds: what file systems' clocks may fall behind
+
+
+Version = tuple[int, ...]
+
+
+@contextmanager
+def steady(path: str | Path, error: type[UserError]) -> Iterator[None]:
+    """Raises `error` when a file has been written to by the end of a block that reads it.
+
+    What the block has read may then be partly the old contents and partly the new. Errors of the
+    system on the way, such as a file that disappears, become `error` too.
+    """
+    before = {path: version(path, error)}
+    try:
+        yield
+    except OSError as problem:
+        raise _unreadable(path, problem, error) from problem
+    check_versions(before, error)
+
+
+def version(path: str | Path, error: type[UserError]) -> Version:
+    """What changes when a file is written to."""
+    try:
+        state = os.stat(path)
+        if time.time() - state.st_mtime < _TICK:  # a change now would leave the time as it is
+            time.sleep(_TICK)
+            state = os.stat(path)
+    except OSError as problem:
+        raise _unreadable(path, problem, error) from problem
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
+
+
+def check_versions(before: Mapping[Any, Version], error: type[UserError]) -> None:
+    """Raises `error` when a file is not of its version any more."""
+    for path, held in before.items():
+        if version(path, error) != held:
+            raise error(
+                f"{path} changed while it was read, expected a file that nobody writes to: wait "
+                "until it is finished, and run again"
+            )
+
+
+def _unreadable(path: str | Path, problem: OSError, error: type[UserError]) -> UserError:
+    reason = problem.strerror or type(problem).__name__
+    return error(f"{path} cannot be read ({reason}), expected a file: check it")
 
 
 def demand(condition: bool, otherwise: str) -> None:

@@ -29,6 +29,8 @@ try:
 except ImportError:  # Windows, where a killed run's folder is left
     fcntl = None
 
+_NOTHING = "interrupted: nothing was written"
+_PARTIAL = re.compile(r"\.[0-9a-f]{24}\.partial$")
 _LONGEST_PREFIX = 150  # bytes of a name that its hidden folder begins with
 
 
@@ -42,6 +44,14 @@ def clean_up_when_killed() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+
+
+_written: list[Path] = []  # by this process, for what it says when it is interrupted
+
+
+def interruption() -> str:
+    """What to say after Ctrl-C: whether a result had got its place by then."""
+    return f"interrupted after {_written[-1]} was written" if _written else _NOTHING
 
 
 def write_file(path: Path, content: bytes, *, force: bool = False) -> None:
@@ -194,7 +204,8 @@ def _staging(place: Path, name: str) -> Iterator[Path]:
             lock = _lock(path, wait=True)
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        with _undisturbed():
+            shutil.rmtree(path, ignore_errors=True)
         if lock is not None:
             os.close(lock)
 
@@ -216,8 +227,8 @@ def _prefix(name: str) -> str:
 
 
 def _is_partial(path: Path, name: str) -> bool:
-    ours = re.fullmatch(re.escape(_prefix(name)) + r"[0-9a-f]{24}\.partial", path.name)
-    return ours is not None and path.is_dir() and not path.is_symlink()
+    ours = _PARTIAL.sub(".", path.name) == _prefix(name)
+    return ours and path.is_dir() and not path.is_symlink()
 
 
 @functools.cache
@@ -257,6 +268,7 @@ def _move(staging: Path, folder: Path, *, force: bool) -> None:
     if not folder.exists():
         with _undisturbed():
             staging.rename(folder)
+            _note(folder)
         return
     if not force:  # somebody may have filled it meanwhile
         _check_empty(folder)
@@ -285,6 +297,13 @@ def _place(pairs: Sequence[tuple[Path, Path]], *, force: bool) -> None:
             for target in placed:
                 target.unlink(missing_ok=True)
             raise
+        _note(pairs[-1][1] if pairs else None)
+
+
+def _note(path: Path | None) -> None:
+    """Remembers a result, unless it is a part of another one that is still hidden."""
+    if path is not None and not any(_PARTIAL.search(part) for part in path.parts):
+        _written.append(path)
 
 
 def _link(path: Path, target: Path) -> None:
@@ -301,7 +320,7 @@ def _link(path: Path, target: Path) -> None:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Ctrl-C and a polite kill wait until a few files are renamed."""
+    """Ctrl-C and a polite kill wait until a few files are renamed or removed."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

@@ -20,7 +20,17 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from secateur.errors import OutputError, PackError
-from secateur.model_files import demand, exactly, find_tensors, is_plain, reading, size_of, spans
+from secateur.model_files import (
+    check_versions,
+    demand,
+    exactly,
+    find_tensors,
+    is_plain,
+    reading,
+    size_of,
+    spans,
+    version,
+)
 from secateur.output import check_space, output_files
 
 if sys.version_info >= (3, 14):
@@ -100,10 +110,13 @@ def pack(path: str | Path, out: str | Path, *, force: bool = False) -> PackedSiz
     Memory does not grow with the weights: they are read in blocks of 1 MiB, one at a time.
     """
     path, out = Path(path), Path(out)
+    size_of(path)
+    versions = {path: version(path, PackError)}
     tensors = find_tensors(path)
     names = ["", *sorted({tensor.file for tensor in tensors} - {""})]
     paths = [path.parent / name if name else path for name in names]
     sizes = [size_of(file) for file in paths]
+    versions |= {file: version(file, PackError) for file in paths[1:]}
     with (
         output_files(out.parent, [out.name], force=force) as staging,
         (staging / out.name).open("w+b") as target,
@@ -114,6 +127,7 @@ def pack(path: str | Path, out: str | Path, *, force: bool = False) -> PackedSiz
             inside = (tensor for tensor in tensors if tensor.file == name)
             _write_blocks(target, _pieces(file, spans(inside, size)))
         packed = target.tell()
+        check_versions(versions, PackError)
         _read_back(target, path)
     return PackedSize(dense=sum(sizes), packed=packed)
 

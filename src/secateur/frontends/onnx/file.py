@@ -7,6 +7,7 @@ the model's folder, sizes fit what is there, functions end. Nothing is run here.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import onnx
@@ -18,6 +19,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 from torch import Tensor
 
 from secateur.errors import ModelError
+from secateur.model_files import steady
 
 _MOST_BYTES = 2**31 - 1  # protobuf's limit for one message
 _MOST_NODES = 1_000_000  # of a model whose functions are expanded
@@ -38,23 +40,24 @@ def read(path: str | Path) -> ModelProto:
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"no such file: {path}, expected an ONNX model: check the path")
-    model = ModelProto()
+    with steady(path, ModelError):
+        model = _parsed(path)
+        _check_texts(model, str(path))
+        _load_external(model, path)
+    check(model, str(path))
+    return model
+
+
+def _parsed(path: Path) -> ModelProto:
+    _check_size(path.stat().st_size, str(path))
+    content = path.read_bytes()
     try:
-        _check_size(path.stat().st_size, str(path))
-        model.ParseFromString(path.read_bytes())
-    except ModelError:
-        raise
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read ({error.strerror}): check the file") from error
+        return ModelProto.FromString(content)
     except Exception as error:  # protobuf's own kinds
         raise ModelError(
             f"{path} is not a readable ONNX file ({first_line(error)}), expected a whole one: "
             "copy or export it again"
         ) from error
-    _check_texts(model, str(path))
-    _load_external(model, path)
-    check(model, str(path))
-    return model
 
 
 def check(model: ModelProto, name: str = "the ONNX model") -> None:
@@ -216,10 +219,14 @@ def _load_external(model: ModelProto, path: Path) -> None:
             f"{path} holds {sum(sizes) / 1e9:.1f} GB in external data, expected at most 2 GB: "
             "split the model"
         )
-    for held, size in zip(outside, sizes, strict=True):
-        held.raw_data = _external_bytes(held, size, path)
-        held.data_location = TensorProto.DEFAULT
-        del held.external_data[:]
+    places = [_place(held, path) for held in outside]
+    with ExitStack() as files:
+        for place in dict.fromkeys(places):
+            files.enter_context(steady(place, ModelError))
+        for held, size, place in zip(outside, sizes, places, strict=True):
+            held.raw_data = _external_bytes(held, size, place, path)
+            held.data_location = TensorProto.DEFAULT
+            del held.external_data[:]
 
 
 def _bytes(stored: TensorProto, path: Path) -> int:
@@ -244,9 +251,13 @@ def _bytes(stored: TensorProto, path: Path) -> int:
     return (count + 1) // 2 if halves else count * width
 
 
-def _external_bytes(stored: TensorProto, size: int, path: Path) -> bytes:
+def _place(stored: TensorProto, path: Path) -> Path:
     entries = {entry.key: entry.value for entry in stored.external_data}
-    place = _inside(entries.get("location", ""), stored.name, path)
+    return _inside(entries.get("location", ""), stored.name, path)
+
+
+def _external_bytes(stored: TensorProto, size: int, place: Path, path: Path) -> bytes:
+    entries = {entry.key: entry.value for entry in stored.external_data}
     try:
         offset, length = int(entries.get("offset", 0)), int(entries.get("length", size))
     except ValueError:
