@@ -21,7 +21,10 @@ def main() -> None:
     try:
         run()
     except KeyboardInterrupt:
-        _stop()
+        from secateur.output import interruption
+
+        os.write(2, f"secateur: error: {interruption()}\n".encode())
+        os._exit(2)
 
 
 @contextmanager

@@ -773,6 +773,25 @@ def test_a_signal_while_a_module_is_imported_is_one_sentence(tmp_path, signal, m
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 @pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])
+def test_a_signal_while_a_command_ends_is_one_sentence(tmp_path, signal):
+    """Outside of what the commands catch; typer has a status of its own for it."""
+    (tmp_path / "program.py").write_text(
+        "import os, sys, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import secateur.cli, secateur_main\n"
+        f"secateur.cli._fail = lambda _: os.kill(os.getpid(), signal.{signal})\n"
+        "sys.argv = ['secateur', 'report', 'absent.json']\n"
+        "secateur_main.main()\n"
+    )
+    process = subprocess.run(
+        [sys.executable, tmp_path / "program.py"], capture_output=True, text=True, check=False
+    )
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr == "secateur: error: interrupted: nothing was written\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+@pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])
 def test_a_signal_leaves_nothing(place, tmp_path, signal):
     """The calibration function tells that it runs, then waits for the signal."""
     source = tmp_path / "in" / "cli_waiting.py"

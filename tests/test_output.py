@@ -463,6 +463,43 @@ def test_a_run_leaves_what_a_living_one_writes(tmp_path, writer, exists):
     assert everything_in(tmp_path) == ["out", "out/a"]
 
 
+def test_a_run_into_a_folder_removes_what_was_left_beside_it(tmp_path, writer):
+    killed, left = writer(tmp_path / "out")
+    killed.kill()
+    killed.wait()
+    (tmp_path / "out").mkdir()
+    with output_folder(tmp_path / "out") as staging:
+        (staging / "a").write_text("1")
+    assert not left.exists()
+    assert everything_in(tmp_path) == ["out", "out/a"]
+
+
+def test_ctrl_c_while_the_hidden_folder_is_removed_waits_for_that(tmp_path, monkeypatch):
+    def interrupted(path, **options):
+        os.kill(os.getpid(), signal.SIGINT)
+        real(path, **options)
+
+    real = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fill(output_folder(tmp_path / "out"), meanwhile=lambda: 1 / 0)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert everything_in(tmp_path) == []
+
+
+def test_after_ctrl_c_it_is_told_whether_a_result_was_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(output, "_written", [])
+    with output_folder(tmp_path / "out") as staging:
+        write_file(staging / "a", b"1")
+        assert output.interruption() == "interrupted: nothing was written"
+    assert output.interruption() == f"interrupted after {tmp_path / 'out'} was written"
+    write_file(tmp_path / "b", b"1")
+    assert output.interruption() == f"interrupted after {tmp_path / 'b'} was written"
+
+
 def test_a_hidden_folder_is_left_where_locks_fail(tmp_path, writer, monkeypatch):
     killed, left = writer(tmp_path / "out")
     killed.kill()

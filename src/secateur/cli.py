@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
-from secateur.output import clean_up_when_killed, interruption
+from secateur.errors import one_line
+from secateur.output import begin, clean_up_when_killed, interruption
 from secateur.version import __version__
 from secateur_main import ended_at_once
 
@@ -796,6 +797,7 @@ def _one_sentence() -> Iterator[None]:
     from secateur.errors import SecateurError, SecateurWarning
 
     caught: list[warnings.WarningMessage] = []
+    begin()
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", SecateurWarning)
@@ -818,12 +820,15 @@ def _one_sentence() -> Iterator[None]:
     finally:
         for warning in caught:
             if issubclass(warning.category, SecateurWarning):
-                typer.echo(f"secateur: warning: {warning.message}", err=True)
+                typer.echo(f"secateur: warning: {one_line(str(warning.message))}", err=True)
 
 
 def _fail(sentence: str) -> NoReturn:
     typer.echo(f"secateur: error: {' '.join(sentence.split())}", err=True)
     raise typer.Exit(2)
+
+
+_INTERRUPTED = 130  # what typer makes of Ctrl-C before a command begins and after it has ended
 
 
 def main() -> None:
@@ -852,13 +857,16 @@ def main() -> None:
 def _answer() -> int:
     """Runs the command of the call; its exit status."""
     try:
-        return app(standalone_mode=False) or 0
-    except typer.Abort:  # what typer makes of Ctrl-C before a command begins
+        status = app(standalone_mode=False) or 0
+    except typer.Abort:  # what older versions make of Ctrl-C
         raise KeyboardInterrupt from None
     except Exception as error:
         if not hasattr(error, "format_message"):  # not a mistake in the options
             raise
         return _usage(error)
+    if status == _INTERRUPTED:
+        raise KeyboardInterrupt
+    return status
 
 
 def _is_read() -> bool:

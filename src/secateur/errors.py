@@ -25,7 +25,7 @@ class SecateurError(Exception):
     """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(_one_line(message))
+        super().__init__(one_line(message))
 
 
 class UserError(SecateurError, ValueError):
@@ -75,7 +75,7 @@ class SecateurWarning(UserWarning):
     """The result stands, but something about it should be known."""
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """The text without line ends and control characters; the middle of a long one is left out."""
     if len(text) > _LONGEST:
         half = _LONGEST // 2

@@ -49,6 +49,11 @@ def clean_up_when_killed() -> None:
 _written: list[Path] = []  # by this process, for what it says when it is interrupted
 
 
+def begin() -> None:
+    """Forgets what was written before, for `interruption`; call it where a program begins."""
+    _written.clear()
+
+
 def interruption() -> str:
     """What to say after Ctrl-C: whether a result had got its place by then."""
     return f"interrupted after {_written[-1]} was written" if _written else _NOTHING
@@ -178,6 +183,7 @@ def output_folder(folder: Path, *, force: bool = False) -> Iterator[Path]:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             place = folder if folder.is_dir() else folder.parent
+            _remove_leftovers(folder.parent, folder.name)  # of a run for which it was not there
             with _staging(place, folder.name) as staging:
                 yield staging
                 _open_to_others(staging)
