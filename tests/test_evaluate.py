@@ -149,7 +149,7 @@ def test_predict_does_not_depend_on_the_batches(images):
     whole = predict(model, images)
     model.batches.clear()
     assert torch.allclose(predict(model, images, batch_size=4), whole, atol=1e-6)
-    assert model.batches == [4, 4, 2]
+    assert model.batches == [4, 1, 4, 2]  # four images, four classes: which axis is which?
     assert not whole.requires_grad
 
 

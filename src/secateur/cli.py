@@ -684,7 +684,8 @@ def _write(result: PruneResult, folder: Path, images: Any, files: list[str]) -> 
 
     exports = result.report.exports
     if WEIGHTS in files:
-        exports[WEIGHTS] = save_safetensors(result.model, folder / WEIGHTS)
+        parameters = _pruned_parameters(result)
+        exports[WEIGHTS] = save_safetensors(result.model, folder / WEIGHTS, parameters)
     if ONNX in files:
         save = save_model if is_onnx(result.model) else save_onnx
         exports[ONNX] = save(result.model, folder / ONNX, images, _pruned_parameters(result))

@@ -23,6 +23,7 @@ from secateur.frontends import device_of, is_onnx, onnx_function
 from secateur.ir import IR
 from secateur.loading import read_network
 from secateur.preprocess import Transform
+from secateur.rows import RowsFirst
 from secateur.streams import BATCH, ImageStream
 
 _ROWS = 4096  # of scores that are compared at once, in float64
@@ -385,10 +386,11 @@ def running(model: Any, example: Tensor) -> Iterator[Callable[[Tensor], Tensor]]
     """
     model = model if isinstance(model, IR) else read_network(model)
     with _forward(model, example) as forward:
+        rows = RowsFirst(lambda part: _first(forward(part)))
 
         def run(images: Tensor) -> Tensor:
             try:
-                return _first(forward(images), len(images))
+                return _with_rows(rows(images), len(images))
             except SecateurError:
                 raise
             except Exception as error:  # whatever a network raises
@@ -449,13 +451,18 @@ def fast_layout(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def _first(output: Any, count: int) -> Tensor:
-    """The first tensor of what a model returns for so many images."""
+def _first(output: Any) -> Any:
+    """The first of what a model returns, or its `logits`."""
     found = getattr(output, "logits", output)
     while isinstance(found, tuple | list | dict) and len(found) > 0:
         found = next(iter(found.values() if isinstance(found, dict) else found))
+    return found
+
+
+def _with_rows(found: Any, count: int) -> Tensor:
+    """An output, checked to have a row for each image."""
     if not isinstance(found, Tensor) or found.dim() == 0 or len(found) != count:
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(output).__name__
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise ModelError(
             f"the model returns {shape} for {count} images, expected scores of shape (batch, "
             "classes) or another tensor with a row for each image: wrap it in a module that "

@@ -11,6 +11,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -21,19 +22,33 @@ from secateur.frontends import is_onnx, named_tensors, output_difference, read, 
 from secateur.frontends.torch_modules import copy_module
 from secateur.ir import as_ir, batch_of, ir_weights, read_ir, write_ir
 from secateur.quantization import check_zeros, parts, quantized
+from secateur.rows import RowsFirst
 
 _CHECKED_IMAGES = 8
 _WARN_DIFFERENCE = 1e-3  # relative to the largest output
 
 
-def save_safetensors(model: nn.Module, path: Path) -> dict[str, Any]:
+def save_safetensors(
+    model: nn.Module, path: Path, parameters: Sequence[str] = ()
+) -> dict[str, Any]:
     """Writes a module's state dict; tied tensors are stored once, as safetensors requires.
 
     Read it with `safetensors.torch.load_model(module, path)`. Where tensors overlap in memory and
     none covers the others, or some are transposes of others, that function refuses the module: all
     are stored then, and `module.load_state_dict(load_file(path))` reads them.
+
+    Args:
+        model: the pruned module.
+        path: where to write.
+        parameters: names of the pruned weights, whose zeros are looked for in the file.
+
+    Returns:
+        bytes, and zeros of the pruned weights, all of which were found in the file.
+
+    Raises:
+        ModelError: a pruned weight is not in the file, or a zero was lost.
     """
-    from safetensors.torch import save_file, save_model
+    from safetensors.torch import load_file, save_file, save_model
 
     twin = copy_module(model).cpu()
     # One metadata key only: safetensors writes several in varying order, and a seed gives bytes.
@@ -43,7 +58,26 @@ def save_safetensors(model: nn.Module, path: Path) -> dict[str, Any]:
     except RuntimeError:  # it finds none to keep
         state = {name: tensor.clone() for name, tensor in twin.state_dict().items()}
         save_file({name: of.contiguous() for name, of in state.items()}, str(path), metadata)
-    return {"bytes": path.stat().st_size}
+    known, held = named_tensors(model), load_file(path)
+    stored = {name: _stored_as(name, known, held) for name in parameters}
+    return {
+        "bytes": path.stat().st_size,
+        "zeros": check_zeros(
+            _arrays({name: known[name] for name in parameters}),
+            _arrays({name: held[of] for name, of in stored.items() if of}),
+            path.name,
+        ),
+    }
+
+
+def _stored_as(name: str, known: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> str:
+    """The name that a tensor has in a file, where tied ones have the first of theirs."""
+    same = (other for other, tensor in known.items() if tensor is known[name] and other in held)
+    return name if name in held else next(same, "")
+
+
+def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.detach().float().cpu().numpy() for name, tensor in tensors.items()}
 
 
 def save_onnx(
@@ -55,10 +89,11 @@ def save_onnx(
         model: the pruned module.
         path: where to write; weights over 2 GB go to a file beside it.
         images: some inputs; a few of them are run through both.
-        parameters: names of the pruned weights, whose zeros are counted in the file.
+        parameters: names of the pruned weights, whose zeros are looked for in the file.
 
     Returns:
-        bytes, the largest absolute difference of the outputs, and zeros in the file.
+        bytes, the largest absolute difference of the outputs, and zeros of the pruned weights, all
+        of which were found in the file, layer by layer.
 
     Raises:
         MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
@@ -84,8 +119,14 @@ def save_onnx(
                 verbose=False,
             )
         onnx.checker.check_model(str(path))
-        session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        found = session.run(None, {"input": images.to(dtype).numpy()})[0]
+        options = runtime.SessionOptions()
+        options.log_severity_level = 4
+        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+        def run(part: Tensor) -> Tensor:
+            return torch.from_numpy(session.run(None, {"input": part.to(dtype).numpy()})[0])
+
+        found = RowsFirst(run)(images)
     except OSError:
         raise
     except Exception as error:
@@ -95,7 +136,7 @@ def save_onnx(
             "need it: leave out --onnx, or export the saved weights with your own settings"
         ) from error
     expected = first_output(module, images)
-    difference = float((torch.from_numpy(found).float() - expected).abs().max())
+    difference = float((found.float() - expected).abs().max())
     held = sum(entry.stat().st_size for entry in path.parent.glob(f"{path.name}*"))
     return {
         "bytes": held,
@@ -215,43 +256,42 @@ def save_model(
         model: the pruned model.
         path: where to write.
         images: some inputs; a few of them are run by ONNX Runtime and layer by layer.
-        parameters: names of the pruned weights, whose zeros are counted in the file.
+        parameters: names of the pruned weights, whose zeros are looked for in the file.
 
     Returns:
         bytes, the largest absolute difference of the outputs, also as a share of the largest
-        output, and zeros in the file's pruned weights.
+        output, and zeros of the pruned weights, all of which were found in the file.
 
     Raises:
-        ModelError: the file is refused by onnx.checker or ONNX Runtime.
+        ModelError: the file is refused by onnx.checker or ONNX Runtime, or a zero was lost.
     """
     path.write_bytes(model.SerializeToString())
     held = read(path)
     difference, largest = output_difference(held, images[:_CHECKED_IMAGES])
-    tensors = named_tensors(held)
+    before, after = named_tensors(model), named_tensors(held)
     return {
         "bytes": path.stat().st_size,
         "largest_difference": difference,
         "relative_difference": difference / max(largest, 1e-12),
-        "zeros": sum(int((tensors[name] == 0).sum()) for name in parameters),
+        "zeros": check_zeros(
+            _arrays({name: before[name] for name in parameters}),
+            _arrays({name: after[name] for name in parameters}),
+            path.name,
+        ),
     }
 
 
 def _check_zeros(
     onnx: Any, path: Path, weights: Mapping[str, Tensor], pruned: Sequence[str]
 ) -> int:
-    """Zeros among the file's initializers; at least those of the pruned weights, or it raises."""
+    """Zeros of the pruned weights; it raises where one is none in the file's initializers."""
     initializers = onnx.load(str(path)).graph.initializer
-    arrays = (
-        onnx.numpy_helper.to_array(entry, base_dir=str(path.parent)) for entry in initializers
-    )
-    found = sum(int((array == 0).sum()) for array in arrays if array.dtype.kind in "fV")
-    expected = sum(int((weights[name] == 0).sum()) for name in pruned)
-    if found < expected:
-        raise ModelError(
-            f"the ONNX exporter lost zeros ({found} of {expected} left), expected all of them: "
-            "please report this model's layer types"
-        )
-    return found
+    arrays = {
+        entry.name: onnx.numpy_helper.to_array(entry, base_dir=str(path.parent))
+        for entry in initializers
+    }
+    found = {name: array for name, array in arrays.items() if array.dtype.kind in "fV"}
+    return check_zeros(_arrays({name: weights[name] for name in pruned}), found, path.name)
 
 
 def differs(check: Mapping[str, Any]) -> bool:
@@ -261,13 +301,15 @@ def differs(check: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hides the exporter's own progress lines and warnings about its internals."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Hides the exporter's own progress lines, logs and warnings about its internals."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     with warnings.catch_warnings(), open(os.devnull, "w") as sink, redirect_stdout(sink):
         warnings.simplefilter("ignore")
         try:
             yield
         finally:
-            logger.setLevel(level)
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

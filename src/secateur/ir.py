@@ -14,6 +14,7 @@ from torch import Tensor
 
 from secateur.errors import ModelError
 from secateur.extras import require
+from secateur.rows import RowsFirst, in_parts
 
 _LAYERS = (
     "Convolution",
@@ -45,24 +46,24 @@ class IR:
             )
         self.model, self.batch = model, batch_of(model)
         self._run = compiled(model)
+        self._rows = RowsFirst(self._part)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The first output, batch first."""
-        size = self.batch or max(1, len(images))
-        return torch.cat([self._part(part, size) for part in images.split(size)])
+        """The first output, with a row for each image where it has any."""
+        if not self.batch:
+            return self._rows(images)
+        return in_parts(self._part, images, self.batch)
 
-    def _part(self, images: Tensor, size: int) -> Tensor:
-        missing = self.batch and size - len(images)
-        fed = torch.cat([images, *[images[-1:]] * missing])
+    def _part(self, images: Tensor) -> Tensor:
         try:
-            found = self._run({0: fed.cpu().contiguous().numpy()})[0]
+            found = self._run({0: images.cpu().contiguous().numpy()})[0]
         except RuntimeError as error:
             raise ModelError(
                 f"OpenVINO cannot run the model on images of shape {tuple(images.shape[1:])} "
                 f"({_reason(error)}), expected images like those it was made for: check size and "
                 "preprocess"
             ) from error
-        return torch.from_numpy(np.array(found[: len(images)]))
+        return torch.from_numpy(np.array(found))
 
 
 def batch_of(model: Any) -> int:

@@ -162,6 +162,7 @@ def trace(model: nn.Module, example: Tensor) -> TorchGraph:
     if autocasts:
         graph.notes.append("forward uses torch.autocast: layers were fitted in float32")
     _check_agreement(graph, module, example, _AUTOCAST_AGREEMENT if autocasts else _AGREEMENT)
+    _put_rows_first(graph)
     return graph
 
 
@@ -183,6 +184,24 @@ def _check_agreement(
                 f"the exported graph's output differs from the model's by {difference:.2g}, "
                 "expected the same: forward is random or depends on state; make it deterministic"
             )
+
+
+def _put_rows_first(graph: TorchGraph) -> None:
+    """Gives outputs with another axis for the images, such as (time, batch, classes), rows."""
+    by_key = {key: node for node, key in graph.keys.items()}
+    batch = _shape(by_key[graph.input])[0]
+    for index, name in enumerate(graph.outputs):
+        node = by_key[name]
+        sizes = _shape(node) if isinstance(node.meta.get("val"), Tensor) else ()
+        axes = [axis for axis, size in enumerate(sizes) if str(size) == str(batch)]
+        if len(axes) != 1 or axes == [0]:
+            continue
+        with node.graph.inserting_before(next(of for of in node.graph.nodes if of.op == "output")):
+            moved = node.graph.call_function(aten.movedim.int, (node, axes[0], 0))
+        moved.meta["val"] = node.meta["val"].movedim(axes[0], 0)
+        graph.nodes.append(moved)
+        graph.keys[moved] = graph.outputs[index] = f"%{moved.name}"
+        graph.ops.append(Op(graph.keys[moved], (name,)))
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:

@@ -25,9 +25,10 @@ from secateur.frontends.onnx.plan import Plan, Site
 from secateur.frontends.onnx.schedule import schedule
 from secateur.frontends.onnx.segment import Segment
 from secateur.frontends.onnx.signature import known_shapes, several
-from secateur.frontends.onnx.steps import Convolve, Multiply, Normalise, Step
+from secateur.frontends.onnx.steps import Convolve, Multiply, Normalise, RowsFirst, Step
 from secateur.frontends.onnx.whole import Whole
 from secateur.graph import BiasSlot, Layer, Norm, Op, Use, alone, last_reads, merged, protected
+from secateur.rows import images_axis
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 _AGREEMENT = 1e-3  # largest difference of graph and file, relative to the largest output
@@ -43,6 +44,7 @@ class OnnxGraph:
         writable: names of the constants that the file has a place for.
         shapes: of the values of one image.
         shown: the same with 0 for axes that grow with the number of images.
+        rows: what puts the images first in outputs that have another axis first, by output.
     """
 
     plan: Plan
@@ -53,9 +55,13 @@ class OnnxGraph:
     notes: list[str] = field(default_factory=list)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     shown: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    rows: dict[str, RowsFirst] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.input, self.outputs = self.plan.input, self.plan.outputs
+        self.input = self.plan.input
+        self.outputs = [
+            self.rows[name].name if name in self.rows else name for name in self.plan.outputs
+        ]
         self.ops = [Op(step.name, step.reads) for step in self.steps]
 
     def run(self, index: int, values: Mapping[str, Any]) -> Any:
@@ -211,7 +217,7 @@ def _agreeing(model: ModelProto, example: Tensor, found: Trial) -> OnnxGraph:
     reason: Exception | str = ""
     for way in ways:
         try:
-            graph = way()
+            graph = _rows_first(way(), example)
             difference = _difference(graph, graph.rehearse(example), found)
         except (ValueError, RuntimeError, IndexError) as error:  # for another number of images
             reason = error
@@ -258,15 +264,44 @@ def _one_by_one(graph: OnnxGraph, example: Tensor) -> OnnxGraph:
     return graph
 
 
+def _rows_first(graph: OnnxGraph, example: Tensor) -> OnnxGraph:
+    """The graph with outputs that have a row for each image, where they have an axis for these."""
+    graph.rehearse(example[:1])
+    one = graph.shapes
+    graph.rehearse(example)
+    rows = {}
+    for name in graph.outputs:
+        if name in one and name in graph.shapes:
+            axis, each = _images_axis(one[name], graph.shapes[name], len(example))
+            if axis:
+                new = graph.plan.nodes.fresh(name)
+                rows[name] = RowsFirst(name=new, input=name, axis=axis, each=each)
+    return replace(graph, steps=[*graph.steps, *rows.values()], rows=rows) if rows else graph
+
+
+def _images_axis(
+    one: tuple[int, ...], several: tuple[int, ...], count: int
+) -> tuple[int | None, tuple[int, ...] | None]:
+    """The axis of an output that counts the images, and its shape for one image.
+
+    The latter where the values of several images lie behind each other, along the first axis.
+    """
+    behind = several == (one[0] * count, *one[1:]) if one else False
+    if behind:
+        return one.index(1) if 1 in one else None, one
+    return images_axis(one, several, count), None
+
+
 def _difference(graph: OnnxGraph, outputs: Sequence[Any], found: Trial) -> float:
     """The largest difference to the file's own outputs, as a share of the largest of them."""
     names = [value.name for value in graph.plan.model.graph.output]
     wanted = dict(zip(names, found.outputs, strict=True))
     worst = 0.0
-    for name, got in zip(graph.outputs, outputs, strict=True):
+    for name, got in zip(graph.plan.outputs, outputs, strict=True):
         want = wanted[name]
         if want is None or not want.is_floating_point() or want.numel() == 0:
             continue
+        want = want.movedim(graph.rows[name].axis, 0) if name in graph.rows else want
         want = want[: len(got)].to(got.device)
         if want.shape != got.shape:
             raise ModelError(f"output {name} has shape {tuple(got.shape)}, not {tuple(want.shape)}")

@@ -185,5 +185,34 @@ class Part:
         return values[self.input][self.index]
 
 
+@dataclass(frozen=True, kw_only=True)
+class RowsFirst:
+    """An output with a row for each image.
+
+    Attributes:
+        name, input: values by name.
+        axis: the one that counts the images.
+        each: shape for one image, where those of several lie behind each other; None = they share
+            the axis.
+    """
+
+    name: str
+    input: str
+    axis: int
+    each: tuple[int, ...] | None = None
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The output as the file has it."""
+        return (self.input,)
+
+    def run(self, values: Mapping[str, Any]) -> Tensor:
+        """The axis put first (a view)."""
+        value = values[self.input]
+        if self.each is None:
+            return value.movedim(self.axis, 0)
+        return value.reshape(-1, *self.each).squeeze(self.axis + 1)
+
+
 def _present(*names: str | None) -> tuple[str, ...]:
     return tuple(name for name in names if name is not None)

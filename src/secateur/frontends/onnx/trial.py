@@ -44,7 +44,7 @@ def run(model: bytes, images: np.ndarray, threads: int, batch: int) -> dict[str,
     def outputs(size: int) -> list[Any]:
         parts = [images[at : at + size] for at in range(0, len(images), size)]
         runs = [session.run(None, {name: part}) for part in parts]
-        return [joined(of) for of in zip(*runs, strict=True)]
+        return [joined(of, len(parts[0])) for of in zip(*runs, strict=True)]
 
     try:
         batch = batch or len(images)
@@ -58,12 +58,16 @@ def run(model: bytes, images: np.ndarray, threads: int, batch: int) -> dict[str,
     return held | {"batch": np.array(batch)}
 
 
-def joined(parts: tuple[Any, ...]) -> np.ndarray | None:
-    """An output for all images; None when it is not a tensor of numbers with a batch axis."""
+def joined(parts: tuple[Any, ...], size: int) -> np.ndarray | None:
+    """An output for all images; None when it is not a tensor of numbers with a batch axis.
+
+    That is the first of as many entries as there are images in a part, or the first of all.
+    """
     arrays = all(isinstance(part, np.ndarray) and part.dtype != object for part in parts)
     if not arrays or parts[0].ndim == 0:
         return None
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    axis = next((axis for axis, held in enumerate(parts[0].shape) if held == size), 0)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis)
 
 
 def main() -> None:

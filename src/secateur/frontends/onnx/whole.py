@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from onnx import ModelProto
 from torch import Tensor
 
 from secateur.frontends.onnx.first_run import batch_of
-from secateur.frontends.onnx.runtime import as_tensor, call, filled, start
+from secateur.frontends.onnx.runtime import as_tensor, call, start
 from secateur.frontends.onnx.signature import images_input, several
+from secateur.rows import RowsFirst, in_parts
 
 
 class Whole:
@@ -21,13 +21,13 @@ class Whole:
         self.input = images_input(model).name
         self.batch = batch_of(model, several(model, example))
         self.session = start(model)
+        self.rows = RowsFirst(self._run)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The first output, batch first."""
+        """The first output, with a row for each image where it has any."""
         if not self.batch:
-            return self._run(images)
-        parts = images.split(self.batch)
-        return torch.cat([self._run(filled(part, self.batch))[: len(part)] for part in parts])
+            return self.rows(images)
+        return in_parts(self._run, images, self.batch)
 
     def _run(self, images: Tensor) -> Tensor:
         name = self.session.get_outputs()[0].name

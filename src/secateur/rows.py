@@ -1,0 +1,89 @@
+"""The axis of an output that counts the images: the first by custom, another where time is first.
+
+Networks that read text give (time, batch, classes). Everything else in the package wants a row for
+each image, so the images' axis is put first where outputs are taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateur.errors import ModelError
+
+
+def images_axis(one: Sequence[int], several: Sequence[int], count: int) -> int | None:
+    """The axis of size 1 for one image and of size `count` for so many; None where there is none.
+
+    Args:
+        one, several: shapes of the same output.
+        count: at least 2.
+    """
+    differ = [axis for axis, pair in enumerate(zip(one, several, strict=False)) if len({*pair}) > 1]
+    if len(one) != len(several) or len(differ) != 1:
+        return None
+    (axis,) = differ
+    return axis if (one[axis], several[axis]) == (1, count) else None
+
+
+class RowsFirst:
+    """A function of images whose results get a row for each; as they are where they have none.
+
+    Where the shape leaves open which axis counts the images, or says that it is not the first,
+    another number of images tells; once for all calls.
+    """
+
+    def __init__(self, run: Callable[[Tensor], Any]) -> None:
+        self.run = run
+        self.axis: int | None = None
+
+    def __call__(self, images: Tensor) -> Any:
+        """The result for some images."""
+        found, count = self.run(images), len(images)
+        if not isinstance(found, Tensor):
+            return found
+        axes = [axis for axis, size in enumerate(found.shape) if size == count]
+        if self.axis not in axes:
+            self.axis = 0 if axes == [0] else self._found(found.shape, images) if axes else None
+        return found if not self.axis else found.movedim(self.axis, 0)
+
+    def _found(self, shape: Sequence[int], images: Tensor) -> int | None:
+        other = images[:1] if len(images) > 1 else torch.cat([images, images])
+        try:
+            shapes = shape, self.run(other).shape
+        except (ModelError, RuntimeError):  # it takes no other number
+            return None
+        one, several = shapes if len(images) == 1 else reversed(shapes)
+        return images_axis(one, several, max(len(images), 2))
+
+
+def in_parts(run: Callable[[Tensor], Any], images: Tensor, size: int) -> Any:
+    """A function's result for some images, so many at a time, with a row for each where it has any.
+
+    The last part is filled with copies of the last image.
+    """
+    counts = [len(part) for part in images.split(size)]
+    images = torch.cat([images, images[-1:].expand(-len(images) % size, *images.shape[1:])])
+    parts = images.split(size)
+    found = [run(part) for part in parts]
+    if not isinstance(found[0], Tensor) or found[0].dim() == 0:
+        return found[0]
+    axis = _axis_of_size(run, parts[0], found[0])
+    if axis is None:
+        return torch.cat(found)
+    return torch.cat([of.movedim(axis, 0)[:count] for of, count in zip(found, counts, strict=True)])
+
+
+def _axis_of_size(run: Callable[[Tensor], Tensor], images: Tensor, found: Tensor) -> int | None:
+    """The axis with an entry for each image; of several that where one image changes one entry."""
+    axes = [axis for axis, size in enumerate(found.shape) if size == len(images)]
+    if len(axes) < 2:
+        return next(iter(axes), None)
+    other = images.clone()
+    other[0] = 1 - images[0]
+    differ = run(other) != found
+    fit = [axis for axis in axes if not differ.movedim(axis, 0)[1:].any()]
+    return (fit or axes)[0]
