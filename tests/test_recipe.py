@@ -291,6 +291,7 @@ def test_targets_on_the_way(target, values) -> None:
     assert {type(one) for one in found} == {type(target)}
 
 
+@pytest.mark.filterwarnings("ignore:.*weights that were to stay came out as zero in read_twice")
 def test_a_hard_target_is_reached_by_way_of_an_easier_one(network, images) -> None:
     recipe = dataclasses.replace(RECIPES["default"], method=QUICK)
     note = "pruned to sparsity 0.7 on the way, and on from there"

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from secateur.checks import Range, check_settings, more_than
 from secateur.geometry import Convolution, per_output
 from secateur.graph import Graph, Layer
 from secateur.stream import Stream
@@ -54,6 +55,13 @@ class ChannelAlignment:
 
     quantile: float = 1e-4
     limits: tuple[float, float] = (1e-2, 1e2)
+
+    def __post_init__(self) -> None:
+        check_settings(
+            self,
+            quantile=Range(low=0, high=0.5, open_high=True),
+            limits=more_than(0).rising(count=2),
+        )
 
     def align(self, graph: Graph, images: Tensor, *, chunk: int) -> Alignment:
         """Aligns every pair of convolutions that allows it.

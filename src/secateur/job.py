@@ -242,6 +242,7 @@ def prepare(
     if options.preprocess is None:
         options = replace(options, preprocess=own_preprocess(model))
     how, target = options.recipe, options.target
+    sampling = Sampling(max_columns=options.max_columns, seed=options.seed)
     images = load_images(
         data, preprocess=options.preprocess, max_images=options.max_images, seed=options.seed
     )
@@ -286,7 +287,7 @@ def prepare(
         target=target,
         costs=Costs.of(graph.layers, layers, saved_tensors(model)),
         recipe=how,
-        sampling=Sampling(max_columns=options.max_columns, seed=options.seed),
+        sampling=sampling,
         chunk=chunk,
     )
     if isinstance(target, MaxMacs) and (short := target.shortfall(plan.costs)):

@@ -9,6 +9,7 @@ Recipes are frozen, load from TOML and save to it; a key that is not a setting i
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ import tomli_w
 
 from secateur.alignment import ChannelAlignment
 from secateur.allocations import ALLOCATIONS, Allocation, NormalizedMagnitude, Sensitivity
+from secateur.checks import Range, check_settings, from_to
 from secateur.errors import OptionError
 from secateur.methods import (
     ADMM,
@@ -40,6 +42,8 @@ _TABLES: dict[str, Mapping[str, type]] = {
     "allocation": ALLOCATIONS,
     "start": METHODS,
 }
+_INPUTS = ("pruned", "dense")
+_ADAPTATIONS = ("synthetic", "all", "none")
 _OPTIONAL: dict[str, type] = {"alignment": ChannelAlignment, "tuning": BlockTuning}
 
 
@@ -79,19 +83,14 @@ class Recipe:
     tuning_from: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.inputs not in ("pruned", "dense"):
-            raise OptionError(f"inputs is {self.inputs!r}, expected 'pruned' or 'dense'")
-        if self.adaptation not in ("synthetic", "all", "none"):
-            raise OptionError(
-                f"adaptation is {self.adaptation!r}, expected 'synthetic', 'all' or 'none'"
-            )
-        for name in ("levels_from", "tuning_from"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise OptionError(
-                    f"{name} is {getattr(self, name):g}, expected a fraction from 0 to 1"
-                )
-        falling = all(a > b for a, b in zip(self.levels, self.levels[1:], strict=False))
-        if not self.levels or self.levels[-1] != 0 or not falling or self.levels[0] >= 1:
+        fraction = Range(low=0, high=1, open_high=True)
+        check_settings(self, levels=fraction, levels_from=from_to(0, 1), tuning_from=from_to(0, 1))
+        for name, known in {"inputs": _INPUTS, "adaptation": _ADAPTATIONS}.items():
+            if (value := getattr(self, name)) not in known:
+                expected = ", ".join(map(repr, known[:-1])) + f" or {known[-1]!r}"
+                raise OptionError(f"{name} is {value!r}, expected {expected}")
+        falling = all(a > b for a, b in itertools.pairwise(self.levels))
+        if not self.levels or self.levels[-1] != 0 or not falling:
             raise OptionError(
                 f"levels is {list(self.levels)}, expected falling numbers below 1 that end with 0, "
                 "such as [0.1, 0.0]"
@@ -190,7 +189,10 @@ def _build(kind: type, held: Mapping[str, Any], where: str) -> Any:
         key: _value(key, value, getattr(default, key), f"{where}: {key}")
         for key, value in held.items()
     }
-    return kind(**values)
+    try:
+        return kind(**values)
+    except OptionError as error:
+        raise OptionError(f"{where}: {error}") from error
 
 
 def _value(key: str, value: Any, default: Any, where: str) -> Any:

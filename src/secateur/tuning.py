@@ -30,7 +30,8 @@ import torch
 from torch import Tensor
 
 from secateur.blocks import Block, Values, blocks, network_errors
-from secateur.errors import DataError, ModelError, OptionError
+from secateur.checks import at_least, check_settings, more_than
+from secateur.errors import DataError, ModelError
 from secateur.geometry import per_output
 from secateur.graph import Graph, Layer
 
@@ -62,14 +63,14 @@ class BlockTuning:
     held_back: int = 8
 
     def __post_init__(self) -> None:
-        least = {"layers": 1, "steps": 1, "batch": 1, "held_back": 2}
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise OptionError(
-                    f"tuning's {name} is {getattr(self, name)}, expected at least {value}"
-                )
-        if not 0 < self.rate < math.inf:
-            raise OptionError(f"tuning's rate is {self.rate:g}, expected a positive number")
+        check_settings(
+            self,
+            layers=at_least(1),
+            steps=at_least(1),
+            batch=at_least(1),
+            rate=more_than(0),
+            held_back=at_least(2),
+        )
 
     def tune(
         self,

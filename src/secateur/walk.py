@@ -29,6 +29,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from secateur.checks import SEEDS, at_least, check_settings
 from secateur.errors import NumericalError
 from secateur.geometry import sample_positions
 from secateur.graph import BiasSlot, Graph, Layer, Use
@@ -79,6 +80,15 @@ class Sampling:
     least: int = 8192
     max_columns: int = 8192
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_settings(
+            self,
+            per_column=at_least(1),
+            least=at_least(1),
+            max_columns=at_least(1),
+            seed=SEEDS,
+        )
 
     def count(self, columns: int) -> int:
         """Samples to take for a layer."""

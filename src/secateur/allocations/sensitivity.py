@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from secateur.allocations.protocol import Budget, Curve, Subject, remove_in_order
+from secateur.checks import at_least, between, check_settings, from_to
 from secateur.graph import Graph, Layer
 from secateur.methods import LeastSquares, Method
 from secateur.precision import widened
@@ -56,6 +57,9 @@ class Sensitivity:
     method: Method = field(
         default_factory=lambda: LeastSquares(damping=0.3, tolerance=1e-2, iterations=30)
     )
+
+    def __post_init__(self) -> None:
+        check_settings(self, levels=between(0, 1).rising(), images=at_least(1), small=from_to(0, 1))
 
     def measure(self, subject: Subject) -> SensitivityDivision:
         """Cost: a dense pass with fits, and, the first time, a run from each layer on per level.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from secateur.checks import SEEDS, at_least, check_settings
 from secateur.errors import OptionError
 from secateur.methods.magnitude import Magnitude
 from secateur.methods.protocol import Method
@@ -54,9 +55,16 @@ class AdamCalibration:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batches", "batch", "patches"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name} is {getattr(self, name)}, expected at least 1")
+        check_settings(
+            self,
+            learning_rate=at_least(0),
+            bias_learning_rate=at_least(0),
+            iterations=at_least(1),
+            batches=at_least(1),
+            batch=at_least(1),
+            patches=at_least(1),
+            seed=SEEDS,
+        )
 
     def solve(self, problem: Problem, pattern: Pattern, kept: int) -> Solution:
         """Cost: iterations * batches steps of 4 * batch * rows * cols operations.

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from secateur.checks import at_least, between, check_settings, from_to, more_than
 from secateur.linear_algebra import NormalEquations, choose_damping, damping_for
 from secateur.patterns import Pattern
 from secateur.problem import Problem, Solution
@@ -59,6 +60,19 @@ class ADMM:
     settled: float = 1e-3
     tolerance: float = 1e-4
     iterations: int = 200
+
+    def __post_init__(self) -> None:
+        check_settings(
+            self,
+            damping=at_least(0),
+            dampings=more_than(0),
+            widest=at_least(1),
+            rho=more_than(0),
+            steps=at_least(1),
+            settled=from_to(0, 1),
+            tolerance=between(0, 1),
+            iterations=at_least(1),
+        )
 
     @property
     def halves(self) -> bool:

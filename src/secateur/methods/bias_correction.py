@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from secateur.checks import check_settings
 from secateur.methods.magnitude import Magnitude
 from secateur.methods.protocol import Method
 from secateur.patterns import Pattern
@@ -27,6 +28,9 @@ class BiasCorrection:
     """
 
     start: Method = field(default_factory=Magnitude)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def solve(self, problem: Problem, pattern: Pattern, kept: int) -> Solution:
         """Cost: one product of the weights with the mean input."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from secateur.checks import at_least, between, check_settings
 from secateur.linear_algebra import NormalEquations, damping_for
 from secateur.patterns import Pattern
 from secateur.problem import Problem, Solution
@@ -28,6 +29,9 @@ class LeastSquares:
     damping: float = 1e-2
     tolerance: float = 1e-4
     iterations: int = 200
+
+    def __post_init__(self) -> None:
+        check_settings(self, damping=at_least(0), tolerance=between(0, 1), iterations=at_least(1))
 
     def solve(self, problem: Problem, pattern: Pattern, kept: int) -> Solution:
         """Cost: one product of rows x cols x cols per conjugate-gradient iteration."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from secateur.checks import check_settings
 from secateur.methods.magnitude import Magnitude
 from secateur.methods.protocol import Method
 from secateur.patterns import Pattern
@@ -28,6 +29,9 @@ class WeightCorrection:
     """
 
     start: Method = field(default_factory=Magnitude)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def solve(self, problem: Problem, pattern: Pattern, kept: int) -> Solution:
         """Cost: a few passes over the weights; no statistics are used."""
