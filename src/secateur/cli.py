@@ -48,6 +48,7 @@ app = typer.Typer(
 
 # what prune writes
 WEIGHTS, ONNX, INT8 = "model.safetensors", "model.onnx", "model-int8.onnx"
+PROGRAM = "model.pt2"  # where MODEL is one
 IR, INT8_IR = "openvino/model.xml", "openvino/model-int8.xml"
 REPORT, PAGE = "report.json", "report.html"
 SWEEP, CURVE = "sweep.json", "sweep.html"  # what sweep writes
@@ -56,7 +57,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="An .onnx file, file.py:callable, package.mod:callable, timm:NAME or hf:PATH.",
+        help="An .onnx or .pt2 file, file.py:callable, package.mod:callable, timm:NAME or hf:PATH.",
     ),
 ]
 Weights = Annotated[
@@ -181,9 +182,9 @@ def prune(
     """Prune MODEL and write the result, report.json and report.html to OUT.
 
     Exactly one of --sparsity, --max-macs, --max-bytes and --max-drop says how much. Of a PyTorch
-    network it writes model.safetensors and, asked for, model.onnx; of an .onnx file model.onnx,
-    which is that file with other weights. INT8 files are made on the same images; every zero
-    stays a zero in each file.
+    network it writes model.safetensors and, asked for, model.onnx; of a .pt2 file also model.pt2;
+    of an .onnx file model.onnx, which is that file with other weights. INT8 files are made on the
+    same images; every zero stays a zero in each file.
     """
     with _one_sentence():
         from secateur import api
@@ -191,13 +192,14 @@ def prune(
         from secateur.data import load_images
         from secateur.errors import OptionError
         from secateur.frontends.first_runs import one_first_run
-        from secateur.loading import is_onnx_file, load_model
+        from secateur.loading import is_onnx_file, is_program_file, load_model
         from secateur.output import check_folder, output_folder
         from secateur.quantization import check_kind
         from secateur.recipe import choose_recipe
         from secateur.targets import choose_target
 
         files = [ONNX] if is_onnx_file(model) else [WEIGHTS, *([ONNX] if onnx else [])]
+        files += [PROGRAM] * is_program_file(model)
         files += [INT8] * int8 + [IR] * openvino + [INT8_IR] * (openvino and int8)
         if out is not None:
             check_folder(out, [*files, REPORT, PAGE], force=force)
@@ -232,7 +234,7 @@ def prune(
             result = api.prune(
                 network, images, evaluation=judged, quantize=quantize, **target, **common
             )
-            _write(result, folder, images.tensor, files)
+            _write(result, folder, images.tensor, files, model)
             no_page = _write_page(result.report, folder / PAGE)
             written = _sizes(folder)
         _show(result, out, quiet)
@@ -677,15 +679,18 @@ def _device(name: str | None) -> Any:
         ) from error
 
 
-def _write(result: PruneResult, folder: Path, images: Any, files: list[str]) -> None:
+def _write(result: PruneResult, folder: Path, images: Any, files: list[str], source: str) -> None:
     """Writes all files; `images` are run through them to check them, and INT8 is fitted to them."""
     from secateur.export import as_onnx, save_int8, save_model, save_onnx, save_safetensors
+    from secateur.exported_programs import save_program
     from secateur.frontends import is_onnx, read
 
     exports = result.report.exports
     if WEIGHTS in files:
         parameters = _pruned_parameters(result)
         exports[WEIGHTS] = save_safetensors(result.model, folder / WEIGHTS, parameters)
+    if PROGRAM in files:
+        exports[PROGRAM] = save_program(result.model, source, folder / PROGRAM)
     if ONNX in files:
         save = save_model if is_onnx(result.model) else save_onnx
         exports[ONNX] = save(result.model, folder / ONNX, images, _pruned_parameters(result))

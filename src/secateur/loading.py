@@ -10,10 +10,12 @@ from torch import nn
 from secateur import frontends
 from secateur.checkpoints import load_state, read_state
 from secateur.errors import ModelError, OptionError
+from secateur.exported_programs import read_program
 from secateur.file_kinds import (
     CHECKPOINT,
     IR,
     ONNX,
+    PROGRAM,
     PYTHON,
     SAFETENSORS,
     FileKind,
@@ -24,7 +26,7 @@ from secateur.hubs import is_hub_name, load_from_hub
 from secateur.ir import read_ir
 from secateur.references import call
 
-_NETWORKS = "an .onnx file, file.py:callable, package.module:callable, timm:NAME or hf:PATH"
+_NETWORKS = "an .onnx or .pt2 file, file.py:callable, package.module:callable, timm:NAME or hf:PATH"
 _WEIGHTS = "weights as .safetensors, .pt or .pth"
 
 
@@ -33,12 +35,18 @@ def is_onnx_file(reference: str) -> bool:
     return reference.lower().endswith(".onnx")
 
 
+def is_program_file(reference: str) -> bool:
+    """Whether a model is given as an exported program."""
+    return _network_kind(reference) is PROGRAM
+
+
 def load_model(reference: str, weights: str | Path | None = None) -> Any:
     """The module behind `file.py:callable` or `package.module:callable`, weights loaded.
 
     Args:
         reference: a module, or a function or class without arguments that returns one; or the
-            path of an `.onnx` file, of which an `onnx.ModelProto` is returned; or `timm:NAME` or
+            path of an `.onnx` file, of which an `onnx.ModelProto` is returned, or of a `.pt2` file
+            that `torch.export.save` wrote, to be trusted like a Python file; or `timm:NAME` or
             `hf:PATH`, see `secateur.hubs`.
         weights: a `.safetensors` file or a checkpoint that `torch.load` reads without running
             code; see `secateur.checkpoints`.
@@ -56,15 +64,17 @@ def load_model(reference: str, weights: str | Path | None = None) -> Any:
                 "its own: leave them out"
             )
         return frontends.read(reference)
-    if kind is not None:
+    if kind is not None and kind is not PROGRAM:
+        _check_readable(kind, reference)
         raise ModelError(kind.told(reference, _NETWORKS))
     if weights is not None:
         _check_weights(Path(weights))
-    model = (
-        load_from_hub(reference, pretrained=weights is None)
-        if is_hub_name(reference)
-        else call(reference)
-    )
+    if kind is PROGRAM:
+        model = read_program(reference)
+    elif is_hub_name(reference):
+        model = load_from_hub(reference, pretrained=weights is None)
+    else:
+        model = call(reference)
     if not isinstance(model, nn.Module):
         raise ModelError(
             f"{reference} gives an object of type {type(model).__name__}, "
@@ -94,6 +104,7 @@ def load_network(reference: str, builder: str | None = None) -> Any:
     if kind not in (CHECKPOINT, SAFETENSORS):
         return load_model(reference)
     if builder is None:
+        _check_readable(kind, reference)
         raise OptionError(
             f"{reference} is {kind.what}, expected a network to put them into: pass --model "
             "file.py:callable or package.module:callable"
@@ -113,6 +124,7 @@ def read_model(model: Any) -> Any:
         return frontends.read(model)
     kind = _network_kind(str(model))
     if kind in (CHECKPOINT, SAFETENSORS):
+        _check_readable(kind, model)
         raise OptionError(
             f"{model} is {kind.what}, expected a torch.nn.Module or {_NETWORKS}: pass the module, "
             "with these weights loaded"
@@ -131,7 +143,7 @@ def _network_kind(reference: str) -> FileKind | None:
     """The kind of the file that a network is given as; None where it is a reference to Python.
 
     Raises:
-        ModelError: no such file, it cannot be read, or holds a pickled module.
+        ModelError: no such file, or it cannot be read.
     """
     if is_hub_name(reference):
         return None
@@ -146,9 +158,13 @@ def _network_kind(reference: str) -> FileKind | None:
         return ONNX  # its reader tells that there is none, or what is not installed
     if kind is None and kind_named(path) not in (None, PYTHON):
         raise ModelError(f"no such file: {path}, expected {_NETWORKS}: check the path")
-    if kind is CHECKPOINT:
-        read_state(path)  # tells of what is not just weights
     return kind
+
+
+def _check_readable(kind: FileKind, path: str | Path) -> None:
+    """Raises ModelError for a checkpoint that is broken or holds a pickled module."""
+    if kind is CHECKPOINT:
+        read_state(Path(path))
 
 
 def _check_weights(path: Path) -> None:

@@ -1,0 +1,145 @@
+"""Exported programs, what `torch.export.save` writes to a .pt2 file: read as modules, written back.
+
+Reading one may run code: PyTorch unpickles parts of it and evaluates its expressions. So a .pt2
+file is to be trusted like a Python file, unlike weights and ONNX files.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from secateur.errors import ModelError
+
+_AGAIN = (
+    "export it as torch.export.export(model.eval(), (images,), "
+    "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)), with two images or more"
+)
+_GUARDS = "_guards_fn"  # checks of the inputs' shapes, which tracing cannot see through
+
+
+def read_program(path: str | Path) -> nn.Module:
+    """A program as a module with the program's names of parameters and buffers.
+
+    Raises:
+        ModelError: it cannot be read, takes other than one tensor, batches of one size only, or
+            was exported in training mode.
+    """
+    program = _read(Path(path))
+    _check_input(program, path)
+    _check_mode(program, path)
+    made = program.module()
+    for node in list(made.graph.nodes):
+        if node.op == "call_module" and node.target == _GUARDS:
+            made.graph.erase_node(node)
+    module = _Program(made, made.graph)  # the one that is made refuses eval()
+    _leave_unsaved(module, set(dict(module.named_buffers())) - set(program.state_dict))
+    return module.eval()
+
+
+class _Program(fx.GraphModule):
+    """A module of a program whose copies save what it saves."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Program:
+        with _quiet():
+            twin: Any = super().__deepcopy__(memo)
+        _leave_unsaved(twin, set(dict(self.named_buffers())) - set(self.state_dict()))
+        return twin
+
+
+def _leave_unsaved(module: nn.Module, buffers: Iterable[str]) -> None:
+    """Takes buffers out of what a module's state dict holds."""
+    for name in buffers:
+        owner, _, leaf = name.rpartition(".")
+        module.get_submodule(owner)._non_persistent_buffers_set.add(leaf)
+
+
+def save_program(module: nn.Module, source: str | Path, path: Path) -> dict[str, Any]:
+    """Writes a program again with a module's weights.
+
+    Args:
+        module: from `read_program`, its weights changed.
+        source: the program that it was read from.
+        path: where to write; it ends in .pt2.
+
+    Returns:
+        bytes.
+
+    Raises:
+        ModelError: the source cannot be read, or is another program by now.
+    """
+    program, state = _read(Path(source)), module.state_dict()
+    shapes = {name: tensor.shape for name, tensor in program.state_dict.items()}
+    if shapes != {name: tensor.shape for name, tensor in state.items()}:
+        raise ModelError(
+            f"{source} is no longer the program that was pruned, expected it unchanged: prune again"
+        )
+    with torch.no_grad():
+        for name, tensor in program.state_dict.items():
+            tensor.copy_(state[name])
+    with _quiet():
+        torch.export.save(program, path)
+    return {"bytes": path.stat().st_size}
+
+
+def _read(path: Path) -> ExportedProgram:
+    try:
+        with _quiet():
+            return torch.export.load(path)
+    except Exception as error:  # of many kinds
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelError(
+            f"{path} is not a readable exported program ({first[:200]}), expected what "
+            f"torch.export.save of PyTorch {torch.__version__} or older writes: export it again"
+        ) from error
+
+
+def _check_input(program: ExportedProgram, path: str | Path) -> None:
+    signature = program.graph_signature
+    names = [of.arg.name for of in signature.input_specs if of.kind is InputKind.USER_INPUT]
+    values = [
+        node.meta["val"]
+        for node in program.graph.nodes
+        if node.op == "placeholder" and node.name in names
+    ]
+    if len(values) != 1 or not isinstance(values[0], Tensor) or values[0].dim() < 2:
+        raise ModelError(
+            f"{path} takes {len(names)} inputs ({', '.join(names)}), expected one batch of images: "
+            "export a module that holds the others"
+        )
+    if isinstance(values[0].shape[0], int):
+        raise ModelError(
+            f"{path} takes batches of {values[0].shape[0]} only, expected any number of images: "
+            f"{_AGAIN}"
+        )
+
+
+def _check_mode(program: ExportedProgram, path: str | Path) -> None:
+    """Raises where an operation drops values at random or takes statistics from the batch."""
+    for node in program.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if node.op != "call_function" or schema is None:
+            continue
+        names = [of.name for of in schema.arguments]
+        given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+        if given.get("train") is True or given.get("training") is True:
+            raise ModelError(
+                f"{path} was exported in training mode ({node.target}), expected the network as it "
+                f"is used: {_AGAIN}"
+            )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides PyTorch's warnings about its own formats."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
