@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from secateur.allocations import Curve
-from secateur.data import FEW_IMAGES, Images
+from secateur.data import FEW_IMAGES, MAX_IMAGES, Images
 from secateur.errors import ModelError
 from secateur.evaluate import Evaluation, Judge, compare, first_output
 from secateur.frontends import named_tensors, parameters, with_parameters
@@ -264,7 +264,7 @@ def build_report(
             *_undecided(search, plan.target.value),
             *_unjudged(calibration),
         ],
-        notes=[*plan.graph.notes, *notes],
+        notes=[*plan.graph.notes, *_thin(layers, len(images.tensor)), *notes],
         versions={
             "secateur": __version__,
             "torch": torch.__version__,
@@ -382,6 +382,19 @@ def _warnings(images: int) -> list[str]:
     return [
         f"only {images} calibration image{'s' if images > 1 else ''}, expected a few hundred: "
         "the accuracy lost may be large; add images if you can"
+    ]
+
+
+def _thin(layers: Sequence[LayerReport], images: int) -> list[str]:
+    """What more images would be good for, where they would: layers with few samples."""
+    thin = [of for of in layers if of.samples < math.prod(of.shape[1:])]
+    if not thin or not FEW_IMAGES <= images < MAX_IMAGES:
+        return []
+    worst = min(thin, key=lambda of: of.samples / math.prod(of.shape[1:]))
+    return [
+        f"{images} images give {len(thin)} of {len(layers)} layers fewer samples than inputs "
+        f"({worst.name}: {worst.samples} for {math.prod(worst.shape[1:])}): more images, up to "
+        f"{MAX_IMAGES}, would keep more accuracy"
     ]
 
 
