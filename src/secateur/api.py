@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from secateur.allocations import Allocation
 from secateur.console import layer_progress
 from secateur.data import MAX_IMAGES, open_images
-from secateur.errors import OptionError, SecateurWarning
+from secateur.errors import ModelError, OptionError, SecateurWarning
 from secateur.evaluate import Judge
-from secateur.export import as_onnx
+from secateur.export import as_onnx, rehearse
 from secateur.forecast import Forecast, foresee
 from secateur.frontends import device_of, input_shape, trace, with_parameters
 from secateur.frontends.first_runs import one_first_run
@@ -47,6 +47,7 @@ class PruneResult:
         steps: for a recipe of several steps, the parameters that differ from the dense
             network's after each of them, by name; see `after`.
         exported: what `quantized` was made from: the pruned network as an `onnx.ModelProto`.
+        missing: what was asked for and could not be made ("int8"), and why.
     """
 
     model: Any
@@ -55,6 +56,7 @@ class PruneResult:
     quantized: Any = None
     judge: Judge | None = None
     exported: Any = None
+    missing: Mapping[str, str] = field(default_factory=dict)
 
     def after(self, step: str) -> Any:
         """A copy of the network as it was after a step of the recipe."""
@@ -114,7 +116,8 @@ def prune(
         evaluation: images to judge the result by, never fitted to: (images, labels), or any
             source as for `data`; all of them are used.
         quantize: "int8" also makes an INT8 network of the pruned one, on the same images, with
-            every zero kept; see `secateur.quantize`.
+            every zero kept; see `secateur.quantize`. It is tried on the dense network first; where
+            it fails on the pruned one all the same, a warning tells.
         preprocess: from images to inputs, see `Preprocess`; for folders and uint8 data. None = as
             a network from a hub wants it, and none for any other.
         recipe: how: an object, a name in `RECIPES` ("default", "tuned", "paper") or a TOML file.
@@ -167,6 +170,9 @@ def prune(
     model = read_model(model)
     check_kind(quantize, model)
     job = prepare(model, data, options, evaluation)
+    if quantize is not None:
+        rehearse(model, job.images.tensor, int8=True)
+        job.watch.lap("quantize")
     with layer_progress(progress, job.plan.visits) as on_layer:
         job = job.measure(on_layer)
         walked, target, search = job.carry_out()
@@ -175,17 +181,21 @@ def prune(
     steps = job.plan.account(walked, target, job.original, job.aligned)
     found = step_reports(model, steps, job.plan.images, walked.dense, job.evaluator)
     job.watch.lap("steps")
-    exported, integers = None, Quantized(model=None)
+    exported, integers, missing = None, Quantized(model=None), {}
     if quantize is not None:
-        exported = as_onnx(pruned, job.images.tensor)
-        integers = in_int8(exported, job.images.tensor)
+        try:
+            exported = as_onnx(pruned, job.images.tensor)
+            integers = in_int8(exported, job.images.tensor)
+        except ModelError as error:  # the pruned network is there all the same
+            missing["int8"] = str(error)
         job.watch.lap("quantize")
     judged = job.evaluations(pruned, integers.model)
     report = job.report(pruned, walked, judged, steps=found, search=search)
     report.notes.extend(integers.notes)
+    report.warnings.extend(f"no INT8 network was made: {why}" for why in missing.values())
     for warning in report.warnings:
         warnings.warn(warning, SecateurWarning, stacklevel=2)
-    return PruneResult(pruned, report, steps, integers.model, job.evaluator, exported)
+    return PruneResult(pruned, report, steps, integers.model, job.evaluator, exported, missing)
 
 
 def plan(

@@ -1,7 +1,8 @@
 """The command line: `secateur prune`, `sweep`, `inspect`, `evaluate`, `report` and others.
 
 Exit status: 0 done; 2 a mistake in the call or its inputs, an interruption or a full disk, told
-in one sentence on standard error with nothing written; 1 a defect of secateur (a traceback).
+in one sentence on standard error with nothing written, or a file that could not be made, with the
+others written; 1 a defect of secateur (a traceback).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import select
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
@@ -190,7 +191,8 @@ def prune(
         from secateur import api
         from secateur.console import forecast_view, print_view
         from secateur.data import load_images
-        from secateur.errors import OptionError
+        from secateur.errors import ModelError, OptionError
+        from secateur.export import rehearse
         from secateur.frontends.first_runs import one_first_run
         from secateur.loading import is_onnx_file, is_program_file, load_model
         from secateur.output import check_folder, output_folder
@@ -231,15 +233,19 @@ def prune(
             print_view(forecast_view(planned))
             return
         with one_first_run(), output_folder(out, force=force) as folder:
+            if set(files) & {IR, INT8_IR} or {WEIGHTS, ONNX} <= set(files):
+                rehearse(network, images.tensor, onnx=ONNX in files, openvino=openvino, int8=int8)
             result = api.prune(
                 network, images, evaluation=judged, quantize=quantize, **target, **common
             )
-            _write(result, folder, images.tensor, files, model)
+            missing = _write(result, folder, images.tensor, files, model)
             no_page = _write_page(result.report, folder / PAGE)
             written = _sizes(folder)
         _show(result, out, quiet)
         _list(out, written)
         _tell(PAGE, no_page)
+        if missing:
+            raise ModelError(_not_written(missing, out))
 
 
 @app.command()
@@ -679,48 +685,91 @@ def _device(name: str | None) -> Any:
         ) from error
 
 
-def _write(result: PruneResult, folder: Path, images: Any, files: list[str], source: str) -> None:
-    """Writes all files; `images` are run through them to check them, and INT8 is fitted to them."""
+def _write(
+    result: PruneResult, folder: Path, images: Any, files: list[str], source: str
+) -> dict[str, str]:
+    """Writes all files; `images` are run through them to check them, and INT8 is fitted to them.
+
+    Returns:
+        Which of those after the first could not be written, and why; the others are no worse.
+    """
+    from secateur.errors import ModelError
+
+    report, missing = result.report, dict[str, str]()
+    ways = _ways(result, folder, images, source)
+    for name in files:
+        try:
+            report.exports[name] = ways[name](folder / name)
+        except ModelError as error:
+            if name == files[0]:
+                raise
+            missing[name] = str(error)
+            report.warnings.append(f"{name} was not written: {error}")
+            _remove(folder / name)
+        else:
+            if name in (ONNX, IR):
+                _warn(result, name)
+    report.save(folder / REPORT)
+    return missing
+
+
+def _ways(
+    result: PruneResult, folder: Path, images: Any, source: str
+) -> dict[str, Callable[[Path], dict[str, Any]]]:
+    """How each file is written, by its name; each gives what was found out about it."""
+    from secateur.errors import ModelError
     from secateur.export import as_onnx, save_int8, save_model, save_onnx, save_safetensors
     from secateur.exported_programs import save_program
     from secateur.frontends import is_onnx, read
 
-    exports = result.report.exports
-    if WEIGHTS in files:
-        parameters = _pruned_parameters(result)
-        exports[WEIGHTS] = save_safetensors(result.model, folder / WEIGHTS, parameters)
-    if PROGRAM in files:
-        exports[PROGRAM] = save_program(result.model, source, folder / PROGRAM)
-    if ONNX in files:
-        save = save_model if is_onnx(result.model) else save_onnx
-        exports[ONNX] = save(result.model, folder / ONNX, images, _pruned_parameters(result))
-        _warn(result, ONNX)
-    if INT8 in files or IR in files:
-        pruned = read(folder / ONNX) if ONNX in files else result.exported
-        if pruned is None:
-            pruned = as_onnx(result.model, images)
-        if INT8 in files:
-            exports[INT8] = save_int8(result.quantized, folder / INT8, images, pruned)
-        if IR in files:
-            _write_openvino(result, pruned, folder, images, files)
-    result.report.save(folder / REPORT)
+    parameters = _pruned_parameters(result)
+
+    def exported() -> Any:
+        if (folder / ONNX).exists():
+            return read(folder / ONNX)
+        return as_onnx(result.model, images) if result.exported is None else result.exported
+
+    def write_int8(path: Path) -> dict[str, Any]:
+        if result.quantized is None:
+            raise ModelError(result.missing["int8"])
+        return save_int8(result.quantized, path, images, exported())
+
+    save = save_model if is_onnx(result.model) else save_onnx
+    return {
+        WEIGHTS: lambda path: save_safetensors(result.model, path, parameters),
+        PROGRAM: lambda path: save_program(result.model, source, path),
+        ONNX: lambda path: save(result.model, path, images, parameters),
+        INT8: write_int8,
+        IR: lambda path: _write_openvino(result, exported(), path, images, None),
+        INT8_IR: lambda path: _write_openvino(result, exported(), path, images, images),
+    }
+
+
+def _remove(path: Path) -> None:
+    """Takes away what is there of a file that could not be written, with what lies beside it."""
+    for left in (path.with_suffix(".bin"), *path.parent.glob(f"{path.name}*")):
+        left.unlink(missing_ok=True)
+    if path.suffix == ".xml" and path.parent.is_dir() and not any(path.parent.iterdir()):
+        path.parent.rmdir()
+
+
+def _not_written(missing: Mapping[str, str], out: Path) -> str:
+    """The sentence for files that are not there, beside those that are."""
+    reasons = "; ".join(f"{name} was not written: {why}" for name, why in missing.items())
+    return f"{reasons}; the pruned network and the other files are in {out}"
 
 
 def _write_openvino(
-    result: PruneResult, pruned: Any, folder: Path, images: Any, files: list[str]
-) -> None:
+    result: PruneResult, pruned: Any, path: Path, images: Any, calibration: Any
+) -> dict[str, Any]:
     from secateur.export import save_openvino
     from secateur.ir import read_ir
 
-    for name, calibration in ((IR, None), (INT8_IR, images)):
-        if name not in files:
-            continue
-        check = save_openvino(pruned, folder / name, images, int8=calibration)
-        result.report.exports[name] = check
-        if calibration is None:
-            _warn(result, name)
-        if result.judge is not None:
-            result.report.evaluation[name] = result.judge.evaluate(read_ir(folder / name))
+    check = save_openvino(pruned, path, images, int8=calibration)
+    if result.judge is not None:
+        name = INT8_IR if calibration is not None else IR
+        result.report.evaluation[name] = result.judge.evaluate(read_ir(path))
+    return check
 
 
 def _warn(result: PruneResult, name: str) -> None:

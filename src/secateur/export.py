@@ -18,10 +18,18 @@ from torch import Tensor, nn
 
 from secateur.errors import ModelError
 from secateur.evaluate import first_output
-from secateur.frontends import is_onnx, named_tensors, output_difference, read, require_onnx
+from secateur.frontends import (
+    is_onnx,
+    named_tensors,
+    onnx_function,
+    output_difference,
+    read,
+    require_onnx,
+    trace,
+)
 from secateur.frontends.torch_modules import copy_module
 from secateur.ir import as_ir, batch_of, ir_weights, read_ir, write_ir
-from secateur.quantization import check_zeros, parts, quantized
+from secateur.quantization import check_zeros, in_int8, parts, quantized
 from secateur.rows import RowsFirst
 
 _CHECKED_IMAGES = 8
@@ -163,6 +171,51 @@ def as_onnx(model: Any, images: Float[Tensor, "batch ..."]) -> Any:
         path = Path(folder) / "model.onnx"
         save_onnx(model, path, images, [])
         return read(path)
+
+
+def rehearse(
+    model: Any,
+    images: Float[Tensor, "batch ..."],
+    *,
+    onnx: bool = False,
+    openvino: bool = False,
+    int8: bool = False,
+) -> None:
+    """Makes extra formats of the dense network, to find out before long work what cannot be made.
+
+    Args:
+        model: a module or an `onnx.ModelProto`.
+        images: some inputs, of which two are used.
+        onnx: whether a module is to be written as ONNX.
+        openvino: whether OpenVINO files are, and
+        int8: whether they, or an ONNX file where there are none, are to be in INT8 too.
+
+    Raises:
+        ModelError: one of them cannot be made, or the network does not take the images.
+        MissingExtraError: a package is not installed.
+
+    Cost: that of writing the files, but for the number of images.
+    """
+    images = images[:2].cpu()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        try:
+            if is_onnx(model):
+                onnx_function(model, images)  # its first run is not another library's
+            elif onnx:
+                save_onnx(model, folder / "model.onnx", images, [])
+            if not (openvino or int8):
+                return
+            exported = as_onnx(model, images)
+        except ModelError:
+            trace(model, images)  # tells more, where the network itself is the reason
+            raise
+        if openvino:
+            save_openvino(exported, folder / "model.xml", images)
+        if openvino and int8:
+            save_openvino(exported, folder / "int8.xml", images, int8=images)
+        elif int8:
+            in_int8(exported, images)
 
 
 def save_int8(
