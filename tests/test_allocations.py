@@ -1,6 +1,7 @@
 """Laws of allocations: budgets are met, and what is measured is what matters."""
 
 import itertools
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from secateur.allocations.normalized_magnitude import MagnitudeDivision
 from secateur.allocations.sensitivity import SensitivityDivision
 from secateur.allocations.uniform import UniformDivision
 from secateur.frontends.torch_export import trace
+from secateur.patterns import Unstructured
 
 
 def divisions(sizes: list[int], seed: int) -> list:
@@ -222,3 +224,27 @@ def test_every_allocation_is_repeatable_and_works_with_one_image(name, lopsided)
     first = ALLOCATIONS[name]().measure(subject).kept(budget)
     assert first == ALLOCATIONS[name]().measure(subject).kept(budget)
     assert sum(first) == total_kept(1192, 0.7)
+
+
+@dataclass(frozen=True)
+class Smallest:
+    """A pattern that keeps what is worth least."""
+
+    def mask(self, scores: torch.Tensor, kept: int) -> torch.Tensor:
+        return Unstructured().mask(scores.max() - scores, kept)
+
+
+def test_sensitivity_measures_the_pattern_that_is_asked_for(lopsided) -> None:
+    network, images = lopsided
+    for method in (secateur.Magnitude(), secateur.LeastSquares()):
+        sensitivity = Sensitivity(method=method)
+        one, other = (
+            sensitivity.measure(subject_of(network, images, pattern=pattern))
+            for pattern in (Unstructured(), Smallest())
+        )
+        assert other.errors[1][0] > 1.5 * one.errors[1][0]
+        assert other.curves[1].damage[0] > 1.5 * one.curves[1].damage[0]
+    recipe = secateur.Recipe(method=secateur.Magnitude(), pattern=Smallest())
+    report = secateur.prune(network, images, sparsity=0.5, recipe=recipe).report
+    usual = secateur.prune(network, images, sparsity=0.5, method="magnitude").report
+    assert report.layers[1].sensitivity.damage[0] > 1.5 * usual.layers[1].sensitivity.damage[0]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from secateur.graph import Graph, Layer
+from secateur.precision import widened
 from secateur.stream import Stream
 
 Values = tuple[Tensor, ...]
@@ -88,7 +89,7 @@ def blocks(graph: Graph, images: Tensor, layers: Sequence[Layer], least: int) ->
 
     Args:
         graph: the network.
-        images: three or more.
+        images: some of them are run.
         layers: the pruned layers, in execution order.
         least: how many of them.
     """
@@ -128,7 +129,8 @@ def find_cuts(graph: Graph, images: Tensor) -> Cuts:
 
     A value may have two rows for another reason than that there are two images.
     """
-    found, other = _cuts(graph, images[:2]), _cuts(graph, images[:3])
+    some = torch.arange(3, device=images.device) % len(images)  # the same ones again if fewer
+    found, other = _cuts(graph, images[some[:2]]), _cuts(graph, images[some])
     shapes = {stop: cut for stop, cut in found.shapes.items() if other.shapes.get(stop) == cut}
     outputs = [name for name in found.outputs if name in other.outputs]
     return Cuts(found.sizes, shapes, outputs)
@@ -211,9 +213,9 @@ def network_errors(
         wanted = run(own, part)
         rows = rows or [index for index, of in enumerate(wanted) if _has_rows(of, part)]
         wanted = _numbers(wanted, rows)
-        moments = moments + torch.tensor([[len(of), of.sum(), of @ of] for of in wanted])
+        moments = moments + _sums([[len(of), of.sum(), of @ of] for of in wanted])
         outputs = [_numbers(run({**own, **one}, part), rows) for one in candidates]
-        squares = squares + torch.tensor(
+        squares = squares + _sums(
             [
                 [(found - of).square().sum() for found, of in zip(row, wanted, strict=True)]
                 for row in outputs
@@ -224,11 +226,16 @@ def network_errors(
     return (squares / count / variance).mean(-1).tolist()
 
 
+def _sums(rows: Sequence[Sequence[Any]]) -> Tensor:
+    """Sums of a chunk as a table on the CPU, where there is float64."""
+    return torch.tensor([[float(of) for of in row] for row in rows], dtype=torch.float64)
+
+
 def _numbers(values: Sequence[Any], rows: Sequence[int]) -> list[Tensor]:
     """Some of the outputs, or, where none are named, all that are floating-point."""
     chosen = [values[index] for index in rows] or values
     return [
-        value.double().flatten()
+        widened(value).flatten()
         for value in chosen
         if isinstance(value, Tensor) and value.is_floating_point()
     ]

@@ -22,6 +22,7 @@ from secateur.errors import DataError, ModelError, OptionError, SecateurError, S
 from secateur.frontends import device_of, is_onnx, onnx_function
 from secateur.ir import IR
 from secateur.loading import read_network
+from secateur.precision import widened
 from secateur.preprocess import Transform
 from secateur.rows import RowsFirst
 from secateur.streams import BATCH, ImageStream
@@ -154,15 +155,15 @@ def compare(
     hits = None if labels is None else logits.argmax(1) == labels.to(logits.device)
     found: dict[str, float] = {}
     if hits is not None:
-        share = float(hits.double().mean())
+        share = float(widened(hits).mean())
         found["top1"] = 100 * share
         found["standard_error"] = 100 * math.sqrt(share * (1 - share) / count)
     if reference is not None:
         reference = reference.to(logits.device)
-        found["agreement"] = 100 * float((logits.argmax(1) == reference.argmax(1)).double().mean())
+        found["agreement"] = 100 * float(widened(logits.argmax(1) == reference.argmax(1)).mean())
         found["kl"] = kl_divergence(reference, logits)
         if hits is not None and labels is not None:
-            lost = (reference.argmax(1) == labels.to(logits.device)).double() - hits.double()
+            lost = widened(reference.argmax(1) == labels.to(logits.device)) - widened(hits)
             found["drop"] = 100 * float(lost.mean())
             found["drop_error"] = 100 * float(lost.std(correction=0)) / math.sqrt(count)
             found["p_value"] = mcnemar(int((lost > 0).sum()), int((lost < 0).sum()))
@@ -179,7 +180,7 @@ def output_error(
 ) -> float:
     """Mean squared difference over the reference's variance, of all values together."""
     pairs = zip(output.split(16), reference.to(output.device).split(16), strict=True)
-    error = sum(float((one.double() - other.double()).square().sum()) for one, other in pairs)
+    error = sum(float((widened(one) - widened(other)).square().sum()) for one, other in pairs)
     variance = float(reference.var(correction=0))
     return error / output.numel() / max(variance, torch.finfo(torch.float32).tiny)
 
@@ -274,7 +275,7 @@ def kl_divergence(
 
 
 def _kl_sum(reference: Tensor, logits: Tensor) -> float:
-    p, q = reference.double().log_softmax(1), logits.double().log_softmax(1)
+    p, q = widened(reference).log_softmax(1), widened(logits).log_softmax(1)
     return float((p.exp() * (p - q)).sum())
 
 

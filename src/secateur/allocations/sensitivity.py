@@ -229,7 +229,8 @@ def _distance(dense: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
     """
     wanted, found = (torch.cat([_seen(part) for part in of]) for of in (dense, outputs))
     error = (found - wanted).square().mean()
-    return float(error / wanted.var(correction=0).clamp_min(1e-300))
+    variance = wanted.var(correction=0)
+    return float(error / variance.clamp_min(torch.finfo(variance.dtype).tiny))
 
 
 def _seen(output: Tensor) -> Tensor:
