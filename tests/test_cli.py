@@ -4,6 +4,7 @@ import builtins
 import errno
 import json
 import os
+import shutil
 import signal as signals
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from typer.testing import CliRunner
 import secateur
 from secateur import Report
 from secateur.cli import app
+from secateur.loading import load_model
 from secateur.version import __version__
 
 NETWORKS = """
@@ -584,6 +586,19 @@ def test_a_full_disk_leaves_nothing(place, tmp_path, monkeypatch, writer):
     monkeypatch.setattr(writer, full)
     result = invoke(*prune_arguments(place, tmp_path / "out", "--method", "magnitude"))
     assert_mistake(result, "the disk is full", tmp_path / "out")
+
+
+@pytest.mark.parametrize(("options", "size"), [((), 1), (("--onnx", "--int8"), 2.25)])
+def test_a_disk_that_cannot_hold_the_weights_is_told_before_the_work(
+    place, tmp_path, monkeypatch, options, size
+):
+    module = load_model(prune_arguments(place, "x")[1])
+    needed = int(size * sum(tensor.nbytes for tensor in module.state_dict().values()))
+    usage = shutil.disk_usage(tmp_path)._replace(free=needed - 4)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr("secateur.data.load_images", lambda *_, **__: pytest.fail("too late"))
+    result = invoke(*prune_arguments(place, tmp_path / "out", *options))
+    assert_mistake(result, "bytes left, expected", tmp_path / "out")
 
 
 def test_a_full_disk_keeps_the_earlier_result(place, tmp_path, monkeypatch):

@@ -195,7 +195,7 @@ def prune(
         from secateur.export import rehearse
         from secateur.frontends.first_runs import one_first_run
         from secateur.loading import is_onnx_file, is_program_file, load_model
-        from secateur.output import check_folder, output_folder
+        from secateur.output import check_folder, check_space, output_folder
         from secateur.quantization import check_kind
         from secateur.recipe import choose_recipe
         from secateur.targets import choose_target
@@ -221,6 +221,8 @@ def prune(
         preprocess = _with_own(preprocess, network)
         quantize = "int8" if int8 else None
         check_kind(quantize, network)
+        if out is not None and not dry_run:
+            check_space(out, _least_bytes(network, files))
         images = load_images(data, preprocess=preprocess, max_images=max_images, seed=seed)
         common = _common(
             how, preprocess, include, exclude, max_images, max_columns, seed, device, quiet
@@ -683,6 +685,18 @@ def _device(name: str | None) -> Any:
             f"--device is {name!r}, expected a device that this PyTorch can use, such as cpu: "
             f"{next(iter(str(error).splitlines()), 'not available')}"
         ) from error
+
+
+def _least_bytes(network: Any, files: Sequence[str]) -> int:
+    """What the files of prune will hold at least: all weights each, a quarter of that in INT8."""
+    from torch.nn.parameter import is_lazy
+
+    from secateur.frontends import saved_tensors
+
+    held = [tensor for tensor in saved_tensors(network).values() if not is_lazy(tensor)]
+    size = sum({tensor.data_ptr(): tensor.nbytes for tensor in held}.values())  # tied ones once
+    quarters = len([name for name in files if name in (INT8, INT8_IR)])
+    return (len(files) - quarters) * size + quarters * size // 4
 
 
 def _write(
