@@ -21,6 +21,9 @@ with install_import_hook([*_HOOKED, "secateur.problem"], "beartype.beartype"):
 
     _ = [getattr(secateur, of) for of in secateur.__all__]  # read on first use, which is here
 
+# Lines of progress come when a step takes long, which depends on the machine.
+secateur.progress.FIRST = 1e6
+
 
 def _unmeasured(function: Callable[..., Any]) -> Callable[..., Any]:
     """Without coverage's tracer, which is told of every line that PyTorch's exporter runs.

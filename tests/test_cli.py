@@ -730,7 +730,7 @@ def program(*arguments, **more):
 
 
 def test_the_program_ends_with_status_2_and_one_line(place, tmp_path):
-    process = program(*prune_arguments(place, tmp_path / "out", data="absent"))
+    process = program(*prune_arguments(place, tmp_path / "out", "--quiet", data="absent"))
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 2
     assert stdout == ""
@@ -816,7 +816,7 @@ def test_a_signal_leaves_nothing(place, tmp_path, signal):
         "    time.sleep(60)\n"
     )
     out = tmp_path / "results" / "out"
-    arguments = prune_arguments(place, out)
+    arguments = prune_arguments(place, out, "--quiet")
     arguments[3] = f"{source}:images"
     process = program(*arguments)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from secateur.allocations import Allocation
-from secateur.console import layer_progress
 from secateur.data import MAX_IMAGES, open_images
 from secateur.errors import ModelError, OptionError, SecateurWarning
 from secateur.evaluate import Judge
@@ -27,6 +26,7 @@ from secateur.methods import Method
 from secateur.options import check_device
 from secateur.patterns import Pattern
 from secateur.preprocess import Transform
+from secateur.progress import telling
 from secateur.quantization import Quantized, check_kind, in_int8
 from secateur.recipe import Recipe, choose_recipe
 from secateur.report import Inspection, Report, step_reports
@@ -134,8 +134,9 @@ def prune(
         max_columns: layers with more inputs per output are fitted in blocks of columns.
         seed: of every random choice.
         device: where to compute; None = where the model is (an ONNX model on the CPU).
-        progress: True or False for a bar, a function (done, total, layer name), or None for a
-            bar when on a terminal.
+        progress: None shows a bar on a terminal and nothing elsewhere; True a bar on a terminal
+            and elsewhere a line now and then, on standard error; False nothing; a function is
+            called with (done, total, layer name) after each layer.
 
     Returns:
         The pruned copy and the report.
@@ -169,28 +170,31 @@ def prune(
     )
     model = read_model(model)
     check_kind(quantize, model)
-    job = prepare(model, data, options, evaluation)
-    if quantize is not None:
-        rehearse(model, job.images.tensor, int8=True)
-        job.watch.lap("quantize")
-    with layer_progress(progress, job.plan.visits) as on_layer:
-        job = job.measure(on_layer)
+    with telling(progress) as teller:
+        job = prepare(model, data, options, evaluation, teller=teller)
+        if quantize is not None:
+            teller.step("trying INT8 on the dense network")
+            rehearse(model, job.images.tensor, int8=True)
+            job.watch.lap("quantize")
+        job = job.measure()
         walked, target, search = job.carry_out()
-    pruned = job.network(walked)
-    job.watch.lap("walk")
-    steps = job.plan.account(walked, target, job.original, job.aligned)
-    found = step_reports(model, steps, job.plan.images, walked.dense, job.evaluator)
-    job.watch.lap("steps")
-    exported, integers, missing = None, Quantized(model=None), {}
-    if quantize is not None:
-        try:
-            exported = as_onnx(pruned, job.images.tensor)
-            integers = in_int8(exported, job.images.tensor)
-        except ModelError as error:  # the pruned network is there all the same
-            missing["int8"] = str(error)
-        job.watch.lap("quantize")
-    judged = job.evaluations(pruned, integers.model)
-    report = job.report(pruned, walked, judged, steps=found, search=search)
+        pruned = job.network(walked)
+        job.watch.lap("walk")
+        teller.step("measuring what the steps have contributed")
+        steps = job.plan.account(walked, target, job.original, job.aligned)
+        found = step_reports(model, steps, job.plan.images, walked.dense, job.evaluator)
+        job.watch.lap("steps")
+        exported, integers, missing = None, Quantized(model=None), {}
+        if quantize is not None:
+            teller.step("quantising to INT8")
+            try:
+                exported = as_onnx(pruned, job.images.tensor)
+                integers = in_int8(exported, job.images.tensor)
+            except ModelError as error:  # the pruned network is there all the same
+                missing["int8"] = str(error)
+            job.watch.lap("quantize")
+        judged = job.evaluations(pruned, integers.model)
+        report = job.report(pruned, walked, judged, steps=found, search=search)
     report.notes.extend(integers.notes)
     report.warnings.extend(f"no INT8 network was made: {why}" for why in missing.values())
     for warning in report.warnings:
@@ -255,12 +259,11 @@ def plan(
     check_kind(quantize, model)
     if evaluation is not None:
         next(open_images(evaluation, preprocess=preprocess).batches())
-    job = prepare(model, data, options, search=False)
-    for warning in job.warnings:
-        warnings.warn(warning, SecateurWarning, stacklevel=2)
-    found = job.plan
-    with layer_progress(progress, found.measured) as on_layer:
-        return foresee(replace(found, on_layer=on_layer))
+    with telling(progress) as teller:
+        job = prepare(model, data, options, search=False, teller=teller)
+        for warning in job.warnings:
+            warnings.warn(warning, SecateurWarning, stacklevel=2)
+        return foresee(job.measure(job.plan.measured).plan)
 
 
 def inspect(

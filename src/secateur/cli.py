@@ -19,7 +19,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from secateur.api import PruneResult
     from secateur.evaluate import Evaluation
     from secateur.preprocess import Preprocess
+    from secateur.progress import Teller
     from secateur.recipe import Recipe
     from secateur.report import Report
     from secateur.streams import ImageStream
@@ -107,8 +108,12 @@ Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 DeviceName = Annotated[str | None, typer.Option("--device", help="Such as cpu or cuda.")]
 Quiet = Annotated[
     bool | None,
-    typer.Option("--quiet/--verbose", help="Default: quiet when not on a terminal."),
+    typer.Option(
+        "--quiet/--verbose",
+        help="No progress, one line / the whole report; default: by whether it is on a terminal.",
+    ),
 ]
+Silent = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 
 
 def _show_version(wanted: bool) -> None:
@@ -217,32 +222,43 @@ def prune(
         how = choose_recipe(recipe, method=method, allocation=allocation, inputs=inputs)
         _require(onnx=onnx and not is_onnx_file(model), openvino=openvino, int8=int8)
         preprocess = _preprocess(size, resize, mean, std, channels)
-        network = load_model(model, weights)
-        preprocess = _with_own(preprocess, network)
-        quantize = "int8" if int8 else None
-        check_kind(quantize, network)
-        if out is not None and not dry_run:
-            check_space(out, _least_bytes(network, files))
-        images = load_images(data, preprocess=preprocess, max_images=max_images, seed=seed)
-        common = _common(
-            how, preprocess, include, exclude, max_images, max_columns, seed, device, quiet
-        )
-        judged = _evaluation(eval_data, preprocess)
-        if dry_run or out is None:
-            planned = api.plan(
-                network, images, evaluation=judged, quantize=quantize, **target, **common
+        forecast, result, written, missing, no_page = None, None, {}, {}, ""
+        with _working(quiet) as teller:
+            teller.step("loading the network")
+            network = load_model(model, weights)
+            preprocess = _with_own(preprocess, network)
+            quantize = "int8" if int8 else None
+            check_kind(quantize, network)
+            if out is not None and not dry_run:
+                check_space(out, _least_bytes(network, files))
+            teller.step("reading the images")
+            images = load_images(data, preprocess=preprocess, max_images=max_images, seed=seed)
+            common = _common(
+                how, preprocess, include, exclude, max_images, max_columns, seed, device, teller
             )
-            print_view(forecast_view(planned))
+            judged = _evaluation(eval_data, preprocess)
+            asked = {"evaluation": judged, "quantize": quantize, **target, **common}
+            if dry_run or out is None:
+                forecast = api.plan(network, images, **asked)
+            else:
+                with one_first_run(), output_folder(out, force=force) as folder:
+                    if set(files) & {IR, INT8_IR} or {WEIGHTS, ONNX} <= set(files):
+                        teller.step("trying the formats on the dense network")
+                        rehearse(
+                            network,
+                            images.tensor,
+                            onnx=ONNX in files,
+                            openvino=openvino,
+                            int8=int8,
+                        )
+                    result = api.prune(network, images, **asked)
+                    missing = _write(result, folder, images.tensor, files, model, teller)
+                    no_page = _write_page(result.report, folder / PAGE)
+                    written = _sizes(folder)
+        if forecast is not None:
+            print_view(forecast_view(forecast))
+        if result is None or out is None:
             return
-        with one_first_run(), output_folder(out, force=force) as folder:
-            if set(files) & {IR, INT8_IR} or {WEIGHTS, ONNX} <= set(files):
-                rehearse(network, images.tensor, onnx=ONNX in files, openvino=openvino, int8=int8)
-            result = api.prune(
-                network, images, evaluation=judged, quantize=quantize, **target, **common
-            )
-            missing = _write(result, folder, images.tensor, files, model)
-            no_page = _write_page(result.report, folder / PAGE)
-            written = _sizes(folder)
         _show(result, out, quiet)
         _list(out, written)
         _tell(PAGE, no_page)
@@ -296,20 +312,23 @@ def sweep(
         values = check_sparsities(_numbers("--sparsities", sparsities))
         how = choose_recipe(recipe, method=method, allocation=allocation, inputs=inputs)
         preprocess = _preprocess(size, resize, mean, std, channels)
-        network = load_model(model, weights)
-        preprocess = _with_own(preprocess, network)
-        images = load_images(data, preprocess=preprocess, max_images=max_images, seed=seed)
-        judged = _evaluation(eval_data, preprocess)
-        common = _common(
-            how, preprocess, include, exclude, max_images, max_columns, seed, device, quiet
-        )
-        with output_folder(out, force=force) as folder:
-            found = run(network, images, sparsities=values, evaluation=judged, **common)
-            found.save(folder / SWEEP)
-            for one in found.reports:
-                one.save(folder / f"report-{one.requested['target']['value']:g}.json")
-            no_page = _write_page(found, folder / CURVE)
-            written = _sizes(folder)
+        with _working(quiet) as teller:
+            teller.step("loading the network")
+            network = load_model(model, weights)
+            preprocess = _with_own(preprocess, network)
+            teller.step("reading the images")
+            images = load_images(data, preprocess=preprocess, max_images=max_images, seed=seed)
+            judged = _evaluation(eval_data, preprocess)
+            common = _common(
+                how, preprocess, include, exclude, max_images, max_columns, seed, device, teller
+            )
+            with output_folder(out, force=force) as folder:
+                found = run(network, images, sparsities=values, evaluation=judged, **common)
+                found.save(folder / SWEEP)
+                for one in found.reports:
+                    one.save(folder / f"report-{one.requested['target']['value']:g}.json")
+                no_page = _write_page(found, folder / CURVE)
+                written = _sizes(folder)
         print_view(sweep_view(found))
         _list(out, written)
         _tell(CURVE, no_page)
@@ -374,6 +393,7 @@ def bench(
         Path | None, typer.Option("--json", metavar="FILE", help="Also write it there.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
+    quiet: Silent = False,
 ) -> None:
     """Measure the latency of model files on ONNX Runtime and OpenVINO, on random inputs.
 
@@ -387,9 +407,17 @@ def bench(
 
         if json is not None:
             check_file(json, force=force)
-        found = run(
-            *files, threads=threads, batch=batch, rounds=rounds, sparse_rate=sparse_rate, seed=seed
-        )
+        with _working(quiet) as teller:
+            teller.step("measuring")
+            found = run(
+                *files,
+                threads=threads,
+                batch=batch,
+                rounds=rounds,
+                sparse_rate=sparse_rate,
+                seed=seed,
+                progress=lambda done, of: teller.step(f"measuring, {done} of {of} rounds done"),
+            )
         if json is not None:
             found.save(json, force=force)
         print_view(bench_view(found))
@@ -411,6 +439,7 @@ def inspect(
         bool, typer.Option("--verbose", help="Also what each layer lacks for each runtime.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quiet: Silent = False,
 ) -> None:
     """List MODEL's layers: shapes, weights, MACs, which stay dense; and where zeros could pay."""
     with _one_sentence():
@@ -421,7 +450,11 @@ def inspect(
         sizes = None if shape is None else _integers("--shape", shape)
         if sizes is None and (size is not None or channels != 3):
             sizes = (channels, size or 224, size or 224)
-        found = api.inspect(load_model(model, weights), sizes)
+        with _working(quiet) as teller:
+            teller.step("loading the network")
+            network = load_model(model, weights)
+            teller.step("tracing the network")
+            found = api.inspect(network, sizes)
         if as_json:
             typer.echo(json.dumps(found.data(), indent=2, ensure_ascii=False))
         else:
@@ -457,6 +490,7 @@ def evaluate(
     std: Std = None,
     channels: Channels = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quiet: Silent = False,
 ) -> None:
     """Tell FILE's top-1 on labelled images, and how it compares with OTHER.
 
@@ -472,11 +506,14 @@ def evaluate(
         from secateur.loading import load_network
 
         preprocess = _preprocess(size, resize, mean, std, channels)
-        network = load_network(file, model)
-        others = [] if against is None else [load_network(against, model)]
-        preprocess = _with_own(preprocess, network, *others)
-        images = open_images(eval_data, preprocess=preprocess)
-        answers = answer([network, *others], images, needs_labels=not others)
+        with _working(quiet) as teller:
+            teller.step("loading")
+            network = load_network(file, model)
+            others = [] if against is None else [load_network(against, model)]
+            preprocess = _with_own(preprocess, network, *others)
+            teller.step("evaluating")
+            images = open_images(eval_data, preprocess=preprocess)
+            answers = answer([network, *others], images, needs_labels=not others)
         output, *bases = answers.outputs
         base = bases[0] if bases else None
         found = [(file, compare(output, answers.labels, base))]
@@ -518,6 +555,7 @@ def fractals(
     channels: Annotated[int, typer.Option(help="3 (RGB) or 1 (grey).")] = 3,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace files in DIR.")] = False,
+    quiet: Silent = False,
 ) -> None:
     """Write synthetic images (PNG) to calibrate on where there are no real ones."""
     with _one_sentence():
@@ -529,7 +567,8 @@ def fractals(
 
         if channels not in (1, 3):
             raise OptionError(f"--channels is {channels}, expected 3 (RGB) or 1 (grey)")
-        with output_folder(out, force=force) as folder:
+        with _working(quiet) as teller, output_folder(out, force=force) as folder:
+            teller.step("making images")
             images = fractal_images(count, size=size, channels=channels, seed=seed)
             for index, image in enumerate(images):
                 array = image.permute(1, 2, 0).squeeze(-1).numpy()
@@ -567,6 +606,13 @@ def unpack(
 
         size = packing.unpack(file, out, force=force, max_bytes=max_bytes)
         typer.echo(_written(out, size.dense))
+
+
+def _working(quiet: bool | None) -> AbstractContextManager[Teller]:
+    """Tells on standard error what is done; print the result after it."""
+    from secateur.progress import telling
+
+    return telling(not quiet)
 
 
 def _require(*, onnx: bool, openvino: bool, int8: bool) -> None:
@@ -639,7 +685,7 @@ def _common(
     max_columns: int,
     seed: int,
     device: str | None,
-    quiet: bool | None,
+    teller: Teller,
 ) -> dict[str, Any]:
     """The arguments that `secateur.prune`, `plan` and `sweep` share."""
     return {
@@ -651,7 +697,7 @@ def _common(
         "max_columns": max_columns,
         "seed": seed,
         "device": _device(device),
-        "progress": None if quiet is None else not quiet,
+        "progress": teller,
     }
 
 
@@ -700,7 +746,7 @@ def _least_bytes(network: Any, files: Sequence[str]) -> int:
 
 
 def _write(
-    result: PruneResult, folder: Path, images: Any, files: list[str], source: str
+    result: PruneResult, folder: Path, images: Any, files: list[str], source: str, teller: Teller
 ) -> dict[str, str]:
     """Writes all files; `images` are run through them to check them, and INT8 is fitted to them.
 
@@ -712,6 +758,7 @@ def _write(
     report, missing = result.report, dict[str, str]()
     ways = _ways(result, folder, images, source)
     for name in files:
+        teller.step(f"writing and checking {name}")
         try:
             report.exports[name] = ways[name](folder / name)
         except ModelError as error:

@@ -1,19 +1,15 @@
-"""What people see: progress bars and tables."""
+"""What people see: tables, and lines about evaluations."""
 
 from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console, Group, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
-
-from secateur.errors import OptionError
 
 if TYPE_CHECKING:
     from secateur.bench import Bench
@@ -23,8 +19,6 @@ if TYPE_CHECKING:
     from secateur.report import Inspection, Report
     from secateur.runtimes import RuntimeReport
     from secateur.sweep import Sweep
-
-OnLayer = Callable[[str], Any]
 
 _NETWORKS = ("dense", "pruned")
 _STEP_COLUMNS = {  # field of Evaluation and its format by heading
@@ -37,46 +31,6 @@ _STEP_COLUMNS = {  # field of Evaluation and its format by heading
 
 _NO_LIMIT = 1_000_000  # columns
 _OUTPUT_COLUMNS = {"output error": ("output_error", ".2g")}  # where there are no scores
-
-
-@contextmanager
-def layer_progress(
-    progress: bool | Callable[[int, int, str], Any] | None, total: int
-) -> Iterator[OnLayer]:
-    """Yields a function to call after each layer: a bar, the caller's own, or nothing."""
-    if callable(progress):
-        yield _counting(progress, total)
-    elif progress is True or (progress is None and sys.stderr.isatty()):
-        with _bar() as bar:
-            task = bar.add_task("pruning", total=total, layer="")
-            yield lambda name: bar.update(task, advance=1, layer=name)
-    elif progress in (None, False):
-        yield lambda name: None
-    else:
-        raise OptionError(f"progress is {progress!r}, expected True, False, None or a function")
-
-
-def _counting(progress: Callable[[int, int, str], Any], total: int) -> OnLayer:
-    done = 0
-
-    def on_layer(name: str) -> None:
-        nonlocal done
-        done += 1
-        progress(done, total, name)
-
-    return on_layer
-
-
-def _bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[layer]}", markup=False),
-        console=Console(stderr=True),
-        transient=True,
-    )
 
 
 def render_report(report: Report) -> str:

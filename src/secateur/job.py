@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from secateur.graph import Graph
 from secateur.hubs import own_preprocess
 from secateur.options import check_device, select_layers
 from secateur.preprocess import Transform
+from secateur.progress import Teller
 from secateur.recipe import Recipe
 from secateur.report import Report, SearchReport, StepReport, build_report, describe
 from secateur.search import Try
@@ -37,11 +38,20 @@ _HELD_BACK = 4  # every fourth image is judged on where a search has no evaluati
 
 
 class Stopwatch:
-    """Wall-clock seconds by step."""
+    """Wall-clock seconds by step.
 
-    def __init__(self) -> None:
+    Attributes:
+        teller: is told which step begins.
+    """
+
+    def __init__(self, teller: Teller | None = None) -> None:
+        self.teller = teller or Teller()
         self.start = self.last = time.perf_counter()
         self.laps: dict[str, float] = {}
+
+    def begin(self, what: str) -> None:
+        """Tells what is done from now on."""
+        self.teller.step(what)
 
     def lap(self, name: str) -> None:
         """Ends a step."""
@@ -128,9 +138,16 @@ class Job:
         """The judge with evaluation data."""
         return self.judge if self.evaluation else None
 
-    def measure(self, on_layer: Callable[[str], Any]) -> Job:
-        """The job with its layers measured by the allocation; this and walks call `on_layer`."""
-        plan = replace(self.plan, on_layer=on_layer)
+    def measure(self, visits: int | None = None) -> Job:
+        """The job with its layers measured by the allocation.
+
+        Args:
+            visits: of layers that are expected, here and in walks; None = as the plan says.
+        """
+        teller = self.watch.teller
+        teller.expect(self.plan.visits if visits is None else visits)
+        self.watch.begin("measuring what each layer bears")
+        plan = replace(self.plan, on_layer=teller.visit)
         _ = plan.division  # measured here, once
         self.watch.lap("allocation")
         return replace(self, plan=plan)
@@ -156,6 +173,7 @@ class Job:
 
     def evaluations(self, pruned: Any, int8: Any = None) -> dict[str, Evaluation]:
         """The networks on the evaluation data; none where there are no such data."""
+        self.watch.begin("evaluating")
         found = {} if self.evaluator is None else self.evaluator.evaluations(pruned, int8)
         self.watch.lap("evaluation")
         return found
@@ -187,13 +205,16 @@ class Job:
     def carry_out(self) -> tuple[Walked, Target, SearchReport | None]:
         """Walks; for a drop as often as the search needs. Also the target walked to."""
         plan = self.plan
+        self.watch.begin("pruning")
         if not isinstance(plan.target, MaxDrop):
             return plan.run(plan.target), plan.target, None
         assert self.judge is not None
         labelled = self.judge.labels is not None
 
         def attempt(sparsity: float) -> tuple[Try, Walked]:
+            self.watch.begin(f"pruning to {sparsity:.2%} zeros")
             walked = plan.run(Sparsity(sparsity))
+            self.watch.begin("evaluating")
             return self._lost(sparsity, self.network(walked)), walked
 
         best, walked, tries = search_sparsity(
@@ -224,7 +245,13 @@ class Job:
 
 
 def prepare(
-    model: Any, data: Any, options: Options, evaluation: Any = None, *, search: bool = True
+    model: Any,
+    data: Any,
+    options: Options,
+    evaluation: Any = None,
+    *,
+    search: bool = True,
+    teller: Teller | None = None,
 ) -> Job:
     """Reads the images, traces and aligns the network, and chooses its layers.
 
@@ -234,11 +261,13 @@ def prepare(
         options: all others.
         evaluation: images to judge by, with labels or without.
         search: whether images are held back to judge by where a drop is to be kept.
+        teller: is told of each step, here and in the job.
 
     Raises:
         OptionError, DataError, ModelError: a mistake that the message helps to put right.
     """
-    watch = Stopwatch()
+    watch = Stopwatch(teller)
+    watch.begin("reading the images")
     if options.preprocess is None:
         options = replace(options, preprocess=own_preprocess(model))
     how, target = options.recipe, options.target
@@ -256,11 +285,13 @@ def prepare(
 
     batch = fast_layout(images.tensor.to(options.device or device_of(model)))
     batch = batch.clone() if batch.is_inference() else batch  # blocks are tuned with gradients
+    watch.begin("tracing the network")
     original = trace(model, batch[:2])
     watch.lap("trace")
 
     judge, doubts = None, list(images.warnings)
     if judged is not None:
+        watch.begin("running the dense network on the images to judge by")
         judge = Judge.of(model, judged)
         doubts += judged.doubts(judge.dense.shape[1] if is_scores(judge.dense) else 0)
         if isinstance(target, MaxDrop) and not is_scores(judge.dense):
@@ -271,6 +302,7 @@ def prepare(
         if evaluation is not None:
             doubts += _fitted_to(judged, len(judge.dense), images)
     watch.lap("evaluation")
+    watch.begin("preparing the layers")
     chunk = chunk_size(batch)
     aligned = how.alignment.align(original, batch, chunk=chunk) if how.alignment else Alignment()
     graph = original.changed(aligned.changes) if aligned.changes else original

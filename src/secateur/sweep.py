@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from secateur.allocations import Allocation
-from secateur.console import layer_progress
 from secateur.data import MAX_IMAGES
 from secateur.errors import OptionError, SecateurWarning
 from secateur.evaluate import Evaluation
@@ -27,6 +26,7 @@ from secateur.output import write_file
 from secateur.patterns import Pattern
 from secateur.plain import Saved
 from secateur.preprocess import Transform
+from secateur.progress import telling
 from secateur.recipe import Recipe, choose_recipe
 from secateur.report import DataReport, Report
 from secateur.steps import Plan
@@ -161,9 +161,9 @@ def sweep(
         seed=seed,
         device=device,
     )
-    job = prepare(read_model(model), data, options, evaluation)
-    with layer_progress(progress, _visits(job.plan, targets)) as on_layer:
-        job = job.measure(on_layer)
+    with telling(progress) as teller:
+        job = prepare(read_model(model), data, options, evaluation, teller=teller)
+        job = job.measure(_visits(job.plan, targets))
         reports = [_point(job, target) for target in targets]
     found = _sweep(job, reports, [of.value for of in targets])
     for warning in found.warnings:
@@ -194,6 +194,7 @@ def _point(job: Job, target: Sparsity) -> Report:
     """The report of a walk to one sparsity."""
     job = replace(job, options=replace(job.options, target=target))
     before = job.watch.seconds
+    job.watch.begin(f"pruning to {target.value:.2%} zeros")
     walked = job.plan.run(target)
     pruned = job.network(walked)
     job.watch.lap("walk")
