@@ -669,7 +669,7 @@ def test_what_is_no_file_is_one_sentence(tmp_path, own_process) -> None:
     for name in ("absent.onnx", "pipe.onnx"):
         with refused("no such file"):
             secateur.inspect(tmp_path / name)
-    with refused("is a folder, expected an .onnx file"):
+    with refused("is a folder, expected an .onnx or .pt2 file"):
         secateur.inspect(tmp_path / "folder.onnx")
     for name, content in {
         "empty.onnx": b"",
@@ -679,7 +679,7 @@ def test_what_is_no_file_is_one_sentence(tmp_path, own_process) -> None:
         (tmp_path / name).write_bytes(content)
         with refused(name):
             secateur.inspect(tmp_path / name)
-    with refused(r"no such file: net\.pt, expected an \.onnx file, file\.py:callable or"):
+    with refused(r"no such file: net\.pt, expected an \.onnx or \.pt2 file, file\.py:callable"):
         secateur.inspect("net.pt")
     with refused("is a dict, expected"):
         secateur.prune({}, torch.randn(40, 3, 6, 6), sparsity=0.5)

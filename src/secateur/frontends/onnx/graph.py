@@ -22,12 +22,24 @@ from secateur.folding import Fold, Folded, Folding, folded
 from secateur.frontends.onnx.file import constants, first_line, has_body, put, tensor_of
 from secateur.frontends.onnx.first_run import Trial, trial
 from secateur.frontends.onnx.plan import Plan, Site
+from secateur.frontends.onnx.products import RECURRENT, product_macs, uses_per_weight
 from secateur.frontends.onnx.schedule import schedule
 from secateur.frontends.onnx.segment import Segment
 from secateur.frontends.onnx.signature import known_shapes, several
 from secateur.frontends.onnx.steps import Convolve, Multiply, Normalise, RowsFirst, Step
 from secateur.frontends.onnx.whole import Whole
-from secateur.graph import BiasSlot, Layer, Norm, Op, Use, alone, last_reads, merged, protected
+from secateur.graph import (
+    BiasSlot,
+    Layer,
+    Norm,
+    Op,
+    Use,
+    activations_product,
+    alone,
+    last_reads,
+    merged,
+    protected,
+)
 from secateur.rows import images_axis
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
@@ -391,20 +403,38 @@ class _Layers:
 
     def _dense(self, site: Site) -> Layer:
         node = self.nodes.nodes[site.node]
+        computed = node.op_type == "Conv" or site.reason == "quantised weight"
+        if site.weight is None and not computed:
+            return activations_product(self._macs(site, ()))
         held = site.weight or next((name for name in node.input[1:2]), "")
-        known = self.nodes.constants.get(held)
-        shape = tuple(known.dims) if known is not None else self.graph.shapes.get(held, (0,))
-        where = {"Conv": node.output, "ConvTranspose": node.input}.get(node.op_type, [""])[0]
-        places = math.prod(self.graph.shapes.get(where, (0, 0, 0))[2:])
+        shape = self._sizes(held) or (0,)
         return Layer(
             name=self._short(site.weight) if site.weight else node.name or node.output[0],
             parameter=site.weight,
             kind=node.op_type,
             shape=torch.Size(shape),
             output=self.graph.shown.get(node.output[0], ()),
-            macs=places * math.prod(shape),
+            macs=self._macs(site, shape),
             obstacle=site.reason,
         )
+
+    def _macs(self, site: Site, shape: tuple[int, ...]) -> int:
+        """Multiply-accumulates of a layer that stays dense; 0, and a note, where not known."""
+        node = self.nodes.nodes[site.node]
+        if node.op_type in RECURRENT:
+            uses = uses_per_weight(node, self._sizes)
+            found = None if uses is None else uses * math.prod(shape)
+        else:
+            found = product_macs(node, self._sizes)
+        note = f"multiply-accumulates of {node.op_type} {node.name or node.output[0]} not counted: "
+        if found is None and (note := f"{note}its shapes are not known") not in self.graph.notes:
+            self.graph.notes.append(note)
+        return found or 0
+
+    def _sizes(self, name: str) -> tuple[int, ...] | None:
+        """A value's shape for one image, where it is known."""
+        held = self.nodes.constants.get(name)
+        return self.graph.shapes.get(name) if held is None else tuple(held.dims)
 
     def _short(self, weight: str) -> str:
         """A weight's name without ".weight", unless another has that name."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from secateur.errors import ModelError
 from secateur.frontends.onnx.file import inlined, tensor_of
 from secateur.frontends.onnx.nodes import Nodes, is_node, option
+from secateur.frontends.onnx.products import RECURRENT, multiplies
 from secateur.frontends.onnx.signature import images_input
 from secateur.frontends.onnx.steps import Convolve, Multiply, Normalise, Step, Swap
 
@@ -151,10 +152,13 @@ class Plan:
             self._gemm(index, node)
         elif is_node(node, "MatMul"):
             self._matmul(index, node)
-        elif node.op_type in _STAY_DENSE:
+        elif node.op_type in RECURRENT:
+            for name in node.input[1:3]:
+                self._dense(index, self.nodes.source(name)[0], _STAY_DENSE[node.op_type])
+        elif node.op_type in _STAY_DENSE or multiplies(node):
             weight = self._largest(node)
-            if weight is not None:
-                self._dense(index, weight, _STAY_DENSE[node.op_type])
+            reason = _STAY_DENSE.get(node.op_type, "matrix product with a parameter")
+            self._dense(index, weight, reason)
 
     def _normalisation(self, index: int, node: NodeProto) -> None:
         names = [self.nodes.source(name)[0] for name in node.input[1:5]]
@@ -322,8 +326,7 @@ class Plan:
             self._dense(index, None, "weight computed on the fly")
         else:
             weight = self._largest(node)  # Gemm with a constant on the left
-            if weight is not None:
-                self._dense(index, weight, "matrix product with a parameter")
+            self._dense(index, weight, "matrix product with a parameter")
 
     def _largest(self, node: NodeProto) -> str | None:
         """The largest matrix or kernel among a node's inputs."""
