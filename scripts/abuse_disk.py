@@ -128,7 +128,7 @@ def _named(command: Command, arena: Path, rng: Random) -> str:
     (arena / "dangling").symlink_to(arena / "nowhere")
     name = rng.choice(_NAMES)
     place = Path(os.path.join(arena, name))
-    if place.is_dir() and not command.files:
+    if os.path.isdir(place) and not command.files:
         return ""
     return _judge(command, place, arena)
 
