@@ -123,7 +123,10 @@ def test_they_are_pruned_and_tuned(kind, monkeypatch) -> None:
     result = secateur.prune(network, images(), sparsity=0.8, recipe=BRIEF, progress=False)
     assert result.report.sparsity == pytest.approx(0.8, abs=1e-3)
     assert any("blocks tuned" in note for note in result.report.notes)
-    judged = kind not in (SequenceFirst, ScalarFirst)
+    judged = kind is not SequenceFirst
+    assert any("judged by output 2" in note for note in result.report.notes) == (
+        kind is ScalarFirst
+    )
     assert (result.report.calibration is not None) == judged
     assert any("first output" in one for one in result.report.warnings) != judged
 

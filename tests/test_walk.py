@@ -69,6 +69,7 @@ def test_layers_are_found_with_what_can_be_done_with_them(graph) -> None:
         "normed",
         "up",
         "attention.in_proj_weight",
+        "(products of activations)",
         "attention.out_proj",
         "free",
         "twice",

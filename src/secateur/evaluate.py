@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from secateur.batches import class_numbers, in_words
 from secateur.data import open_images
@@ -24,10 +25,14 @@ from secateur.ir import IR
 from secateur.loading import read_network
 from secateur.precision import widened
 from secateur.preprocess import Transform
-from secateur.rows import RowsFirst
+from secateur.rows import RowsFirst, judged_output
 from secateur.streams import BATCH, ImageStream
 
 _ROWS = 4096  # of scores that are compared at once, in float64
+
+
+class NoRowsError(ModelError):
+    """No output of a model has a row for each image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,10 +306,13 @@ def first_output(
     *,
     batch_size: int = BATCH,
 ) -> Float[Tensor, "batch ..."]:
-    """A model's first output, or `logits` where it has a field of that name; float32 on the CPU.
+    """A model's first output with a row for each image; float32 on the CPU.
+
+    Of a model that returns an object with `logits` it is these. How many rows a selection or
+    NonMaxSuppression gives depends on the images, so that such outputs are passed over.
 
     Raises:
-        ModelError: it is no tensor with a row for each image, or the model fails.
+        ModelError: no output is a tensor with a row for each image, or the model fails.
     """
     if len(images) == 0:
         raise DataError("got no images to evaluate, expected at least one: check the source")
@@ -387,7 +395,18 @@ def running(model: Any, example: Tensor) -> Iterator[Callable[[Tensor], Tensor]]
     """
     model = model if isinstance(model, IR) else read_network(model)
     with _forward(model, example) as forward:
-        rows = RowsFirst(lambda part: _first(forward(part)))
+        chosen: list[int] = []  # the output that counts, once for all
+
+        def output(images: Tensor) -> Any:
+            given = forward(images)
+            found = _tensors(given)
+            if len(found) < 2:
+                return found[0] if found else given
+            if not chosen:
+                chosen.append(judged_output(lambda part: _tensors(forward(part)), images[:2]))
+            return found[chosen[0]]
+
+        rows = RowsFirst(output)
 
         def run(images: Tensor) -> Tensor:
             try:
@@ -452,19 +471,17 @@ def fast_layout(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def _first(output: Any) -> Any:
-    """The first of what a model returns, or its `logits`."""
-    found = getattr(output, "logits", output)
-    while isinstance(found, tuple | list | dict) and len(found) > 0:
-        found = next(iter(found.values() if isinstance(found, dict) else found))
-    return found
+def _tensors(output: Any) -> list[Tensor]:
+    """All tensors of what a model returns, or its `logits`."""
+    leaves = tree_leaves(getattr(output, "logits", output))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def _with_rows(found: Any, count: int) -> Tensor:
     """An output, checked to have a row for each image."""
     if not isinstance(found, Tensor) or found.dim() == 0 or len(found) != count:
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise ModelError(
+        raise NoRowsError(
             f"the model returns {shape} for {count} images, expected scores of shape (batch, "
             "classes) or another tensor with a row for each image: wrap it in a module that "
             "returns that"

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from secateur.errors import ModelError
-from secateur.evaluate import first_output
+from secateur.evaluate import NoRowsError, first_output
 from secateur.frontends import (
     is_onnx,
     named_tensors,
@@ -30,7 +30,7 @@ from secateur.frontends import (
 from secateur.frontends.torch_modules import copy_module
 from secateur.ir import as_ir, batch_of, ir_weights, read_ir, write_ir
 from secateur.quantization import check_zeros, in_int8, parts, quantized
-from secateur.rows import RowsFirst
+from secateur.rows import RowsFirst, judged_output
 
 _CHECKED_IMAGES = 8
 _WARN_DIFFERENCE = 1e-3  # relative to the largest output
@@ -131,10 +131,12 @@ def save_onnx(
         options.log_severity_level = 4
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
-        def run(part: Tensor) -> Tensor:
-            return torch.from_numpy(session.run(None, {"input": part.to(dtype).numpy()})[0])
+        def run(part: Tensor) -> list[Tensor]:
+            arrays = session.run(None, {"input": part.to(dtype).numpy()})
+            return [torch.from_numpy(np.asarray(of)) for of in arrays]
 
-        found = RowsFirst(run)(images)
+        number = judged_output(run, images)
+        found = RowsFirst(lambda part: run(part)[number])(images)
     except OSError:
         raise
     except Exception as error:
@@ -143,13 +145,10 @@ def save_onnx(
             f"the pruned network cannot be written as ONNX: {first}; the other outputs do not "
             "need it: leave out --onnx, or export the saved weights with your own settings"
         ) from error
-    expected = first_output(module, images)
-    difference = float((found.float() - expected).abs().max())
     held = sum(entry.stat().st_size for entry in path.parent.glob(f"{path.name}*"))
     return {
         "bytes": held,
-        "largest_difference": difference,
-        "relative_difference": difference / max(float(expected.abs().max()), 1e-12),
+        **_difference(found.float(), _judged(module, images)),
         "zeros": _check_zeros(onnx, path, named_tensors(module), parameters),
     }
 
@@ -286,11 +285,28 @@ def save_openvino(
 def _differences(held: Any, pruned: Any, images: Tensor) -> dict[str, float]:
     """How far what a file gives is from what ONNX Runtime gives for the pruned network."""
     images = images[:_CHECKED_IMAGES].cpu()
-    expected = first_output(pruned, images)
-    difference = float((first_output(held, images) - expected).abs().max())
+    return _difference(_judged(held, images), _judged(pruned, images))
+
+
+def _judged(model: Any, images: Tensor) -> Tensor | None:
+    """The output by which a network is judged; None where none has a row for each image."""
+    try:
+        return first_output(model, images)
+    except NoRowsError:
+        return None
+
+
+def _difference(found: Tensor | None, expected: Tensor | None) -> dict[str, float]:
+    """How far an output is from the expected one; nothing where the values decide its rows."""
+    if found is None or expected is None or found.shape != expected.shape:
+        return {}
+    return _told(float((found - expected).abs().max()), float(expected.abs().max()))
+
+
+def _told(difference: float, largest: float) -> dict[str, float]:
     return {
         "largest_difference": difference,
-        "relative_difference": difference / max(float(expected.abs().max()), 1e-12),
+        "relative_difference": difference / max(largest, 1e-12),
     }
 
 
@@ -320,12 +336,11 @@ def save_model(
     """
     path.write_bytes(model.SerializeToString())
     held = read(path)
-    difference, largest = output_difference(held, images[:_CHECKED_IMAGES])
+    found = output_difference(held, images[:_CHECKED_IMAGES])
     before, after = named_tensors(model), named_tensors(held)
     return {
         "bytes": path.stat().st_size,
-        "largest_difference": difference,
-        "relative_difference": difference / max(largest, 1e-12),
+        **(_told(*found) if found else {}),
         "zeros": check_zeros(
             _arrays({name: before[name] for name in parameters}),
             _arrays({name: after[name] for name in parameters}),
@@ -349,7 +364,7 @@ def _check_zeros(
 
 def differs(check: Mapping[str, Any]) -> bool:
     """Whether an exported file's outputs differ by more than rounding would."""
-    return not check["relative_difference"] <= _WARN_DIFFERENCE
+    return not check.get("relative_difference", 0.0) <= _WARN_DIFFERENCE
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -132,10 +132,12 @@ class Graph(Protocol):
     Attributes:
         ops: in execution order.
         input: name of the value that holds the images.
-        outputs: names of the values that the network returns.
+        outputs: names of the values that the network returns; see `secateur.judging` for the first.
         parameters: weights, biases, buffers and constants by name.
         layers: in order of first use.
         norms: BatchNorms that alone hold their statistics, in execution order.
+        unsteady: names of values whose shapes depend on more than the number of images, as after a
+            selection or NonMaxSuppression.
         has_gradients: whether operations can be differentiated by PyTorch.
         notes: what a reader of the report should know.
     """
@@ -155,7 +157,13 @@ class Graph(Protocol):
     @property
     def norms(self) -> Sequence[Norm]: ...  # noqa: D102
     @property
+    def unsteady(self) -> Collection[str]: ...  # noqa: D102
+    @property
     def notes(self) -> Sequence[str]: ...  # noqa: D102
+
+    def judged_by(self, name: str, note: str) -> Graph:
+        """The same network with a value before its outputs, by which it is judged, and a note."""
+        ...
 
     def changed(self, parameters: Mapping[str, Tensor]) -> Graph:
         """The same network with some parameters replaced."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from secateur import judging
 from secateur.adaptation import Adaptation, adapt
 from secateur.alignment import Alignment
 from secateur.data import Images, load_images, open_images
@@ -286,7 +287,7 @@ def prepare(
     batch = fast_layout(images.tensor.to(options.device or device_of(model)))
     batch = batch.clone() if batch.is_inference() else batch  # blocks are tuned with gradients
     watch.begin("tracing the network")
-    original = trace(model, batch[:2])
+    original = judging.judged(trace(model, batch[:2]), batch)
     watch.lap("trace")
 
     judge, doubts = None, list(images.warnings)

@@ -29,6 +29,27 @@ def images_axis(one: Sequence[int], several: Sequence[int], count: int) -> int |
     return axis if (one[axis], several[axis]) == (1, count) else None
 
 
+def judged_output(run: Callable[[Tensor], Sequence[Any]], images: Tensor) -> int:
+    """The number of the first output with an axis that counts the images; 0 where none has.
+
+    A selection or NonMaxSuppression gives as many rows as the values lead to. Two numbers of images
+    tell, where there are several outputs.
+    """
+    images = images if len(images) > 1 else torch.cat([images, images])
+    every = run(images)
+    if len(every) < 2:
+        return 0
+    try:
+        pairs = zip(run(images[:1]), every, strict=True)
+    except (ModelError, RuntimeError, ValueError):  # it takes no other number
+        return 0
+    for number, (one, several) in enumerate(pairs):
+        numbers = isinstance(several, Tensor) and several.is_floating_point()
+        if numbers and images_axis(one.shape, several.shape, len(images)) is not None:
+            return number
+    return 0
+
+
 class RowsFirst:
     """A function of images whose results get a row for each; as they are where they have none.
 

@@ -95,11 +95,12 @@ def onnx_function(model: Any, example: Tensor) -> Callable[[Tensor], Tensor]:
     return _onnx().Whole(model, example)
 
 
-def output_difference(model: Any, images: Tensor) -> tuple[float, float]:
+def output_difference(model: Any, images: Tensor) -> tuple[float, float] | None:
     """How far an ONNX model's first output is, at most, from its layers' run one by one.
 
     Returns:
-        The largest difference, and the largest output.
+        The largest difference, and the largest output; None where the values decide how many rows
+        an output has, and it has other numbers of them.
     """
     return _onnx().output_difference(model, images)
 

@@ -8,11 +8,13 @@ from torch import Tensor
 from secateur.frontends.onnx.first_run import batch_of
 from secateur.frontends.onnx.runtime import as_tensor, call, start
 from secateur.frontends.onnx.signature import images_input, several
-from secateur.rows import RowsFirst, in_parts
+from secateur.rows import RowsFirst, in_parts, judged_output
+
+_NUMBERS = ("tensor(float)", "tensor(float16)", "tensor(double)", "tensor(int64)")
 
 
 class Whole:
-    """An ONNX model as a function from images to its first output.
+    """An ONNX model as a function from images to its first output with a row for each of these.
 
     A fixed batch is kept to: images go through so many at a time, the last ones with copies.
     """
@@ -21,6 +23,7 @@ class Whole:
         self.input = images_input(model).name
         self.batch = batch_of(model, several(model, example))
         self.session = start(model)
+        self.name = self._judged(example)
         self.rows = RowsFirst(self._run)
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -30,5 +33,18 @@ class Whole:
         return in_parts(self._run, images, self.batch)
 
     def _run(self, images: Tensor) -> Tensor:
-        name = self.session.get_outputs()[0].name
-        return as_tensor(call(self.session, {self.input: images}, [name])[0])
+        return self._outputs(images, [self.name])[0]
+
+    def _outputs(self, images: Tensor, names: list[str]) -> list[Tensor]:
+        return [as_tensor(of) for of in call(self.session, {self.input: images}, names)]
+
+    def _judged(self, example: Tensor) -> str:
+        """The output that the model is judged by; of a fixed batch the first of a fixed shape."""
+        given = [of for of in self.session.get_outputs() if of.type.startswith("tensor(")]
+        names = [of.name for of in given if of.type in _NUMBERS]
+        if len(names) < 2:
+            return self.session.get_outputs()[0].name
+        if not self.batch:
+            return names[judged_output(lambda images: self._outputs(images, names), example)]
+        fixed = (of.name for of in given if all(isinstance(size, int) for size in of.shape or [""]))
+        return next((name for name in fixed if name in names), names[0])
