@@ -1,5 +1,6 @@
-"""Prunes an image classifier of Hugging Face (pip install transformers).
+"""Prunes an image classifier of Hugging Face.
 
+pip install transformers torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu
 python examples/prune_hugging_face_model.py microsoft/resnet-18 images/
 """
 

@@ -1,5 +1,8 @@
-"""Prunes a model of timm (pip install timm) with the preprocessing that it was trained for.
+"""Prunes a model of timm with the preprocessing that it was trained for.
 
+`pip install timm` alone may replace PyTorch by a build with CUDA. Name the one that you have:
+
+pip install timm torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu
 python examples/prune_timm_model.py efficientnet_lite0 images/ --labelled validation/
 """
 
