@@ -13,6 +13,7 @@ from problems import correlated, random_weight
 from torch import Tensor, nn
 
 import secateur
+from secateur.blocks import find_cuts
 from secateur.frontends.torch_export import trace
 from secateur.graph import Graph
 from secateur.linear_algebra import choose_damping
@@ -382,3 +383,19 @@ def test_the_default_method_says_where_samples_are_few() -> None:
         network, images, sparsity=0.5, include="*", progress=False
     ).report.layers
     assert any(note.startswith("12 samples for 40 columns: damping") for note in layer.notes)
+
+
+def test_blocks_are_cut_alike_for_two_images_and_for_many() -> None:
+    """Two tokens first are no two images, also where there are no three to tell."""
+    torch.manual_seed(6)
+    network = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), Turned(), nn.Linear(6, 4)).eval()
+    images = torch.randn(7, 2, 5)
+    graph = trace(network, images[:2])
+    assert find_cuts(graph, images[:2]).shapes == find_cuts(graph, images).shapes
+
+
+class Turned(nn.Module):
+    """Tokens first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(0, 1)
