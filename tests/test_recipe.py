@@ -22,9 +22,10 @@ from secateur import (
     WeightCorrection,
 )
 from secateur.alignment import pairs_to_align
+from secateur.allocations.uniform import UniformDivision
 from secateur.evaluate import compare, predict
 from secateur.frontends.torch_export import trace, with_parameters
-from secateur.recipe import choose_recipe
+from secateur.recipe import choose_recipe, name_of
 from secateur.targets import MaxBytes, MaxMacs, Sparsity
 
 QUICK = AdamCalibration(
@@ -291,7 +292,6 @@ def test_targets_on_the_way(target, values) -> None:
     assert {type(one) for one in found} == {type(target)}
 
 
-@pytest.mark.filterwarnings("ignore:.*weights that were to stay came out as zero in read_twice")
 def test_a_hard_target_is_reached_by_way_of_an_easier_one(network, images) -> None:
     recipe = dataclasses.replace(RECIPES["default"], method=QUICK)
     note = "pruned to sparsity 0.7 on the way, and on from there"
@@ -303,6 +303,32 @@ def test_a_hard_target_is_reached_by_way_of_an_easier_one(network, images) -> No
     assert not torch.equal(by_the_way.model.b.weight, at_once.model.b.weight)
     for result in (by_the_way, at_once):
         assert result.report.sparsity == pytest.approx(0.8, abs=1e-3)
+
+
+class Moody(secateur.Uniform):
+    """Leaves a layer a fifth of its weights at first, and half of them in the end."""
+
+    def measure(self, subject):
+        share = 0.5 if subject.weights else 0.2
+        return Fixed([round(layer.weights * share) for layer in subject.layers])
+
+
+class Fixed(UniformDivision):
+    def kept(self, budget):
+        return list(self.sizes)
+
+
+@pytest.mark.parametrize(
+    "method", [QUICK, secateur.Magnitude(), secateur.LeastSquares(), ADMM()], ids=name_of
+)
+def test_a_layer_may_keep_more_than_the_level_before_left_it(network, images, method) -> None:
+    recipe = Recipe(method=method, allocation=Moody(), levels=(0.1, 0.0))
+    chosen = ["b", "c", "head"]
+    result = secateur.prune(network, images, sparsity=0.5, recipe=recipe, include=chosen)
+    assert [layer.name for layer in result.report.layers] == chosen
+    for layer in result.report.layers:
+        weight = result.model.get_submodule(layer.name).weight
+        assert int(weight.count_nonzero()) == round(weight.numel() * 0.5)
 
 
 @pytest.mark.parametrize(

@@ -761,11 +761,11 @@ def _write(
         teller.step(f"writing and checking {name}")
         try:
             report.exports[name] = ways[name](folder / name)
-        except ModelError as error:
+        except (ModelError, MemoryError) as error:
             if name == files[0]:
                 raise
-            missing[name] = str(error)
-            report.warnings.append(f"{name} was not written: {error}")
+            missing[name] = str(error) or "there is not enough memory"
+            report.warnings.append(f"{name} was not written: {missing[name]}")
             _remove(folder / name)
         else:
             if name in (ONNX, IR):

@@ -46,10 +46,16 @@ def open_image(path: Path) -> Image.Image:
     """An image, read whole.
 
     Raises:
-        DataError: it is none, or broken.
+        DataError: it is none, or broken, or several (pages of a TIFF, frames of a GIF).
     """
     try:
         with steady(path, DataError), Image.open(path) as image:
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1 and image.format != "MPO":  # a phone's photograph with its preview
+                raise DataError(
+                    f"{path} holds {frames} images, expected one in each file: save them as files "
+                    "of their own"
+                )
             image.load()
             return image
     except DataError:

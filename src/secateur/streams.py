@@ -15,7 +15,7 @@ from secateur.errors import DataError
 BATCH = 100  # images per forward pass
 
 # Images that take no more than this together, as inputs, are kept for the next pass: 890 of 224
-# pixels. To read and decode such a photograph again costs a third of EfficientNet-Lite0's forward.
+# pixels. Reading and decoding them again costs time for each network judged.
 HELD_BYTES = 2**29
 
 
