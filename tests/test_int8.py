@@ -255,7 +255,8 @@ def test_nncf_says_nothing(monkeypatch, capfd, images) -> None:
     handler = logging.Handler()
     heard: list[str] = []
     handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("nncf").addHandler(handler)
+    logger = logging.getLogger("nncf")
+    monkeypatch.setattr(logger, "handlers", [handler])  # its own may hold a stream of another test
 
     def loud(model, *_, **__):
         logging.getLogger("nncf").critical("logged")
@@ -266,11 +267,8 @@ def test_nncf_says_nothing(monkeypatch, capfd, images) -> None:
         raise RuntimeError("the reason")
 
     monkeypatch.setattr(nncf, "quantize", loud)
-    try:
-        with pytest.raises(secateur.ModelError, match="cannot quantise the network"):
-            quantized(mobilenet_v3(), [])
-        logging.getLogger("nncf").warning("after")
-    finally:
-        logging.getLogger("nncf").removeHandler(handler)
+    with pytest.raises(secateur.ModelError, match="cannot quantise the network"):
+        quantized(mobilenet_v3(), [])
+    logger.warning("after")
     assert heard == ["after"]
-    assert "".join(capfd.readouterr()).replace("WARNING:nncf:after\n", "") == ""
+    assert "".join(capfd.readouterr()) == ""

@@ -256,3 +256,11 @@ def test_a_preprocess_of_one_s_own_gets_grey_16_bits_and_no_others() -> None:
     torch.testing.assert_close(found[0, 0], torch.from_numpy(UNIT))
     with pytest.raises(DataError, match=r"RGB in 16 bits.*secateur\.Preprocess"):
         load_images(np.stack([DEEP] * 3)[None], preprocess=own)
+
+
+@pytest.mark.parametrize(("name", "frames"), [("stack.tiff", 3), ("moving.gif", 2)])
+def test_files_of_several_images_are_refused(tmp_path, name, frames) -> None:
+    pages = [Image.new("L", (8, 8), 40 * index) for index in range(frames)]
+    pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+    with pytest.raises(DataError, match=rf"{name} holds {frames} images, expected one in each"):
+        load_images(str(tmp_path), preprocess=Preprocess(mean=(0,), std=(1,)))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from secateur.adaptation import Adaptation
@@ -284,12 +285,27 @@ class Plan:
             method=recipe.method,
             pattern=recipe.pattern,
             inputs=recipe.inputs,  # type: ignore[arg-type]
-            start=weights,
+            start=self._start(kept, weights),
             sampling=self.sampling,
             layouts=self.layouts,
             chunk=self.chunk,
             on_layer=lambda result: self.on_layer(result.layer.name),
         )
+
+    def _start(self, kept: Sequence[int], weights: Changes) -> Changes:
+        """The weights of the level before; with dense ones for its zeros where more are to stay.
+
+        The allocation measures anew at each level, and may leave a layer more than it left it
+        before. A method that keeps weights as they are would keep zeros.
+        """
+        start = dict(weights)
+        for layer, count in zip(self.layers, kept, strict=True):
+            name = str(layer.parameter)
+            if name in start and int(start[name].count_nonzero()) < count:
+                start[name] = torch.where(
+                    start[name] == 0, self.graph.parameters[name], start[name]
+                )
+        return start
 
     def account(
         self, walked: Walked, target: Target, original: Graph, aligned: Alignment
