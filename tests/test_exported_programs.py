@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -108,10 +110,17 @@ def test_the_same_program_is_written_each_time(program, tmp_path) -> None:
     assert (tmp_path / "a/model.pt2").read_bytes() == (tmp_path / "b/model.pt2").read_bytes()
 
 
-def test_the_suffix_does_not_matter(program, tmp_path) -> None:
-    path = tmp_path / "net.pt"
-    path.write_bytes((tmp_path / "net.pt2").read_bytes())
-    torch.testing.assert_close(load_model(str(path))(images(3)), net()(images(3)))
+@pytest.mark.parametrize("name", ["net.onnx", "net.pt", "net.safetensors", "net"])
+def test_no_code_of_a_program_under_another_name_is_run(program, name, tmp_path) -> None:
+    ran, path = tmp_path / "ran", tmp_path / name
+    with zipfile.ZipFile(tmp_path / "net.pt2") as source, zipfile.ZipFile(path, "w") as target:
+        for entry in source.namelist():
+            said = f'"expr_str": "open({str(ran)!r}, \'w\')"'.encode()
+            content = re.sub(rb'"expr_str": "[^"]*"', lambda _, said=said: said, source.read(entry))
+            target.writestr(entry, content)
+    with pytest.raises(ModelError, match="rename it if you trust it"):
+        load_model(str(path))
+    assert not ran.exists()
 
 
 class Two(nn.Module):

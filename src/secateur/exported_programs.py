@@ -1,7 +1,8 @@
 """Exported programs, what `torch.export.save` writes to a .pt2 file: read as modules, written back.
 
 Reading one may run code: PyTorch unpickles parts of it and evaluates its expressions. So a .pt2
-file is to be trusted like a Python file, unlike weights and ONNX files.
+file is to be trusted like a Python file, unlike weights and ONNX files; and a program that is
+called like one of these is not read.
 """
 
 from __future__ import annotations
@@ -30,9 +31,14 @@ def read_program(path: str | Path) -> nn.Module:
     """A program as a module with the program's names of parameters and buffers.
 
     Raises:
-        ModelError: it cannot be read, takes other than one tensor, batches of one size only, or
-            was exported in training mode.
+        ModelError: it cannot be read or is not called .pt2, takes other than one tensor, batches
+            of one size only, or was exported in training mode.
     """
+    if Path(path).suffix.lower() != ".pt2":
+        raise ModelError(
+            f"{path} is an exported program under another name, expected one that ends in .pt2, "
+            "for PyTorch may run code that is in such a file: rename it if you trust it"
+        )
     program = _read(Path(path))
     _check_input(program, path)
     _check_mode(program, path)
