@@ -66,6 +66,7 @@ def timm(monkeypatch):
         data=data,
     )
     monkeypatch.setitem(sys.modules, "timm", fake)
+    return fake
 
 
 class Vision(nn.Module):
@@ -201,6 +202,33 @@ def test_weights_of_ones_own_are_loaded_and_none_fetched(timm, tmp_path) -> None
     torch.save(state, path)
     model = load_model("timm:offline", path)
     assert all(bool((of == 1).all()) for of in model.state_dict().values())
+
+
+class Trap:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_no_code_of_a_checkpoint_is_run_whatever_the_package_asks(
+    timm, tmp_path, monkeypatch
+) -> None:
+    ran, path = tmp_path / "ran", tmp_path / "weights.pt"
+    torch.save({"state_dict": {"x": Trap(ran)}}, path)
+
+    def create(name, checkpoint_path, **_):  # as timm did before it trusted nobody
+        torch.load(checkpoint_path, weights_only=False)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    with pytest.raises(ModelError, match="cannot be made"):
+        load_model(f"timm:resnet18,checkpoint_path={path}")
+    assert not ran.exists()
+    torch.load(path, weights_only=False)  # elsewhere it may be asked for as before
+    assert ran.exists()
 
 
 @pytest.mark.parametrize("model", ["timm:resnet18", "hf:Vision"])

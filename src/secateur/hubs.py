@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import logging
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -50,7 +51,7 @@ def load_from_hub(reference: str, *, pretrained: bool = True) -> nn.Module:
     options = {"pretrained": pretrained} | options
     if not name:
         raise ModelError(f"got {reference!r}, expected a name behind it, such as timm:resnet18")
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    with _quiet(), _weights_only(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # of the weights that are not pretrained
         try:
             return _HUBS[hub](name, options).eval()
@@ -273,6 +274,24 @@ def _quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+
+
+@contextmanager
+def _weights_only() -> Iterator[None]:
+    """Keeps PyTorch from running code of a checkpoint, whatever a hub's package asks it for.
+
+    Older versions of timm unpickle all that a file holds.
+    """
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    held = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if held is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = held
 
 
 @contextmanager
