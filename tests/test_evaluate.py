@@ -304,3 +304,23 @@ def test_a_negative_loss_is_a_gain():
     assert "0.62 ± 0.62 points gained" in str(found)
     told = verdict_lines([("a.onnx", found), ("b.onnx", found)])[2]
     assert told.startswith("a.onnx gains 0.62 ± 0.62 points against b.onnx")
+
+
+class Squeezed(nn.Module):
+    """Leaves out every axis of size 1: that of a single image too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.head(nn.functional.adaptive_avg_pool2d(self.conv(x), 1).squeeze())
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(1, 100), (5, 4), (3, 1)])
+def test_a_single_image_whose_axis_is_squeezed_away_has_its_row(count, batch_size) -> None:
+    images = torch.randn(count + 2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    network = Squeezed().eval()
+    found = predict(network, images[:count], batch_size=batch_size)
+    torch.testing.assert_close(found, network(images)[:count])

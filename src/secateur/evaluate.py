@@ -410,7 +410,10 @@ def running(model: Any, example: Tensor) -> Iterator[Callable[[Tensor], Tensor]]
 
         def run(images: Tensor) -> Tensor:
             try:
-                return _with_rows(rows(images), len(images))
+                found = rows(images)
+                if len(images) == 1 and not _has_rows(found, 1):  # squeezed, perhaps
+                    found = _first_of_two(rows, images)
+                return _with_rows(found, len(images))
             except SecateurError:
                 raise
             except Exception as error:  # whatever a network raises
@@ -477,9 +480,19 @@ def _tensors(output: Any) -> list[Tensor]:
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
+def _has_rows(found: Any, count: int) -> bool:
+    return isinstance(found, Tensor) and found.dim() > 0 and len(found) == count
+
+
+def _first_of_two(run: Callable[[Tensor], Any], image: Tensor) -> Any:
+    """What a network that leaves out the batch axis of one image gives for it beside its twin."""
+    found = run(torch.cat([image, image]))
+    return found[:1] if _has_rows(found, 2) else found
+
+
 def _with_rows(found: Any, count: int) -> Tensor:
     """An output, checked to have a row for each image."""
-    if not isinstance(found, Tensor) or found.dim() == 0 or len(found) != count:
+    if not _has_rows(found, count):
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise NoRowsError(
             f"the model returns {shape} for {count} images, expected scores of shape (batch, "

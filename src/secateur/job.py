@@ -287,11 +287,18 @@ def prepare(
     batch = fast_layout(images.tensor.to(options.device or device_of(model)))
     batch = batch.clone() if batch.is_inference() else batch  # blocks are tuned with gradients
     watch.begin("tracing the network")
-    original = judging.judged(trace(model, batch[:2]), batch)
+    traced = trace(model, batch[:2])
+    original = judging.judged(traced, batch)
     watch.lap("trace")
 
     judge, doubts = None, list(images.warnings)
     if judged is not None:
+        if original.outputs[0] not in traced.outputs:  # as many as there are images by chance only
+            raise DataError(
+                "the network's outputs have as many rows as the values of the images lead to, "
+                "expected a row for each image to evaluate it: leave out the evaluation images, or "
+                "wrap it in a module that returns what the selection is made from"
+            )
         watch.begin("running the dense network on the images to judge by")
         judge = Judge.of(model, judged)
         doubts += judged.doubts(judge.dense.shape[1] if is_scores(judge.dense) else 0)
