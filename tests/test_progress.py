@@ -75,6 +75,29 @@ def test_nobody_reads_any_more():
     lines.run(threading.Event())  # comes back instead of raising
 
 
+class Logger:
+    """In the place of standard error, as programs do that log all that is written there."""
+
+    def __init__(self):
+        self.text = ""
+
+    def write(self, text):
+        self.text += text
+
+
+@pytest.mark.parametrize("progress", [True, None, False])
+@pytest.mark.parametrize("name", ["sys.stderr", "sys.stdout"])
+def test_streams_that_can_write_only_are_no_terminals(name, progress, monkeypatch):
+    monkeypatch.setattr("sys.stderr", Terminal())
+    monkeypatch.setattr(name, Logger())
+    with telling(progress) as teller:
+        teller.step("tracing")
+    if isinstance(teller, Lines):
+        teller.due = 0.0
+        teller.run(threading.Event())  # ends where nothing can be flushed
+        assert "tracing" in teller.stream.text
+
+
 @pytest.mark.parametrize("progress", [None, False])
 def test_off_a_terminal_python_is_told_nothing(progress, monkeypatch):
     monkeypatch.setattr("sys.stderr", io.StringIO())

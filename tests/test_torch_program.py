@@ -1,6 +1,7 @@
 """Programs that change nothing in place, whatever the module does."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -139,3 +140,24 @@ def unread(body: Body, x: Tensor) -> Tensor:
 def test_a_layer_whose_output_nothing_reads_is_none() -> None:
     graph = trace(Body(unread).eval(), torch.randn(2, 3, 8, 8))
     assert [layer.name for layer in graph.layers] == ["first"]
+
+
+def test_networks_are_traced_one_at_a_time_whatever_the_thread(monkeypatch) -> None:
+    networks = [nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(2)) for _ in range(3)]
+    for network in networks:
+        network(torch.zeros(2, 3, 8, 8))
+    inside, most, own = [0], [0], torch.export.export
+
+    def watched(*arguments, **options):
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        try:
+            return own(*arguments, **options)
+        finally:
+            inside[0] -= 1
+
+    monkeypatch.setattr(torch.export, "export", watched)
+    with ThreadPoolExecutor(3) as pool:
+        done = list(pool.map(lambda of: export(of.eval(), torch.zeros(2, 3, 8, 8)), networks))
+    assert most == [1]
+    assert [len(list(of.program.parameters())) for of in done] == [4] * 3

@@ -872,7 +872,8 @@ def _pruned_parameters(result: PruneResult) -> list[str]:
 
 def _show(result: PruneResult, out: Path, quiet: bool | None) -> None:
     """The whole report on a terminal, one line elsewhere."""
-    from secateur.console import on_terminal, print_view, report_view, result_line
+    from secateur.console import print_view, report_view, result_line
+    from secateur.progress import on_terminal
 
     if quiet or (quiet is None and not on_terminal(sys.stdout)):
         typer.echo(f"{out}: {result_line(result.report)}")

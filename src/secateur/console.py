@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+from secateur.progress import on_terminal
 
 if TYPE_CHECKING:
     from secateur.bench import Bench
@@ -69,11 +71,6 @@ def print_view(view: RenderableType) -> None:
         Console().print(view)
     else:
         print(_plain(view))
-
-
-def on_terminal(stream: TextIO | None) -> bool:
-    """Whether somebody may be looking; a program started without a stream has None there."""
-    return stream is not None and not stream.closed and stream.isatty()
 
 
 def _plain(view: RenderableType) -> str:

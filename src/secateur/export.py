@@ -28,6 +28,7 @@ from secateur.frontends import (
     trace,
 )
 from secateur.frontends.torch_modules import copy_module
+from secateur.frontends.torch_program import TRACING
 from secateur.ir import as_ir, batch_of, ir_weights, read_ir, write_ir
 from secateur.quantization import check_zeros, in_int8, parts, quantized
 from secateur.rows import RowsFirst, judged_output
@@ -114,7 +115,7 @@ def save_onnx(
     example = images[:2] if len(images) > 1 else torch.cat([images, images])
     large = sum(tensor.nbytes for tensor in module.state_dict().values()) > 1_800_000_000
     try:
-        with _quiet():
+        with TRACING, _quiet():
             torch.onnx.export(
                 module,
                 (example.to(dtype),),

@@ -116,7 +116,7 @@ class Lines(Teller):
         try:
             while not ended.wait(TICK):
                 self.tick(time.monotonic())
-        except (OSError, ValueError):  # a closed pipe or file: there is nobody to tell
+        except Exception:  # a closed pipe or file, a logger of any kind: there is nobody to tell
             pass
 
 
@@ -132,7 +132,7 @@ def telling(progress: bool | OnLayer | Teller | None) -> Iterator[Teller]:
     Raises:
         OptionError: it is something else.
     """
-    terminal = sys.stderr is not None and sys.stderr.isatty()
+    terminal = on_terminal(sys.stderr)
     if isinstance(progress, Teller):
         yield progress
     elif callable(progress):
@@ -147,6 +147,15 @@ def telling(progress: bool | OnLayer | Teller | None) -> Iterator[Teller]:
             yield lines
     else:
         yield Teller()
+
+
+def on_terminal(stream: Any) -> bool:
+    """Whether somebody may be looking.
+
+    A program started without a stream has None there, and others a logger that can write only.
+    """
+    isatty = getattr(stream, "isatty", None)
+    return isatty is not None and not getattr(stream, "closed", False) and isatty()
 
 
 @contextmanager
@@ -170,5 +179,5 @@ def _bar() -> Progress:
         TextColumn("{task.fields[about]}", markup=False),
         console=Console(stderr=True),
         transient=True,
-        redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),  # a file gets its own
+        redirect_stdout=on_terminal(sys.stdout),  # a file gets its own
     )

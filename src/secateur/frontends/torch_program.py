@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import threading
 import warnings
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate, map_arg
 
 from secateur.errors import ModelError
+
+TRACING = threading.RLock()  # PyTorch's exporters change classes while they run: one at a time
 
 aten = torch.ops.aten
 
@@ -53,7 +56,7 @@ def export(module: nn.Module, example: Tensor) -> Exported:
     """
     shapes = _dynamic_batch(module)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with TRACING, torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own, about its internals
             program = torch.export.export(module, (example,), dynamic_shapes=shapes)
             autocasts = _autocasts(program)
