@@ -1,5 +1,6 @@
 """Modules as people hold them: weights that no file holds, tied, wrapped, without values yet."""
 
+import threading
 import warnings
 from dataclasses import replace
 
@@ -463,3 +464,14 @@ def test_a_device_that_is_not_there_is_one_sentence(device) -> None:
     ):
         with pytest.raises(OptionError, match=r"device is .*, expected one that this PyTorch"):
             call()
+
+
+@pytest.mark.parametrize(
+    "held", [threading.Lock(), {"rows": (of for of in "ab")}], ids=["lock", "generator"]
+)
+def test_what_cannot_be_copied_is_named(held) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2))
+    network[2].held = held
+    with pytest.raises(ModelError, match=r"cannot be copied for its attribute 2\.held .*TypeError"):
+        secateur.prune(network, torch.randn(8, 3, 8, 8), sparsity=0.5)
+    assert network[2].held is held

@@ -127,6 +127,9 @@ def copy_module(model: nn.Module) -> nn.Module:
     """A deep copy, also of modules that hold computed tensors (the old `weight_norm` does).
 
     Tensors that share memory, such as Parameters tied through `.data`, share it in the copy too.
+
+    Raises:
+        ModelError: it is no module, or holds what cannot be copied, such as a lock.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(
@@ -140,7 +143,27 @@ def copy_module(model: nn.Module) -> nn.Module:
     for group in _sharing(tensors):
         if len({id(tensor) for _, tensor in group}) > 1 or _overlaps_itself(group[0][1]):
             memo |= _copied_together([tensor for _, tensor in group])
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:  # of what a module holds, or of its own __deepcopy__
+        held = _what_is_not_copied(model)
+        raise ModelError(
+            f"the model cannot be copied{held} ({type(error).__name__}: {error}), expected a "
+            "module that copy.deepcopy copies: set what cannot be copied to None before pruning"
+        ) from error
+
+
+def _what_is_not_copied(model: nn.Module) -> str:
+    """Where a module holds what cannot be copied, such as a lock or an open file."""
+    for name, part in model.named_modules():
+        for key, value in vars(part).items():
+            if key in ("_parameters", "_buffers", "_modules") or isinstance(value, Tensor):
+                continue
+            try:
+                copy.deepcopy(value)
+            except Exception:
+                return f" for its attribute {name}.{key}" if name else f" for its attribute {key}"
+    return ""
 
 
 def _copied_together(tensors: list[Tensor]) -> dict[int, Tensor]:
