@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import secateur
 from secateur import streams
-from secateur.data import Images, open_images
+from secateur.data import Images, load_images, open_images
 from secateur.errors import DataError, OptionError
 from secateur.evaluate import Judge, answer, compare, evaluate, first_output
 from secateur.streams import ImageStream, Part, batched
@@ -227,3 +227,34 @@ def test_fewer_images_at_a_later_pass_are_told(nothing_held):
 def test_batches_hold_one_image_at_least(size):
     with pytest.raises(OptionError, match=f"batch_size is {size}"):
         evaluate(network(), IMAGES, LABELS, batch_size=size)
+
+
+class Reusing:
+    """A loader that writes each batch where the last one was, as some prefetchers do."""
+
+    def __init__(self, images, labels, size):
+        self.images, self.labels, self.size = images, labels, size
+
+    def __len__(self):
+        return len(self.images) // self.size
+
+    def __iter__(self):
+        images = self.images[: self.size].clone()
+        labels = self.labels[: self.size].clone()
+        for at in range(0, len(self) * self.size, self.size):
+            images.copy_(self.images[at : at + self.size])
+            labels.copy_(self.labels[at : at + self.size])
+            yield images, labels
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.uint8])
+@pytest.mark.parametrize("size", [3, 10])
+def test_loaders_that_use_the_memory_of_a_batch_again_give_every_image(size, kind):
+    images = (torch.rand(30, 3, 6, 6, generator=torch.Generator().manual_seed(1)) * 255).to(kind)
+    labels = torch.arange(30)
+    wanted = load_images(images).tensor
+    assert torch.equal(load_images(Reusing(images, labels, size)).tensor, wanted)
+    stream = open_images(Reusing(images, labels, size))
+    for part in (next(stream.batches(30)), next(stream.batches(30))):
+        assert torch.equal(part.images, wanted)
+        assert torch.equal(part.labels, labels)

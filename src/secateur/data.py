@@ -336,8 +336,9 @@ class _Source:
             array = _tensor(found.images)
             if array.dtype in _PIXELS:
                 _add(warnings, *self._unscaled())
-            images = self._inputs(array, source)
-        return Part(name, images, found.labels if self.labelled else None)
+            images = _own(self._inputs(array, source), array)
+        labels = found.labels if self.labelled else None
+        return Part(name, images, None if labels is None else labels.clone())
 
     def _preprocessed(self, images: Iterable[Image.Image], name: str) -> Tensor:
         preprocess = self.preprocess or Preprocess()
@@ -459,6 +460,12 @@ def _stream_of(images: Images) -> ImageStream:
 
 def _is_about_labels(warning: str) -> bool:
     return warning.startswith(_NO_LABELS)
+
+
+def _own(inputs: Tensor, given: Tensor) -> Tensor:
+    """Inputs in memory of their own: a loader may write its next batch where this one lies."""
+    same = inputs.untyped_storage().data_ptr() == given.untyped_storage().data_ptr()
+    return inputs.clone() if same else inputs
 
 
 def _add(remarks: list[str], *new: str) -> None:
