@@ -244,6 +244,8 @@ def steady(path: str | Path, error: type[UserError]) -> Iterator[None]:
     try:
         yield
     except OSError as problem:
+        if problem.errno is None:  # not the system's, but a reader's, such as Pillow's
+            raise
         raise _unreadable(path, problem, error) from problem
     check_versions(before, error)
 
