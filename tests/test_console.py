@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ from torch import nn
 import secateur
 from secateur import console
 from secateur.bench import Timing
+from secateur.evaluate import Evaluation
 
 LONG = "transformer.encoder.layer_stack_0.attention.query_projection"
 NAMES = [LONG, LONG.replace("query", "value"), "blocks[3].[red]conv[/red]", ":smile:", "w" * 300]
@@ -133,3 +135,30 @@ def test_inspect_into_a_pipe_has_whole_names(tmp_path):
     result = invoke("inspect", f"{tmp_path / 'cli_long.py'}:net", "--shape", "9")
     assert result.exit_code == 0, result.output
     assert [line.split()[0] for line in result.stdout.splitlines()[-3:-1]] == ["a" * 90, "b" * 150]
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (6.8, "680 %"),
+        (123.4, "12,000 %"),
+        (0.999, "100 %"),
+        (0.0996, "10 %"),
+        (0.0123, "1.2 %"),
+        (0.0, "0 %"),
+    ],
+)
+def test_an_output_error_is_told_in_plain_digits(share, text) -> None:
+    found = Evaluation(images=40, output_error=share)
+    assert console.output_error_text(found) == f"output error {text} of the variance"
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.9, False), (1.5, True)])
+def test_outputs_further_off_than_their_mean_are_a_warning(share, told, monkeypatch) -> None:
+    near = lambda *_: Evaluation(images=40, output_error=share)  # noqa: E731
+    monkeypatch.setattr("secateur.report._near", near)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", secateur.SecateurWarning)
+        found = secateur.prune(network, torch.randn(64, 1, 8, 8), sparsity=0.3, method="magnitude")
+    assert any("150 % of their variance" in of for of in found.report.warnings) == told

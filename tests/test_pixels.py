@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from secateur.data import load_images
-from secateur.errors import DataError
+from secateur.errors import DataError, OptionError
 from secateur.preprocess import Preprocess
 
 RAMP = np.linspace(0, 255, 32 * 32).round().astype(np.uint8).reshape(32, 32)
@@ -264,3 +264,62 @@ def test_files_of_several_images_are_refused(tmp_path, name, frames) -> None:
     pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
     with pytest.raises(DataError, match=rf"{name} holds {frames} images, expected one in each"):
         load_images(str(tmp_path), preprocess=Preprocess(mean=(0,), std=(1,)))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"mean": (123.675, 116.28, 103.53), "std": (58.4, 57.1, 57.4)},
+        {"mean": (123.675, 116.28, 103.53)},
+        {"mean": (0.5,), "std": (127.5,)},
+        {"mean": (-127.5,)},
+        {"mean": (1.5,), "std": (0.25,)},
+    ],
+)
+def test_a_scale_that_leaves_one_value_of_an_image_is_refused(given) -> None:
+    with pytest.raises(OptionError, match=r"expected that of pixels in \[0, 1\]: divide by 255"):
+        Preprocess(**given)
+    if "mean" in given and len(given["mean"]) == 3:
+        with pytest.raises(OptionError, match=r"\(0\.485,0\.456,0\.406\)"):
+            Preprocess(**given)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ((0.5,), (0.5,)),  # to -1..1
+        ((0.0,), (1 / 255,)),  # to 0..255
+        ((0.485,), (1 / 255,)),
+        ((-1.0,), (1.0,)),  # to 1..2
+        ((0.0,), (2.0,)),
+        ((1.0,), (1.0,)),
+    ],
+)
+def test_scales_that_people_train_with_are_taken(mean, std) -> None:
+    image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    assert Preprocess(mean=mean, std=std)(image).std() > 0.01
+
+
+@pytest.mark.parametrize("name", ["mean", "std"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_scale_is_finite(name, value) -> None:
+    with pytest.raises(OptionError, match="expected finite numbers"):
+        Preprocess(**{name: (value,)})
+
+
+@pytest.mark.parametrize("content", [b"taken in May", b"", b"GIF89a", b"\xff\xd8\xff\xe0cut"])
+def test_what_is_no_image_is_told_as_that(tmp_path, content) -> None:
+    (tmp_path / "notes.txt").write_bytes(content)
+    Image.fromarray(DEEP).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"notes\.txt is not a readable image, .*: remove or rep"):
+        load_images(str(tmp_path), preprocess=PLAIN)
+
+
+def test_an_image_that_is_cut_off_is_told_as_unreadable(tmp_path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.jpg")
+    whole = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"a\.jpg is not a readable image"):
+        load_images(str(tmp_path), preprocess=PLAIN)

@@ -286,7 +286,13 @@ def top1_text(found: Evaluation) -> str:
 
 def output_error_text(found: Evaluation) -> str:
     """How far the first output is from the reference's, where it is no table of scores."""
-    return f"output error {100 * (found.output_error or 0.0):.2g} % of the variance"
+    return f"output error {percent_text(found.output_error or 0.0)} of the variance"
+
+
+def percent_text(share: float) -> str:
+    """A share in percent with two digits that count, never as a power of ten above 1 %."""
+    percent = float(f"{100 * share:.2g}")
+    return f"{percent:,.0f} %" if percent >= 10 else f"{percent:.2g} %"
 
 
 def _label_free(found: Evaluation) -> str:

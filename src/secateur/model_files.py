@@ -238,13 +238,15 @@ def steady(path: str | Path, error: type[UserError]) -> Iterator[None]:
     """Raises `error` when a file has been written to by the end of a block that reads it.
 
     What the block has read may then be partly the old contents and partly the new. Errors of the
-    system on the way, such as a file that disappears, become `error` too.
+    system on the way, such as a file that disappears, become `error` too; those that a library
+    makes of the contents (Pillow's "cannot identify image file" is an OSError) pass as they are.
     """
     before = {path: version(path, error)}
     try:
         yield
     except OSError as problem:
         if problem.errno is None:  # not the system's, but a reader's, such as Pillow's
+            check_versions(before, error)
             raise
         raise _unreadable(path, problem, error) from problem
     check_versions(before, error)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from secateur.charts import Line, bars, curves, intervals, printable, require
-from secateur.console import bench_conditions, lost_text, shape_text
+from secateur.console import bench_conditions, lost_text, percent_text, shape_text
 from secateur.plain import to_plain
 from secateur.report import LayerReport, Report
 from secateur.runtimes import NO_SPEED_UP, speed_up_expected
@@ -168,6 +168,7 @@ def _environment() -> Any:
     )
     environment.filters |= {
         "percent": percent,
+        "error_percent": percent_text,
         "fixed": lambda value, digits: f"{value:.{digits}f}",
         "signed": _signed,
         "count": lambda value: f"{value:,}",
@@ -250,7 +251,7 @@ def _accuracy_card(report: Report) -> dict[str, str]:
         right = f"{found.top1 + found.drop:.2f} % before, {found.top1:.2f} % now (top-1)"
         return _card("accuracy", figure, f"{right}, on {found.images:,} images")
     if found.output_error is not None:
-        figure = f"{100 * found.output_error:.2g} %"
+        figure = percent_text(found.output_error)
         return _card("output error", figure, f"of the variance, on {found.images:,} images")
     agreement = 0.0 if found.agreement is None else found.agreement
     return _card(

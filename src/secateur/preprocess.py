@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from secateur.errors import DataError, OptionError, SecateurError
 
+# Beyond these, all that is left of a picture is one value.
+_SCALES = {"mean": (-10.0, 1.0), "std": (0.0, 10.0)}
 _LUMA = (0.299, 0.587, 0.114)  # of RGB, as Pillow makes grey of them
 
 
@@ -54,8 +57,8 @@ class Preprocess:
                     f"{name} has {len(values)} values, expected {self.channels} "
                     "(one per channel) or 1"
                 )
-        if self.std is not None and any(value <= 0 for value in self.std):
-            raise OptionError(f"std is {tuple(self.std)}, expected numbers above 0")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            _check_scale(name, () if values is None else values)
         if self.interpolation not in _INTERPOLATIONS:
             raise OptionError(
                 f"interpolation is {self.interpolation!r}, expected one of: "
@@ -110,6 +113,24 @@ class Preprocess:
             )
         )
         return ((unit - mean) / std).contiguous()
+
+
+def _check_scale(name: str, values: Sequence[float]) -> None:
+    """Raises OptionError for a mean or a standard deviation that pixels in [0, 1] never have.
+
+    A std above 1 or a mean below 0 may be meant: they only scale and shift what goes in.
+    """
+    got = f"{name} is {','.join(f'{value:g}' for value in values)}"
+    if not all(math.isfinite(value) for value in values):
+        raise OptionError(f"{got}, expected finite numbers")
+    if name == "std" and any(value <= 0 for value in values):
+        raise OptionError(f"{got}, expected numbers above 0")
+    low, high = _SCALES[name]
+    if any(not low <= value <= high for value in values):
+        raise OptionError(
+            f"{got}, expected that of pixels in [0, 1]: divide by 255 what is for pixels from 0 "
+            f"to 255 ({','.join(f'{value / 255:.3g}' for value in values)})"
+        )
 
 
 def apply(preprocess: Transform, image: Image.Image, name: str) -> Float[Tensor, ...]:

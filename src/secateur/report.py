@@ -262,7 +262,7 @@ def build_report(
             *warnings,
             *plan.departures(walked, kept),
             *_undecided(search, plan.target.value),
-            *_unjudged(calibration),
+            *_doubtful(calibration),
         ],
         notes=[*plan.graph.notes, *_thin(layers, len(images.tensor)), *notes],
         versions={
@@ -398,13 +398,23 @@ def _thin(layers: Sequence[LayerReport], images: int) -> list[str]:
     ]
 
 
-def _unjudged(calibration: Evaluation | None) -> list[str]:
-    """A warning where nothing tells how far the pruned network is from the dense one."""
-    if calibration is not None:
+def _doubtful(calibration: Evaluation | None) -> list[str]:
+    """A warning where nothing tells how far the outputs are from the dense ones, or they are far.
+
+    An error of the whole variance is what the mean output would have, whatever goes in.
+    """
+    if calibration is None:
+        return [
+            "the network's first output is not one tensor with a row for each image: how far it "
+            "is from the dense network's was not measured"
+        ]
+    error = calibration.output_error
+    if error is None or error <= 1:
         return []
     return [
-        "the network's first output is not one tensor with a row for each image: how far it is "
-        "from the dense network's was not measured"
+        f"on the calibration images the outputs' error is {100 * error:,.0f} % of their variance, "
+        "more than their mean alone would have: prune less, exclude the last layers, or bring "
+        "more images"
     ]
 
 
