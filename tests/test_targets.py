@@ -183,6 +183,33 @@ def test_the_most_that_can_be_asked_for_is_reached(network, images, costs) -> No
 # mistakes
 
 
+class Recurrent(nn.Module):
+    """Nearly all weights are in what cannot be pruned, most of the rest in the first layer."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(16, first)
+        self.between = nn.Linear(first, 16)
+        self.recurrent = nn.LSTM(16, 32, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.recurrent(self.between(self.first(x)))[0][:, -1]
+
+
+@pytest.mark.parametrize(("first", "enough"), [(8, False), (512, True)])
+def test_more_layers_are_advised_only_where_they_are_enough(first, enough) -> None:
+    """And what is advised is not refused in its turn."""
+    network = Recurrent(first).eval().requires_grad_(False)
+    images = torch.randn(64, 4, 16, generator=torch.Generator().manual_seed(0))
+    given = {"max_bytes": 0.5, "method": "magnitude", "allocation": "uniform"}
+    with pytest.raises(OptionError, match="expected at least") as told:
+        secateur.prune(network, images, **given)
+    assert ("prune more layers with include" in str(told.value)) == enough
+    if enough:
+        report = secateur.prune(network, images, include="*", **given).report
+        assert report.bytes_fraction <= 0.5
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [

@@ -31,11 +31,13 @@ class Tariff:
         each: cost of one kept weight, by layer.
         fixed: of all that stays whatever is pruned.
         dense: of the dense network.
+        least: what would stay if all layers were pruned that can be; None = `fixed`.
     """
 
     each: tuple[float, ...]
     fixed: float
     dense: float
+    least: float | None = None
 
     def share(self, kept: Sequence[int]) -> float:
         """Cost at given numbers of kept weights, as a fraction of the dense network's."""
@@ -54,14 +56,12 @@ class Costs:
         bytes: of a file that holds for each pruned layer a mask (one bit per weight) and the
             kept weights, and all other parameters and buffers whole, each at its own width and
             without entropy coding. The dense network's has no masks.
-        more: whether there are layers that could be pruned besides those that are.
         stuck: multiply-accumulates of layers that cannot be pruned.
     """
 
     sizes: tuple[int, ...]
     macs: Tariff
     bytes: Tariff
-    more: bool = True
     stuck: float = 0.0
 
     @classmethod
@@ -76,13 +76,12 @@ class Costs:
             tensors: parameters and buffers that a file holds, by every name; tied ones share
                 their memory.
         """
-        names = {layer.name for layer in chosen}
+        prunable = [layer for layer in every if layer.obstacle is None]
         return cls(
             tuple(layer.weights for layer in chosen),
-            _macs(every, chosen),
-            _bytes(chosen, tensors),
+            replace(_macs(every, chosen), least=_macs(every, prunable).fixed),
+            replace(_bytes(chosen, tensors), least=_bytes(prunable, tensors).fixed),
             stuck=sum(layer.macs for layer in every if layer.obstacle is not None),
-            more=any(layer.obstacle is None and layer.name not in names for layer in every),
         )
 
 
@@ -276,6 +275,13 @@ def _what_is_left(target: _Share, costs: Costs, tariff: Tariff, who: str) -> Bud
         least = math.ceil(1e4 * tariff.fixed / tariff.dense) / 1e4 if tariff.dense else 1.0
         raise OptionError(
             f"{target.name} is {target.value:g}, expected at least {least:g}, which {who}: "
-            f"raise it{', or prune more layers with include' if costs.more else ''}"
+            f"raise it{_with_more_layers(target, tariff)}"
         )
     return Budget(allowed, tariff.each)
+
+
+def _with_more_layers(target: _Share, tariff: Tariff) -> str:
+    """How to meet a target otherwise, if every layer that can be pruned is enough for it."""
+    least = tariff.fixed if tariff.least is None else tariff.least
+    enough = least < tariff.fixed and least < target.value * tariff.dense
+    return ", or prune more layers with include" if enough else ""
