@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from secateur.batches import class_numbers, in_words
 from secateur.data import open_images
+from secateur.distance import as_scores, is_scores, value_error
 from secateur.errors import DataError, ModelError, OptionError, SecateurError, SecateurWarning
 from secateur.frontends import device_of, is_onnx, onnx_function
 from secateur.ir import IR
@@ -48,10 +49,11 @@ class Evaluation:
         p_value: how often chance alone would give a drop or a gain as large, where both networks
             are equally good (McNemar's test, exact, two-sided).
         agreement: images with the same highest score as the reference's, in percent.
-        kl: mean KL(reference || this) of the softmax outputs, in nats.
+        kl: mean KL(reference || this) of the softmax outputs, in nats; where a network ends in a
+            softmax, of its outputs as they are.
         output_error: mean squared difference of the first output from the reference's, over the
-            variance of that; only where the output is no table of scores, which agreement and KL
-            are for.
+            variance of that, each channel by its own (see `secateur.distance`); only where the
+            output is no table of scores, which agreement and KL are for.
     """
 
     images: int
@@ -175,19 +177,11 @@ def compare(
     return Evaluation(images=count, **found)
 
 
-def is_scores(output: Tensor) -> bool:
-    """Whether a network's output is a table of scores (batch, classes), of two classes at least."""
-    return output.dim() == 2 and output.shape[1] > 1
-
-
 def output_error(
     reference: Float[Tensor, "batch ..."], output: Float[Tensor, "batch ..."]
 ) -> float:
-    """Mean squared difference over the reference's variance, of all values together."""
-    pairs = zip(output.split(16), reference.to(output.device).split(16), strict=True)
-    error = sum(float((widened(one) - widened(other)).square().sum()) for one, other in pairs)
-    variance = float(reference.var(correction=0))
-    return error / output.numel() / max(variance, torch.finfo(torch.float32).tiny)
+    """Mean squared difference over the reference's variance; see `secateur.distance`."""
+    return value_error(reference.to(output.device).split(16), output.split(16))
 
 
 def check_labels(labels: Int[Tensor, " batch"], output: Float[Tensor, "batch ..."]) -> None:
@@ -274,7 +268,8 @@ class Judge:
 def kl_divergence(
     reference: Float[Tensor, "batch classes"], logits: Float[Tensor, "batch classes"]
 ) -> float:
-    """Mean KL(softmax(reference) || softmax(logits)), in nats."""
+    """Mean KL(softmax(reference) || softmax(logits)), in nats; of probabilities as they are."""
+    reference, logits = as_scores(reference, logits)
     pairs = zip(reference.split(_ROWS), logits.split(_ROWS), strict=True)
     return max(0.0, sum(_kl_sum(one, other) for one, other in pairs) / len(logits))
 

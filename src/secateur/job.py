@@ -14,8 +14,9 @@ from secateur import judging
 from secateur.adaptation import Adaptation, adapt
 from secateur.alignment import Alignment
 from secateur.data import Images, load_images, open_images
+from secateur.distance import is_scores
 from secateur.errors import DataError, OptionError
-from secateur.evaluate import Evaluation, Judge, fast_layout, is_scores
+from secateur.evaluate import Evaluation, Judge, fast_layout
 from secateur.forecast import expectation
 from secateur.frontends import device_of, saved_tensors, trace, with_parameters
 from secateur.graph import Graph

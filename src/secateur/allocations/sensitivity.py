@@ -15,9 +15,9 @@ from torch import Tensor
 
 from secateur.allocations.protocol import Budget, Curve, Subject, remove_in_order
 from secateur.checks import at_least, between, check_settings, from_to
+from secateur.distance import relative_error
 from secateur.graph import Graph, Layer
 from secateur.methods import LeastSquares, Method
-from secateur.precision import widened
 from secateur.stream import Stream
 from secateur.walk import Fit, Sampling, Walker
 
@@ -183,7 +183,7 @@ class _Study:
         """Damage to the outputs when the layer alone has other parameters."""
         for stream in self.judging:
             stream.advance(layer.uses[0].op)
-        return _distance(self.dense, self._outputs(changes))
+        return relative_error(self.dense, self._outputs(changes))
 
     @torch.no_grad()
     def _outputs(self, changes: Mapping[str, Tensor]) -> list[Tensor]:
@@ -219,25 +219,6 @@ def _smallest(subject: Subject, share: float) -> set[int]:
 
 def _kept(present: int, level: float) -> int:
     return min(present, max(1, present - round(present * level)))
-
-
-def _distance(dense: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
-    """Squared error relative to the outputs' variance; of scores what a softmax sees.
-
-    Not the KL divergence: a network is sure of the images it was trained on, so that KL hangs on
-    the few it is not sure of. With squared errors ResNet-56 keeps a point more at 80 % zeros.
-    """
-    wanted, found = (torch.cat([_seen(part) for part in of]) for of in (dense, outputs))
-    error = (found - wanted).square().mean()
-    variance = wanted.var(correction=0)
-    return float(error / variance.clamp_min(torch.finfo(variance.dtype).tiny))
-
-
-def _seen(output: Tensor) -> Tensor:
-    output = widened(output)
-    if output.dim() == 2 and output.shape[1] > 1:
-        output = output - output.mean(1, keepdim=True)
-    return output.flatten()
 
 
 def _curve(
