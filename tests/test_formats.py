@@ -82,7 +82,6 @@ def importable(monkeypatch) -> None:
         ("circular", "--openvino", "OpenVINO cannot convert the network"),
         ("half", "--openvino", "takes float16, expected float32"),
         ("half", "--int8", "takes float16, expected float32"),
-        ("NoneFirst", "--onnx", "the model returns NoneType"),
     ],
 )
 def test_what_cannot_be_made_is_told_before_the_pruning(
@@ -93,6 +92,12 @@ def test_what_cannot_be_made_is_told_before_the_pruning(
     assert says in done.stderr
     assert walks == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_as_the_first_output_is_no_obstacle(tmp_path) -> None:
+    done = prune("NoneFirst", tmp_path / "out", "--onnx")
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert (tmp_path / "out" / "model.onnx").is_file()
 
 
 def test_python_tries_int8_first_too(walks) -> None:

@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from functools import partial
 
 import pytest
@@ -21,6 +22,17 @@ from secateur.output import (
     output_folder,
     write_file,
 )
+
+
+@pytest.fixture(params=["one thread", "two threads"])
+def threads(request):
+    """With a second thread, as PyTorch has them: a signal may be given to either."""
+    done = threading.Event()
+    if request.param == "two threads":
+        thread = threading.Thread(target=done.wait)
+        thread.start()
+    yield
+    done.set()
 
 
 def everything_in(folder):
@@ -474,6 +486,7 @@ def test_a_run_into_a_folder_removes_what_was_left_beside_it(tmp_path, writer):
     assert everything_in(tmp_path) == ["out", "out/a"]
 
 
+@pytest.mark.usefixtures("threads")
 def test_ctrl_c_while_the_hidden_folder_is_removed_waits_for_that(tmp_path, monkeypatch):
     def interrupted(path, **options):
         os.kill(os.getpid(), signal.SIGINT)
@@ -531,6 +544,7 @@ def test_a_hidden_folder_removed_before_it_was_locked_is_made_again(tmp_path, mo
     assert everything_in(tmp_path) == ["a"]
 
 
+@pytest.mark.usefixtures("threads")
 def test_a_polite_kill_waits_until_all_files_are_renamed(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt

@@ -342,7 +342,7 @@ def test_an_onnx_file_that_is_not_whole_is_refused(tmp_path):
     rng = np.random.default_rng(0)
     for length in {*range(40), *rng.integers(0, len(content), 40).tolist(), len(content) - 1}:
         (tmp_path / "m.onnx").write_bytes(content[:length])
-        with pytest.raises(PackError, match=r"m\.onnx cannot be used"):
+        with pytest.raises(PackError, match=r"m\.onnx (cannot be used|is an empty file)"):
             secateur.pack(tmp_path / "m.onnx", tmp_path / "again")
     assert everything_in(tmp_path) == ["m.onnx", "packed"]
 
@@ -350,7 +350,7 @@ def test_an_onnx_file_that_is_not_whole_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "no graph"),
+        (b"", "is an empty file"),
         (b"\x08\x0a", "no graph"),
         (b"\x3a\x05\x08", "beyond its end"),
         (b"\x3a" + b"\xff" * 12, "has no end"),
@@ -600,7 +600,7 @@ def test_records_that_are_missing_twice_or_elsewhere_are_told(packed, weights):
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 100, -1])
 def test_a_model_that_is_not_whole_is_refused(tmp_path, weights, length):
     (tmp_path / "m.safetensors").write_bytes(weights[:length])
-    with pytest.raises(PackError, match=r"m\.safetensors cannot be used"):
+    with pytest.raises(PackError, match=r"m\.safetensors (cannot be used|is an empty file)"):
         secateur.pack(tmp_path / "m.safetensors", tmp_path / "packed")
     assert everything_in(tmp_path) == ["m.safetensors"]
 

@@ -17,6 +17,7 @@ import re
 import secrets
 import shutil
 import signal
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -326,15 +327,26 @@ def _link(path: Path, target: Path) -> None:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Ctrl-C and a polite kill wait until a few files are renamed or removed."""
-    if not hasattr(signal, "pthread_sigmask"):
+    """Ctrl-C and a polite kill wait until a few files are renamed or removed.
+
+    Blocking the signals would not do: that holds for one thread, and PyTorch has others, which
+    take them. Python interrupts its main thread only; what is done in another is not disturbed.
+    """
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    caught: list[int] = []
+    held = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    held = {number: handler for number, handler in held.items() if handler is not None}
+    for number in held:
+        signal.signal(number, lambda number, _: caught.append(number))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in held.items():
+            signal.signal(number, handler)
+        if caught:
+            signal.raise_signal(caught[0])
 
 
 def _check_place(target: Path, *, wanted: Literal["file", "folder"]) -> None:
