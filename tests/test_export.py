@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur
-from secateur.export import save_model, save_onnx, save_safetensors
+from secateur.export import rehearse, save_model, save_onnx, save_safetensors
 from secateur.frontends import read
 
 NAMES = ["0.weight", "3.weight", "6.weight"]
@@ -102,3 +102,13 @@ def test_zeros_elsewhere_do_not_make_up_for_zeros_lost(name, images, tmp_path, m
     monkeypatch.setattr(torch.onnx, "export", careless)
     with pytest.raises(secateur.ModelError, match=rf"lost .* zeros of the layer {name}"):
         save_onnx(network(), tmp_path / "net.onnx", images, NAMES)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_int8_and_openvino_of_another_precision_give_advice_that_can_be_followed(dtype) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
+    images = torch.randn(4, 1, 8, 8)
+    for given, what in (({"int8": True}, "INT8"), ({"openvino": True}, "OpenVINO")):
+        with pytest.raises(secateur.ModelError, match=rf"expected float32 for {what}.*net\.float"):
+            rehearse(network.to(dtype), images, **given)
+        rehearse(network.float(), images, **given)

@@ -392,3 +392,33 @@ def test_pack_names_what_it_is_given_in_the_place_of_a_model(name, tmp_path) -> 
     result = CliRunner().invoke(app, ["pack", str(tmp_path / name), "-o", str(tmp_path / "out")])
     assert result.exit_code == 2
     assert what in result.stderr
+
+
+NOTICES = """
+import warnings
+from torch import nn
+
+def said(module):
+    warnings.warn_explicit("is deprecated", DeprecationWarning, "file.py", 1, module=module)
+
+said("torch.jit._script")
+
+def quiet():
+    said("torch._dynamo")
+    return nn.Linear(2, 2)
+
+def loud():
+    said("network")
+    return nn.Linear(2, 2)
+"""
+
+
+def test_pytorch_s_notices_about_itself_stay_within_and_others_are_heard(tmp_path) -> None:
+    """As those that come when a network is built with torch.compile, the first time."""
+    (tmp_path / "notices.py").write_text(NOTICES)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_model(f"{tmp_path}/notices.py:quiet")
+        assert not caught
+        load_model(f"{tmp_path}/notices.py:loud")
+    assert [str(of.message) for of in caught] == ["is deprecated"]

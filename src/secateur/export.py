@@ -111,7 +111,7 @@ def save_onnx(
     onnx, runtime = require_onnx("writing ONNX", "onnxscript")
     images = images[:_CHECKED_IMAGES].cpu()
     module = copy_module(model).eval().cpu()
-    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    dtype = _precision(module)
     example = images[:2] if len(images) > 1 else torch.cat([images, images])
     large = sum(tensor.nbytes for tensor in module.state_dict().values()) > 1_800_000_000
     try:
@@ -142,6 +142,8 @@ def save_onnx(
         raise
     except Exception as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
+        if dtype != torch.float32:
+            first = f"{first} (in float32, after net.float(), it may be)"
         raise ModelError(
             f"the pruned network cannot be written as ONNX: {first}; the other outputs do not "
             "need it: leave out --onnx, or export the saved weights with your own settings"
@@ -197,6 +199,8 @@ def rehearse(
     Cost: that of writing the files, but for the number of images.
     """
     images = images[:2].cpu()
+    if openvino or int8:
+        _check_float32(model, "OpenVINO" if openvino else "INT8")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
@@ -216,6 +220,23 @@ def rehearse(
             save_openvino(exported, folder / "int8.xml", images, int8=images)
         elif int8:
             in_int8(exported, images)
+
+
+def _check_float32(model: Any, what: str) -> None:
+    """Raises ModelError for a module of another precision than the one that files are made from."""
+    dtype = torch.float32 if is_onnx(model) else _precision(model)
+    if dtype != torch.float32:
+        name = str(dtype).removeprefix("torch.")
+        raise ModelError(
+            f"the network's weights are {name}, expected float32 for {what}: pass the network in "
+            f"float32 (net.float()), or leave out {what}"
+        )
+
+
+def _precision(module: nn.Module) -> torch.dtype:
+    """The type of a module's first parameter of floats."""
+    floats = (p.dtype for p in module.parameters() if p.is_floating_point())
+    return next(floats, torch.float32)
 
 
 def save_int8(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -51,7 +54,8 @@ def call(reference: str, error: type[UserError] = ModelError) -> Any:
     if isinstance(found, nn.Module) or not callable(found):
         return found
     try:
-        return found()
+        with _without_torch_notices():
+            return found()
     except UserError:
         raise
     except (Exception, SystemExit) as problem:
@@ -63,7 +67,8 @@ def call(reference: str, error: type[UserError] = ModelError) -> Any:
 
 def _load(place: str, error: type[UserError]) -> ModuleType:
     try:
-        return _load_file(Path(place), error) if place.endswith(".py") else _load_module(place)
+        with _without_torch_notices():
+            return _load_file(Path(place), error) if place.endswith(".py") else _load_module(place)
     except UserError:
         raise
     except (Exception, SystemExit) as problem:
@@ -71,6 +76,14 @@ def _load(place: str, error: type[UserError]) -> ModuleType:
             f"importing {place} failed with {type(problem).__name__}: {_one_line(problem)}; "
             "expected a module that imports: try it in Python first"
         ) from problem
+
+
+@contextmanager
+def _without_torch_notices() -> Iterator[None]:
+    """Hides what PyTorch says of its own internals, as when torch.compile is first imported."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.")
+        yield
 
 
 def _load_module(name: str) -> ModuleType:
