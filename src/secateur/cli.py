@@ -502,7 +502,7 @@ def evaluate(
         from secateur.console import verdict_lines
         from secateur.data import open_images
         from secateur.errors import SecateurWarning
-        from secateur.evaluate import answer, compare
+        from secateur.evaluate import answer, compare, one_answer
         from secateur.loading import load_network
 
         preprocess = _preprocess(size, resize, mean, std, channels)
@@ -517,7 +517,10 @@ def evaluate(
         output, *bases = answers.outputs
         base = bases[0] if bases else None
         found = [(file, compare(output, answers.labels, base))]
-        for doubt in images.doubts(answers.classes):
+        doubts = images.doubts(answers.classes)
+        if base is not None and answers.labels is None:
+            doubts += one_answer(base, "images")
+        for doubt in doubts:
             warnings.warn(doubt, SecateurWarning, stacklevel=2)
         if base is not None and against is not None:
             found.append((against, compare(base, answers.labels, base)))

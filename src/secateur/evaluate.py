@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from secateur.batches import class_numbers, in_words
 from secateur.data import open_images
-from secateur.distance import as_scores, is_scores, value_error
+from secateur.distance import as_scores, has_one_answer, is_scores, value_error
 from secateur.errors import DataError, ModelError, OptionError, SecateurError, SecateurWarning
 from secateur.frontends import device_of, is_onnx, onnx_function
 from secateur.ir import IR
@@ -116,7 +116,10 @@ def evaluate(
     numbers = answers.labels if numbers is None else numbers
     if numbers is not None:
         _check_count(numbers, answers.images)
-    for doubt in stream.doubts(answers.classes):
+    doubts = stream.doubts(answers.classes)
+    if numbers is None:
+        doubts += one_answer(answers.outputs[1], "images")
+    for doubt in doubts:
         warnings.warn(doubt, SecateurWarning, stacklevel=2)
     return compare(answers.outputs[0], numbers, None if reference is None else answers.outputs[1])
 
@@ -175,6 +178,22 @@ def compare(
             found["drop_error"] = 100 * float(lost.std(correction=0)) / math.sqrt(count)
             found["p_value"] = mcnemar(int((lost > 0).sum()), int((lost < 0).sum()))
     return Evaluation(images=count, **found)
+
+
+def one_answer(dense: Tensor, images: str) -> list[str]:
+    """A warning where agreement with the dense network's answers, without labels, means nothing.
+
+    Args:
+        dense: the dense network's first output.
+        images: what they are called.
+    """
+    if not has_one_answer(dense):
+        return []
+    return [
+        f"the dense network gives the same answer for all {len(dense)} {images}, so that agreement "
+        "tells nothing: judge on images of several classes or with labels, or, where its outputs "
+        "are no scores of classes (regression), by their own error"
+    ]
 
 
 def output_error(

@@ -14,9 +14,9 @@ from secateur import judging
 from secateur.adaptation import Adaptation, adapt
 from secateur.alignment import Alignment
 from secateur.data import Images, load_images, open_images
-from secateur.distance import is_scores
+from secateur.distance import has_one_answer, is_scores
 from secateur.errors import DataError, OptionError
-from secateur.evaluate import Evaluation, Judge, fast_layout
+from secateur.evaluate import Evaluation, Judge, fast_layout, one_answer
 from secateur.forecast import expectation
 from secateur.frontends import device_of, saved_tensors, trace, with_parameters
 from secateur.graph import Graph
@@ -303,11 +303,10 @@ def prepare(
         watch.begin("running the dense network on the images to judge by")
         judge = Judge.of(model, judged)
         doubts += judged.doubts(judge.dense.shape[1] if is_scores(judge.dense) else 0)
-        if isinstance(target, MaxDrop) and not is_scores(judge.dense):
-            raise OptionError(
-                f"max_drop counts answers, and the network returns {tuple(judge.dense.shape)}, "
-                "expected scores of shape (batch, classes): ask for a sparsity"
-            )
+        if isinstance(target, MaxDrop):
+            _check_answers(judge)
+        elif judge.labels is None:
+            doubts += one_answer(judge.dense, "evaluation images")
         if evaluation is not None:
             doubts += _fitted_to(judged, len(judge.dense), images)
     watch.lap("evaluation")
@@ -346,6 +345,21 @@ def prepare(
         warnings=tuple(dict.fromkeys(doubts)),  # a folder of both kinds tells them once
         watch=watch,
     )
+
+
+def _check_answers(judge: Judge) -> None:
+    """Raises where there are no answers to count, or all are the same."""
+    if not is_scores(judge.dense):
+        raise OptionError(
+            f"max_drop counts answers, and the network returns {tuple(judge.dense.shape)}, "
+            "expected scores of shape (batch, classes): ask for a sparsity"
+        )
+    if judge.labels is None and has_one_answer(judge.dense):
+        raise OptionError(
+            "max_drop counts answers, and the network gives the same answer for all "
+            f"{len(judge.dense)} images that it is judged on, expected several: pass evaluation "
+            "images of several classes or with labels, or ask for a sparsity"
+        )
 
 
 def _fitted_to(judged: ImageStream, count: int, images: Images) -> list[str]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from secateur.allocations import Curve
 from secateur.data import FEW_IMAGES, MAX_IMAGES, Images
 from secateur.errors import ModelError
-from secateur.evaluate import Evaluation, Judge, compare, first_output
+from secateur.evaluate import Evaluation, Judge, compare, first_output, one_answer
 from secateur.frontends import named_tensors, parameters, with_parameters
 from secateur.graph import Graph, Layer
 from secateur.output import write_file
@@ -263,6 +263,7 @@ def build_report(
             *plan.departures(walked, kept),
             *_undecided(search, plan.target.value),
             *_doubtful(calibration),
+            *_one_answer(calibration, walked.dense, evaluation),
         ],
         notes=[*plan.graph.notes, *_thin(layers, len(images.tensor)), *notes],
         versions={
@@ -416,6 +417,15 @@ def _doubtful(calibration: Evaluation | None) -> list[str]:
         "more than their mean alone would have: prune less, exclude the last layers, or bring "
         "more images"
     ]
+
+
+def _one_answer(
+    calibration: Evaluation | None, dense: Tensor | None, evaluation: Mapping[str, Evaluation]
+) -> list[str]:
+    """A warning where agreement on the calibration images, and no other figure, means nothing."""
+    if calibration is None or dense is None or evaluation:
+        return []
+    return one_answer(dense, "calibration images")
 
 
 def _undecided(search: SearchReport | None, limit: float) -> list[str]:
