@@ -291,7 +291,7 @@ def test_a_network_without_scores_is_judged_by_its_output(place, tmp_path):
     out, model = tmp_path / "out", f"{place / 'cli_networks.py'}:detector"
     np.savez(tmp_path / "more.npz", images=np.random.default_rng(5).random((40, 1, 12, 12), "f4"))
     more = ["--method", "magnitude", "--eval", tmp_path / "more.npz"]
-    result = invoke(*prune_arguments(place, out, *more, network="detector"))
+    result = invoke(*prune_arguments(place, out, *more, network="detector", sparsity=0.3))
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
     assert "% of the variance (no table of scores: agreement does not apply)" in result.stdout
@@ -320,7 +320,7 @@ def test_pixels_without_mean_and_std_are_one_warning(place, tmp_path):
     out = tmp_path / "out"
     result = invoke(*prune_arguments(place, out, *more, data="classes"))
     lines = result.stderr.splitlines()
-    assert [line for line in lines if "pixels are fed in 0..1" in line] == [lines[-1]]
+    assert len([line for line in lines if "pixels are fed in 0..1" in line]) == 1
     assert any("pixels are fed" in text for text in Report.load(out / "report.json").warnings)
     more = ["--dry-run", "--channels", 1]
     planned = invoke(*prune_arguments(place, tmp_path / "plan", *more, data="pngs"))
