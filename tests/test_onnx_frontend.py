@@ -24,8 +24,9 @@ from secateur.evaluate import predict
 from secateur.frontends import trace
 from secateur.frontends.first_runs import one_first_run
 from secateur.frontends.onnx import first_run
+from secateur.frontends.onnx.plan import FOLD
 from secateur.frontends.onnx.trial import run
-from secateur.graph import BiasSlot
+from secateur.graph import ON_THE_FLY, BiasSlot
 from secateur.stream import Stream
 
 NEWEST = min(onnx.defs.onnx_opset_version(), 26)  # the last that ONNX Runtime 1.31 runs
@@ -390,7 +391,7 @@ def test_what_cannot_be_pruned_says_why() -> None:
     found = {layer.obstacle: layer for layer in secateur.inspect(build.model(x)).layers}
     assert list(found) == [
         "transposed convolution",
-        "weight computed on the fly",
+        f"{ON_THE_FLY}: {FOLD}",
         "quantised weight",
         None,
     ]

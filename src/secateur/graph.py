@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 ACTIVATIONS = "(products of activations)"  # the line for all of them together
 
+ON_THE_FLY = "weight computed on the fly"  # how the obstacle of such layers begins
+
 _TINY = 64  # weights
 
 
@@ -223,6 +225,28 @@ def protected(layers: Sequence[Layer]) -> list[Layer]:
     if prunable:
         reasons[prunable[0].name] = "first layer"
     return [replace(layer, protected=reasons.get(layer.name)) for layer in layers]
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Shares of a network's weights, of all layers together.
+
+    Attributes:
+        stuck: in layers that cannot be pruned.
+        computed: in those among them whose weight is computed in each run.
+    """
+
+    stuck: float
+    computed: float
+
+    @classmethod
+    def of(cls, layers: Sequence[Layer]) -> Shares:
+        """Of a network; what multiplies a vector only is a norm of a weight that counts already."""
+        layers = [layer for layer in layers if layer.kind not in ("mv", "dot", "vdot")]
+        total = max(1, sum(layer.weights for layer in layers))
+        stuck = [layer for layer in layers if layer.obstacle is not None]
+        computed = [of for of in stuck if str(of.obstacle).startswith(ON_THE_FLY)]
+        return cls(*(sum(of.weights for of in held) / total for held in (stuck, computed)))
 
 
 def _is_depthwise(layer: Layer) -> bool:

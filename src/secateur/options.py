@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from secateur.errors import ModelError, OptionError
-from secateur.graph import Layer
+from secateur.graph import ON_THE_FLY, Layer, Shares
 
 
 def choose(what: str, value: Any, table: Mapping[str, type]) -> Any:
@@ -141,6 +141,12 @@ def _way_out(layers: Sequence[Layer], include: Any, exclude: Any) -> str:
     prunable = [layer for layer in layers if layer.obstacle is None]
     if not layers:
         return "check that this is the right model"
+    shares = Shares.of(layers)
+    told = any(str(layer.obstacle).startswith(f"{ON_THE_FLY}: ") for layer in layers)
+    if told and shares.computed > 0.5:
+        return (
+            f"do what is said of these layers, for they hold {shares.computed:.0%} of the weights"
+        )
     if not prunable:
         return "none of these can be pruned; pass a network with weights that can"
     if exclude is not None and (
@@ -149,6 +155,11 @@ def _way_out(layers: Sequence[Layer], include: Any, exclude: Any) -> str:
         return "exclude fewer layers"
     if include is not None:
         return "name a layer in include="
+    if shares.stuck > 0.5:
+        return (
+            f"{shares.stuck:.0%} of the weights are in layers that cannot be pruned; pass a "
+            "network whose weights can"
+        )
     excluded = set() if exclude is None else _matching("exclude", exclude, layers, any_layer=True)
     names = [layer.name for layer in prunable if layer.name not in excluded]
     if not names:

@@ -19,7 +19,7 @@ from secateur.data import FEW_IMAGES, MAX_IMAGES, Images
 from secateur.errors import ModelError
 from secateur.evaluate import Evaluation, Judge, compare, first_output, one_answer
 from secateur.frontends import named_tensors, parameters, with_parameters
-from secateur.graph import Graph, Layer
+from secateur.graph import ON_THE_FLY, Graph, Layer, Shares
 from secateur.output import write_file
 from secateur.plain import Saved, to_plain
 from secateur.runtimes import Gate, LayerFacts, Machine, RuntimeReport, gates, survey
@@ -261,6 +261,7 @@ def build_report(
             *_warnings(len(images.tensor)),
             *warnings,
             *plan.departures(walked, kept),
+            *_computed(plan.graph.layers),
             *_undecided(search, plan.target.value),
             *_doubtful(calibration),
             *_one_answer(calibration, walked.dense, evaluation),
@@ -397,6 +398,17 @@ def _thin(layers: Sequence[LayerReport], images: int) -> list[str]:
         f"({worst.name}: {worst.samples} for {math.prod(worst.shape[1:])}): more images, up to "
         f"{MAX_IMAGES}, would keep more accuracy"
     ]
+
+
+def _computed(layers: Sequence[Layer]) -> list[str]:
+    """A warning where most weights stay dense for they are computed in each run."""
+    share = Shares.of(layers).computed
+    if share <= 0.5:
+        return []
+    of = [layer for layer in layers if str(layer.obstacle).startswith(ON_THE_FLY)]
+    names = ", ".join(layer.name for layer in of[:3]) + (", ..." if len(of) > 3 else "")
+    reasons = "; ".join(dict.fromkeys(str(layer.obstacle) for layer in of))
+    return [f"{share:.0%} of the weights stay dense, in the layers {names}: {reasons}"]
 
 
 def _doubtful(calibration: Evaluation | None) -> list[str]:

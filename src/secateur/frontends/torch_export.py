@@ -22,6 +22,7 @@ from secateur.frontends.torch_modules import (
     Places,
     cast_outside,
     check_finite,
+    computed_weights,
     copy_module,
     named_tensors,
     paths_outside,
@@ -40,6 +41,7 @@ from secateur.frontends.torch_products import (
 from secateur.frontends.torch_program import export
 from secateur.geometry import Convolution, Geometry, Linear
 from secateur.graph import (
+    ON_THE_FLY,
     BiasSlot,
     Layer,
     Norm,
@@ -89,6 +91,7 @@ class TorchGraph:
 
     Attributes:
         fixed: why parameters cannot be changed, by name.
+        computed: how to make parameters of weights that are computed in each run, by module.
     """
 
     ops: list[Op]
@@ -100,6 +103,7 @@ class TorchGraph:
     nodes: list[Node] = field(default_factory=list)
     keys: dict[Node, str] = field(default_factory=dict)
     fixed: dict[str, str] = field(default_factory=dict)
+    computed: dict[str, str] = field(default_factory=dict)
 
     def run(self, index: int, values: Mapping[str, Any]) -> Any:
         """Runs one aten operation without gradients."""
@@ -168,7 +172,7 @@ def trace(model: nn.Module, example: Tensor) -> TorchGraph:
     if len(example) == 1:  # torch.export takes a batch of one for a constant
         example = torch.cat([example, example])
     program, autocasts = export(module, example)
-    graph = _build(program, places, paths_outside(module))
+    graph = _build(program, places, module)
     if autocasts:
         graph.notes.append("forward uses torch.autocast: layers were fitted in float32")
     _check_agreement(graph, module, example, _AUTOCAST_AGREEMENT if autocasts else _AGREEMENT)
@@ -221,8 +225,8 @@ def _tensors(output: Any) -> Iterator[Tensor]:
     return (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
 
 
-def _build(program: ExportedProgram, places: Places, outside: Mapping[Any, str]) -> TorchGraph:
-    keys, parameters = _placeholders(program, places, outside)
+def _build(program: ExportedProgram, places: Places, module: nn.Module) -> TorchGraph:
+    keys, parameters = _placeholders(program, places, paths_outside(module))
     compute = [node for node in program.graph.nodes if node.op in ("call_function", "get_attr")]
     for node in compute:
         keys[node] = f"%{node.name}"
@@ -244,7 +248,17 @@ def _build(program: ExportedProgram, places: Places, outside: Mapping[Any, str])
     ]
     fixed = {name: places.why_fixed(name) for name in parameters}
     fixed = {name: why for name, why in fixed.items() if why}
-    graph = TorchGraph(ops, keys[inputs[0]], outputs, parameters, [], [], nodes, keys, fixed)
+    graph = TorchGraph(
+        ops,
+        keys[inputs[0]],
+        outputs,
+        parameters,
+        layers=[],
+        nodes=nodes,
+        keys=keys,
+        fixed=fixed,
+        computed=computed_weights(module),
+    )
     graph.layers = _Layers(graph).find()
     if any(isinstance(node.target, torch._ops.HigherOrderOperator) for node in nodes):
         graph.notes.append("layers inside control flow (torch.cond, checkpoint) stay dense")
@@ -450,7 +464,8 @@ class _Layers:
     def _multiplication(self, index: int, node: Node) -> Layer:
         weight = self.graph.keys[node.args[1]]  # type: ignore[index]
         if weight not in self.graph.parameters:
-            return self._dense(node, node.args[1], "weight computed on the fly")
+            how = self.graph.computed.get(_module(node))
+            return self._dense(node, node.args[1], f"{ON_THE_FLY}: {how}" if how else ON_THE_FLY)
         is_linear = node.target == _LINEAR
         geometry = Linear() if is_linear else _convolution(node)
         shape = self.graph.parameters[weight].shape

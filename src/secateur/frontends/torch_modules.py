@@ -15,6 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.optim.swa_utils import AveragedModel
 
 from secateur.errors import ModelError
@@ -42,6 +46,34 @@ def _within(model: nn.Module) -> nn.Module | None:
 
 def _is_compiled(model: nn.Module) -> bool:
     return type(model).__name__ == "OptimizedModule"
+
+
+def computed_weights(model: nn.Module) -> dict[str, str]:
+    """By a part's name, how to make parameters of its weights that are computed in each run.
+
+    Those of masks (`torch.nn.utils.prune`), parametrizations, and the older weight and spectral
+    norms.
+    """
+    found = {name: _how_to_hold(part) for name, part in model.named_modules()}
+    return {name: how for name, how in found.items() if how}
+
+
+def _how_to_hold(part: nn.Module) -> str:
+    if is_parametrized(part):
+        tensors = list(part.parametrizations)  # type: ignore[arg-type]
+        return _call("parametrize.remove_parametrizations", tensors)
+    for hook in part._forward_pre_hooks.values():
+        if isinstance(hook, BasePruningMethod):
+            return _call("prune.remove", [hook._tensor_name])
+        if isinstance(hook, WeightNorm | SpectralNorm):
+            norm = "weight" if isinstance(hook, WeightNorm) else "spectral"
+            return _call(f"remove_{norm}_norm", [hook.name])
+    return ""
+
+
+def _call(function: str, tensors: Sequence[str]) -> str:
+    tensor = "weight" if "weight" in tensors else tensors[0]
+    return f"call torch.nn.utils.{function}(layer, {tensor!r}) first"
 
 
 def check_usable(model: nn.Module) -> None:

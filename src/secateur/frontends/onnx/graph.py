@@ -29,6 +29,7 @@ from secateur.frontends.onnx.signature import known_shapes, several
 from secateur.frontends.onnx.steps import Convolve, Multiply, Normalise, RowsFirst, Step
 from secateur.frontends.onnx.whole import Whole
 from secateur.graph import (
+    ON_THE_FLY,
     BiasSlot,
     Layer,
     Norm,
@@ -429,7 +430,8 @@ class _Layers:
 
     def _dense(self, site: Site) -> Layer:
         node = self.nodes.nodes[site.node]
-        computed = node.op_type == "Conv" or site.reason == "quantised weight"
+        reason = str(site.reason)
+        computed = node.op_type == "Conv" or reason.startswith(("quantised weight", ON_THE_FLY))
         if site.weight is None and not computed:
             return activations_product(self._macs(site, ()))
         held = site.weight or next((name for name in node.input[1:2]), "")

@@ -19,6 +19,7 @@ from secateur.frontends.onnx.nodes import Nodes, is_node, option
 from secateur.frontends.onnx.products import RECURRENT, multiplies
 from secateur.frontends.onnx.signature import images_input
 from secateur.frontends.onnx.steps import Convolve, Multiply, Normalise, Step, Swap
+from secateur.graph import ON_THE_FLY
 
 _STAY_DENSE = {
     "ConvTranspose": "transposed convolution",
@@ -38,6 +39,8 @@ _STAY_DENSE = {
     "FusedMatMul": "fused by ONNX Runtime",
     "Attention": "fused by ONNX Runtime",
 }
+
+FOLD = "remove weight norms, parametrizations and masks before the export, or fold constants in it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,8 +325,10 @@ class Plan:
             self._dense(index, source, reason)
         elif maker is not None and is_node(self.nodes.nodes[maker], "DequantizeLinear"):
             self._dense(index, None, "quantised weight")
-        elif operand in self.nodes.fixed or is_node(node, "Conv"):
-            self._dense(index, None, "weight computed on the fly")
+        elif operand in self.nodes.fixed:
+            self._dense(index, None, f"{ON_THE_FLY}: {FOLD}")
+        elif is_node(node, "Conv"):
+            self._dense(index, None, ON_THE_FLY)
         else:
             weight = self._largest(node)  # Gemm with a constant on the left
             self._dense(index, weight, "matrix product with a parameter")
