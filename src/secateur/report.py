@@ -25,11 +25,16 @@ from secateur.plain import Saved, to_plain
 from secateur.runtimes import Gate, LayerFacts, Machine, RuntimeReport, gates, survey
 from secateur.search import Try
 from secateur.steps import Plan
+from secateur.streams import digests
 from secateur.version import __version__
 from secateur.walk import LayerResult, Walked
 
 if TYPE_CHECKING:
     from secateur.bench import Bench
+
+_LOST = 0.99  # error of a layer, relative to its variance, that leaves nothing of it
+_SHOWN = 5  # layers that a warning names
+_BLANK = 0.9  # of the images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,10 +264,12 @@ def build_report(
         runtimes=survey([layer.gates for layer in layers], Machine.here()),
         warnings=[
             *_warnings(len(images.tensor)),
+            *_alike(images.tensor),
             *warnings,
             *plan.departures(walked, kept),
             *_computed(plan.graph.layers),
             *_undecided(search, plan.target.value),
+            *_gone(layers, plan.present),
             *_doubtful(calibration),
             *_one_answer(calibration, walked.dense, evaluation),
         ],
@@ -384,6 +391,48 @@ def _warnings(images: int) -> list[str]:
     return [
         f"only {images} calibration image{'s' if images > 1 else ''}, expected a few hundred: "
         "the accuracy lost may be large; add images if you can"
+    ]
+
+
+def _alike(images: Tensor) -> list[str]:
+    """A warning where many calibration images are few different ones, or blank."""
+    count = len(images)
+    if count < FEW_IMAGES:  # which is a warning already
+        return []
+    different = len(set(digests(images)))
+    if different < FEW_IMAGES:
+        return [
+            f"the {count} calibration images are copies of only {different}, expected a few "
+            "hundred different ones: check what gives them; the accuracy lost may be large"
+        ]
+    channels = images.flatten(2) if images.dim() > 3 else images.flatten(1)
+    blank = (channels.amax(-1) == channels.amin(-1)).reshape(count, -1).all(1)
+    if channels.shape[-1] == 1 or blank.sum() < _BLANK * count:
+        return []
+    return [
+        f"{int(blank.sum())} of {count} calibration images are blank, one value in each channel: "
+        "check what gives them; the accuracy lost may be large"
+    ]
+
+
+def _gone(layers: Sequence[LayerReport], present: Sequence[int]) -> list[str]:
+    """A warning that names the layers of which nothing is left.
+
+    Args:
+        layers: the pruned ones.
+        present: their weights that were not zero in the dense network.
+    """
+    gone = [
+        layer.name
+        for layer, before in zip(layers, present, strict=True)
+        if before and (layer.zeros == layer.weights or layer.relative_error >= _LOST)
+    ]
+    if not gone:
+        return []
+    shown = ", ".join(gone[:_SHOWN]) + (f" and {len(gone) - _SHOWN} more" * (len(gone) > _SHOWN))
+    return [
+        f"{len(gone)} of {len(layers)} layers have no weight left or have lost {_LOST:.0%} or more "
+        f"of what they compute ({shown}): ask for fewer zeros, or exclude them"
     ]
 
 
