@@ -333,10 +333,10 @@ def test_fewer_class_folders_than_outputs_are_a_warning(place, tmp_path):
     more = [*options, "--eval", place / "classes"]
     result = invoke(*prune_arguments(place, out, *more, data="pngs"))
     assert result.exit_code == 0, result.output
-    (line,) = result.stderr.splitlines()
+    (line,) = [of for of in result.stderr.splitlines() if "class folders" in of]
     assert "has 3 class folders for a network with 5 outputs" in line
     assert "(ant = 0, bee = 1, cat = 2)" in line
-    assert Report.load(out / "report.json").warnings == [line.removeprefix("secateur: warning: ")]
+    assert line.removeprefix("secateur: warning: ") in Report.load(out / "report.json").warnings
 
 
 def test_force_replaces_its_own_files_and_keeps_others(place, tmp_path):
