@@ -620,3 +620,11 @@ def test_arrays_of_text_are_no_images(tmp_path):
     for data in (tmp_path / "d.npz", np.array(["cat"])):
         with pytest.raises(DataError):
             load_images(data)
+
+
+@pytest.mark.parametrize("number", ["3" * 30, "x" * 200_000])
+def test_class_numbers_that_are_none_are_one_sentence(tmp_path, number):
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text(f"file,label\na.png,{number}\n")
+    with pytest.raises(DataError, match="expected the columns file,label with class numbers"):
+        load_images(str(tmp_path), preprocess=Preprocess(mean=(0,), std=(1,)), labelled=True)

@@ -123,8 +123,8 @@ def _listed(names: Sequence[str]) -> str:
 def _csv_labels(table: Path, folder: Path, files: list[Path]) -> Int[Tensor, " batch"]:
     with table.open(newline="", encoding="utf-8-sig") as lines:
         try:
-            by_name = {row["file"]: int(row["label"]) for row in csv.DictReader(lines)}
-        except (KeyError, TypeError, ValueError) as error:
+            by_name = {row["file"]: _class_number(row["label"]) for row in csv.DictReader(lines)}
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
             raise DataError(
                 f"{table} cannot be read ({type(error).__name__}: {error}), expected the columns "
                 "file,label with class numbers"
@@ -136,3 +136,15 @@ def _csv_labels(table: Path, folder: Path, files: list[Path]) -> Int[Tensor, " b
                 "image: add the line or remove the image"
             )
     return torch.tensor([by_name[str(path.relative_to(folder))] for path in files])
+
+
+def _class_number(text: str) -> int:
+    """A whole number that a tensor can hold.
+
+    Raises:
+        ValueError: it is none.
+    """
+    number = int(text)
+    if abs(number) >= 2**63:
+        raise ValueError(f"a class number of {len(text)} digits")
+    return number
