@@ -387,8 +387,13 @@ def _lost(row: Row | None) -> str:
 
 
 PAGES: dict[str, dict[str, Table]] = {
-    "README.md": {"default": default, "accuracy": accuracy, "cost": cost},
-    "docs/how-it-works.md": {"allocation": allocation, "elsewhere": elsewhere},
+    "README.md": {"default": default},
+    "docs/how-it-works.md": {
+        "allocation": allocation,
+        "elsewhere": elsewhere,
+        "accuracy": accuracy,
+        "cost": cost,
+    },
     "docs/paper.md": {"paper": paper, "paper-cost": paper_cost},
     "docs/packed-format.md": {"packing": packing},
     "docs/deployment.md": {"int8": int8, "speed": speed, "third-party": third_party},
