@@ -101,7 +101,8 @@ def test_all_files_are_written_and_nothing_else(done) -> None:
     found = [str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()]
     assert sorted(found) == sorted([first, *WRITTEN])
     assert [path.name for path in out.parent.iterdir()] == ["out"]
-    assert result.stderr == ""
+    said = result.stderr.splitlines()  # of layers of an untrained network, and nothing else
+    assert all("have no weight left or have lost" in line for line in said)
     line, *files = result.stdout.splitlines()  # nothing of what nncf prints
     assert all(any(name in file for name in (*found, str(out))) for file in files)
     top1 = report_of(out)["evaluation"]["openvino/model-int8.xml"]["top1"]

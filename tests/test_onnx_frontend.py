@@ -789,7 +789,8 @@ def test_a_graph_has_one_first_run_in_a_call(images, first_runs) -> None:
     found = secateur.prune(model, images, max_drop=30, evaluation=labelled, **quick)
     assert len(found.report.search.tries) > 1
     assert first_runs == [model.SerializeToString()]
-    secateur.prune(model, torch.cat([images, others]), max_drop=30, **quick)
+    with pytest.warns(secateur.SecateurWarning, match="evaluation images are calibration images"):
+        secateur.prune(model, others, max_drop=30, evaluation=labelled, **quick)
     assert len(first_runs) == 2
 
 

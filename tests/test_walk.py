@@ -77,7 +77,10 @@ def test_layers_are_found_with_what_can_be_done_with_them(graph) -> None:
     ]
     assert found["stem"].protected == "first layer"
     assert found["depthwise"].protected == "depthwise"
-    assert found["normed"].obstacle == "weight computed on the fly"
+    assert found["normed"].obstacle == (
+        "weight computed on the fly: "
+        "call torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') first"
+    )
     assert found["up"].obstacle == "transposed convolution"
     assert found["stem"].bias == BiasSlot("norm.running_mean", -1)
     assert found["head"].bias == BiasSlot("head.bias", 1)
@@ -262,7 +265,9 @@ def test_the_old_weight_norm_can_be_copied() -> None:
         conv = nn.utils.weight_norm(nn.Conv2d(3, 4, 3))
     network = nn.Sequential(conv, nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1))
     result = secateur.prune(network, torch.randn(40, 3, 8, 8), sparsity=0.5)
-    assert result.report.dense_layers[0].reason == "weight computed on the fly"
+    assert result.report.dense_layers[0].reason == (
+        "weight computed on the fly: call torch.nn.utils.remove_weight_norm(layer, 'weight') first"
+    )
 
 
 def test_the_input_is_untouched_and_a_seed_gives_the_same_bytes(images) -> None:
