@@ -5,23 +5,28 @@ import importlib.util
 import json
 import subprocess
 import sys
+import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
+import reports
 import torch
 from onnx_models import Builder, as_onnx, network
 from safetensors.torch import load_file
+from torch import nn
 from typer.testing import CliRunner
 
 import secateur
+from secateur import cli
 from secateur.cli import app
 from secateur.evaluate import predict
-from secateur.export import save_int8, save_openvino
+from secateur.export import far_off, save_int8, save_openvino
 from secateur.frontends.onnx import first_run, folded, layer_weights, read, upgraded
 from secateur.frontends.onnx.trial import run
 from secateur.ir import IR, as_ir, ir_weights, read_ir
-from secateur.quantization import check_zeros, parts, quantize, require_nncf
+from secateur.quantization import check_zeros, parts, quantize, recurrent_note, require_nncf
 
 openvino = pytest.importorskip("openvino")
 if importlib.util.find_spec("nncf") is None:
@@ -444,3 +449,53 @@ def test_a_network_without_layers_has_no_weights() -> None:
     model = build.model(build.node("Relu", "input"))
     assert layer_weights(model) == {}
     assert ir_weights(as_ir(model)) == {}
+
+
+class Reading(nn.Module):
+    """A recurrent network with a head."""
+
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.read, self.head = kind(8, 32, num_layers=2, batch_first=True), nn.Linear(32, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.read(4 * x)[0][:, -1])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_layers_stay_in_floats_in_an_ir_and_its_outputs_are_right(kind, tmp_path) -> None:
+    images = torch.randn(24, 10, 8, generator=torch.Generator().manual_seed(0))
+    path = tmp_path / "model-int8.xml"
+    check = save_openvino(Reading(kind).eval(), path, images, int8=images)
+    assert check["output_error"] < 0.02
+    assert not far_off(check)
+    note = recurrent_note(read_ir(path).model, "model-int8.xml")
+    assert note is not None
+    assert "model-int8.xml: recurrent layers stay in float32" in note
+
+
+@pytest.mark.parametrize("name", ["model-int8.onnx", "openvino/model-int8.xml"])
+@pytest.mark.parametrize(
+    ("error", "difference", "far"),
+    [
+        (0.02, 0.5, False),
+        (35.0, 0.02, False),  # outputs that hardly vary
+        (0.35, 0.5, True),
+        (float("nan"), float("nan"), True),
+    ],
+)
+def test_an_int8_file_far_from_the_network_is_a_warning_with_the_figure(
+    name, error, difference, far
+) -> None:
+    check = {"bytes": 1, "output_error": error, "relative_difference": difference}
+    report = reports.report(exports={name: check})
+    result = SimpleNamespace(report=report)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        cli._warn(result, name)
+    told = [of for of in report.warnings if of.startswith(f"{name} is far from the network")]
+    assert len(told) == len(caught) == far
+    if far:
+        assert f"error of its outputs is {100 * error:.2g} % of their variance" in told[0]
+        assert str(caught[0].message) == told[0]

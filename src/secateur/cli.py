@@ -771,8 +771,7 @@ def _write(
             report.warnings.append(f"{name} was not written: {missing[name]}")
             _remove(folder / name)
         else:
-            if name in (ONNX, IR):
-                _warn(result, name)
+            _warn(result, name)
     report.save(folder / REPORT)
     return missing
 
@@ -828,8 +827,11 @@ def _write_openvino(
 ) -> dict[str, Any]:
     from secateur.export import save_openvino
     from secateur.ir import read_ir
+    from secateur.quantization import recurrent_note
 
     check = save_openvino(pruned, path, images, int8=calibration)
+    if calibration is not None and (note := recurrent_note(read_ir(path).model, INT8_IR)):
+        result.report.notes.append(note)
     if result.judge is not None:
         name = INT8_IR if calibration is not None else IR
         result.report.evaluation[name] = result.judge.evaluate(read_ir(path))
@@ -837,15 +839,27 @@ def _write_openvino(
 
 
 def _warn(result: PruneResult, name: str) -> None:
-    """A warning in the report where a float32 file does not give what the network gives."""
-    from secateur.export import differs
+    """A warning, in the report too, where a file does not give what the network gives."""
+    from secateur.console import percent_text
+    from secateur.errors import SecateurWarning
+    from secateur.export import differs, far_off
 
     check = result.report.exports[name]
-    if differs(check):
-        result.report.warnings.append(
+    if name in (INT8, INT8_IR) and far_off(check):
+        told = (
+            f"{name} is far from the network in float32: the error of its outputs is "
+            f"{percent_text(check['output_error'])} of their variance: evaluate it before you "
+            "ship it, or leave out INT8"
+        )
+    elif name in (ONNX, IR) and differs(check):
+        told = (
             f"{name} differs from the network's outputs by {check['largest_difference']:.2g}"
             ", more than rounding would: evaluate it before you ship it"
         )
+    else:
+        return
+    result.report.warnings.append(told)
+    warnings.warn(told, SecateurWarning, stacklevel=2)
 
 
 def _write_page(held: Report | Sweep, path: Path) -> str:

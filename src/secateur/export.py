@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from secateur.errors import ModelError
-from secateur.evaluate import NoRowsError, first_output
+from secateur.evaluate import NoRowsError, first_output, output_error
 from secateur.frontends import (
     is_onnx,
     named_tensors,
@@ -35,6 +35,7 @@ from secateur.rows import RowsFirst, judged_output
 
 _CHECKED_IMAGES = 8
 _WARN_DIFFERENCE = 1e-3  # relative to the largest output
+_WARN_ERROR = 0.1  # of an INT8 file, relative to the outputs' variance and to the largest
 
 
 def save_safetensors(
@@ -322,7 +323,10 @@ def _difference(found: Tensor | None, expected: Tensor | None) -> dict[str, floa
     """How far an output is from the expected one; nothing where the values decide its rows."""
     if found is None or expected is None or found.shape != expected.shape:
         return {}
-    return _told(float((found - expected).abs().max()), float(expected.abs().max()))
+    return {
+        **_told(float((found - expected).abs().max()), float(expected.abs().max())),
+        "output_error": output_error(expected.float(), found.float()),
+    }
 
 
 def _told(difference: float, largest: float) -> dict[str, float]:
@@ -387,6 +391,15 @@ def _check_zeros(
 def differs(check: Mapping[str, Any]) -> bool:
     """Whether an exported file's outputs differ by more than rounding would."""
     return not check.get("relative_difference", 0.0) <= _WARN_DIFFERENCE
+
+
+def far_off(check: Mapping[str, Any]) -> bool:
+    """Whether an INT8 file's outputs differ by more than such files' do where they are of use.
+
+    By much of the largest output too: outputs that hardly vary are easily off by their variance.
+    """
+    figures = (check.get("output_error", 0.0), check.get("relative_difference", 0.0))
+    return not any(figure <= _WARN_ERROR for figure in figures)
 
 
 @contextmanager

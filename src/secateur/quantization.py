@@ -27,6 +27,10 @@ from secateur.loading import read_model
 
 Weights = Mapping[str, np.ndarray]
 
+RECURRENT_IR = tuple(  # OpenVINO's types
+    f"{kind}{form}" for kind in ("LSTM", "GRU", "RNN") for form in ("Sequence", "Cell")
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Quantized:
@@ -120,15 +124,29 @@ def quantized(model: Any, feed: list[Any]) -> Any:
         feed: its inputs, one run after the other; all are used.
     """
     nncf = require_nncf()
+    # Recurrent layers of an IR lose their outputs in INT8; NNCF leaves those of ONNX in floats.
+    floats = nncf.IgnoredScope(types=list(RECURRENT_IR), validate=False)
     with _quiet(), _quiet_runtime():
         try:
-            return nncf.quantize(model, nncf.Dataset(feed), subset_size=len(feed))
+            data = nncf.Dataset(feed)
+            return nncf.quantize(model, data, subset_size=len(feed), ignored_scope=floats)
         except Exception as error:  # nncf's own kinds, and those of the runtimes
             first = next(iter(str(error).splitlines()), type(error).__name__)
             raise ModelError(
                 f"NNCF cannot quantise the network ({first[:300]}), expected one that it can: "
                 "leave out INT8; the other outputs do not need it"
             ) from error
+
+
+def recurrent_note(model: Any, file: str) -> str | None:
+    """What to tell of an `openvino.Model` of which some layers stay in floats; None of others."""
+    kept = [op.get_friendly_name() for op in model.get_ops() if op.get_type_name() in RECURRENT_IR]
+    if not kept:
+        return None
+    names = ", ".join(kept[:3]) + (", ..." if len(kept) > 3 else "")
+    return (
+        f"{file}: recurrent layers stay in float32 ({names}), for in INT8 they lose their outputs"
+    )
 
 
 def parts(images: Tensor, batch: int) -> list[np.ndarray]:
