@@ -86,3 +86,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         count = sum(reason in str(report.longrepr) for report in skipped)
         if count:
             terminalreporter.write_line(f"{count} tests left out: {reason}")
+
+
+@pytest.fixture
+def quick_first_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """First runs of ONNX models in this process, for models that the tests make."""
+    trial = pytest.importorskip("secateur.frontends.onnx.trial")
+
+    def here(model: bytes, images: Any, batch: int) -> Any:
+        return trial.run(model, images, 1, batch)
+
+    monkeypatch.setattr("secateur.frontends.onnx.first_run.at_arms_length", here)

@@ -19,8 +19,7 @@ from torch import Tensor
 import secateur
 from secateur.evaluate import predict
 from secateur.export import save_openvino
-from secateur.frontends.onnx import first_run, layer_weights, one_scale, unshared
-from secateur.frontends.onnx.trial import run
+from secateur.frontends.onnx import layer_weights, one_scale, unshared
 from secateur.ir import read_ir
 from secateur.quantization import in_int8, quantized, require_nncf
 
@@ -29,12 +28,7 @@ if importlib.util.find_spec("nncf") is None:
 
 QUICK = {"method": "magnitude", "allocation": "uniform", "progress": False}
 
-
-@pytest.fixture(autouse=True)
-def quick_first_runs(monkeypatch):
-    """First runs in this process, for models made here."""
-    here = lambda model, images, batch: run(model, images, 1, batch)  # noqa: E731
-    monkeypatch.setattr(first_run, "at_arms_length", here)
+pytestmark = pytest.mark.usefixtures("quick_first_runs")
 
 
 @pytest.fixture(scope="module")

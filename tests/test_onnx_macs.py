@@ -9,18 +9,11 @@ from onnx import ModelProto, helper
 from onnx_models import Builder
 
 import secateur
-from secateur.frontends.onnx import first_run
-from secateur.frontends.onnx.trial import run
 from secateur.graph import ACTIVATIONS
 
 STEPS, WIDTH = 6, 8
 
-
-@pytest.fixture(autouse=True)
-def quick_first_runs(monkeypatch):
-    """First runs in this process, for models made here."""
-    here = lambda model, images, batch: run(model, images, 1, batch)  # noqa: E731
-    monkeypatch.setattr(first_run, "at_arms_length", here)
+pytestmark = pytest.mark.usefixtures("quick_first_runs")
 
 
 class Sequences(Builder):

@@ -14,8 +14,6 @@ import secateur
 from secateur.cli import app
 from secateur.evaluate import first_output
 from secateur.frontends import trace
-from secateur.frontends.onnx import first_run
-from secateur.frontends.onnx.trial import run
 from secateur.ir import IR, as_ir
 from secateur.report import Report
 from secateur.rows import RowsFirst, images_axis, in_parts
@@ -23,12 +21,7 @@ from secateur.rows import RowsFirst, images_axis, in_parts
 TIME, CLASSES = 6, 5
 QUICK = {"method": "magnitude", "allocation": "uniform", "progress": False}
 
-
-@pytest.fixture(autouse=True)
-def quick_first_runs(monkeypatch):
-    """First runs in this process, for models made here."""
-    here = lambda model, images, batch: run(model, images, 1, batch)  # noqa: E731
-    monkeypatch.setattr(first_run, "at_arms_length", here)
+pytestmark = pytest.mark.usefixtures("quick_first_runs")
 
 
 @pytest.fixture(scope="module")

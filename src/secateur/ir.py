@@ -6,7 +6,7 @@ OpenVINO is imported where it is needed; nothing else in the package knows it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,11 +71,6 @@ def batch_of(model: Any) -> int:
     shape = model.inputs[0].get_partial_shape()
     free = shape.rank.is_dynamic or len(shape) == 0 or shape[0].is_dynamic
     return 0 if free else shape[0].get_length()
-
-
-def is_ir_file(model: Any) -> TypeGuard[str | Path]:
-    """Whether a model is given as an OpenVINO file."""
-    return isinstance(model, str | Path) and Path(model).suffix.lower() == ".xml"
 
 
 def read_ir(path: str | Path) -> IR:
