@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import nn
 
 import secateur
@@ -139,7 +139,7 @@ def wrong(path: Path) -> str:
             case ".html":
                 assert path.read_text().rstrip().endswith("</html>")
             case ".safetensors":
-                load_file(path)
+                load(path.read_bytes())  # of a name it has to be UTF-8
             case _:
                 assert path.stat().st_size > 100_000
     except Exception as error:

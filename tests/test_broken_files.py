@@ -1,5 +1,6 @@
 """Whatever a file holds gives a result or one sentence; each case was found by scripts/abuse."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from secateur import model_files
 from secateur.checkpoints import read_state
 from secateur.data import load_images
 from secateur.errors import DataError, MissingExtraError, ModelError, OptionError, SecateurError
+from secateur.file_kinds import EMPTY
 from secateur.packing import pack
 from secateur.recipe import Recipe
 from secateur.report import Report
@@ -180,6 +182,26 @@ def test_a_file_that_changes_while_it_is_read_is_one_sentence(
         read(tmp_path / name)
     assert seen
     assert not (tmp_path / "packed").exists()
+
+
+def test_contents_that_change_at_the_same_time_and_size_are_told(tmp_path):
+    """One write of many bytes sets the time when it begins, and may end long after."""
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    state = path.stat()
+    held = {path: model_files.version(path, ModelError)}
+    path.write_bytes(b"new")
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    with pytest.raises(ModelError, match="changed while it was read"):
+        model_files.check_versions(held, ModelError)
+
+
+def test_a_file_that_was_empty_when_its_kind_was_told_is_not_mapped(tmp_path, monkeypatch):
+    """PyTorch maps what is named .safetensors into memory, where a cut file ends the process."""
+    save_file({"w": torch.ones(100_000)}, tmp_path / "a.safetensors")
+    monkeypatch.setattr("secateur.checkpoints.kind_of", lambda _: EMPTY)
+    with pytest.raises(ModelError, match="cannot be read as weights"):
+        read_state(tmp_path / "a.safetensors")
 
 
 def test_weights_that_are_cut_later_stay_what_they_were(tmp_path):

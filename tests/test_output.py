@@ -562,3 +562,28 @@ def test_a_polite_kill_waits_until_all_files_are_renamed(tmp_path, monkeypatch):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert everything_in(tmp_path) == ["a", "b"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_that_python_drops_comes_again(tmp_path, number):
+    """In a destructor, or a weak reference's callback, exceptions are printed and forgotten."""
+    (tmp_path / "program.py").write_text(
+        "import os, signal, time\n"
+        "from secateur.output import clean_up_when_killed\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "clean_up_when_killed()\n"
+        "class Mortal:\n"
+        "    def __del__(self):\n"
+        f"        os.kill(os.getpid(), {int(number)})\n"
+        "        time.sleep(0.1)\n"
+        "Mortal()\n"
+        "try:\n"
+        "    time.sleep(30)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted')\n"
+    )
+    process = subprocess.run(
+        [sys.executable, tmp_path / "program.py"], capture_output=True, text=True, check=False
+    )
+    assert (process.stdout, process.stderr) == ("interrupted\n", "")

@@ -141,7 +141,8 @@ def _unpickled(path: Path) -> Any:
         inert = torch.serialization.safe_globals([(_Inert, name) for name in unknown])
         with inert, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch's, about old or foreign kinds of tensors
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file:  # of a name PyTorch may map it into memory, see above
+                return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling and safetensors raise many kinds
         told = str(error).rpartition("WeightsUnpickler error: ")[2]
         if held := re.search(r"nsupported (?:global|class|GLOBAL):? ?(?:GLOBAL )?(\S+)", told):

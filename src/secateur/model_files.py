@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import stat
 import struct
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -228,9 +230,10 @@ def reading(path: str | Path, expected: str, *errors: type[Exception]) -> Iterat
 
 
 _TICK = 0.01  # seconds: what file systems' clocks may fall behind
+_TICKS = 5  # to wait for at most; a file that changes all the time is told after reading
+_FRESH = 1.0  # seconds; a writer may still be in the middle of such a file, at an older time
 
-
-Version = tuple[int, ...]
+Version = tuple[int | bytes, ...]
 
 
 @contextmanager
@@ -253,25 +256,42 @@ def steady(path: str | Path, error: type[UserError]) -> Iterator[None]:
 
 
 def version(path: str | Path, error: type[UserError]) -> Version:
-    """What changes when a file is written to."""
+    """What changes when a file is written to: its place, size and time, and a digest while fresh.
+
+    One write of many bytes sets a file's time once, when it begins.
+    """
+    return _version(path, error)
+
+
+def _version(path: str | Path, error: type[UserError], *, digested: bool | None = None) -> Version:
     try:
         state = os.stat(path)
-        if time.time() - state.st_mtime < _TICK:  # a change now would leave the time as it is
-            time.sleep(_TICK)
+        for _ in range(_TICKS):
+            if time.time() - state.st_mtime >= _TICK:
+                break
+            time.sleep(_TICK)  # a change now would leave the time as it is
             state = os.stat(path)
+        if digested is None:
+            digested = time.time() - state.st_mtime < _FRESH and stat.S_ISREG(state.st_mode)
+        digest = _digest(path) if digested else b""
     except OSError as problem:
         raise _unreadable(path, problem, error) from problem
-    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, digest
 
 
 def check_versions(before: Mapping[Any, Version], error: type[UserError]) -> None:
     """Raises `error` when a file is not of its version any more."""
     for path, held in before.items():
-        if version(path, error) != held:
+        if _version(path, error, digested=bool(held[-1])) != held:
             raise error(
                 f"{path} changed while it was read, expected a file that nobody writes to: wait "
                 "until it is finished, and run again"
             )
+
+
+def _digest(path: str | Path) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "blake2b").digest()
 
 
 def _unreadable(path: str | Path, problem: OSError, error: type[UserError]) -> UserError:

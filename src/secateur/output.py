@@ -8,6 +8,7 @@ network folders may not reach other machines.
 
 from __future__ import annotations
 
+import _thread
 import errno
 import functools
 import hashlib
@@ -17,6 +18,7 @@ import re
 import secrets
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -45,6 +47,21 @@ def clean_up_when_killed() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+    sys.unraisablehook = _interrupt_again
+
+
+_SOON = 0.01  # seconds
+
+
+def _interrupt_again(lost: sys.UnraisableHookArgs) -> None:
+    """Ctrl-C within a destructor or a weak reference's callback, where Python drops it."""
+    if not issubclass(lost.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(lost)
+        return
+    again = threading.Timer(_SOON, _thread.interrupt_main)  # not before the callback has ended
+    again.daemon = True
+    with suppress(RuntimeError):  # the program ends anyway
+        again.start()
 
 
 _written: list[Path] = []  # by this process, for what it says when it is interrupted
