@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -499,3 +500,41 @@ def test_an_int8_file_far_from_the_network_is_a_warning_with_the_figure(
     if far:
         assert f"error of its outputs is {100 * error:.2g} % of their variance" in told[0]
         assert str(caught[0].message) == told[0]
+
+
+_BY_TURNS = """
+import faulthandler, gc, signal
+import torch
+from onnx_models import as_onnx, network
+from secateur.ir import IR, as_ir
+from secateur.quantization import quantize
+
+faulthandler.enable()  # as pytest does: handlers get a stack of their own
+images = torch.randn(8, 3, 11, 11)
+model = as_onnx(network())
+first = IR(as_ir(model))
+if {quantised}:
+    quantize(model, images)
+second = IR(as_ir(model))
+first(images)
+del first; gc.collect()
+second(images)
+del second; gc.collect()
+heard = []
+signal.signal(signal.SIGINT, lambda *_: heard.append(1))
+signal.raise_signal(signal.SIGINT)
+print(len(heard))
+"""
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_signals_are_heard_after_openvino_was_used(quantised):
+    """OpenVINO changes the stack that they are handled on, and may leave one that is gone."""
+    process = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _BY_TURNS.format(quantised=quantised)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
+    )
+    assert (process.returncode, process.stdout) == (0, "1\n"), process.stderr

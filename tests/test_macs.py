@@ -152,7 +152,7 @@ def test_products_of_activations_are_one_line_without_weights() -> None:
     assert line.macs == 2 * 2 * 6 * 6 * 16
     assert line.weights == 0
     assert any(ACTIVATIONS in row and " - " in row for row in str(inspection).splitlines())
-    options = {"sparsity": 0.3, "allocation": "uniform", "recipe": "paper", "progress": False}
+    options = {"sparsity": 0.3, "allocation": "uniform", "method": "magnitude", "progress": False}
     report = secateur.prune(network, torch.randn(300, 3, 8, 8), **options).report
     (dense,) = [layer for layer in report.dense_layers if layer.name == ACTIVATIONS]
     assert (dense.macs, dense.weights, dense.bytes) == (line.macs, 0, 0)
@@ -190,9 +190,14 @@ def test_max_macs_is_true(kind) -> None:
     network = NETWORKS[kind].eval()
     images = torch.randn(300, 3, 8, 8)
     report = secateur.prune(
-        network, images, max_macs=0.85, allocation="uniform", recipe="paper", include=["b", "head"],
+        network,
+        images,
+        max_macs=0.85,
+        allocation="uniform",
+        method="magnitude",
+        include=["b", "head"],
         progress=False,
-    ).report  # fmt: skip
+    ).report
     counter = FlopCounterMode(display=False)
     with counter:
         network(images[:1])
@@ -205,7 +210,7 @@ def test_max_macs_is_true(kind) -> None:
 
 def test_max_macs_below_what_cannot_be_pruned_is_that_share_of_the_rest_with_a_warning() -> None:
     network, images = recurrent("lstm"), torch.randn(300, 3, 8, 8)
-    options = {"max_macs": 0.5, "allocation": "uniform", "recipe": "paper", "progress": False}
+    options = {"max_macs": 0.5, "allocation": "uniform", "method": "magnitude", "progress": False}
     with pytest.warns(secateur.SecateurWarning, match="layers that cannot be pruned take 0.6"):
         report = secateur.prune(network, images, **options).report
     assert report.macs_fraction > 0.6

@@ -94,7 +94,7 @@ def in_onnx() -> onnx.ModelProto:
 def test_names_as_inspect_gives_them_select_their_layers(network) -> None:
     names = [one.name for one in secateur.inspect(network, (8,)).layers]
     assert names == [f"parts.{name}" for name in ("stem", *ODD)]
-    options = {"sparsity": 0.3, "recipe": "paper", "allocation": "uniform", "progress": False}
+    options = {"sparsity": 0.3, "method": "magnitude", "allocation": "uniform", "progress": False}
     for name in (names[1], names[-4]):
         report = secateur.prune(network, torch.randn(300, 8), exclude=name, **options).report
         assert [one.name for one in report.dense_layers] == [names[0], name]
@@ -111,7 +111,7 @@ def test_the_command_line_prints_odd_names_and_takes_them(tmp_path) -> None:
     (tmp_path / "data.py").write_text("import torch\ndef images(): return torch.randn(40, 8)\n")
     call = ["prune", tmp_path / "net.onnx", "--data", f"{tmp_path / 'data.py'}:images", "-o"]
     excluded = [part for name in names[1:] for part in ("--exclude", name)]
-    how = ["--sparsity", 0.3, "--recipe", "paper", "--allocation", "uniform", "--quiet"]
+    how = ["--sparsity", 0.3, "--method", "magnitude", "--allocation", "uniform", "--quiet"]
     done = CliRunner().invoke(app, [str(of) for of in (*call, tmp_path / "out", *how, *excluded)])
     assert done.exit_code == 0, done.output
     report = secateur.Report.load(tmp_path / "out" / "report.json")

@@ -405,9 +405,11 @@ def test_space_is_asked_for_before_the_work(tmp_path):
 # runs that were killed
 
 _UNTIL_KILLED = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from secateur.output import output_files, output_folder
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 
 enter = output_folder(Path(sys.argv[1])) if sys.argv[2] == "folder" else output_files(
     Path(sys.argv[1]).parent, [Path(sys.argv[1]).name])
@@ -471,7 +473,7 @@ def test_a_run_leaves_what_a_living_one_writes(tmp_path, writer, exists):
         (staging / "a").write_text("1")
     assert (left / "deep" / "a").exists()
     living.send_signal(signal.SIGINT)
-    living.wait()
+    living.wait(30)
     assert everything_in(tmp_path) == ["out", "out/a"]
 
 

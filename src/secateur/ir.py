@@ -15,6 +15,7 @@ from torch import Tensor
 from secateur.errors import ModelError
 from secateur.extras import require
 from secateur.rows import RowsFirst, in_parts
+from secateur.signal_stack import kept_signal_stack
 
 _LAYERS = (
     "Convolution",
@@ -156,7 +157,8 @@ def compiled(model: Any) -> Any:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    return openvino.Core().compile_model(model, "CPU", config)
+    with kept_signal_stack():
+        return openvino.Core().compile_model(model, "CPU", config)
 
 
 def require_openvino(purpose: str, *, extra: str = "openvino") -> Any:

@@ -24,6 +24,7 @@ from secateur.errors import ModelError, OptionError, SecateurWarning
 from secateur.extras import require
 from secateur.frontends import is_onnx, onnx_function, require_onnx
 from secateur.loading import read_model
+from secateur.signal_stack import kept_signal_stack
 
 Weights = Mapping[str, np.ndarray]
 
@@ -126,7 +127,7 @@ def quantized(model: Any, feed: list[Any]) -> Any:
     nncf = require_nncf()
     # Recurrent layers of an IR lose their outputs in INT8; NNCF leaves those of ONNX in floats.
     floats = nncf.IgnoredScope(types=list(RECURRENT_IR), validate=False)
-    with _quiet(), _quiet_runtime():
+    with _quiet(), _quiet_runtime(), kept_signal_stack():
         try:
             data = nncf.Dataset(feed)
             return nncf.quantize(model, data, subset_size=len(feed), ignored_scope=floats)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from secateur.geometry import Convolution
 from secateur.graph import Layer
+from secateur.signal_stack import kept_signal_stack
 
 NO_SPEED_UP = "no speed-up expected"
 SPARSE_RATE = "CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE"  # OpenVINO's setting; 1 = off
@@ -363,7 +364,7 @@ def read_cpu(path: Path) -> tuple[str, frozenset[str] | None]:
 def _openvino_settings() -> frozenset[str] | None:
     """Names of the CPU device's settings; None where OpenVINO cannot be asked."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), kept_signal_stack():
             warnings.simplefilter("ignore")
             import openvino
 
