@@ -24,7 +24,7 @@ from results_table import MACHINE, SCORES, append_row, key, machine, read_rows, 
 from torch import Tensor, nn
 
 import secateur
-from secateur.evaluate import compare, predict
+from secateur.evaluation.inference import compare, predict
 
 ALLOCATION = "normalized-magnitude"
 KEY = (

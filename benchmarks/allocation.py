@@ -23,7 +23,7 @@ from results_table import FOLDER, MACHINE, append_row, key, machine, read_rows, 
 from torch import Tensor
 
 import secateur
-from secateur.allocations import NormalizedMagnitude, Sensitivity, Uniform
+from secateur.pruning.allocations import NormalizedMagnitude, Sensitivity, Uniform
 
 LEVELS = (0.3, 0.5, 0.65, 0.75, 0.85, 0.9, 0.95, 0.98)
 ALLOCATIONS = {

@@ -19,8 +19,10 @@ from results_table import MACHINE, machine, write_rows
 from torch import Tensor, nn
 
 import secateur
-from secateur.evaluate import fast_layout
-from secateur.job import chunk_size
+from secateur.network.layout import (
+    to_channels_last,
+)
+from secateur.session import chunk_size
 
 COLUMNS = (
     "network",
@@ -39,7 +41,7 @@ COLUMNS = (
 def forward_seconds(model: nn.Module, images: Tensor) -> float:
     start = time.perf_counter()
     with torch.no_grad():
-        for batch in fast_layout(images).split(chunk_size(images)):
+        for batch in to_channels_last(images).split(chunk_size(images)):
             model(batch)
     return time.perf_counter() - start
 

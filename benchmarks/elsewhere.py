@@ -24,7 +24,7 @@ from options import numbers, words
 from results_table import FOLDER, MACHINE, SCORES, append_row, key, machine, read_rows, scores
 
 import secateur
-from secateur.evaluate import compare, predict
+from secateur.evaluation.inference import compare, predict
 
 RUNS: dict[str, Any] = {
     "default": "default",

@@ -22,7 +22,7 @@ from results_table import MACHINE, append_row, key, machine, read_rows
 from torch import Tensor
 
 import secateur
-from secateur.export import save_onnx
+from secateur.export.files import save_onnx
 from secateur.frontends import named_tensors
 
 KEY = ("network", "sparsity", "images", "draw", "half", "test_images")

@@ -24,9 +24,9 @@ from shared_data import LITE0_MEAN, LITE0_STD
 from torch import nn
 
 import secateur
-from secateur.data import Images, open_images
-from secateur.evaluate import Judge, compare
-from secateur.loading import read_state
+from secateur.data.sources import Images, open_images
+from secateur.evaluation.inference import Judge, compare
+from secateur.frontends.loading import read_state
 
 IMAGENET = secateur.Preprocess(
     size=224, resize=256, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import secateur
-from secateur.packing import zstd
+from secateur.export.packing import zstd
 
 COLUMNS = (
     "weights",

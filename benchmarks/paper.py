@@ -26,8 +26,8 @@ from results_table import MACHINE, append_row, key, machine, read_rows, scores
 from shared_data import CIFAR_MEAN, CIFAR_STD, LITE0_MEAN, LITE0_STD
 
 import secateur
-from secateur.data import Images
-from secateur.recipe import choose_recipe
+from secateur.data.sources import Images
+from secateur.pruning.recipe import choose_recipe
 
 PREPROCESS = {
     "resnet20": secateur.Preprocess(size=32, mean=CIFAR_MEAN, std=CIFAR_STD),

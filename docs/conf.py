@@ -31,7 +31,16 @@ _COMMANDS = Path(__file__).parent / "commands"
 
 def _write_commands() -> None:
     """One page per command, from its help."""
-    call = [sys.executable, "-m", "typer", "secateur.cli", "utils", "docs", "--name", "secateur"]
+    call = [
+        sys.executable,
+        "-m",
+        "typer",
+        "secateur.cli.app",
+        "utils",
+        "docs",
+        "--name",
+        "secateur",
+    ]
     text = subprocess.run(call, capture_output=True, text=True, check=True).stdout
     _COMMANDS.mkdir(exist_ok=True)
     for part in text.split("\n## `secateur ")[1:]:

@@ -28,11 +28,11 @@ from abuse_runs import Command, Run, commands, everything, fresh, make_inputs, t
 from onnx import TensorProto, helper
 from safetensors.torch import save
 
-from secateur.checkpoints import read_state
-from secateur.data import load_images
+from secateur.data.sources import load_images
 from secateur.errors import SecateurError
+from secateur.export.packing import pack, unpack
 from secateur.frontends.onnx.file import read
-from secateur.packing import pack, unpack
+from secateur.frontends.torch.checkpoints import read_state
 
 _NAMES = (
     "out", "a b", "a\nb", "ü", "\udcff", "x" * 255, "x" * 256, "é" * 127, "-o", "*", "[0]", "a.b.c",

@@ -22,8 +22,8 @@ from safetensors.torch import load, save_file
 from torch import nn
 
 import secateur
-import secateur.cli
-import secateur_main
+import secateur.cli.app
+from secateur.cli import main as program
 
 _NET = """from torch import nn
 
@@ -58,7 +58,7 @@ def commands(inputs: Path) -> dict[str, Command]:
 @functools.cache
 def warm() -> None:
     """Imports in this process what each run would import in its own."""
-    from secateur.page import report_page
+    from secateur.render.page import report_page
 
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 2)).eval()
     how = {"method": "magnitude", "allocation": "uniform"}
@@ -119,7 +119,7 @@ def _run(words: list[str], log: Path, prepare: Callable[[], Any]) -> None:
         sys.argv = ["secateur", *words]
         signal.signal(signal.SIGINT, signal.default_int_handler)
         prepare()
-        secateur_main.main()
+        program.main()
         status = 0
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else int(bool(error.code))

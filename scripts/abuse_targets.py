@@ -24,22 +24,22 @@ from safetensors.torch import save
 from torch import nn
 
 import secateur
-from secateur.bench import Bench, Timing
-from secateur.checkpoints import load_state, read_state
-from secateur.compare import compare_reports
-from secateur.data import Preprocess, load_images
+from secateur.core.methods import Magnitude
+from secateur.data.sources import Preprocess, load_images
 from secateur.errors import SecateurError
+from secateur.export.packing import pack, unpack
+from secateur.frontends.loading import load_network
 from secateur.frontends.onnx import declared_batch, first_run, input_shape, layer_weights
 from secateur.frontends.onnx.file import read
 from secateur.frontends.onnx.graph import named_tensors
 from secateur.frontends.onnx.plan import Plan
-from secateur.loading import load_network
-from secateur.methods import Magnitude
-from secateur.packing import pack, unpack
-from secateur.recipe import RECIPES, Recipe
-from secateur.report import Report, SearchReport
-from secateur.search import Try
-from secateur.sweep import Sweep
+from secateur.frontends.torch.checkpoints import load_state, read_state
+from secateur.hardware.bench import Bench, Timing
+from secateur.pruning.recipe import RECIPES, Recipe
+from secateur.pruning.search import Try
+from secateur.report.comparison import compare_reports
+from secateur.report.model import Report, SearchReport
+from secateur.report.sweep import Sweep
 
 first_run._PATIENCE = 10.0  # the fuzzer does not wait five minutes for a loop that never ends
 

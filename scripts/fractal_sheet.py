@@ -12,8 +12,8 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from secateur.fractals import fractal_images
-from secateur.output import write_file
+from secateur.data.fractals import fractal_images
+from secateur.support.files import write_file
 
 ROWS, COLUMNS = 5, 8
 

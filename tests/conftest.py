@@ -14,15 +14,20 @@ from jaxtyping import install_import_hook
 
 # Before anything imports secateur: jaxtyping's shapes are checked by beartype, in tests only.
 _HOOKED = [
-    f"secateur.{name}" for name in ("evaluate", "geometry", "linear_algebra", "methods", "patterns")
+    "core.methods",
+    "core.normal_equations",
+    "core.patterns",
+    "core.problem",
+    "evaluation.inference",
+    "network.geometry",
 ]
-with install_import_hook([*_HOOKED, "secateur.problem"], "beartype.beartype"):
+with install_import_hook([f"secateur.{name}" for name in _HOOKED], "beartype.beartype"):
     import secateur
 
     _ = [getattr(secateur, of) for of in secateur.__all__]  # read on first use, which is here
 
 # Lines of progress come when a step takes long, which depends on the machine.
-secateur.progress.FIRST = 1e6
+secateur.support.progress.FIRST = 1e6
 
 
 def _unmeasured(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,7 +70,7 @@ def shared_data() -> Path:
 def short_pages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real pages only in the tests of pages: their charts take most of a second."""
     if Path(request.path).stem not in ("test_page", "test_compare", "test_bench"):
-        monkeypatch.setattr("secateur.page.report_page", lambda *_: "<!doctype html>")
+        monkeypatch.setattr("secateur.render.page.report_page", lambda *_: "<!doctype html>")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from secateur.problem import Problem, Statistics
+from secateur.core.problem import Problem, Statistics
 
 
 def correlated(samples: int, cols: int, *, groups: int = 1, seed: int = 0) -> Tensor:

@@ -6,12 +6,19 @@ from dataclasses import replace
 from typing import Any
 
 from secateur import Bench
-from secateur.allocations import Curve
-from secateur.bench import Timing
-from secateur.evaluate import Evaluation
-from secateur.report import DataReport, DenseLayer, LayerReport, Report, SearchReport, StepReport
-from secateur.runtimes import LayerFacts, Machine, gates, survey
-from secateur.search import Try
+from secateur.evaluation.inference import Evaluation
+from secateur.hardware.bench import Timing
+from secateur.hardware.requirements import LayerFacts, Machine, gates, survey
+from secateur.pruning.allocations import Curve
+from secateur.pruning.search import Try
+from secateur.report.model import (
+    DataReport,
+    DenseLayer,
+    LayerReport,
+    Report,
+    SearchReport,
+    StepReport,
+)
 
 MACHINE = Machine(cpu="a CPU", flags=frozenset({"avx2"}), versions={"torch": "2.13.0"})
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 import secateur
-from secateur.adaptation import Adaptation, adapt
 from secateur.errors import OptionError
-from secateur.evaluate import compare
-from secateur.frontends.torch_export import trace
-from secateur.graph import Norm, alone
-from secateur.recipe import RECIPES
+from secateur.evaluation.inference import compare
+from secateur.frontends.torch.graph import trace
+from secateur.network.graph import Norm, alone
+from secateur.pruning.recalibration import Adaptation, adapt
+from secateur.pruning.recipe import RECIPES
 
 
 def network() -> nn.Sequential:

@@ -12,7 +12,9 @@ from problems import random_weight
 from torch import nn
 
 import secateur
-from secateur.allocations import (
+from secateur.core.patterns import Unstructured
+from secateur.frontends.torch.graph import trace
+from secateur.pruning.allocations import (
     ALLOCATIONS,
     Budget,
     Curve,
@@ -22,11 +24,9 @@ from secateur.allocations import (
     Uniform,
     total_kept,
 )
-from secateur.allocations.normalized_magnitude import MagnitudeDivision
-from secateur.allocations.sensitivity import SensitivityDivision
-from secateur.allocations.uniform import UniformDivision
-from secateur.frontends.torch_export import trace
-from secateur.patterns import Unstructured
+from secateur.pruning.allocations.normalized_magnitude import MagnitudeDivision
+from secateur.pruning.allocations.sensitivity import SensitivityDivision
+from secateur.pruning.allocations.uniform import UniformDivision
 
 
 def divisions(sizes: list[int], seed: int) -> list:

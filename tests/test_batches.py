@@ -11,11 +11,11 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from secateur.batches import class_numbers, read_batch
-from secateur.data import load_images
+from secateur.data.batches import class_numbers, read_batch
+from secateur.data.preprocess import Preprocess
+from secateur.data.sources import load_images
 from secateur.errors import DataError, SecateurWarning
-from secateur.evaluate import evaluate
-from secateur.preprocess import Preprocess
+from secateur.evaluation.inference import evaluate
 
 IMAGES = torch.randn(12, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(12) % 4

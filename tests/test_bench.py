@@ -17,13 +17,13 @@ from test_page import Page
 
 from secateur import Bench, MissingExtraError, ModelError, OptionError, bench
 from secateur import bench as bench_function
-from secateur.bench import CONFIDENCE, NO_DIFFERENCE, PROCESSES, Timing, interval, verdict
-from secateur.engines import measure
-from secateur.page import report_page
-from secateur.runtimes import Machine
+from secateur.hardware.bench import CONFIDENCE, NO_DIFFERENCE, PROCESSES, Timing, interval, verdict
+from secateur.hardware.bench_worker import measure
+from secateur.hardware.requirements import Machine
+from secateur.render.page import report_page
 
 onnx = pytest.importorskip("onnx")
-MODULE = __import__("sys").modules["secateur.bench"]
+MODULE = __import__("sys").modules["secateur.hardware.bench"]
 
 
 def timing(*medians: float, file: str = "a.onnx") -> Timing:
@@ -201,14 +201,14 @@ def test_sparse_kernels_are_counted_by_their_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("openvino")
-    from secateur import engines
+    from secateur.hardware import bench_worker
 
     kernels = iter(("brgemm_avx512_amx_sparse_I8", "brgemm_avx512_amx_I8", "x", "y", "z", "w", "v"))
     monkeypatch.setattr(
-        engines, "_executed", lambda op: ("FullyConnected", next(kernels, "none"), "i8")
+        bench_worker, "_executed", lambda op: ("FullyConnected", next(kernels, "none"), "i8")
     )
     path = convolutions(tmp_path / "model.onnx", 1)
-    engine = engines.start(path, engines.OPENVINO_SPARSE, 1, 0.5, 1)
+    engine = bench_worker.start(path, bench_worker.OPENVINO_SPARSE, 1, 0.5, 1)
     assert engine.sparse_layers == 1
     assert engine.layers is not None
     assert engine.layers > 1

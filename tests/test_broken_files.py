@@ -11,14 +11,14 @@ from PIL import Image
 from reports import report
 from safetensors.torch import save_file
 
-from secateur import model_files
-from secateur.checkpoints import read_state
-from secateur.data import load_images
+from secateur.data.sources import load_images
 from secateur.errors import DataError, MissingExtraError, ModelError, OptionError, SecateurError
-from secateur.file_kinds import EMPTY
-from secateur.packing import pack
-from secateur.recipe import Recipe
-from secateur.report import Report
+from secateur.export.packing import pack
+from secateur.frontends.torch.checkpoints import read_state
+from secateur.pruning.recipe import Recipe
+from secateur.report.model import Report
+from secateur.support import model_files
+from secateur.support.file_kinds import EMPTY
 
 # sentences
 
@@ -175,7 +175,7 @@ def test_a_file_that_changes_while_it_is_read_is_one_sentence(
         return held
 
     monkeypatch.setattr(model_files, "version", then_changed)
-    monkeypatch.setattr("secateur.packing.version", then_changed)
+    monkeypatch.setattr("secateur.export.packing.version", then_changed)
     with pytest.raises(
         SecateurError, match=r"changed while it was read|cannot be read|no such file"
     ):
@@ -199,7 +199,7 @@ def test_contents_that_change_at_the_same_time_and_size_are_told(tmp_path):
 def test_a_file_that_was_empty_when_its_kind_was_told_is_not_mapped(tmp_path, monkeypatch):
     """PyTorch maps what is named .safetensors into memory, where a cut file ends the process."""
     save_file({"w": torch.ones(100_000)}, tmp_path / "a.safetensors")
-    monkeypatch.setattr("secateur.checkpoints.kind_of", lambda _: EMPTY)
+    monkeypatch.setattr("secateur.frontends.torch.checkpoints.kind_of", lambda _: EMPTY)
     with pytest.raises(ModelError, match="cannot be read as weights"):
         read_state(tmp_path / "a.safetensors")
 

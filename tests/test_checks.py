@@ -11,13 +11,13 @@ import pytest
 from jaxtyping import config
 
 import secateur
-from secateur.alignment import ChannelAlignment
-from secateur.allocations import ALLOCATIONS, Sensitivity
-from secateur.methods import ADMM, METHODS, LeastSquares
-from secateur.patterns import PATTERNS
-from secateur.recipe import RECIPES, Recipe
-from secateur.tuning import BlockTuning
-from secateur.walk import Sampling
+from secateur.core.methods import ADMM, METHODS, LeastSquares
+from secateur.core.patterns import PATTERNS
+from secateur.pruning.alignment import ChannelAlignment
+from secateur.pruning.allocations import ALLOCATIONS, Sensitivity
+from secateur.pruning.recipe import RECIPES, Recipe
+from secateur.pruning.reconstruction import BlockTuning
+from secateur.pruning.walk import Sampling
 
 KINDS = [
     Recipe,

@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 
 import secateur
 from secateur import Report
-from secateur.cli import app
-from secateur.loading import load_model
+from secateur.cli.app import app
+from secateur.frontends.loading import load_model
 from secateur.version import __version__
 
 NETWORKS = """
@@ -175,8 +175,8 @@ def test_the_report_counts_the_zeros_in_the_file(done):
 
 
 def test_the_written_weights_are_those_that_were_judged(done, place):
-    from secateur.evaluate import evaluate
-    from secateur.loading import load_model
+    from secateur.evaluation.inference import evaluate
+    from secateur.frontends.loading import load_model
 
     _, out = done
     reference = f"{place / 'cli_networks.py'}:network"
@@ -570,7 +570,7 @@ def test_an_interruption_leaves_nothing(place, tmp_path, monkeypatch):
         staged.extend(tmp_path.rglob("*.partial"))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("secateur.steps.walk", interrupted)
+    monkeypatch.setattr("secateur.pruning.plan.walk", interrupted)
     out = tmp_path / "x" / "out"
     result = invoke(*prune_arguments(place, out))
     assert_mistake(result, "interrupted: nothing was written")
@@ -578,7 +578,9 @@ def test_an_interruption_leaves_nothing(place, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("writer", ["safetensors.torch.save_model", "secateur.plain.write_file"])
+@pytest.mark.parametrize(
+    "writer", ["safetensors.torch.save_model", "secateur.support.serialization.write_file"]
+)
 def test_a_full_disk_leaves_nothing(place, tmp_path, monkeypatch, writer):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -596,7 +598,9 @@ def test_a_disk_that_cannot_hold_the_weights_is_told_before_the_work(
     needed = int(size * sum(tensor.nbytes for tensor in module.state_dict().values()))
     usage = shutil.disk_usage(tmp_path)._replace(free=needed - 4)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    monkeypatch.setattr("secateur.data.load_images", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr(
+        "secateur.data.sources.load_images", lambda *_, **__: pytest.fail("too late")
+    )
     result = invoke(*prune_arguments(place, tmp_path / "out", *options))
     assert_mistake(result, "bytes left, expected", tmp_path / "out")
 
@@ -609,7 +613,7 @@ def test_a_full_disk_keeps_the_earlier_result(place, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("secateur.plain.write_file", full)
+    monkeypatch.setattr("secateur.support.serialization.write_file", full)
     arguments = prune_arguments(place, out, "--method", "magnitude", "--force")
     assert_mistake(invoke(*arguments), "the disk is full")
     assert (out / "model.safetensors").read_text() == "earlier"
@@ -625,7 +629,7 @@ def test_out_of_memory_is_one_sentence(place, tmp_path, monkeypatch, error):
     def too_much(*_, **__):
         raise error
 
-    monkeypatch.setattr("secateur.steps.walk", too_much)
+    monkeypatch.setattr("secateur.pruning.plan.walk", too_much)
     result = invoke(*prune_arguments(place, tmp_path / "out"))
     assert_mistake(result, "out of memory", tmp_path / "out")
 
@@ -634,7 +638,7 @@ def test_a_defect_is_not_passed_off_as_a_mistake(place, tmp_path, monkeypatch):
     def defect(*_, **__):
         raise AssertionError("impossible")
 
-    monkeypatch.setattr("secateur.steps.walk", defect)
+    monkeypatch.setattr("secateur.pruning.plan.walk", defect)
     result = invoke(*prune_arguments(place, tmp_path / "out"))
     assert result.exit_code == 1
     assert isinstance(result.exception, AssertionError)
@@ -645,7 +649,7 @@ def test_a_pipe_that_breaks_within_the_program_is_a_defect(monkeypatch):
     def broken(*_, **__):
         raise BrokenPipeError("of a worker")
 
-    monkeypatch.setattr("secateur.recipe.choose_recipe", broken)
+    monkeypatch.setattr("secateur.pruning.recipe.choose_recipe", broken)
     result = invoke("recipe", "default")
     assert result.exit_code == 1
     assert str(result.exception.__cause__) == "of a worker"
@@ -761,7 +765,7 @@ def test_a_mistake_in_the_options_is_one_line(arguments, told):
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 @pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("module", ["secateur", "typer", "secateur.cli", "torch", "numpy"])
+@pytest.mark.parametrize("module", ["typer", "secateur.cli.app", "torch", "numpy"])
 def test_a_signal_while_a_module_is_imported_is_one_sentence(tmp_path, signal, module):
     """The signal comes when the module is looked for, where an exception would be lost."""
     (tmp_path / "program.py").write_text(
@@ -775,7 +779,7 @@ def test_a_signal_while_a_module_is_imported_is_one_sentence(tmp_path, signal, m
         "            except KeyboardInterrupt:\n"
         "                pass  # as torch does at places\n"
         "sys.meta_path.insert(0, Finder())\n"
-        "import secateur_main\n"
+        "import secateur.cli.main as secateur_main\n"
         "sys.argv = ['secateur', 'report', 'absent.json']\n"
         "secateur_main.main()\n"
     )
@@ -793,8 +797,8 @@ def test_a_signal_while_a_command_ends_is_one_sentence(tmp_path, signal):
     (tmp_path / "program.py").write_text(
         "import os, sys, signal\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "import secateur.cli, secateur_main\n"
-        f"secateur.cli._fail = lambda _: os.kill(os.getpid(), signal.{signal})\n"
+        "import secateur.cli.app, secateur.cli.main as secateur_main\n"
+        f"secateur.cli.app._fail = lambda _: os.kill(os.getpid(), signal.{signal})\n"
         "sys.argv = ['secateur', 'report', 'absent.json']\n"
         "secateur_main.main()\n"
     )

@@ -16,7 +16,7 @@ from torch import nn
 
 import secateur
 from secateur import DataError, OptionError, Report, Sensitivity, Sweep, compare_reports
-from secateur.allocations import sensitivity
+from secateur.pruning.allocations import sensitivity
 
 
 def changed(**more: object) -> Report:

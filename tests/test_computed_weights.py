@@ -13,7 +13,9 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import secateur
-from secateur.options import select_layers
+from secateur.pruning.layer_selection import (
+    select_layers,
+)
 
 
 def masked(part: nn.Module) -> nn.Module:

@@ -15,9 +15,9 @@ from test_cli import invoke
 from torch import nn
 
 import secateur
-from secateur import console
-from secateur.bench import Timing
-from secateur.evaluate import Evaluation
+from secateur.evaluation.inference import Evaluation
+from secateur.hardware.bench import Timing
+from secateur.render import terminal
 
 LONG = "transformer.encoder.layer_stack_0.attention.query_projection"
 NAMES = [LONG, LONG.replace("query", "value"), "blocks[3].[red]conv[/red]", ":smile:", "w" * 300]
@@ -70,23 +70,23 @@ def dense():
 
 
 VIEWS = {
-    "report": (lambda: reports.report(*NAMES), console.report_view),
-    "layers left dense": (dense, console.report_view),
-    "inspection": (inspection, console.inspection_view),
+    "report": (lambda: reports.report(*NAMES), terminal.report_view),
+    "layers left dense": (dense, terminal.report_view),
+    "inspection": (inspection, terminal.inspection_view),
     "inspection, verbose": (
         inspection,
-        lambda of: Group(*list(console.inspection_view(of, verbose=True).renderables)[4:]),
+        lambda of: Group(*list(terminal.inspection_view(of, verbose=True).renderables)[4:]),
     ),
-    "forecast": (forecast, console.forecast_view),
-    "comparison": (comparison, console.comparison_view),
-    "bench": (bench, console.bench_view),
+    "forecast": (forecast, terminal.forecast_view),
+    "comparison": (comparison, terminal.comparison_view),
+    "bench": (bench, terminal.bench_view),
 }
 
 
 @pytest.mark.parametrize("kind", VIEWS)
 def test_no_name_is_cut_or_folded_off_a_terminal(kind, capsys):
     make, view = VIEWS[kind]
-    console.print_view(view(make()))
+    terminal.print_view(view(make()))
     printed = capsys.readouterr().out
     names = [name.replace("/", "-") if kind == "bench" else name for name in NAMES]
     assert [name for name in names if name not in printed] == []
@@ -98,7 +98,7 @@ def test_no_name_is_cut_or_folded_off_a_terminal(kind, capsys):
 def test_the_text_of_an_object_is_what_the_command_prints(kind, capsys):
     make, view = VIEWS[kind]
     held = make()
-    console.print_view(view(held))
+    terminal.print_view(view(held))
     printed = capsys.readouterr().out.removesuffix("\n")
     assert printed == str(held)
 
@@ -119,7 +119,7 @@ def test_names_are_folded_on_a_terminal_not_cut(kind, width):
 
 
 def test_a_name_does_not_command_the_terminal(capsys):
-    console.print_view(console.report_view(reports.report("a\x1b[31m", "two\nlines")))
+    terminal.print_view(terminal.report_view(reports.report("a\x1b[31m", "two\nlines")))
     printed = capsys.readouterr().out
     assert "\x1b" not in "".join(line for line in printed.splitlines() if line.startswith("a"))
     assert r"a\x1b[31m" in printed
@@ -150,13 +150,13 @@ def test_inspect_into_a_pipe_has_whole_names(tmp_path):
 )
 def test_an_output_error_is_told_in_plain_digits(share, text) -> None:
     found = Evaluation(images=40, output_error=share)
-    assert console.output_error_text(found) == f"output error {text} of the variance"
+    assert terminal.output_error_text(found) == f"output error {text} of the variance"
 
 
 @pytest.mark.parametrize(("share", "told"), [(0.9, False), (1.5, True)])
 def test_outputs_further_off_than_their_mean_are_a_warning(share, told, monkeypatch) -> None:
     near = lambda *_: Evaluation(images=40, output_error=share)  # noqa: E731
-    monkeypatch.setattr("secateur.report._near", near)
+    monkeypatch.setattr("secateur.report.model._near", near)
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", secateur.SecateurWarning)

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from secateur.data import Images, Preprocess, load_images
+from secateur.data.fractals import fractal_images
+from secateur.data.sources import Images, Preprocess, load_images
 from secateur.errors import DataError, OptionError
-from secateur.fractals import fractal_images
 
 FLOATS = torch.randn(9, 3, 8, 6, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(9) % 4

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from secateur import Report, example
-from secateur.example import demo
+from secateur.cli import demo
 
 
 @pytest.fixture

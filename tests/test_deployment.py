@@ -20,14 +20,14 @@ from torch import nn
 from typer.testing import CliRunner
 
 import secateur
-from secateur import cli
-from secateur.cli import app
-from secateur.evaluate import predict
-from secateur.export import far_off, save_int8, save_openvino
+from secateur.cli import app as command_line
+from secateur.cli.app import app
+from secateur.evaluation.inference import predict
+from secateur.export.files import far_off, save_int8, save_openvino
+from secateur.export.int8 import check_zeros, parts, quantize, recurrent_note, require_nncf
 from secateur.frontends.onnx import first_run, folded, layer_weights, read, upgraded
 from secateur.frontends.onnx.trial import run
-from secateur.ir import IR, as_ir, ir_weights, read_ir
-from secateur.quantization import check_zeros, parts, quantize, recurrent_note, require_nncf
+from secateur.frontends.openvino.runtime import IR, as_ir, ir_weights, read_ir
 
 openvino = pytest.importorskip("openvino")
 if importlib.util.find_spec("nncf") is None:
@@ -417,7 +417,7 @@ def test_usage_data_are_not_sent(first) -> None:
     program = f"""
 {first}
 import logging
-from secateur.quantization import require_nncf
+from secateur.export.int8 import require_nncf
 require_nncf()
 from nncf.telemetry.wrapper import telemetry
 print(type(telemetry).__name__, type(logging.getLogger("mine")).__name__)
@@ -430,7 +430,7 @@ logging.getLogger("nncf").warning_once("said once")
 
 def test_what_is_optional_is_not_imported_before_it_is_needed() -> None:
     names = "{'nncf', 'openvino', 'onnx'}"
-    program = f"import secateur, secateur.cli, sys; print({names} & {{*sys.modules}})"
+    program = f"import secateur, secateur.cli.app, sys; print({names} & {{*sys.modules}})"
     command = [sys.executable, "-W", "ignore", "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
@@ -494,7 +494,7 @@ def test_an_int8_file_far_from_the_network_is_a_warning_with_the_figure(
     result = SimpleNamespace(report=report)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        cli._warn(result, name)
+        command_line._warn(result, name)
     told = [of for of in report.warnings if of.startswith(f"{name} is far from the network")]
     assert len(told) == len(caught) == far
     if far:
@@ -506,8 +506,8 @@ _BY_TURNS = """
 import faulthandler, gc, signal
 import torch
 from onnx_models import as_onnx, network
-from secateur.ir import IR, as_ir
-from secateur.quantization import quantize
+from secateur.frontends.openvino.runtime import IR, as_ir
+from secateur.export.int8 import quantize
 
 faulthandler.enable()  # as pytest does: handlers get a stack of their own
 images = torch.randn(8, 3, 11, 11)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.console import verdict_lines
-from secateur.distance import value_error
+from secateur.core.distance import value_error
 from secateur.errors import DataError, ModelError
-from secateur.evaluate import Evaluation, compare, evaluate, kl_divergence, predict
+from secateur.evaluation.inference import Evaluation, compare, evaluate, kl_divergence, predict
+from secateur.render.terminal import verdict_lines
 
 
 @pytest.fixture

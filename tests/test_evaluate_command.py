@@ -16,8 +16,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 import secateur
-from secateur.cli import app
-from secateur.evaluate import mcnemar
+from secateur.cli.app import app
+from secateur.evaluation.inference import mcnemar
 from secateur.frontends.onnx import first_run
 from secateur.frontends.onnx.trial import run
 
@@ -88,7 +88,7 @@ def told(place, *arguments, **more):
 
 def expected(place, *, reference=True):
     net, other = network(), network()
-    other.load_state_dict(secateur.loading.read_state(place / "other.safetensors"))
+    other.load_state_dict(secateur.frontends.loading.read_state(place / "other.safetensors"))
     with np.load(place / "images.npz") as held:
         images, labels = torch.from_numpy(held["images"]), torch.from_numpy(held["labels"])
     return secateur.evaluate(other, images, labels, reference=net if reference else None)

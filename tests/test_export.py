@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur
-from secateur.export import rehearse, save_model, save_onnx, save_safetensors
+from secateur.export.files import rehearse, save_model, save_onnx, save_safetensors
 from secateur.frontends import read
 
 NAMES = ["0.weight", "3.weight", "6.weight"]

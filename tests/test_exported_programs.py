@@ -15,10 +15,10 @@ from torch.export import Dim
 from typer.testing import CliRunner
 
 import secateur
-from secateur.cli import app
+from secateur.cli.app import app
 from secateur.errors import ModelError
-from secateur.exported_programs import read_program, save_program
-from secateur.loading import load_model
+from secateur.frontends.loading import load_model
+from secateur.frontends.torch.exported_programs import read_program, save_program
 
 HOW = {"sparsity": 0.5, "method": "magnitude", "allocation": "uniform"}
 

@@ -10,11 +10,11 @@ from onnx_models import as_onnx, network, stored
 from torch import Tensor, nn
 
 import secateur
-from secateur.export import save_onnx
+from secateur.export.files import save_onnx
 from secateur.frontends import trace, with_parameters
-from secateur.graph import Graph
-from secateur.recipe import RECIPES
-from secateur.stream import Stream
+from secateur.network.graph import Graph
+from secateur.network.stream import Stream
+from secateur.pruning.recipe import RECIPES
 
 
 class Normed(nn.Module):

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import secateur
-import secateur.steps
-from secateur.cli import app
-from secateur.report import Report
+import secateur.pruning.plan
+from secateur.cli.app import app
+from secateur.report.model import Report
 
 if importlib.util.find_spec("nncf") is None or importlib.util.find_spec("openvino") is None:
     pytest.skip("nncf or openvino is not installed", allow_module_level=True)
@@ -55,13 +55,13 @@ def images() -> Tensor:
 @pytest.fixture
 def walks(monkeypatch) -> list[int]:
     """How often a network was pruned."""
-    found, walk = [], secateur.steps.walk
+    found, walk = [], secateur.pruning.plan.walk
 
     def counted(*arguments, **more):
         found.append(1)
         return walk(*arguments, **more)
 
-    monkeypatch.setattr(secateur.steps, "walk", counted)
+    monkeypatch.setattr(secateur.pruning.plan, "walk", counted)
     return found
 
 
@@ -112,10 +112,10 @@ def refuses(*_, **__):
 
 def test_formats_that_fail_after_the_pruning_leave_the_others(walks, tmp_path, monkeypatch) -> None:
     """They were fine with the dense network."""
-    monkeypatch.setattr("secateur.export.rehearse", lambda *_, **__: None)
+    monkeypatch.setattr("secateur.export.files.rehearse", lambda *_, **__: None)
     monkeypatch.setattr("secateur.api.rehearse", lambda *_, **__: None)
     monkeypatch.setattr("secateur.api.in_int8", refuses)
-    monkeypatch.setattr("secateur.export.write_ir", refuses)
+    monkeypatch.setattr("secateur.export.files.write_ir", refuses)
     out = tmp_path / "out"
     done = prune("Net", out, "--onnx", "--int8", "--openvino")
     assert done.exit_code == 2, (done.output, done.exception)
@@ -148,7 +148,7 @@ def test_python_returns_the_pruned_network_without_int8(monkeypatch) -> None:
 
 
 def test_the_first_file_has_to_be_written(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("secateur.export.save_safetensors", refuses)
+    monkeypatch.setattr("secateur.export.files.save_safetensors", refuses)
     done = prune("Net", tmp_path / "out")
     assert done.exit_code == 2
     assert list(tmp_path.iterdir()) == []

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from secateur.data.fractals import FILL, Systems, draw_systems, fill_rate, fractal_images
+from secateur.data.noise import gaussian_noise, pink_noise
 from secateur.errors import OptionError
-from secateur.fractals import FILL, Systems, draw_systems, fill_rate, fractal_images
-from secateur.noise import gaussian_noise, pink_noise
 
 MAKERS = [fractal_images, gaussian_noise, pink_noise]
 
@@ -132,8 +132,8 @@ def test_fewer_images_are_a_prefix_and_the_seed_decides(make):
 def test_another_process_with_one_thread_makes_the_same_bytes():
     code = (
         "import hashlib, torch; torch.set_num_threads(1)\n"
-        "from secateur.fractals import fractal_images\n"
-        "from secateur.noise import gaussian_noise, pink_noise\n"
+        "from secateur.data.fractals import fractal_images\n"
+        "from secateur.data.noise import gaussian_noise, pink_noise\n"
         "for images in (fractal_images(3, size=128), gaussian_noise(3, size=32),\n"
         "               pink_noise(3, size=32)):\n"
         "    print(hashlib.sha256(images.numpy().tobytes()).hexdigest())"

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateur.geometry import Convolution, Linear, sample_positions
+from secateur.network.geometry import Convolution, Linear, sample_positions
 
 GEOMETRIES = [
     Convolution(kernel=k, stride=s, padding=p, dilation=d, groups=g)

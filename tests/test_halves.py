@@ -13,16 +13,18 @@ from problems import correlated, random_weight
 from torch import Tensor, nn
 
 import secateur
-from secateur.blocks import find_cuts
-from secateur.frontends.torch_export import trace
-from secateur.graph import Graph
-from secateur.linear_algebra import choose_damping
-from secateur.methods import ADMM, AdamCalibration, LeastSquares
-from secateur.options import select_layers
-from secateur.patterns import Unstructured
-from secateur.problem import Problem, Shift, Statistics, merged
-from secateur.samples import find_layouts
-from secateur.walk import Fit, Sampling, Walker, walk
+from secateur.core.methods import ADMM, AdamCalibration, LeastSquares
+from secateur.core.normal_equations import choose_damping
+from secateur.core.patterns import Unstructured
+from secateur.core.problem import Problem, Shift, Statistics, merged
+from secateur.frontends.torch.graph import trace
+from secateur.network.cuts import find_cuts
+from secateur.network.graph import Graph
+from secateur.network.sample_layout import find_layouts
+from secateur.pruning.layer_selection import (
+    select_layers,
+)
+from secateur.pruning.walk import Fit, Sampling, Walker, walk
 
 pytestmark = pytest.mark.filterwarnings("ignore:only .* calibration image")
 

@@ -15,11 +15,11 @@ from torch import nn
 from typer.testing import CliRunner
 
 import secateur
-from secateur.cli import app
+from secateur.cli.app import app
+from secateur.data.preprocess import ModelPreprocess, Preprocess, completed
 from secateur.errors import MissingExtraError, ModelError, OptionError, SecateurWarning
-from secateur.hubs import own_preprocess
-from secateur.loading import load_model
-from secateur.preprocess import ModelPreprocess, Preprocess, completed
+from secateur.frontends.hubs import own_preprocess
+from secateur.frontends.loading import load_model
 
 CONFIG = {
     "input_size": (3, 12, 12),

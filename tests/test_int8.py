@@ -17,11 +17,11 @@ from onnx_models import Builder
 from torch import Tensor
 
 import secateur
-from secateur.evaluate import predict
-from secateur.export import save_openvino
+from secateur.evaluation.inference import predict
+from secateur.export.files import save_openvino
+from secateur.export.int8 import in_int8, quantized, require_nncf
 from secateur.frontends.onnx import layer_weights, one_scale, unshared
-from secateur.ir import read_ir
-from secateur.quantization import in_int8, quantized, require_nncf
+from secateur.frontends.openvino.runtime import read_ir
 
 if importlib.util.find_spec("nncf") is None:
     pytest.skip("nncf is not installed", allow_module_level=True)
@@ -234,7 +234,7 @@ def test_what_no_scale_makes_run_is_one_sentence(images, monkeypatch) -> None:
     def refuses(model, example):
         raise secateur.ModelError("no such kernel")
 
-    monkeypatch.setattr("secateur.quantization.onnx_function", refuses)
+    monkeypatch.setattr("secateur.export.int8.onnx_function", refuses)
     with pytest.raises(
         secateur.ModelError, match=r"INT8 does not run \(no such kernel\), expected"
     ):

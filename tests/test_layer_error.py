@@ -11,12 +11,14 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import secateur
-from secateur.frontends.torch_export import trace, with_parameters
-from secateur.methods import ADMM, BiasCorrection, LeastSquares, Magnitude
-from secateur.options import select_layers
-from secateur.patterns import Unstructured
-from secateur.problem import Shift, Statistics, merged
-from secateur.walk import walk
+from secateur.core.methods import ADMM, BiasCorrection, LeastSquares, Magnitude
+from secateur.core.patterns import Unstructured
+from secateur.core.problem import Shift, Statistics, merged
+from secateur.frontends.torch.graph import trace, with_parameters
+from secateur.pruning.layer_selection import (
+    select_layers,
+)
+from secateur.pruning.walk import walk
 
 
 class Wide(nn.Module):
@@ -33,7 +35,7 @@ class Wide(nn.Module):
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["bias", "no bias"])
-def wide(request) -> tuple[nn.Module, secateur.graph.Graph, Tensor]:
+def wide(request) -> tuple[nn.Module, secateur.network.graph.Graph, Tensor]:
     torch.manual_seed(7)
     network = Wide(request.param).eval().requires_grad_(False)
     images = torch.randn(120, 3, 6, 6) + 0.3
@@ -65,7 +67,7 @@ def test_a_reported_error_is_the_whole_layers_error(
         method=METHODS[name],
         pattern=Unstructured(),
         inputs=inputs,
-        sampling=secateur.walk.Sampling(max_columns=columns),
+        sampling=secateur.pruning.walk.Sampling(max_columns=columns),
         chunk=50,
     )
     pruned = with_parameters(network, walked.changes)
@@ -106,7 +108,7 @@ def test_the_error_of_given_weights_does_not_depend_on_the_blocks(wide) -> None:
             [layer.weights // 3],
             method=Magnitude(),
             pattern=Unstructured(),
-            sampling=secateur.walk.Sampling(max_columns=columns),
+            sampling=secateur.pruning.walk.Sampling(max_columns=columns),
         )
         errors.append(walked.results[0].relative_error)
     assert errors == pytest.approx([errors[0]] * len(errors), rel=1e-4)

@@ -18,10 +18,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 import secateur
-from secateur.checkpoints import load_state
-from secateur.cli import app
+from secateur.cli.app import app
 from secateur.errors import ModelError, OptionError, SecateurWarning, UserError
-from secateur.loading import load_model, load_network
+from secateur.frontends.loading import load_model, load_network
+from secateur.frontends.torch.checkpoints import load_state
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 

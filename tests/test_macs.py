@@ -11,9 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import secateur
-from secateur.frontends.torch_export import trace
-from secateur.frontends.torch_products import einsum_macs
-from secateur.graph import ACTIVATIONS
+from secateur.frontends.torch.graph import trace
+from secateur.frontends.torch.products import einsum_macs
+from secateur.network.graph import ACTIVATIONS
 
 
 class Given(nn.Module):

@@ -12,8 +12,7 @@ from problems import problem, slow_masked_fit
 from torch import nn
 
 import secateur
-from secateur.linear_algebra import NormalEquations, damping_for
-from secateur.methods import (
+from secateur.core.methods import (
     ADMM,
     METHODS,
     AdamCalibration,
@@ -24,8 +23,9 @@ from secateur.methods import (
     chain,
     stored_patches,
 )
-from secateur.patterns import PATTERNS
-from secateur.problem import Problem
+from secateur.core.normal_equations import NormalEquations, damping_for
+from secateur.core.patterns import PATTERNS
+from secateur.core.problem import Problem
 
 LAYERS = {
     "linear": lambda bias: nn.Linear(8, 6, bias=bias),
@@ -165,7 +165,7 @@ def _masked_loss(held: Problem, support: tuple[int, ...]) -> float:
     return float(held.loss(weight, held.bias(weight)).sum())
 
 
-def _loss(held: Problem, solution: secateur.problem.Solution) -> float:
+def _loss(held: Problem, solution: secateur.core.problem.Solution) -> float:
     return float(held.loss(solution.weight, solution.bias).sum())
 
 

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor, nn
 
 import secateur
-from secateur.blocks import blocks, find_cuts, network_errors
-from secateur.frontends.torch_export import trace
-from secateur.options import select_layers
-from secateur.recipe import RECIPES
-from secateur.tuning import BlockTuning
+from secateur.frontends.torch.graph import trace
+from secateur.network.cuts import blocks, find_cuts, network_errors
+from secateur.pruning.layer_selection import (
+    select_layers,
+)
+from secateur.pruning.recipe import RECIPES
+from secateur.pruning.reconstruction import BlockTuning
 
 BRIEF = replace(RECIPES["default"], tuning=BlockTuning(layers=2, steps=5))
 
@@ -117,7 +119,9 @@ def images(count: int = 70) -> Tensor:
 
 @pytest.mark.parametrize("kind", ODD, ids=lambda kind: kind.__name__)
 def test_they_are_pruned_and_tuned(kind, monkeypatch) -> None:
-    monkeypatch.setattr(secateur.job, "_CHUNK_VALUES", 20 * 3 * 8 * 8)  # chunks of 20, 20, 20, 10
+    monkeypatch.setattr(
+        secateur.session, "_CHUNK_VALUES", 20 * 3 * 8 * 8
+    )  # chunks of 20, 20, 20, 10
     network = made(kind)
     result = secateur.prune(network, images(), sparsity=0.8, recipe=BRIEF, progress=False)
     assert result.report.sparsity == pytest.approx(0.8, abs=1e-3)

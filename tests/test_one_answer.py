@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 import secateur
 from secateur import Recipe
-from secateur.cli import app
-from secateur.distance import has_one_answer, relative_error, value_error
+from secateur.cli.app import app
+from secateur.core.distance import has_one_answer, relative_error, value_error
 
 TOLD = "gives the same answer for all {} {}, so that agreement tells nothing"
 QUICK = {"recipe": Recipe(method=secateur.Magnitude(), allocation=secateur.Uniform())}

@@ -19,15 +19,15 @@ from torch import nn
 from typer.testing import CliRunner
 
 import secateur
-from secateur.cli import app
-from secateur.evaluate import predict
+from secateur.cli.app import app
+from secateur.evaluation.inference import predict
 from secateur.frontends import trace
 from secateur.frontends.first_runs import one_first_run
 from secateur.frontends.onnx import first_run
 from secateur.frontends.onnx.plan import FOLD
 from secateur.frontends.onnx.trial import run
-from secateur.graph import ON_THE_FLY, BiasSlot
-from secateur.stream import Stream
+from secateur.network.graph import ON_THE_FLY, BiasSlot
+from secateur.network.stream import Stream
 
 NEWEST = min(onnx.defs.onnx_opset_version(), 26)  # the last that ONNX Runtime 1.31 runs
 
@@ -102,7 +102,7 @@ def test_both_front_ends_find_the_same_places(images) -> None:
 def test_attention_written_by_the_exporter_of_pytorch(tmp_path) -> None:
     """Weights transposed into products, tokens, a layer used twice."""
     pytest.importorskip("onnxscript")
-    from secateur.export import save_onnx
+    from secateur.export.files import save_onnx
 
     class Attention(nn.Module):
         def __init__(self) -> None:

@@ -13,10 +13,12 @@ from typer.testing import CliRunner
 
 import secateur
 from secateur import ModelError, OptionError
-from secateur.cli import app
-from secateur.geometry import Linear
-from secateur.graph import Layer, Use
-from secateur.options import select_layers
+from secateur.cli.app import app
+from secateur.network.geometry import Linear
+from secateur.network.graph import Layer, Use
+from secateur.pruning.layer_selection import (
+    select_layers,
+)
 
 ODD = [
     "block[0]",

@@ -12,9 +12,9 @@ from functools import partial
 
 import pytest
 
-from secateur import output
 from secateur.errors import OutputError
-from secateur.output import (
+from secateur.support import files
+from secateur.support.files import (
     check_file,
     check_folder,
     check_space,
@@ -283,7 +283,7 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_long_work(tmp_path, m
         asked.append((path, mode))
         return False
 
-    monkeypatch.setattr(output.os, "access", refuse)
+    monkeypatch.setattr(files.os, "access", refuse)
     with pytest.raises(OutputError, match="writable"):
         check_folder(tmp_path / "x" / "out")
     assert asked == [(tmp_path, os.W_OK)]
@@ -298,7 +298,7 @@ def test_a_new_folder_gets_the_permissions_the_umask_asks_for(tmp_path, umask_02
 def test_a_relative_folder_is_where_it_was_when_the_block_began(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
-    with output_folder(output.Path("out")) as staging:
+    with output_folder(files.Path("out")) as staging:
         (staging / "a").write_text("1")
         os.chdir(tmp_path / "elsewhere")
     assert everything_in(tmp_path) == ["elsewhere", "out", "out/a"]
@@ -407,7 +407,7 @@ def test_space_is_asked_for_before_the_work(tmp_path):
 _UNTIL_KILLED = """
 import signal, sys, time
 from pathlib import Path
-from secateur.output import output_files, output_folder
+from secateur.support.files import output_files, output_folder
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 
@@ -430,7 +430,7 @@ def writer():
         call = [sys.executable, "-c", _UNTIL_KILLED, str(path), kind]
         process = subprocess.Popen(call, stdout=subprocess.PIPE, text=True)
         started.append(process)
-        return process, output.Path(process.stdout.readline().strip())
+        return process, files.Path(process.stdout.readline().strip())
 
     yield start
     for process in started:
@@ -506,13 +506,13 @@ def test_ctrl_c_while_the_hidden_folder_is_removed_waits_for_that(tmp_path, monk
 
 
 def test_after_ctrl_c_it_is_told_whether_a_result_was_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(output, "_written", [])
+    monkeypatch.setattr(files, "_written", [])
     with output_folder(tmp_path / "out") as staging:
         write_file(staging / "a", b"1")
-        assert output.interruption() == "interrupted: nothing was written"
-    assert output.interruption() == f"interrupted after {tmp_path / 'out'} was written"
+        assert files.interruption() == "interrupted: nothing was written"
+    assert files.interruption() == f"interrupted after {tmp_path / 'out'} was written"
     write_file(tmp_path / "b", b"1")
-    assert output.interruption() == f"interrupted after {tmp_path / 'b'} was written"
+    assert files.interruption() == f"interrupted after {tmp_path / 'b'} was written"
 
 
 def test_a_hidden_folder_is_left_where_locks_fail(tmp_path, writer, monkeypatch):
@@ -523,7 +523,7 @@ def test_a_hidden_folder_is_left_where_locks_fail(tmp_path, writer, monkeypatch)
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(output.fcntl, "flock", refuse)
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
     with output_folder(tmp_path / "out") as staging:
         (staging / "a").write_text("1")
     assert left.is_dir()
@@ -539,8 +539,8 @@ def test_a_hidden_folder_removed_before_it_was_locked_is_made_again(tmp_path, mo
             folder.rmdir()
         return real(folder, wait=wait)
 
-    real = output._lock
-    monkeypatch.setattr(output, "_lock", lock)
+    real = files._lock
+    monkeypatch.setattr(files, "_lock", lock)
     write_file(tmp_path / "a", b"1")
     assert len(calls) == 2
     assert everything_in(tmp_path) == ["a"]
@@ -572,7 +572,7 @@ def test_an_interruption_that_python_drops_comes_again(tmp_path, number):
     """In a destructor, or a weak reference's callback, exceptions are printed and forgotten."""
     (tmp_path / "program.py").write_text(
         "import os, signal, time\n"
-        "from secateur.output import clean_up_when_killed\n"
+        "from secateur.support.files import clean_up_when_killed\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "clean_up_when_killed()\n"
         "class Mortal:\n"
@@ -581,11 +581,15 @@ def test_an_interruption_that_python_drops_comes_again(tmp_path, number):
         "        time.sleep(0.1)\n"
         "Mortal()\n"
         "try:\n"
-        "    time.sleep(30)\n"
+        "    time.sleep(600)\n"
         "except KeyboardInterrupt:\n"
         "    print('interrupted')\n"
     )
     process = subprocess.run(
-        [sys.executable, tmp_path / "program.py"], capture_output=True, text=True, check=False
+        [sys.executable, tmp_path / "program.py"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     assert (process.stdout, process.stderr) == ("interrupted\n", "")

@@ -19,10 +19,11 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import secateur
-from secateur import OutputError, PackError, packing
-from secateur.cli import app
-from secateur.model_files import Tensor, spans
-from secateur.packing import zstd
+from secateur import OutputError, PackError
+from secateur.cli.app import app
+from secateur.export import packing
+from secateur.export.packing import zstd
+from secateur.support.model_files import Tensor, spans
 
 WIDTHS = {"BOOL": 1, "I8": 1, "U8": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2}
 WIDTHS |= {"I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8}
@@ -246,7 +247,7 @@ def test_an_onnx_file_comes_back_and_its_weights_are_found_wherever_they_are(tmp
     content = model.SerializeToString()
     back, packed = there_and_back(tmp_path, content, ".onnx")
     assert back == content
-    found = secateur.model_files.find_tensors(tmp_path / "model.onnx")
+    found = secateur.support.model_files.find_tensors(tmp_path / "model.onnx")
     raw = [t for t in found if content[t.start : t.stop] == floats.tobytes()]
     assert len(raw) == 2 + 2 * 2 + 1 + 2 + 1 + 1  # outer, inner twice, constant, many, sparse, own
     assert {t.width for t in raw} == {4}

@@ -15,8 +15,8 @@ import reports
 from test_cli import assert_mistake, invoke
 
 from secateur import DataError, Report, compare_reports
-from secateur.evaluate import Evaluation
-from secateur.page import report_page
+from secateur.evaluation.inference import Evaluation
+from secateur.render.page import report_page
 
 CHROMIUM = next(
     (path for path in map(Path, ("/usr/bin/chromium", "/usr/bin/google-chrome")) if path.exists()),

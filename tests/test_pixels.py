@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from secateur.data import load_images
+from secateur.data.preprocess import Preprocess
+from secateur.data.sources import load_images
 from secateur.errors import DataError, OptionError
-from secateur.preprocess import Preprocess
 
 RAMP = np.linspace(0, 255, 32 * 32).round().astype(np.uint8).reshape(32, 32)
 DEEP = RAMP.astype(np.uint16) * 257

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 import secateur
+from secateur.data.preprocess import Preprocess
 from secateur.errors import DataError, OptionError
-from secateur.plain import to_plain
-from secateur.preprocess import Preprocess
-from secateur.report import Report, describe
+from secateur.report.model import Report, describe
+from secateur.support.serialization import to_plain
 
 IMAGES = torch.randn(40, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 6, 6, 3), dtype=np.uint8)

@@ -8,13 +8,13 @@ from problems import correlated
 from torch import nn
 
 import secateur
-from secateur import precision
-from secateur.adaptation import adapt
-from secateur.blocks import network_errors
-from secateur.evaluate import kl_divergence
-from secateur.frontends.torch_export import trace
-from secateur.precision import widened, widest_float
-from secateur.problem import Statistics
+from secateur.core import precision
+from secateur.core.precision import widened, widest_float
+from secateur.core.problem import Statistics
+from secateur.evaluation.inference import kl_divergence
+from secateur.frontends.torch.graph import trace
+from secateur.network.cuts import network_errors
+from secateur.pruning.recalibration import adapt
 
 
 def test_the_format_is_decided_by_the_kind_of_device() -> None:

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import correlated, problem, random_weight
 
-from secateur.patterns import Unstructured
-from secateur.problem import Statistics
+from secateur.core.patterns import Unstructured
+from secateur.core.problem import Statistics
 
 
 @given(cuts=st.lists(st.integers(1, 59), max_size=4, unique=True), groups=st.integers(1, 2))

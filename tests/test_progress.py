@@ -13,7 +13,7 @@ from torch import nn
 
 import secateur
 from secateur import OptionError
-from secateur.progress import AGAIN, Lines, Teller, telling
+from secateur.support.progress import AGAIN, Lines, Teller, telling
 
 
 @pytest.fixture
@@ -170,8 +170,8 @@ def test_what_is_no_progress_is_one_sentence(network):
 
 @pytest.mark.parametrize("quiet", [False, True])
 def test_the_command_tells_off_a_terminal_unless_quiet(place, monkeypatch, quiet):  # noqa: F811
-    monkeypatch.setattr("secateur.progress.FIRST", 0.0)
-    monkeypatch.setattr("secateur.progress.TICK", 0.001)
+    monkeypatch.setattr("secateur.support.progress.FIRST", 0.0)
+    monkeypatch.setattr("secateur.support.progress.TICK", 0.001)
     arguments = [of for of in prune_arguments(place, "nowhere") if of not in ("-o", "nowhere")]
     result = invoke(*arguments, "--dry-run", *["--quiet"] * quiet)
     assert result.exit_code == 0, result.output

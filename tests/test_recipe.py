@@ -21,12 +21,12 @@ from secateur import (
     Uniform,
     WeightCorrection,
 )
-from secateur.alignment import pairs_to_align
-from secateur.allocations.uniform import UniformDivision
-from secateur.evaluate import compare, predict
-from secateur.frontends.torch_export import trace, with_parameters
-from secateur.recipe import choose_recipe, name_of
-from secateur.targets import MaxBytes, MaxMacs, Sparsity
+from secateur.evaluation.inference import compare, predict
+from secateur.frontends.torch.graph import trace, with_parameters
+from secateur.pruning.alignment import pairs_to_align
+from secateur.pruning.allocations.uniform import UniformDivision
+from secateur.pruning.recipe import choose_recipe, name_of
+from secateur.pruning.targets import MaxBytes, MaxMacs, Sparsity
 
 QUICK = AdamCalibration(
     start=BiasCorrection(start=WeightCorrection()), iterations=3, learning_rate=1e-3, batch=64

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import secateur
-from secateur.cli import app
-from secateur.evaluate import first_output
+from secateur.cli.app import app
+from secateur.evaluation.inference import first_output
 from secateur.frontends import trace
-from secateur.ir import IR, as_ir
-from secateur.report import Report
-from secateur.rows import RowsFirst, images_axis, in_parts
+from secateur.frontends.openvino.runtime import IR, as_ir
+from secateur.network.rows import RowsFirst, images_axis, in_parts
+from secateur.report.model import Report
 
 TIME, CLASSES = 6, 5
 QUICK = {"method": "magnitude", "allocation": "uniform", "progress": False}

@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 import secateur
-from secateur.report import Inspection
-from secateur.runtimes import (
+from secateur.hardware.requirements import (
     NO_SPEED_UP,
     RUNTIMES,
     SPARSE_RATE,
@@ -25,6 +24,7 @@ from secateur.runtimes import (
     speed_up_expected,
     survey,
 )
+from secateur.report.model import Inspection
 
 # a layer that each runtime can make use of
 FIT = {

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 import secateur
 from secateur import DataError, OptionError, example
-from secateur.evaluate import compare, predict
-from secateur.recipe import RECIPES
-from secateur.search import WALKS, WIDTH, Expectation, Try, bracket, search
+from secateur.evaluation.inference import compare, predict
+from secateur.pruning.recipe import RECIPES
+from secateur.pruning.search import WALKS, WIDTH, Expectation, Try, bracket, search
 
 UNKNOWN = Expectation.of(None)
 

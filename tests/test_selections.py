@@ -11,9 +11,9 @@ from onnx_models import Builder
 from torch import Tensor, nn
 
 import secateur
-from secateur import judging
-from secateur.export import save_model, save_onnx
+from secateur.export.files import save_model, save_onnx
 from secateur.frontends import trace
+from secateur.network import judging
 
 OPTIONS = {"sparsity": 0.5, "progress": False}
 

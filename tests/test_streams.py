@@ -12,11 +12,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import secateur
-from secateur import streams
-from secateur.data import Images, load_images, open_images
+from secateur.data import streams
+from secateur.data.sources import Images, load_images, open_images
+from secateur.data.streams import ImageStream, Part, batched
 from secateur.errors import DataError, OptionError
-from secateur.evaluate import Judge, answer, compare, evaluate, first_output
-from secateur.streams import ImageStream, Part, batched
+from secateur.evaluation.inference import Judge, answer, compare, evaluate, first_output
 
 IMAGES = torch.randn(23, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(23) % 4

@@ -12,9 +12,19 @@ from torch import nn
 
 import secateur
 from secateur import OptionError, Recipe, Sensitivity
-from secateur.frontends.torch_export import trace
-from secateur.options import select_layers
-from secateur.targets import Costs, MaxBytes, MaxDrop, MaxMacs, Sparsity, Tariff, choose_target
+from secateur.frontends.torch.graph import trace
+from secateur.pruning.layer_selection import (
+    select_layers,
+)
+from secateur.pruning.targets import (
+    Costs,
+    MaxBytes,
+    MaxDrop,
+    MaxMacs,
+    Sparsity,
+    Tariff,
+    choose_target,
+)
 
 
 class Small(nn.Module):
@@ -117,7 +127,7 @@ def test_a_budget_of_a_share_is_met_and_no_weight_more_would_fit(sizes, fixed, v
             assert value * dense - share * dense <= sum(each) + 1e-6
 
 
-@pytest.mark.parametrize("name", secateur.allocations.ALLOCATIONS)
+@pytest.mark.parametrize("name", secateur.pruning.allocations.ALLOCATIONS)
 @pytest.mark.parametrize("target", ["max_macs", "max_bytes"])
 def test_the_network_stays_within_its_share_and_a_lower_one_has_more_zeros(
     name, target, network, images

@@ -14,10 +14,10 @@ from torch.optim.swa_utils import AveragedModel
 
 import secateur
 from secateur import ModelError, OptionError
-from secateur.export import save_safetensors
-from secateur.frontends.torch_export import trace
-from secateur.frontends.torch_modules import copy_module
-from secateur.recipe import RECIPES
+from secateur.export.files import save_safetensors
+from secateur.frontends.torch.graph import trace
+from secateur.frontends.torch.modules import copy_module
+from secateur.pruning.recipe import RECIPES
 
 QUICK = replace(RECIPES["default"], tuning=None, levels=(0.0,))
 OPTIONS = {"recipe": QUICK, "allocation": "uniform", "sparsity": 0.5, "progress": False}

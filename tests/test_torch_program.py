@@ -10,8 +10,8 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram
 
 from secateur.frontends import trace
-from secateur.frontends.torch_program import export
-from secateur.stream import Stream
+from secateur.frontends.torch.program import export
+from secateur.network.stream import Stream
 
 Forward = Callable[["Body", Tensor], Tensor]
 

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 import secateur
-from secateur.blocks import blocks, find_cuts
 from secateur.errors import DataError, ModelError
-from secateur.evaluate import predict
-from secateur.frontends.torch_export import trace
-from secateur.recipe import RECIPES, Recipe
-from secateur.tuning import BlockTuning
+from secateur.evaluation.inference import predict
+from secateur.frontends.torch.graph import trace
+from secateur.network.cuts import blocks, find_cuts
+from secateur.pruning import reconstruction
+from secateur.pruning.recipe import RECIPES, Recipe
+from secateur.pruning.reconstruction import BlockTuning
 
 BRIEF = BlockTuning(layers=2, steps=100, batch=16, rate=0.03)
 
@@ -192,8 +193,8 @@ def test_the_network_is_judged_on_images_held_back(network) -> None:
 
 def test_a_network_that_gets_worse_stays_as_it_was_fitted(network, monkeypatch) -> None:
     answers = iter([1.0, 0.5] * 4)  # each block is better, the network is not
-    monkeypatch.setattr(secateur.tuning, "_error", lambda found, wanted: next(answers))
-    monkeypatch.setattr(secateur.tuning, "network_errors", lambda *_: [1.0, 2.0, 2.0, 2.0, 2.0])
+    monkeypatch.setattr(reconstruction, "_error", lambda found, wanted: next(answers))
+    monkeypatch.setattr(reconstruction, "network_errors", lambda *_: [1.0, 2.0, 2.0, 2.0, 2.0])
     _, _, changes, found, result = tuned(network, BRIEF)
     assert [block.kept for block in result.blocks] == 4 * [False]
     assert not result.kept
@@ -204,8 +205,8 @@ def test_a_network_that_gets_worse_stays_as_it_was_fitted(network, monkeypatch) 
 
 def test_the_network_is_taken_as_it_was_when_it_was_best(network, monkeypatch) -> None:
     answers = iter([1.0, 0.5] * 4)
-    monkeypatch.setattr(secateur.tuning, "_error", lambda found, wanted: next(answers))
-    monkeypatch.setattr(secateur.tuning, "network_errors", lambda *_: [1.0, 1.2, 0.5, 0.7, 0.6])
+    monkeypatch.setattr(reconstruction, "_error", lambda found, wanted: next(answers))
+    monkeypatch.setattr(reconstruction, "network_errors", lambda *_: [1.0, 1.2, 0.5, 0.7, 0.6])
     _, _, changes, found, result = tuned(network, BRIEF)
     assert [block.kept for block in result.blocks] == [True, True, False, False]
     assert (result.before, result.after) == (1.0, 0.5)
@@ -237,7 +238,7 @@ def test_magnitude_pruning_changes_no_weight_that_stays(network) -> None:
 
 def test_an_onnx_model_is_not_tuned_and_the_report_says_so(tmp_path, network) -> None:
     pytest.importorskip("onnxruntime")
-    from secateur.export import save_onnx
+    from secateur.export.files import save_onnx
 
     save_onnx(network, tmp_path / "net.onnx", images(2), [])
     how = {"allocation": "uniform", "progress": False}
@@ -265,7 +266,7 @@ def test_with_too_few_images_to_hold_one_back_nothing_is_tuned_and_the_report_sa
 
 def test_tuning_an_onnx_graph_is_refused(tmp_path, network) -> None:
     pytest.importorskip("onnxruntime")
-    from secateur.export import save_onnx
+    from secateur.export.files import save_onnx
     from secateur.frontends.onnx import read
     from secateur.frontends.onnx import trace as trace_onnx
 

@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from torch import nn
 
 import secateur
-from secateur.frontends.torch_export import trace, with_parameters
-from secateur.graph import BiasSlot
-from secateur.methods import LeastSquares
-from secateur.options import select_layers
-from secateur.patterns import Unstructured
-from secateur.stream import Stream
-from secateur.walk import Sampling, walk
+from secateur.core.methods import LeastSquares
+from secateur.core.patterns import Unstructured
+from secateur.frontends.torch.graph import trace, with_parameters
+from secateur.network.graph import BiasSlot
+from secateur.network.stream import Stream
+from secateur.pruning.layer_selection import (
+    select_layers,
+)
+from secateur.pruning.walk import Sampling, walk
 
 
 class Zoo(nn.Module):

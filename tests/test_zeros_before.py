@@ -13,11 +13,11 @@ from test_allocations import divisions
 from torch import Tensor, nn
 
 import secateur
-from secateur.allocations import ALLOCATIONS, Budget
-from secateur.allocations.uniform import UniformDivision
-from secateur.export import as_onnx
-from secateur.methods import ADMM, METHODS, AdamCalibration
-from secateur.tuning import BlockTuning
+from secateur.core.methods import ADMM, METHODS, AdamCalibration
+from secateur.export.files import as_onnx
+from secateur.pruning.allocations import ALLOCATIONS, Budget
+from secateur.pruning.allocations.uniform import UniformDivision
+from secateur.pruning.reconstruction import BlockTuning
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:only .* calibration image", "ignore:.*held-back calibration images cannot tell"

@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import importlib
 import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from secateur.version import __version__
 
 if TYPE_CHECKING:  # for type checkers and editors; _HOME says the same at run time
-    from secateur.alignment import ChannelAlignment
-    from secateur.allocations import NormalizedMagnitude, Sensitivity, Uniform
     from secateur.api import PruneResult, inspect, plan, prune
-    from secateur.bench import Bench, bench
-    from secateur.compare import Comparison, compare_reports
-    from secateur.data import Preprocess, load_images
+    from secateur.core.methods import (
+        ADMM,
+        AdamCalibration,
+        BiasCorrection,
+        LeastSquares,
+        Magnitude,
+        WeightCorrection,
+    )
+    from secateur.core.patterns import Unstructured
+    from secateur.data.fractals import fractal_images
+    from secateur.data.sources import Preprocess, load_images
     from secateur.errors import (
         DataError,
         MissingExtraError,
@@ -33,24 +38,18 @@ if TYPE_CHECKING:  # for type checkers and editors; _HOME says the same at run t
         SecateurWarning,
         UserError,
     )
-    from secateur.evaluate import Evaluation, evaluate
-    from secateur.forecast import Forecast
-    from secateur.fractals import fractal_images
-    from secateur.methods import (
-        ADMM,
-        AdamCalibration,
-        BiasCorrection,
-        LeastSquares,
-        Magnitude,
-        WeightCorrection,
-    )
-    from secateur.packing import PackedSize, pack, unpack
-    from secateur.patterns import Unstructured
-    from secateur.quantization import quantize
-    from secateur.recipe import RECIPES, Recipe
-    from secateur.report import Report
-    from secateur.sweep import Sweep, sweep
-    from secateur.tuning import BlockTuning
+    from secateur.evaluation.inference import Evaluation, evaluate
+    from secateur.export.int8 import quantize
+    from secateur.export.packing import PackedSize, pack, unpack
+    from secateur.hardware.bench import Bench, bench
+    from secateur.pruning.alignment import ChannelAlignment
+    from secateur.pruning.allocations import NormalizedMagnitude, Sensitivity, Uniform
+    from secateur.pruning.recipe import RECIPES, Recipe
+    from secateur.pruning.reconstruction import BlockTuning
+    from secateur.report.comparison import Comparison, compare_reports
+    from secateur.report.forecast import Forecast
+    from secateur.report.model import Report
+    from secateur.report.sweep import Sweep, sweep
 
 __all__ = [
     "ADMM",
@@ -103,51 +102,51 @@ __all__ = [
 
 # Where each name is, read on first use: PyTorch alone takes more than a second to import.
 _HOME = {
-    "AdamCalibration": "secateur.methods",
-    "ADMM": "secateur.methods",
-    "Bench": "secateur.bench",
-    "bench": "secateur.bench",
-    "BiasCorrection": "secateur.methods",
-    "BlockTuning": "secateur.tuning",
-    "ChannelAlignment": "secateur.alignment",
-    "compare_reports": "secateur.compare",
-    "Comparison": "secateur.compare",
+    "AdamCalibration": "secateur.core.methods",
+    "ADMM": "secateur.core.methods",
+    "Bench": "secateur.hardware.bench",
+    "bench": "secateur.hardware.bench",
+    "BiasCorrection": "secateur.core.methods",
+    "BlockTuning": "secateur.pruning.reconstruction",
+    "ChannelAlignment": "secateur.pruning.alignment",
+    "compare_reports": "secateur.report.comparison",
+    "Comparison": "secateur.report.comparison",
     "DataError": "secateur.errors",
-    "evaluate": "secateur.evaluate",
-    "Evaluation": "secateur.evaluate",
-    "Forecast": "secateur.forecast",
-    "fractal_images": "secateur.fractals",
+    "evaluate": "secateur.evaluation.inference",
+    "Evaluation": "secateur.evaluation.inference",
+    "Forecast": "secateur.report.forecast",
+    "fractal_images": "secateur.data.fractals",
     "inspect": "secateur.api",
-    "LeastSquares": "secateur.methods",
-    "load_images": "secateur.data",
-    "Magnitude": "secateur.methods",
+    "LeastSquares": "secateur.core.methods",
+    "load_images": "secateur.data.sources",
+    "Magnitude": "secateur.core.methods",
     "MissingExtraError": "secateur.errors",
     "ModelError": "secateur.errors",
-    "NormalizedMagnitude": "secateur.allocations",
+    "NormalizedMagnitude": "secateur.pruning.allocations",
     "NumericalError": "secateur.errors",
     "OptionError": "secateur.errors",
     "OutputError": "secateur.errors",
-    "pack": "secateur.packing",
-    "PackedSize": "secateur.packing",
+    "pack": "secateur.export.packing",
+    "PackedSize": "secateur.export.packing",
     "PackError": "secateur.errors",
     "plan": "secateur.api",
-    "Preprocess": "secateur.data",
+    "Preprocess": "secateur.data.sources",
     "prune": "secateur.api",
     "PruneResult": "secateur.api",
-    "quantize": "secateur.quantization",
-    "Recipe": "secateur.recipe",
-    "RECIPES": "secateur.recipe",
-    "Report": "secateur.report",
+    "quantize": "secateur.export.int8",
+    "Recipe": "secateur.pruning.recipe",
+    "RECIPES": "secateur.pruning.recipe",
+    "Report": "secateur.report.model",
     "SecateurError": "secateur.errors",
     "SecateurWarning": "secateur.errors",
-    "Sensitivity": "secateur.allocations",
-    "Sweep": "secateur.sweep",
-    "sweep": "secateur.sweep",
-    "Uniform": "secateur.allocations",
-    "unpack": "secateur.packing",
-    "Unstructured": "secateur.patterns",
+    "Sensitivity": "secateur.pruning.allocations",
+    "Sweep": "secateur.report.sweep",
+    "sweep": "secateur.report.sweep",
+    "Uniform": "secateur.pruning.allocations",
+    "unpack": "secateur.export.packing",
+    "Unstructured": "secateur.core.patterns",
     "UserError": "secateur.errors",
-    "WeightCorrection": "secateur.methods",
+    "WeightCorrection": "secateur.core.methods",
 }
 
 
@@ -170,18 +169,3 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     """The names that are there by now, and the public ones."""
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """Keeps functions in their place that are called like the module they are in.
-
-    Importing the module `secateur.bench`, from anywhere, sets `secateur.bench` to the module.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, ModuleType) and _HOME.get(name) == value.__name__:
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

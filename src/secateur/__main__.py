@@ -1,5 +1,5 @@
 """`python -m secateur`."""
 
-from secateur_main import main
+from secateur.cli.main import main
 
 main()

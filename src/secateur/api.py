@@ -11,27 +11,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.allocations import Allocation
-from secateur.data import MAX_IMAGES, open_images
+from secateur.core.methods import Method
+from secateur.core.patterns import Pattern
+from secateur.data.preprocess import Transform
+from secateur.data.sources import MAX_IMAGES, open_images
 from secateur.errors import ModelError, OptionError, SecateurWarning
-from secateur.evaluate import Judge
-from secateur.export import as_onnx, rehearse
-from secateur.forecast import Forecast, foresee
+from secateur.evaluation.inference import Judge
+from secateur.export.files import as_onnx, rehearse
+from secateur.export.int8 import Quantized, check_kind, in_int8
 from secateur.frontends import device_of, input_shape, trace, with_parameters
 from secateur.frontends.first_runs import one_first_run
-from secateur.hubs import own_input_shape
-from secateur.job import Options, prepare
-from secateur.loading import read_model
-from secateur.methods import Method
-from secateur.options import check_device
-from secateur.patterns import Pattern
-from secateur.preprocess import Transform
-from secateur.progress import telling
-from secateur.quantization import Quantized, check_kind, in_int8
-from secateur.recipe import Recipe, choose_recipe
-from secateur.report import Inspection, Report, step_reports
-from secateur.targets import choose_target
-from secateur.walk import Sampling
+from secateur.frontends.hubs import own_input_shape
+from secateur.frontends.loading import read_model
+from secateur.pruning.allocations import Allocation
+from secateur.pruning.recipe import Recipe, choose_recipe
+from secateur.pruning.targets import choose_target
+from secateur.pruning.walk import Sampling
+from secateur.report.forecast import Forecast, foresee
+from secateur.report.model import Inspection, Report, step_reports
+from secateur.session import Options, prepare
+from secateur.support.choices import check_device
+from secateur.support.progress import telling
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def prune(
     Cost: see the tables of README.md (benchmarks/default.py) and, for the paper's recipe,
     docs/paper.md, in forward passes over the images. `max_drop`: that much per walk, and a pass
     over the images that are judged on.
-    Memory: the values at the widest cut for all images, twice; see `secateur.walk`.
+    Memory: the values at the widest cut for all images, twice; see `secateur.pruning.walk`.
     """
     options = Options(
         target=choose_target(

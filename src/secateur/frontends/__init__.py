@@ -1,4 +1,4 @@
-"""Front-ends turn a model into a `secateur.graph.Graph`, and write weights back. Nothing else.
+"""Front-ends turn a model into a `secateur.network.graph.Graph`, and write weights back.
 
 There is one for PyTorch modules and one for ONNX files. The functions here choose by the model's
 type, so that the rest of the package asks neither.
@@ -12,13 +12,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor, device, nn  # a folder here is called torch
 
 from secateur.errors import ModelError
-from secateur.extras import require
-from secateur.frontends import torch_export, torch_modules
-from secateur.graph import Graph
+from secateur.frontends.torch import graph, modules
+from secateur.network.graph import Graph
+from secateur.support.extras import require
 
 
 def read(model: Any) -> Any:
@@ -32,8 +31,8 @@ def read(model: Any) -> Any:
         MissingExtraError: onnx or onnxruntime is not installed.
     """
     if isinstance(model, nn.Module):
-        model = torch_modules.unwrapped(model)
-        torch_modules.check_usable(model)
+        model = modules.unwrapped(model)
+        modules.check_usable(model)
         return model
     if is_onnx(model):
         _onnx().check(model)
@@ -69,7 +68,7 @@ def named_tensors(model: Any) -> dict[str, Tensor]:
 
 def saved_tensors(model: Any) -> dict[str, Tensor]:
     """Those of `named_tensors` that a saved file holds."""
-    return named_tensors(model) if is_onnx(model) else torch_modules.saved_tensors(model)
+    return named_tensors(model) if is_onnx(model) else modules.saved_tensors(model)
 
 
 def parameters(model: Any) -> list[Tensor]:
@@ -79,10 +78,10 @@ def parameters(model: Any) -> list[Tensor]:
     return list({one.data_ptr() or id(one): one for one in model.parameters()}.values())
 
 
-def device_of(model: Any) -> torch.device:
+def device_of(model: Any) -> device:
     """Where a module's first tensor is; an ONNX model's are in main memory."""
     tensors = () if is_onnx(model) else (*model.parameters(), *model.buffers())
-    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+    return next((tensor.device for tensor in tensors), device("cpu"))
 
 
 def input_shape(model: Any) -> tuple[int, ...]:
@@ -121,7 +120,7 @@ def require_onnx(purpose: str, *more: str, extra: str = "onnx") -> tuple[Any, An
 
 
 def _frontend(model: Any) -> Any:
-    return _onnx() if is_onnx(model) else torch_export
+    return _onnx() if is_onnx(model) else graph
 
 
 def _onnx() -> Any:

@@ -19,7 +19,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 from torch import Tensor
 
 from secateur.errors import ModelError
-from secateur.model_files import steady
+from secateur.support.model_files import steady
 
 _MOST_BYTES = 2**31 - 1  # protobuf's limit for one message
 _MOST_NODES = 1_000_000  # of a model whose functions are expanded

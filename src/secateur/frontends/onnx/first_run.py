@@ -26,7 +26,7 @@ from secateur.frontends.onnx.plan import Plan
 from secateur.frontends.onnx.runtime import filled
 from secateur.frontends.onnx.signature import check_images, declared_batch
 from secateur.frontends.onnx.trial import run
-from secateur.own_process import run_program
+from secateur.support.subprocesses import run_program
 
 _PATIENCE = 300.0  # seconds for the first run, on a few images
 _PROGRAM = Path(__file__).with_name("trial.py")

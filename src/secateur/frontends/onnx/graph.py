@@ -18,7 +18,6 @@ from onnx import ModelProto, TensorProto
 from torch import Tensor
 
 from secateur.errors import ModelError
-from secateur.folding import Fold, Folded, Folding, folded
 from secateur.frontends.onnx.file import constants, first_line, has_body, put, reads, tensor_of
 from secateur.frontends.onnx.first_run import Trial, trial
 from secateur.frontends.onnx.plan import Plan, Site
@@ -28,7 +27,8 @@ from secateur.frontends.onnx.segment import Segment
 from secateur.frontends.onnx.signature import known_shapes, several
 from secateur.frontends.onnx.steps import Convolve, Multiply, Normalise, RowsFirst, Step
 from secateur.frontends.onnx.whole import Whole
-from secateur.graph import (
+from secateur.network.folding import Fold, Folded, Folding, folded
+from secateur.network.graph import (
     ON_THE_FLY,
     BiasSlot,
     Layer,
@@ -41,7 +41,7 @@ from secateur.graph import (
     merged,
     protected,
 )
-from secateur.rows import images_axis
+from secateur.network.rows import images_axis
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 _UNSTEADY = ("NonMaxSuppression", "NonZero", "Compress", "Unique")  # rows depend on the values
@@ -50,7 +50,7 @@ _AGREEMENT = 1e-3  # largest difference of graph and file, relative to the large
 
 @dataclass
 class OnnxGraph:
-    """An ONNX model, run step by step. See `secateur.graph.Graph` for the other attributes.
+    """An ONNX model, run step by step. See `secateur.network.graph.Graph` for the other attributes.
 
     Attributes:
         plan: what the file says.

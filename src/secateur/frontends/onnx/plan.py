@@ -19,7 +19,7 @@ from secateur.frontends.onnx.nodes import Nodes, is_node, option
 from secateur.frontends.onnx.products import RECURRENT, multiplies
 from secateur.frontends.onnx.signature import images_input
 from secateur.frontends.onnx.steps import Convolve, Multiply, Normalise, Step, Swap
-from secateur.graph import ON_THE_FLY
+from secateur.network.graph import ON_THE_FLY
 
 _STAY_DENSE = {
     "ConvTranspose": "transposed convolution",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from onnx import NodeProto
 
 from secateur.frontends.onnx.nodes import option
-from secateur.frontends.torch_products import einsum_macs
+from secateur.frontends.torch.products import einsum_macs
 
 Sizes = Sequence[int]
 Shape = Callable[[str], Sizes | None]  # of a value of one image, by name; None = not known

@@ -15,9 +15,11 @@ from onnx import ModelProto, NodeProto, TensorProto
 from torch import Tensor
 
 from secateur.errors import ModelError
-from secateur.evaluate import fast_layout
 from secateur.frontends.onnx.file import has_body
 from secateur.frontends.onnx.runtime import as_array, as_tensor, call, start
+from secateur.network.layout import (
+    to_channels_last,
+)
 
 _NAMES = """
     Abs Add Cast Ceil Clip Div Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity LeakyRelu Log
@@ -63,7 +65,7 @@ class Segment:
         inputs = [values[name] for name in self.reads]
         found = self._call(inputs) if self.each is None else self._one_by_one(inputs, self.each)
         laid = [
-            fast_layout(of) if name in self.fast else of
+            to_channels_last(of) if name in self.fast else of
             for name, of in zip(self.writes, found, strict=True)
         ]
         return laid[0] if len(laid) == 1 else tuple(laid)

@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from secateur.evaluate import fast_layout
-from secateur.geometry import Convolution, Linear
+from secateur.network.geometry import Convolution, Linear
+from secateur.network.layout import (
+    to_channels_last,
+)
 
 
 class Step(Protocol):
@@ -81,7 +83,7 @@ class Convolve:
 
     def run(self, values: Mapping[str, Any]) -> Tensor:
         """The convolution of images in channels-last memory."""
-        x = fast_layout(values[self.input])
+        x = to_channels_last(values[self.input])
         padding = self.padding(tuple(x.shape[2:]))
         even = all(before == after >= 0 for before, after in padding)
         if not even:

@@ -8,7 +8,7 @@ from torch import Tensor
 from secateur.frontends.onnx.first_run import batch_of
 from secateur.frontends.onnx.runtime import as_tensor, call, start
 from secateur.frontends.onnx.signature import images_input, several
-from secateur.rows import RowsFirst, in_parts, judged_output
+from secateur.network.rows import RowsFirst, in_parts, judged_output
 
 _NUMBERS = ("tensor(float)", "tensor(float16)", "tensor(double)", "tensor(int64)")
 

@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: statistics, the layer problem, patterns and methods."""

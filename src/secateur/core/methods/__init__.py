@@ -1,0 +1,43 @@
+"""Which weights go, and what do the others become? One method per file.
+
+A method is a frozen keyword-only dataclass (its fields are its settings) with
+
+    solve(problem, pattern, kept) -> Solution
+
+tensors in, tensors out. To add one: write its file, add it to `METHODS`, and the conformance
+suite (`tests/test_methods.py`) runs it. A method that improves another's solution takes that
+other one as `start`: `BiasCorrection(start=WeightCorrection(start=Magnitude()))`.
+"""
+
+from __future__ import annotations
+
+from secateur.core.methods.adam_calibration import AdamCalibration
+from secateur.core.methods.admm import ADMM
+from secateur.core.methods.bias_correction import BiasCorrection
+from secateur.core.methods.least_squares import LeastSquares
+from secateur.core.methods.magnitude import Magnitude
+from secateur.core.methods.protocol import Method, chain, compares_halves, stored_patches
+from secateur.core.methods.weight_correction import WeightCorrection
+
+__all__ = [
+    "ADMM",
+    "METHODS",
+    "AdamCalibration",
+    "BiasCorrection",
+    "LeastSquares",
+    "Magnitude",
+    "Method",
+    "WeightCorrection",
+    "chain",
+    "compares_halves",
+    "stored_patches",
+]
+
+METHODS = {
+    "magnitude": Magnitude,
+    "weight-correction": WeightCorrection,
+    "bias-correction": BiasCorrection,
+    "adam-calibration": AdamCalibration,
+    "least-squares": LeastSquares,
+    "admm": ADMM,
+}

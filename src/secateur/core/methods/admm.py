@@ -1,0 +1,157 @@
+"""ADMM: mask and weights together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from secateur.core.normal_equations import NormalEquations, choose_damping, damping_for
+from secateur.core.patterns import Pattern
+from secateur.core.problem import Problem, Solution
+from secateur.support.settings import at_least, between, check_settings, from_to, more_than
+
+
+@dataclass(frozen=True, kw_only=True)
+class ADMM:
+    """Chooses the mask by the alternating direction method of multipliers, then fits it.
+
+    Choose it always, unless the mask is fixed for another reason: it is the default because it
+    keeps more accuracy than the others at every sparsity measured.
+
+    In columns scaled to unit diagonal, W is split into a dense copy and a copy Z in the pattern::
+
+        W <- (C + rho (Z - U)) (G + rho I)^-1
+        Z <- P(W + U)                    P keeps the `kept` largest entries
+        U <- W + U - Z                   and U <- U * (old rho / rho) when rho grows
+
+    rho starts small and grows every third step, faster while many entries of the mask still
+    move; when the mask stands still, the weights on it are fitted by conjugate gradients.
+    Source: Meng et al., "ALPS: Improved optimization for highly sparse one-shot pruning", 2024
+    (splitting and schedule); here on any layer kind, with damping towards the dense weights and
+    one Cholesky factor per rho in place of an eigendecomposition.
+
+    At the end each row is scaled so that its outputs spread as the dense ones do: a fit explains
+    a part of them only, and what is missing adds up layer after layer. On EfficientNet-Lite0 at
+    50 % zeros this took the KL divergence of the outputs from 0.41 to 0.29 nats
+    (docs/experiments.md).
+
+    Attributes:
+        damping: relative damping while the mask is chosen; it grows when samples are fewer than
+            columns.
+        dampings: relative dampings to choose from for the fit on the mask, by `choose_damping`;
+            empty = the fit has the splitting's.
+        widest: greatest factor by which a row is scaled; 1 = leave rows as they were fitted.
+        rho: first penalty, relative to the unit diagonal.
+        steps: greatest number of ADMM steps.
+        settled: fraction of kept entries that may still move when the splitting ends; 1e-3
+            took 12 % fewer steps than 0 for the same error on EfficientNet-Lite0's layers.
+        tolerance: relative residual at which conjugate gradients stop.
+        iterations: their greatest number.
+    """
+
+    damping: float = 0.3
+    dampings: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
+    widest: float = 2.0
+    rho: float = 0.1
+    steps: int = 120
+    settled: float = 1e-3
+    tolerance: float = 1e-4
+    iterations: int = 200
+
+    def __post_init__(self) -> None:
+        check_settings(
+            self,
+            damping=at_least(0),
+            dampings=more_than(0),
+            widest=at_least(1),
+            rho=more_than(0),
+            steps=at_least(1),
+            settled=from_to(0, 1),
+            tolerance=between(0, 1),
+            iterations=at_least(1),
+        )
+
+    @property
+    def halves(self) -> bool:
+        """Whether the walk should keep the halves of the images apart."""
+        return bool(self.dampings)
+
+    def solve(self, problem: Problem, pattern: Pattern, kept: int) -> Solution:
+        """Cost: a Cholesky factor (cols^3 / 3) per third step, a solve (rows cols^2) per step."""
+        damping, notes = self._damping(problem, pattern, kept)
+        system = NormalEquations.of(problem, damping)
+        if kept >= problem.present:
+            everything = torch.ones_like(problem.weight)
+            mask, start = problem.mask(pattern, everything, problem.present), problem.weight
+        else:
+            mask, start, mask_notes = self._mask(system, problem, pattern, kept)
+            notes += mask_notes
+        weight, fit_notes = system.fit(
+            start, mask, tolerance=self.tolerance, iterations=self.iterations
+        )
+        weight = weight * problem.spread(weight).clamp(1.0, self.widest).unsqueeze(-1)
+        return Solution(
+            weight=weight,
+            mask=mask,
+            bias=problem.bias(weight),
+            damping=damping,
+            notes=notes + fit_notes,
+        )
+
+    def _damping(
+        self, problem: Problem, pattern: Pattern, kept: int
+    ) -> tuple[float, tuple[str, ...]]:
+        """Relative damping of the splitting and of the fit, and what is to be said of it."""
+        if not self.dampings:
+            return damping_for(problem, self.damping)
+        if problem.halves is None:
+            damping, notes = damping_for(problem, self.damping)
+            why = problem.no_halves
+            return damping, notes + (
+                (f"damping not chosen on images held back: {why}",) * bool(why)
+            )
+        rms = problem.gram.diagonal(dim1=-2, dim2=-1).sqrt().unsqueeze(-2)
+        mask = problem.mask(pattern, (problem.weight * rms).abs(), kept)  # near enough for this
+        damping = choose_damping(problem, mask, self.dampings)
+        if problem.samples >= problem.columns:
+            return damping, ()
+        few = f"{problem.samples} samples for {problem.columns} columns"
+        return damping, (f"{few}: damping {damping:g} found best on images held back",)
+
+    def _mask(
+        self, system: NormalEquations, problem: Problem, pattern: Pattern, kept: int
+    ) -> tuple[Bool[Tensor, "groups rows cols"], Float[Tensor, "groups rows cols"], tuple]:
+        """Runs the splitting; returns the mask, weights to start from (unscaled) and notes."""
+        notes: tuple[str, ...] = ()
+        sparse = problem.weight * system.column_scale
+        mask = previous = problem.mask(pattern, sparse.abs(), kept)
+        sparse = sparse * mask
+        dual = torch.zeros_like(sparse)
+        factor, rho = system.factor(self.rho)
+        moved = 1.0
+        if rho > self.rho:
+            notes = (f"rho raised from {self.rho:g} to {rho:g}: Cholesky failed",)
+        for step in range(1, self.steps + 1):
+            right = (sparse - dual).mul_(rho).add_(system.cross)
+            target = torch.cholesky_solve(right.mT, factor).mT.add_(dual)
+            mask = problem.mask(pattern, target.abs(), kept)
+            sparse = target * mask
+            dual = target.sub_(sparse)
+            if step % 3 == 0:
+                moved = int((mask ^ previous).sum()) / 2 / max(kept, 1)
+                if moved <= self.settled:
+                    return mask, sparse / system.column_scale, notes
+                previous, old = mask, rho
+                del factor  # before the next one is made
+                factor, rho = system.factor(rho * _growth(moved))
+                dual.mul_(old / rho)  # the dual is held divided by rho
+        left = f"{moved:.1%} of the mask still moving after {self.steps} ADMM steps"
+        return mask, sparse / system.column_scale, (*notes, left)
+
+
+def _growth(moved: float) -> float:
+    """How fast rho grows, from the fraction of kept entries that changed (ALPS, section 3.2)."""
+    return 1.3 if moved > 0.1 else 1.2 if moved > 0.005 else 1.1

@@ -1,0 +1,47 @@
+"""Least squares on a fixed mask: the smallest weights go, the others are fitted again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from secateur.core.normal_equations import NormalEquations, damping_for
+from secateur.core.patterns import Pattern
+from secateur.core.problem import Problem, Solution
+from secateur.support.settings import at_least, between, check_settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeastSquares:
+    """Keeps the largest `abs(w)` (BatchNorm folded in) and fits them to the dense outputs.
+
+    Choose it when the mask is given by other reasons, or to tell what fitting alone buys;
+    `ADMM` also chooses the mask and is better at every sparsity measured.
+
+    Minimises, over W with the mask's support and all rows at once,
+        <W G, W> - 2 <W, C> + damping * mean(diag G) * ||W - W_dense||^2
+
+    Attributes:
+        damping: least relative damping; it grows when samples are fewer than columns.
+        tolerance: relative residual at which conjugate gradients stop.
+        iterations: their greatest number.
+    """
+
+    damping: float = 1e-2
+    tolerance: float = 1e-4
+    iterations: int = 200
+
+    def __post_init__(self) -> None:
+        check_settings(self, damping=at_least(0), tolerance=between(0, 1), iterations=at_least(1))
+
+    def solve(self, problem: Problem, pattern: Pattern, kept: int) -> Solution:
+        """Cost: one product of rows x cols x cols per conjugate-gradient iteration."""
+        mask = problem.mask(pattern, problem.weight.abs(), kept)
+        damping, notes = damping_for(problem, self.damping)
+        system = NormalEquations.of(problem, damping)
+        weight, fit_notes = system.fit(
+            problem.weight, mask, tolerance=self.tolerance, iterations=self.iterations
+        )
+        bias = problem.bias(weight)
+        return Solution(
+            weight=weight, mask=mask, bias=bias, damping=damping, notes=notes + fit_notes
+        )

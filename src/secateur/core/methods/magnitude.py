@@ -1,0 +1,22 @@
+"""Magnitude pruning: the smallest weights go, the others stay as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from secateur.core.patterns import Pattern
+from secateur.core.problem import Problem, Solution
+
+
+@dataclass(frozen=True, kw_only=True)
+class Magnitude:
+    """Keeps the largest `abs(w)` (BatchNorm folded in), unchanged, and leaves biases alone.
+
+    Choose it as a baseline only: it needs no data and no time, and it loses accuracy soonest.
+    Source: Han et al., "Learning both weights and connections", 2015.
+    """
+
+    def solve(self, problem: Problem, pattern: Pattern, kept: int) -> Solution:
+        """Cost: one top-k of the weights."""
+        mask = problem.mask(pattern, problem.weight.abs(), kept)
+        return Solution(weight=problem.weight * mask, mask=mask)

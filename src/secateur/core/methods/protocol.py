@@ -1,0 +1,40 @@
+"""What a method is, and how methods build on each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
+
+from secateur.core.patterns import Pattern
+from secateur.core.problem import Problem, Solution
+
+
+@runtime_checkable
+class Method(Protocol):
+    """What the walk asks of a method.
+
+    A method that improves another's solution has that other one in a field `start`. One that
+    trains on samples instead of on sums says in a field `patches` how many a layer should keep.
+    One that judges a fit to half of the images on the other half has `halves` True.
+    """
+
+    def solve(self, problem: Problem, pattern: Pattern, kept: int) -> Solution:
+        """Prunes the problem's weights to `kept` non-zeros in the pattern."""
+        ...
+
+
+def chain(method: Any) -> Iterator[Any]:
+    """A method and those it builds on, the first one to act first."""
+    if (start := getattr(method, "start", None)) is not None:
+        yield from chain(start)
+    yield method
+
+
+def stored_patches(method: Any) -> int:
+    """Samples per layer to keep for a method and those it builds on; 0 = sums are enough."""
+    return max(getattr(part, "patches", 0) for part in chain(method))
+
+
+def compares_halves(method: Any) -> bool:
+    """Whether a method or those it builds on ask for the problems of two halves of the images."""
+    return any(getattr(part, "halves", False) for part in chain(method))

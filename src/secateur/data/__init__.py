@@ -1,0 +1,1 @@
+"""Calibration and evaluation images, from files, loaders or made without data."""

@@ -1,0 +1,511 @@
+"""Calibration and evaluation images from wherever they are, as inputs of a network.
+
+Accepted everywhere data are taken: a float tensor (N, C, ...), an array, a DataLoader or any
+iterable of batches (see `secateur.data.batches`), a Dataset of single images, a folder of images,
+an `.npz` file, a reference `file.py:callable` / `package.module:callable` to any of these, or
+synthetic images: "fractal:300" and, for comparison only, "gaussian:300" and "pink:300".
+
+Layers are fitted to all calibration images at once: `load_images` gives these as one tensor.
+Networks are judged on any number of images: `open_images` gives these batch by batch.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+from PIL import Image
+from torch import Tensor
+
+from secateur.data.batches import read_batch
+from secateur.data.folders import folder_labels, image_files, open_image
+from secateur.data.fractals import fractal_images
+from secateur.data.noise import gaussian_noise, pink_noise
+from secateur.data.preprocess import ModelPreprocess, Preprocess, Transform, apply
+from secateur.data.streams import (
+    BATCH,
+    ImageStream,
+    Part,
+    check_finite,
+    check_shapes,
+    few_classes,
+    joined,
+)
+from secateur.errors import DataError, OptionError, SecateurError
+from secateur.support.choices import did_you_mean
+from secateur.support.import_string import call, is_reference
+from secateur.support.model_files import steady
+
+_PIXELS = (torch.uint8, torch.uint16, torch.bool)  # scaled to [0, 1] by the range of the type
+_NO_LABELS = "no labels"  # how the warning about unused ones begins
+FEW_IMAGES = 32  # below this a warning: the statistics of most layers are too thin
+MAX_IMAGES = 1000
+_SYNTHETIC = {
+    "fractal": ("fractal images", fractal_images),
+    "pink": ("1/f noise", pink_noise),
+    "gaussian": ("Gaussian noise", gaussian_noise),
+}
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images ready for the network.
+
+    Attributes:
+        tensor: float32, batch first.
+        source: where they come from, for the report.
+        labels: class numbers, where the source has them and they were asked for.
+        notes: what a reader of the report should know.
+        synthetic: generator and seed, when they were made rather than taken; None = real.
+        classes: the class folders that the labels come from, in the order of their numbers.
+        warnings: what may be wrong with them; the report begins with these.
+    """
+
+    tensor: Float[Tensor, "batch ..."]
+    source: str
+    labels: Int[Tensor, " batch"] | None = None
+    notes: list[str] = field(default_factory=list)
+    synthetic: str | None = None
+    classes: tuple[str, ...] = ()
+    warnings: list[str] = field(default_factory=list)
+
+    def doubts(self, outputs: int) -> list[str]:
+        """The warnings, and one where a network has more outputs than there are class folders."""
+        return [*self.warnings, *few_classes(self.source, self.classes, outputs)]
+
+
+def load_images(
+    data: Any,
+    *,
+    preprocess: Transform | None = None,
+    max_images: int | None = MAX_IMAGES,
+    seed: int = 0,
+    labelled: bool = False,
+) -> Images:
+    """Reads images from any accepted source (see the module).
+
+    Args:
+        data: the source.
+        preprocess: `Preprocess`, or any function from a PIL image to a float tensor; needed
+            for uint8 arrays and for images of different sizes, refused for float arrays.
+        max_images: at most this many are used: a random choice with `seed`, in their order
+            (the first ones of an iterable); None = all.
+        labelled: whether to return labels, where the source has them.
+
+    Raises:
+        DataError: the source does not exist, holds no images or broken ones, or they differ
+            in size; the message names the file.
+    """
+    if isinstance(data, Images):
+        check_finite(data.tensor, data.source)
+        return data
+    stream = open_images(
+        data, preprocess=preprocess, max_images=max_images, seed=seed, labelled=labelled
+    )
+    whole = joined(list(stream.checked()))
+    return Images(
+        whole.images,
+        stream.source,
+        whole.labels,
+        stream.notes,
+        stream.synthetic,
+        stream.classes,
+        stream.warnings,
+    )
+
+
+def open_images(
+    data: Any,
+    *,
+    preprocess: Transform | None = None,
+    max_images: int | None = None,
+    seed: int = 0,
+    labelled: bool = True,
+) -> ImageStream:
+    """The images of any accepted source, to be read batch by batch; arguments as `load_images`.
+
+    Raises:
+        DataError: the source does not exist or holds no images, or its labels are wrong; what
+            only reading shows is raised then.
+    """
+    if max_images is not None and max_images < 1:
+        raise OptionError(f"max_images is {max_images}, expected at least 1, or None for all")
+    return _Source(preprocess, max_images, seed, labelled).read(data)
+
+
+@dataclass
+class _Source:
+    preprocess: Transform | None
+    max_images: int | None
+    seed: int
+    labelled: bool
+
+    def read(self, data: Any, name: str = "") -> ImageStream:
+        if isinstance(data, ImageStream):
+            return data
+        if isinstance(data, Images):
+            return _stream_of(data)
+        if isinstance(data, str | Path):
+            return self._path(str(data))
+        if isinstance(data, np.ndarray):
+            data = _tensor(data)
+        if isinstance(data, Tensor):
+            return self._array(data, None, name or "tensor")
+        if isinstance(data, tuple) and _is_pair(data) and (self.labelled or _is_labels(data[1])):
+            return self._array(_tensor(data[0]), _tensor(data[1]), name or "tensors")
+        name = name or type(data).__name__
+        if _is_indexed(data):
+            return self._batches(lambda: (data[i] for i in range(len(data))), name, single=True)
+        if isinstance(data, torch.utils.data.IterableDataset):
+            return self._batches(lambda: data, name, single=True)
+        if isinstance(data, Iterable) and not isinstance(data, Mapping):
+            again = _Replay(data) if isinstance(data, Iterator) else data
+            return self._batches(lambda: again, name)
+        raise DataError(
+            f"the data are a {type(data).__name__}, expected a float tensor (N, C, H, W), "
+            "batches, a folder of images, an .npz file, file.py:callable or fractal:300: pass one "
+            "of these"
+        )
+
+    def _path(self, text: str) -> ImageStream:
+        path = Path(text)
+        try:
+            path.exists()
+        except OSError as error:  # a name that is too long, for one
+            raise DataError(f"{text[:60]}... is not a path ({error.strerror}): check it") from error
+        kind, colon, number = text.partition(":")
+        if not path.exists() and colon and kind in _SYNTHETIC:
+            return self._synthetic(kind, number)
+        if path.is_dir():
+            return self._folder(path)
+        if path.is_file() and path.suffix == ".npz":
+            return self._npz(path)
+        if not path.exists() and is_reference(text):
+            return self.read(call(text, DataError), name=text)
+        if not path.exists():
+            made = [f"{known}:{number}" for known in _SYNTHETIC if number.isdecimal()]
+            raise DataError(
+                f"no such file or folder: {text}, expected images: check the path "
+                f"(a function is written file.py:callable){did_you_mean(path.name, made)}"
+            )
+        raise DataError(
+            f"{text} is a single file, expected a folder of images, an .npz file or "
+            "file.py:callable: pass the folder that holds it"
+        )
+
+    def _synthetic(self, kind: str, number: str) -> ImageStream:
+        """Made images, as inputs of the network; see `fractals` and `noise` in this folder."""
+        if not number.isdecimal() or int(number) < 1:
+            raise DataError(f"got {kind}:{number}, expected how many to make, such as {kind}:300")
+        if not isinstance(self.preprocess, Preprocess) or self.preprocess.size is None:
+            raise DataError(
+                f"{kind}:{number} has no size, expected the network's preprocessing: pass "
+                "Preprocess(size=..., mean=..., std=...), or --size, --mean and --std"
+            )
+        count = min(int(number), self.max_images or int(number))
+        what, make = _SYNTHETIC[kind]
+        size, channels = self.preprocess.size, self.preprocess.channels
+        images = make(count, size=size, channels=channels, seed=self.seed)
+        if images.dtype == torch.uint8:  # noise comes as inputs
+            images = self.preprocess.normalise(images)
+        notes = [f"{count} of {number}, the most allowed"] if count < int(number) else []
+        made = f"{count} {what}, seed {self.seed}"
+        return _stream_of(Images(images, f"{kind}:{number}", notes=notes, synthetic=made))
+
+    def _npz(self, path: Path) -> ImageStream:
+        try:
+            with (
+                steady(path, DataError),
+                path.open("rb") as file,
+                np.load(file, allow_pickle=False) as held,
+            ):
+                arrays = {key: held[key] for key in held.files}
+        except DataError:
+            raise
+        except Exception as error:  # zipfile, zlib and NumPy raise many kinds
+            raise DataError(f"{path} is not a readable .npz file: {error}") from error
+        images = arrays.get("images", next(iter(arrays.values())) if len(arrays) == 1 else None)
+        if images is None:
+            raise DataError(
+                f"{path} holds the arrays {', '.join(arrays) or 'none'}, expected one named "
+                "'images' (and, for evaluation, 'labels'): save it with np.savez(images=...)"
+            )
+        labels = arrays.get("labels")
+        tensor = _tensor(images)
+        return self._array(tensor, None if labels is None else _tensor(labels), str(path))
+
+    def _array(self, images: Tensor, labels: Tensor | None, name: str) -> ImageStream:
+        """An array in memory; bytes become inputs a few at a time."""
+        empty = len(images) > 0 and images.numel() == 0
+        if images.dim() < 2 or images.is_complex() or empty:
+            raise DataError(
+                f"{name} has shape {tuple(images.shape)}, expected a batch such as (N, C, H, W)"
+            )
+        _check_labels(images, labels, name)
+        self._check_kind(images, name)
+        rows, notes = self._choice(len(images))
+        numbers = labels.long() if labels is not None and self.labelled else None
+
+        def parts() -> Iterator[Part]:
+            for chosen in rows.split(BATCH) if len(rows) else ():
+                low, high = int(chosen[0]), int(chosen[-1]) + 1
+                at = slice(low, high) if high - low == len(chosen) else chosen  # a slice is no copy
+                inputs = self._inputs(_rows(images, at), name)
+                yield Part(name, inputs, None if numbers is None else numbers[at])
+
+        return ImageStream(
+            source=name,
+            parts=parts,
+            notes=notes,
+            warnings=self._unscaled() if images.dtype in _PIXELS else [],
+            constant=images.is_floating_point(),
+        )
+
+    def _check_kind(self, images: Tensor, name: str) -> None:
+        """Raises where numbers are neither inputs nor pixels, or cannot be preprocessed."""
+        if images.dtype in _PIXELS:
+            return
+        if not images.is_floating_point():
+            kind = str(images.dtype).removeprefix("torch.")
+            raise DataError(
+                f"{name} holds {kind}, whose range is not known, expected floats (preprocessed), "
+                "or pixels in uint8 (0 to 255) or uint16 (0 to 65535): convert it to one of these"
+            )
+        if self.preprocess is not None and not isinstance(self.preprocess, ModelPreprocess):
+            raise DataError(
+                f"{name} holds floats, which count as preprocessed, and a preprocess was given, "
+                "expected one or the other: pass uint8 images or leave the preprocess out"
+            )
+
+    def _inputs(self, images: Tensor, name: str) -> Float[Tensor, "batch ..."]:
+        """Floats as they are; pixels (N, C, H, W), (N, H, W, C) or (N, H, W) preprocessed."""
+        self._check_kind(images, name)
+        if images.is_floating_point():
+            return images.detach().float()
+        if images.dim() == 3:
+            images = images.unsqueeze(-1)
+        elif images.dim() == 4 and images.shape[1] in (1, 3):
+            images = images.permute(0, 2, 3, 1)
+        if images.dim() != 4 or images.shape[-1] not in (1, 3):
+            raise DataError(
+                f"{name} has shape {tuple(images.shape)} in {images.dtype}, expected "
+                "(N, 3, H, W), (N, H, W, 3) or one channel"
+            )
+        preprocess = self.preprocess or Preprocess(channels=images.shape[-1])
+        return torch.stack([_from_pixels(preprocess, image, name) for image in images])
+
+    def _batches(
+        self, batches: Callable[[], Iterable], name: str, single: bool = False
+    ) -> ImageStream:
+        """Batches, or single samples, that a loader gives at each call."""
+        notes: list[str] = []
+        warnings: list[str] = []
+
+        def parts() -> Iterator[Part]:
+            count, index = 0, -1
+            for index, batch in enumerate(_guarded(batches, name)):
+                part = self._part(batch, f"batch {index}", name, single, warnings)
+                rest = len(part) if self.max_images is None else self.max_images - count
+                yield part[:rest]
+                count += len(part[:rest])
+                if count == self.max_images:
+                    _add(notes, f"the first {self.max_images} images of {name}")
+                    return
+            if index < 0:
+                raise DataError(f"{name} gives no batches, expected at least one: check its length")
+
+        return ImageStream(source=name, parts=parts, notes=notes, warnings=warnings)
+
+    def _part(self, batch: Any, name: str, source: str, single: bool, warnings: list[str]) -> Part:
+        found = read_batch(batch, source, single=single)
+        if self.labelled and found.unused and not any(map(_is_about_labels, warnings)):
+            warnings.append(
+                f"{_NO_LABELS} of {source} were used: beside the images it gives {found.unused}, "
+                "expected one class number per image, second in a tuple or under 'label'"
+            )
+        if isinstance(found.images, list):
+            _add(warnings, *self._unscaled())
+            images = self._preprocessed(found.images, source)
+        else:
+            array = _tensor(found.images)
+            if array.dtype in _PIXELS:
+                _add(warnings, *self._unscaled())
+            images = _own(self._inputs(array, source), array)
+        labels = found.labels if self.labelled else None
+        return Part(name, images, None if labels is None else labels.clone())
+
+    def _preprocessed(self, images: Iterable[Image.Image], name: str) -> Tensor:
+        preprocess = self.preprocess or Preprocess()
+        parts = [
+            Part(name, apply(preprocess, image, f"an image of {name}")[None]) for image in images
+        ]
+        for part in parts:
+            check_shapes(part, parts[0])
+        return joined(parts).images
+
+    def _folder(self, folder: Path) -> ImageStream:
+        files = image_files(folder)
+        labels, classes, warnings = None, (), self._unscaled()
+        if self.labelled:
+            labels, classes, more = folder_labels(folder, files)
+            warnings += more
+        rows, notes = self._choice(len(files))
+        preprocess = self.preprocess or Preprocess()
+
+        def parts() -> Iterator[Part]:
+            for row in rows.tolist():
+                image = apply(preprocess, open_image(files[row]), str(files[row]))
+                number = None if labels is None else labels[row : row + 1]
+                yield Part(str(files[row]), image[None], number)
+
+        return ImageStream(
+            source=str(folder), parts=parts, notes=notes, warnings=warnings, classes=classes
+        )
+
+    def _unscaled(self) -> list[str]:
+        """A warning where nobody has said what mean and spread the network wants."""
+        how = Preprocess() if self.preprocess is None else self.preprocess
+        if not isinstance(how, Preprocess) or how.mean is not None or how.std is not None:
+            return []
+        return [
+            "pixels are fed in 0..1, for no mean and std were given: pass --mean and --std "
+            "(Preprocess(mean=..., std=...)) as in the network's training, 0 and 1 if it had none"
+        ]
+
+    def _choice(self, count: int) -> tuple[Int[Tensor, " chosen"], list[str]]:
+        if self.max_images is None or count <= self.max_images:
+            return torch.arange(count), []
+        generator = torch.Generator().manual_seed(self.seed)
+        chosen = torch.randperm(count, generator=generator)[: self.max_images].sort().values
+        return chosen, [f"{self.max_images} of {count} images, chosen with seed {self.seed}"]
+
+
+def _from_pixels(
+    preprocess: Transform, image: Shaped[Tensor, "height width chan"], name: str
+) -> Tensor:
+    """An image of pixels in 8 or 16 bits or of bools, through a preprocess."""
+    pixels = image.cpu().numpy()
+    if pixels.dtype == np.bool_:
+        pixels = pixels.astype(np.uint8) * 255
+    if pixels.dtype == np.uint16 and isinstance(preprocess, Preprocess):
+        return preprocess.from_unit(pixels.astype(np.float64) / 65535)
+    if pixels.dtype == np.uint16 and pixels.shape[-1] == 3:
+        raise DataError(
+            f"{name} holds RGB in 16 bits, which PIL images cannot hold for a preprocess of your "
+            "own, expected 8 bits: use secateur.Preprocess, or pass preprocessed floats"
+        )
+    picture = Image.fromarray(
+        np.ascontiguousarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+    )
+    return apply(preprocess, picture, f"an image of {name}")
+
+
+@dataclass
+class _Replay:
+    """What an iterator gives, as often as it is asked for; each item is kept."""
+
+    rest: Iterator
+    items: list[Any] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator:
+        for place in itertools.count():
+            if place == len(self.items):
+                try:
+                    self.items.append(next(self.rest))
+                except StopIteration:
+                    return
+            yield self.items[place]
+
+
+def _guarded(batches: Callable[[], Iterable], name: str) -> Iterator:
+    """What a loader gives; what it raises is told in a sentence."""
+    try:
+        yield from batches()
+    except SecateurError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        said = lines[-1 if lines[0].startswith("Caught") else 0]  # the last is the worker's own
+        raise DataError(
+            f"{name} cannot be read ({type(error).__name__}: {said}), expected batches of images: "
+            "try it alone"
+        ) from error
+
+
+def _rows(images: Tensor, at: slice | Tensor) -> Tensor:
+    """Some images; of uint16 by NumPy, for PyTorch cannot choose among them."""
+    if isinstance(at, slice) or images.dtype != torch.uint16:
+        return images[at]
+    return torch.from_numpy(images.cpu().numpy()[at.numpy()])
+
+
+def _stream_of(images: Images) -> ImageStream:
+    """Images at hand, batch by batch."""
+    return ImageStream(
+        source=images.source,
+        parts=lambda: [Part(images.source, images.tensor, images.labels)],
+        notes=images.notes,
+        warnings=images.warnings,
+        synthetic=images.synthetic,
+        classes=images.classes,
+        constant=True,
+    )
+
+
+def _is_about_labels(warning: str) -> bool:
+    return warning.startswith(_NO_LABELS)
+
+
+def _own(inputs: Tensor, given: Tensor) -> Tensor:
+    """Inputs in memory of their own: a loader may write its next batch where this one lies."""
+    same = inputs.untyped_storage().data_ptr() == given.untyped_storage().data_ptr()
+    return inputs.clone() if same else inputs
+
+
+def _add(remarks: list[str], *new: str) -> None:
+    """Each remark once, however often a source is read."""
+    remarks += [remark for remark in new if remark not in remarks]
+
+
+def _is_indexed(data: Any) -> bool:
+    """Whether data are single samples by number: a Dataset, or an object like one."""
+    if isinstance(data, torch.utils.data.IterableDataset):
+        return False
+    like = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    return isinstance(data, torch.utils.data.Dataset) or (like and not isinstance(data, Iterable))
+
+
+def _is_labels(value: Any) -> bool:
+    """Whether the second of a pair holds one class number per image."""
+    whole = isinstance(value, Tensor | np.ndarray) and value.ndim == 1
+    return whole and "int" in str(value.dtype)
+
+
+def _is_pair(data: Any) -> bool:
+    return isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data[1], str)
+
+
+def _tensor(value: Any) -> Tensor:
+    try:
+        return value if isinstance(value, Tensor) else torch.as_tensor(np.ascontiguousarray(value))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"got an array of {getattr(value, 'dtype', type(value).__name__)}, expected numbers: "
+            "save images as float32 or uint8 and labels as integers"
+        ) from error
+
+
+def _check_labels(images: Tensor, labels: Tensor | None, name: str) -> None:
+    if labels is None:
+        return
+    if labels.shape != (len(images),) or labels.is_floating_point():
+        raise DataError(
+            f"{name} has labels of shape {tuple(labels.shape)} and type {labels.dtype} for "
+            f"{len(images)} images, expected one class number per image"
+        )

@@ -1,0 +1,219 @@
+"""Images that are read batch by batch, and again at each pass, so that few are held at once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from secateur.errors import DataError
+
+BATCH = 100  # images per forward pass
+
+# Images that take no more than this together, as inputs, are kept for the next pass: 890 of 224
+# pixels. Reading and decoding them again costs time for each network judged.
+HELD_BYTES = 2**29
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some images of a source.
+
+    Attributes:
+        name: what messages call them.
+        images: inputs of the network.
+        labels: their class numbers, where the source has them and they were asked for.
+    """
+
+    name: str
+    images: Float[Tensor, "batch ..."]
+    labels: Int[Tensor, " batch"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, rows: slice) -> Part:
+        return Part(
+            self.name, self.images[rows], None if self.labels is None else self.labels[rows]
+        )
+
+
+@dataclass(kw_only=True, eq=False)
+class ImageStream:
+    """Images to be read from a source as often as they are needed; see `secateur.data.sources`.
+
+    Where they take little room, they are kept from the first pass on. Where they do not, each
+    later pass checks that it gets the same images as the first.
+
+    Attributes:
+        source: where they come from, for the report.
+        parts: reads them, from the first on at each call.
+        notes: what a reader of the report should know.
+        warnings: what may be wrong with them; complete once they have been read.
+        synthetic: generator and seed, when they were made rather than taken; None = real.
+        classes: the class folders that the labels come from, in the order of their numbers.
+        constant: whether they are in memory as they are.
+    """
+
+    source: str
+    parts: Callable[[], Iterable[Part]]
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    synthetic: str | None = None
+    classes: tuple[str, ...] = ()
+    constant: bool = False
+    _held: list[Part] | None = field(default=None, init=False, repr=False)
+    _digests: list[bytes] | None = field(default=None, init=False, repr=False)
+
+    def batches(self, size: int = BATCH) -> Iterator[Part]:
+        """All images in their order, so many at a time.
+
+        Raises:
+            DataError: there are none, they differ in size, hold NaN or Inf, cannot be read, or
+                are not those of the first pass.
+        """
+        if self._held is not None:
+            yield from batched(self._held, size)
+        elif self.constant:
+            yield from batched(self.checked(), size)
+        else:
+            yield from self._keeping(batched(self._watched(self.checked()), size))
+
+    def check_repeats(self) -> None:
+        """Reads the first batch again, unless it is held: another one is told before long work."""
+        next(self.batches())
+
+    def same_images(self, others: Float[Tensor, "batch ..."]) -> int:
+        """How many of the images are among others, value for value."""
+        if self._digests is None:
+            self._digests = [digest for part in self.batches() for digest in digests(part.images)]
+        known = set(digests(others))
+        return sum(digest in known for digest in self._digests)
+
+    def doubts(self, outputs: int) -> list[str]:
+        """The warnings, and one where a network has more outputs than there are class folders."""
+        return [*self.warnings, *few_classes(self.source, self.classes, outputs)]
+
+    def checked(self) -> Iterator[Part]:
+        """The parts that hold images, finite and of one shape, all with labels or all without."""
+        first, count = None, 0
+        for part in self.parts():
+            if not len(part):
+                continue
+            first = first or part
+            check_shapes(part, first)
+            check_finite(part.images, self.source, count)
+            count += len(part)
+            if first.labels is None:
+                part = Part(part.name, part.images)
+            elif part.labels is None:
+                raise DataError(
+                    f"{part.name} of {self.source} has no class numbers, and {first.name} has, "
+                    "expected one for every image: label all of them, or none"
+                )
+            yield part
+        if first is None:
+            raise DataError(f"{self.source} holds no images, expected at least one: add images")
+
+    def _watched(self, parts: Iterable[Part]) -> Iterator[Part]:
+        """The parts as they come; those of a later pass are compared with the first's."""
+        seen: list[bytes] = []
+        for part in parts:
+            start = len(seen)
+            seen += digests(part.images)
+            if self._digests is not None and seen[start:] != self._digests[start : len(seen)]:
+                raise self._changed()
+            yield part
+        if self._digests is not None and len(seen) != len(self._digests):
+            raise self._changed()
+        self._digests = seen
+
+    def _keeping(self, parts: Iterable[Part]) -> Iterator[Part]:
+        """The parts as they come, kept for the next pass if they are small together."""
+        held: list[Part] | None = []
+        room = HELD_BYTES
+        for part in parts:
+            room -= part.images.nbytes
+            if held is not None and room >= 0:
+                held.append(part)
+            else:
+                held = None
+            yield part
+        self._held = held
+
+    def _changed(self) -> DataError:
+        return DataError(
+            f"{self.source} gives other images when it is read again, expected the same in the "
+            "same order, for several networks are judged on them: turn off shuffling and random "
+            "transforms"
+        )
+
+
+def batched(parts: Iterable[Part], size: int) -> Iterator[Part]:
+    """Parts of any sizes as parts of one size; the last may be smaller."""
+    waiting: list[Part] = []
+    for part in parts:
+        while len(part):
+            room = size - sum(map(len, waiting))
+            waiting.append(part[:room])
+            part = part[room:]
+            if len(waiting[-1]) == room:
+                yield joined(waiting)
+                waiting = []
+    if waiting:
+        yield joined(waiting)
+
+
+def joined(parts: Sequence[Part]) -> Part:
+    """Parts of one source as one."""
+    if len(parts) == 1:
+        return parts[0]
+    labels = [part.labels for part in parts if part.labels is not None]
+    images = torch.cat([part.images for part in parts])
+    return Part(parts[0].name, images, torch.cat(labels) if labels else None)
+
+
+def digests(images: Float[Tensor, "batch ..."]) -> list[bytes]:
+    """A hash of each image's shape and values."""
+    shape = repr(tuple(images.shape[1:])).encode()
+    return [
+        hashlib.blake2b(image.numpy().tobytes(), digest_size=16, key=shape[:64]).digest()
+        for image in images.detach().cpu().contiguous()
+    ]
+
+
+def few_classes(source: str, classes: Sequence[str], outputs: int) -> list[str]:
+    """A warning where a network has more outputs than there are class folders."""
+    if not classes or len(classes) >= outputs:
+        return []
+    shown = ", ".join(f"{name} = {index}" for index, name in enumerate(classes[:3]))
+    more = ", ..." if len(classes) > 3 else ""
+    return [
+        f"{source} has {len(classes)} class folders for a network with {outputs} "
+        f"outputs: the n-th in sorted order counts as class n, from 0 on ({shown}{more}); "
+        "where that is wrong, give the numbers in a labels.csv"
+    ]
+
+
+def check_shapes(part: Part, first: Part) -> None:
+    """Raises where images differ in size."""
+    if part.images.shape[1:] != first.images.shape[1:]:
+        raise DataError(
+            f"{part.name} has shape {tuple(part.images.shape[1:])} and {first.name} "
+            f"{tuple(first.images.shape[1:])}, expected images of one size: pass "
+            "Preprocess(size=...), or --size on the command line"
+        )
+
+
+def check_finite(images: Tensor, source: str, start: int = 0) -> None:
+    """Raises where images hold NaN or Inf; the first of them has the number `start`."""
+    bad = (~images.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+    if bad:
+        raise DataError(
+            f"{source} has NaN or Inf (the first such image is number {start + bad[0]}), expected "
+            "finite numbers: check the preprocessing"
+        )

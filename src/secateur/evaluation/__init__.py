@@ -1,0 +1,1 @@
+"""What networks answer on evaluation images, and how far two of them differ."""

@@ -1,0 +1,1 @@
+"""Writing networks: safetensors, ONNX, OpenVINO, INT8 and packed files."""

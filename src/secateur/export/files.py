@@ -1,0 +1,418 @@
+"""The pruned network as files: safetensors, ONNX, OpenVINO, INT8; each is read back and checked."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from secateur.errors import ModelError
+from secateur.evaluation.inference import NoRowsError, first_output, output_error
+from secateur.export.int8 import check_zeros, in_int8, parts, quantized
+from secateur.frontends import (
+    is_onnx,
+    named_tensors,
+    onnx_function,
+    output_difference,
+    read,
+    require_onnx,
+    trace,
+)
+from secateur.frontends.openvino.runtime import as_ir, batch_of, ir_weights, read_ir, write_ir
+from secateur.frontends.torch.modules import copy_module
+from secateur.frontends.torch.program import TRACING
+from secateur.network.rows import RowsFirst, judged_output
+
+_CHECKED_IMAGES = 8
+_WARN_DIFFERENCE = 1e-3  # relative to the largest output
+_WARN_ERROR = 0.1  # of an INT8 file, relative to the outputs' variance and to the largest
+
+
+def save_safetensors(
+    model: nn.Module, path: Path, parameters: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Writes a module's state dict; tied tensors are stored once, as safetensors requires.
+
+    Read it with `safetensors.torch.load_model(module, path)`. Where tensors overlap in memory and
+    none covers the others, or some are transposes of others, that function refuses the module: all
+    are stored then, and `module.load_state_dict(load_file(path))` reads them.
+
+    Args:
+        model: the pruned module.
+        path: where to write.
+        parameters: names of the pruned weights, whose zeros are looked for in the file.
+
+    Returns:
+        bytes, and zeros of the pruned weights, all of which were found in the file.
+
+    Raises:
+        ModelError: a pruned weight is not in the file, or a zero was lost.
+    """
+    from safetensors.torch import load_file, save_file, save_model
+
+    twin = copy_module(model).cpu()
+    # One metadata key only: safetensors writes several in varying order, and a seed gives bytes.
+    metadata = {"format": "pt"}
+    try:
+        save_model(twin, str(path), metadata=metadata)
+    except RuntimeError:  # it finds none to keep
+        state = {name: tensor.clone() for name, tensor in twin.state_dict().items()}
+        save_file({name: of.contiguous() for name, of in state.items()}, str(path), metadata)
+    known, held = named_tensors(model), load_file(path)
+    stored = {name: _stored_as(name, known, held) for name in parameters}
+    return {
+        "bytes": path.stat().st_size,
+        "zeros": check_zeros(
+            _arrays({name: known[name] for name in parameters}),
+            _arrays({name: held[of] for name, of in stored.items() if of}),
+            path.name,
+        ),
+    }
+
+
+def _stored_as(name: str, known: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> str:
+    """The name that a tensor has in a file, where tied ones have the first of theirs."""
+    same = (other for other, tensor in known.items() if tensor is known[name] and other in held)
+    return name if name in held else next(same, "")
+
+
+def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.detach().float().cpu().numpy() for name, tensor in tensors.items()}
+
+
+def save_onnx(
+    model: nn.Module, path: Path, images: Float[Tensor, "batch ..."], parameters: Sequence[str]
+) -> dict[str, Any]:
+    """Writes an ONNX file with a dynamic batch and compares it with the module.
+
+    Args:
+        model: the pruned module.
+        path: where to write; weights over 2 GB go to a file beside it.
+        images: some inputs; a few of them are run through both.
+        parameters: names of the pruned weights, whose zeros are looked for in the file.
+
+    Returns:
+        bytes, the largest absolute difference of the outputs, and zeros of the pruned weights, all
+        of which were found in the file, layer by layer.
+
+    Raises:
+        MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
+        ModelError: the exporter or ONNX Runtime refuses the module, or zeros were lost.
+    """
+    onnx, runtime = require_onnx("writing ONNX", "onnxscript")
+    images = images[:_CHECKED_IMAGES].cpu()
+    module = copy_module(model).eval().cpu()
+    dtype = _precision(module)
+    example = images[:2] if len(images) > 1 else torch.cat([images, images])
+    large = sum(tensor.nbytes for tensor in module.state_dict().values()) > 1_800_000_000
+    try:
+        with TRACING, _quiet():
+            torch.onnx.export(
+                module,
+                (example.to(dtype),),
+                str(path),
+                dynamo=True,
+                external_data=large,
+                input_names=["input"],
+                output_names=["output"],
+                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+                verbose=False,
+            )
+        onnx.checker.check_model(str(path))
+        options = runtime.SessionOptions()
+        options.log_severity_level = 4
+        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+        def run(part: Tensor) -> list[Tensor]:
+            arrays = session.run(None, {"input": part.to(dtype).numpy()})
+            return [torch.from_numpy(np.asarray(of)) for of in arrays]
+
+        number = judged_output(run, images)
+        found = RowsFirst(lambda part: run(part)[number])(images)
+    except OSError:
+        raise
+    except Exception as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        if dtype != torch.float32:
+            first = f"{first} (in float32, after net.float(), it may be)"
+        raise ModelError(
+            f"the pruned network cannot be written as ONNX: {first}; the other outputs do not "
+            "need it: leave out --onnx, or export the saved weights with your own settings"
+        ) from error
+    held = sum(entry.stat().st_size for entry in path.parent.glob(f"{path.name}*"))
+    return {
+        "bytes": held,
+        **_difference(found.float(), _judged(module, images)),
+        "zeros": _check_zeros(onnx, path, named_tensors(module), parameters),
+    }
+
+
+def as_onnx(model: Any, images: Float[Tensor, "batch ..."]) -> Any:
+    """A network as an `onnx.ModelProto`: itself, or what `save_onnx` makes of a module.
+
+    Args:
+        model: a module or an `onnx.ModelProto`.
+        images: some inputs.
+
+    Raises:
+        MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
+        ModelError: the exporter or ONNX Runtime refuses the module, or it is over 2 GB.
+    """
+    if is_onnx(model):
+        return model
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        save_onnx(model, path, images, [])
+        return read(path)
+
+
+def rehearse(
+    model: Any,
+    images: Float[Tensor, "batch ..."],
+    *,
+    onnx: bool = False,
+    openvino: bool = False,
+    int8: bool = False,
+) -> None:
+    """Makes extra formats of the dense network, to find out before long work what cannot be made.
+
+    Args:
+        model: a module or an `onnx.ModelProto`.
+        images: some inputs, of which two are used.
+        onnx: whether a module is to be written as ONNX.
+        openvino: whether OpenVINO files are, and
+        int8: whether they, or an ONNX file where there are none, are to be in INT8 too.
+
+    Raises:
+        ModelError: one of them cannot be made, or the network does not take the images.
+        MissingExtraError: a package is not installed.
+
+    Cost: that of writing the files, but for the number of images.
+    """
+    images = images[:2].cpu()
+    if openvino or int8:
+        _check_float32(model, "OpenVINO" if openvino else "INT8")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        try:
+            if is_onnx(model):
+                onnx_function(model, images)  # its first run is not another library's
+            elif onnx:
+                save_onnx(model, folder / "model.onnx", images, [])
+            if not (openvino or int8):
+                return
+            exported = as_onnx(model, images)
+        except ModelError:
+            trace(model, images)  # tells more, where the network itself is the reason
+            raise
+        if openvino:
+            save_openvino(exported, folder / "model.xml", images)
+        if openvino and int8:
+            save_openvino(exported, folder / "int8.xml", images, int8=images)
+        elif int8:
+            in_int8(exported, images)
+
+
+def _check_float32(model: Any, what: str) -> None:
+    """Raises ModelError for a module of another precision than the one that files are made from."""
+    dtype = torch.float32 if is_onnx(model) else _precision(model)
+    if dtype != torch.float32:
+        name = str(dtype).removeprefix("torch.")
+        raise ModelError(
+            f"the network's weights are {name}, expected float32 for {what}: pass the network in "
+            f"float32 (net.float()), or leave out {what}"
+        )
+
+
+def _precision(module: nn.Module) -> torch.dtype:
+    """The type of a module's first parameter of floats."""
+    floats = (p.dtype for p in module.parameters() if p.is_floating_point())
+    return next(floats, torch.float32)
+
+
+def save_int8(
+    model: Any, path: Path, images: Float[Tensor, "batch ..."], pruned: Any
+) -> dict[str, Any]:
+    """Writes a quantised `onnx.ModelProto`, reads it back and looks for every zero.
+
+    Args:
+        model: from `secateur.quantize`.
+        path: where to write.
+        images: some inputs; a few of them are run through both.
+        pruned: the `onnx.ModelProto` that it was made from.
+
+    Returns:
+        As `save_openvino`.
+
+    Raises:
+        ModelError: the file is refused by onnx.checker or ONNX Runtime, or a zero was lost.
+    """
+    path.write_bytes(model.SerializeToString())
+    held = read(path)
+    found = _onnx_weights(held)
+    return {
+        "bytes": path.stat().st_size,
+        **_differences(held, pruned, images),
+        "zeros": check_zeros(_onnx_weights(pruned), found, path.name),
+    }
+
+
+def save_openvino(
+    model: Any, path: Path, images: Float[Tensor, "batch ..."], *, int8: Any = None
+) -> dict[str, Any]:
+    """Writes OpenVINO IR, reads it back, runs it against ONNX Runtime and looks for every zero.
+
+    Weights stay float32, or become integers where `int8` is given.
+
+    Args:
+        model: the pruned module or `onnx.ModelProto`.
+        path: of the .xml file to write; weights go into the .bin file beside it.
+        images: some inputs; a few of them are run through both.
+        int8: calibration images to quantise on, as `secateur.quantize` takes them; None = float32.
+
+    Returns:
+        bytes of both files, the largest absolute difference from the outputs that ONNX Runtime
+        gives for `model`, the same as a share of the largest output, and the zeros of the layers'
+        weights in `model`, all of which were found in the file.
+
+    Raises:
+        MissingExtraError: openvino, onnx or, with `int8`, nncf is not installed.
+        ModelError: OpenVINO or NNCF refuses the network, or a zero was lost.
+    """
+    model = as_onnx(model, images)
+    made = as_ir(model)
+    if int8 is not None:
+        integers = quantized(made, parts(int8, batch_of(made)))
+        check_zeros(ir_weights(made), ir_weights(integers), path.name)
+        made = integers
+    path.parent.mkdir(exist_ok=True)
+    write_ir(made, path)
+    held = read_ir(path)
+    return {
+        "bytes": path.stat().st_size + path.with_suffix(".bin").stat().st_size,
+        **_differences(held, model, images),
+        "zeros": check_zeros(_onnx_weights(model), ir_weights(held.model), path.name),
+    }
+
+
+def _differences(held: Any, pruned: Any, images: Tensor) -> dict[str, float]:
+    """How far what a file gives is from what ONNX Runtime gives for the pruned network."""
+    images = images[:_CHECKED_IMAGES].cpu()
+    return _difference(_judged(held, images), _judged(pruned, images))
+
+
+def _judged(model: Any, images: Tensor) -> Tensor | None:
+    """The output by which a network is judged; None where none has a row for each image."""
+    try:
+        return first_output(model, images)
+    except NoRowsError:
+        return None
+
+
+def _difference(found: Tensor | None, expected: Tensor | None) -> dict[str, float]:
+    """How far an output is from the expected one; nothing where the values decide its rows."""
+    if found is None or expected is None or found.shape != expected.shape:
+        return {}
+    return {
+        **_told(float((found - expected).abs().max()), float(expected.abs().max())),
+        "output_error": output_error(expected.float(), found.float()),
+    }
+
+
+def _told(difference: float, largest: float) -> dict[str, float]:
+    return {
+        "largest_difference": difference,
+        "relative_difference": difference / max(largest, 1e-12),
+    }
+
+
+def _onnx_weights(model: Any) -> Any:
+    from secateur.frontends.onnx import layer_weights
+
+    return layer_weights(model)
+
+
+def save_model(
+    model: Any, path: Path, images: Float[Tensor, "batch ..."], parameters: Sequence[str]
+) -> dict[str, Any]:
+    """Writes an `onnx.ModelProto`, reads it back, checks it and runs it.
+
+    Args:
+        model: the pruned model.
+        path: where to write.
+        images: some inputs; a few of them are run by ONNX Runtime and layer by layer.
+        parameters: names of the pruned weights, whose zeros are looked for in the file.
+
+    Returns:
+        bytes, the largest absolute difference of the outputs, also as a share of the largest
+        output, and zeros of the pruned weights, all of which were found in the file.
+
+    Raises:
+        ModelError: the file is refused by onnx.checker or ONNX Runtime, or a zero was lost.
+    """
+    path.write_bytes(model.SerializeToString())
+    held = read(path)
+    found = output_difference(held, images[:_CHECKED_IMAGES])
+    before, after = named_tensors(model), named_tensors(held)
+    return {
+        "bytes": path.stat().st_size,
+        **(_told(*found) if found else {}),
+        "zeros": check_zeros(
+            _arrays({name: before[name] for name in parameters}),
+            _arrays({name: after[name] for name in parameters}),
+            path.name,
+        ),
+    }
+
+
+def _check_zeros(
+    onnx: Any, path: Path, weights: Mapping[str, Tensor], pruned: Sequence[str]
+) -> int:
+    """Zeros of the pruned weights; it raises where one is none in the file's initializers."""
+    initializers = onnx.load(str(path)).graph.initializer
+    arrays = {
+        entry.name: onnx.numpy_helper.to_array(entry, base_dir=str(path.parent))
+        for entry in initializers
+    }
+    found = {name: array for name, array in arrays.items() if array.dtype.kind in "fV"}
+    return check_zeros(_arrays({name: weights[name] for name in pruned}), found, path.name)
+
+
+def differs(check: Mapping[str, Any]) -> bool:
+    """Whether an exported file's outputs differ by more than rounding would."""
+    return not check.get("relative_difference", 0.0) <= _WARN_DIFFERENCE
+
+
+def far_off(check: Mapping[str, Any]) -> bool:
+    """Whether an INT8 file's outputs differ by more than such files' do where they are of use.
+
+    By much of the largest output too: outputs that hardly vary are easily off by their variance.
+    """
+    figures = (check.get("output_error", 0.0), check.get("relative_difference", 0.0))
+    return not any(figure <= _WARN_ERROR for figure in figures)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides the exporter's own progress lines, logs and warnings about its internals."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings(), open(os.devnull, "w") as sink, redirect_stdout(sink):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,268 @@
+"""INT8: post-training quantisation with NNCF in which every zero stays a zero.
+
+Weights are symmetric: w = scale * q with integers q and a scale per output, so that 0 is q = 0.
+Zeros are looked for in what comes out, layer by layer; one that is lost is an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from secateur.errors import ModelError, OptionError, SecateurWarning
+from secateur.frontends import is_onnx, onnx_function, require_onnx
+from secateur.frontends.loading import read_model
+from secateur.support.extras import require
+from secateur.support.signal_stack import kept_signal_stack
+
+Weights = Mapping[str, np.ndarray]
+
+RECURRENT_IR = tuple(  # OpenVINO's types
+    f"{kind}{form}" for kind in ("LSTM", "GRU", "RNN") for form in ("Sequence", "Cell")
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantized:
+    """A network in INT8.
+
+    Attributes:
+        model: an `onnx.ModelProto` that ONNX Runtime has run.
+        notes: what departs from NNCF's scheme.
+    """
+
+    model: Any
+    notes: tuple[str, ...] = ()
+
+
+def quantize(model: Any, images: Tensor) -> Any:
+    """An ONNX model in INT8, all zeros of its weights kept; ONNX Runtime has run it.
+
+    Normalisations are folded into the convolutions before them first: integer convolutions want
+    nothing in between, and NNCF corrects only biases that are there. A SecateurWarning tells where
+    the model departs from NNCF's scheme, some of which ONNX Runtime cannot run.
+
+    Args:
+        model: an `onnx.ModelProto` or the path of an .onnx file; not changed.
+        images: calibration images as the network takes them, (N, C, H, W); all are used.
+
+    Returns:
+        An `onnx.ModelProto` with integer weights, and QuantizeLinear and DequantizeLinear around
+        its layers.
+
+    Raises:
+        ModelError: NNCF refuses the model, ONNX Runtime does not run what it made, or a zero was
+            lost.
+        MissingExtraError: nncf, onnx or onnxruntime is not installed.
+
+    Cost: two forward passes, one image at a time.
+    """
+    found = in_int8(model, images)
+    for note in found.notes:
+        warnings.warn(note, SecateurWarning, stacklevel=2)
+    return found.model
+
+
+def in_int8(model: Any, images: Tensor) -> Quantized:
+    """`quantize` with notes in the place of warnings."""
+    require_onnx("quantising to INT8", extra="int8")
+    from secateur.frontends import onnx as frontend
+
+    model = read_model(model)
+    if not is_onnx(model):
+        raise ModelError("the model is a torch.nn.Module, expected ONNX: pass the exported file")
+    plain = frontend.unshared(frontend.folded(frontend.upgraded(model)))
+    name, batch = frontend.images_input(plain).name, frontend.declared_batch(plain)
+    made = quantized(plain, [{name: part} for part in parts(images, batch)])
+    found, layers = _that_runs(made, images[:2])
+    check_zeros(frontend.layer_weights(model), frontend.layer_weights(found), "model-int8.onnx")
+    weights = {node.output[0]: node.input[1] for node in plain.graph.node if len(node.input) > 1}
+    names = ", ".join(weights[layer].removesuffix(".weight") for layer in layers)
+    note = (
+        f"INT8: one scale for the whole input of {names}, where NNCF has one per channel: ONNX "
+        "Runtime takes no others in its integer convolutions"
+    )
+    return Quantized(model=found, notes=(note,) if layers else ())
+
+
+def _that_runs(made: Any, images: Tensor) -> tuple[Any, list[str]]:
+    """What NNCF made with single scales where they are needed, and the layers that have them.
+
+    Run with ONNX Runtime's default optimisations, which may fail where none of them do.
+    """
+    from secateur.frontends import onnx as frontend
+
+    reason: ModelError | None = None
+    for everywhere in (False, True):
+        found, layers = frontend.one_scale(made, everywhere=everywhere)
+        try:
+            onnx_function(found, images)(images)
+            return found, layers
+        except ModelError as error:
+            reason = error
+    raise ModelError(
+        f"the network in INT8 does not run ({reason}), expected what NNCF makes to run in ONNX "
+        "Runtime: leave out INT8; the other outputs do not need it"
+    ) from reason
+
+
+def quantized(model: Any, feed: list[Any]) -> Any:
+    """What NNCF makes of an `onnx.ModelProto` or an `openvino.Model`, which is not changed.
+
+    Args:
+        model: the network.
+        feed: its inputs, one run after the other; all are used.
+    """
+    nncf = require_nncf()
+    # Recurrent layers of an IR lose their outputs in INT8; NNCF leaves those of ONNX in floats.
+    floats = nncf.IgnoredScope(types=list(RECURRENT_IR), validate=False)
+    with _quiet(), _quiet_runtime(), kept_signal_stack():
+        try:
+            data = nncf.Dataset(feed)
+            return nncf.quantize(model, data, subset_size=len(feed), ignored_scope=floats)
+        except Exception as error:  # nncf's own kinds, and those of the runtimes
+            first = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ModelError(
+                f"NNCF cannot quantise the network ({first[:300]}), expected one that it can: "
+                "leave out INT8; the other outputs do not need it"
+            ) from error
+
+
+def recurrent_note(model: Any, file: str) -> str | None:
+    """What to tell of an `openvino.Model` of which some layers stay in floats; None of others."""
+    kept = [op.get_friendly_name() for op in model.get_ops() if op.get_type_name() in RECURRENT_IR]
+    if not kept:
+        return None
+    names = ", ".join(kept[:3]) + (", ..." if len(kept) > 3 else "")
+    return (
+        f"{file}: recurrent layers stay in float32 ({names}), for in INT8 they lose their outputs"
+    )
+
+
+def parts(images: Tensor, batch: int) -> list[np.ndarray]:
+    """Images one at a time, or as many as the network takes, the last ones repeated."""
+    size = batch or 1
+    short = -len(images) % size
+    images = torch.cat([images, images[-1:].expand(short, *images.shape[1:])])
+    return [part.cpu().contiguous().numpy() for part in images.split(size)]
+
+
+def check_zeros(before: Weights, after: Weights, file: str) -> int:
+    """Zeros of all layers; each of them has to be one afterwards too.
+
+    Args:
+        before: the weights of each layer.
+        after: the same of another file; where its layers have other names, any that has them.
+        file: its name, for the message.
+
+    Raises:
+        ModelError: a zero was lost.
+    """
+    for name, weights in before.items():
+        lost = _lost(weights, [after[name]] if name in after else list(after.values()))
+        if lost:
+            raise ModelError(
+                f"{file} has lost {lost} of {int((weights == 0).sum())} zeros of the layer {name}, "
+                "expected all of them: please report this network's layer types"
+            )
+    return sum(int((weights == 0).sum()) for weights in before.values())
+
+
+def _lost(weights: np.ndarray, candidates: list[np.ndarray]) -> int:
+    """Zeros that the nearest candidate does not have; matrices may be transposed."""
+    zeros = weights == 0
+    ways = [zeros.ravel(), *([zeros.T.ravel()] if zeros.ndim == 2 else [])]
+    same = [held.ravel() for held in candidates if held.size == zeros.size]
+    missing = (int(np.count_nonzero(held[way])) for held in same for way in ways)
+    return min(missing, default=int(zeros.sum()))
+
+
+def check_kind(kind: str | None, model: Any) -> None:
+    """Tells before long work what would keep a model from being quantised.
+
+    Args:
+        kind: "int8" or None.
+        model: a module, which has to be exported first, or an `onnx.ModelProto`.
+
+    Raises:
+        OptionError: any other kind.
+        MissingExtraError: nncf or one of the packages for ONNX is not installed.
+    """
+    if kind not in (None, "int8"):
+        raise OptionError(f"quantize is {kind!r}, expected 'int8' or None")
+    if kind is not None:
+        more = [] if is_onnx(model) else ["onnxscript"]
+        require_onnx("quantising to INT8", *more, extra="int8")
+        require_nncf()
+
+
+def require_nncf(purpose: str = "quantising to INT8", *, extra: str = "int8") -> Any:
+    """The module nncf, which is kept from sending usage data anywhere.
+
+    It does so without asking where the package openvino_telemetry is found when it is imported.
+
+    Raises:
+        MissingExtraError: nncf is not installed.
+    """
+    loggers, level = logging.getLoggerClass(), logging.root.manager.disable
+    with _hidden("openvino_telemetry"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            (nncf,) = require(extra, purpose, "nncf")
+        finally:
+            logging.disable(level)
+            logging.setLoggerClass(loggers)  # it gives everybody's new loggers a class of its own
+    return nncf
+
+
+@contextmanager
+def _hidden(name: str) -> Iterator[None]:
+    """Makes importing a module an ImportError."""
+    held = sys.modules.pop(name, None)
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        if held is not None:
+            sys.modules[name] = held
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides NNCF's progress bars, its log and its warnings about itself."""
+    logger, sink = logging.getLogger("nncf"), io.StringIO()
+    held, logger.disabled = logger.disabled, True
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(sink),
+        contextlib.redirect_stderr(sink),
+    ):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.disabled = held
+
+
+@contextmanager
+def _quiet_runtime() -> Iterator[None]:
+    """Hides what ONNX Runtime says of NNCF's own models, which it writes past Python."""
+    onnxruntime = require_onnx("quantising to INT8", extra="int8")[1]
+    onnxruntime.set_default_logger_severity(4)
+    try:
+        yield
+    finally:
+        onnxruntime.set_default_logger_severity(2)  # its default; it does not tell what was set

@@ -1,0 +1,311 @@
+"""Networks by their names in timm and in Hugging Face Transformers: `timm:resnet18`, `hf:PATH`.
+
+Neither package is needed for anything else. Their networks are used as they are, with the names of
+their weights, so what is written goes back into them.
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.data.preprocess import ModelPreprocess
+from secateur.errors import MissingExtraError, ModelError, OptionError, SecateurError
+from secateur.support.choices import did_you_mean
+from secateur.support.extras import require
+
+_INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as Transformers writes them
+_PREPROCESS = "secateur_preprocess"  # where a module from a hub holds its own
+
+
+def is_hub_name(reference: str) -> bool:
+    """Whether a network is given as `timm:NAME` or `hf:PATH`."""
+    return reference.startswith(tuple(f"{hub}:" for hub in _HUBS))
+
+
+def load_from_hub(reference: str, *, pretrained: bool = True) -> nn.Module:
+    """A network by its name, with its own weights.
+
+    Args:
+        reference: `timm:NAME` with arguments of `timm.create_model` behind commas, such as
+            `timm:resnet18,num_classes=10`; or `hf:PATH`, a folder or a name on the Hugging Face
+            hub. With `,pretrained=False` weights are random, the same ones each time.
+        pretrained: False where other weights are put into it next, so that none are fetched.
+
+    Raises:
+        MissingExtraError: the package is not installed.
+        ModelError: it cannot be imported or knows no such network, the weights cannot be fetched
+            or do not fit, or the network takes tokens.
+    """
+    hub, _, text = reference.partition(":")
+    name, options = _arguments(text, reference)
+    options = {"pretrained": pretrained} | options
+    if not name:
+        raise ModelError(f"got {reference!r}, expected a name behind it, such as timm:resnet18")
+    with _quiet(), _weights_only(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # of the weights that are not pretrained
+        try:
+            return _HUBS[hub](name, options).eval()
+        except SecateurError:
+            raise
+        except OSError as error:  # what the hubs' clients raise is one, wherever it comes from
+            raise ModelError(
+                f"{reference} could not be fetched ({_first(error)}), expected a name on the hub "
+                f"and a way to it: check both, or pass {_ELSEWHERE[hub].format(name=name)}"
+            ) from error
+        except Exception as error:  # theirs are of many kinds
+            raise ModelError(
+                f"{reference} cannot be made ({type(error).__name__}: {_first(error)}), expected a "
+                "network that its package makes: try it in Python first"
+            ) from error
+
+
+def own_preprocess(model: Any) -> ModelPreprocess | None:
+    """How a network from a hub wants its images, as far as it tells; None of any other one."""
+    return vars(model).get(_PREPROCESS) if isinstance(model, nn.Module) else None
+
+
+def own_input_shape(model: Any) -> tuple[int, ...] | None:
+    """Of one image, as a network from a hub wants it; None of any other one."""
+    own = own_preprocess(model)
+    return None if own is None or own.size is None else (own.channels, own.size, own.size)
+
+
+def _arguments(text: str, reference: str) -> tuple[str, dict[str, Any]]:
+    """The name, and the arguments behind it."""
+    name, *parts = text.split(",")
+    options = {}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if not equals or not key.isidentifier():
+            raise OptionError(
+                f"{reference} has {part!r} behind its name, expected an argument such as "
+                "num_classes=10 or pretrained=False"
+            )
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[key] = value  # a text without quotation marks
+    return name, options
+
+
+def _timm(name: str, options: Mapping[str, Any]) -> nn.Module:
+    timm = _imported("timm", f"timm:{name}")
+    known = name.partition(".")[0]
+    if ":" not in name and not timm.is_model(known):
+        raise ModelError(
+            f"timm knows no network {name!r}, expected one of timm.list_models()"
+            f"{did_you_mean(known, timm.list_models())}"
+        )
+    model = timm.create_model(name, **options)
+    setattr(model, _PREPROCESS, _timm_preprocess(timm.data.resolve_model_data_config(model)))
+    return model
+
+
+def _timm_preprocess(config: Mapping[str, Any]) -> ModelPreprocess | None:
+    channels, _, size = config["input_size"]
+    if not {len(config["mean"]), len(config["std"])} <= {1, channels}:
+        return None
+    return ModelPreprocess(
+        size=size,
+        resize=math.floor(size / config["crop_pct"]),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        channels=channels,
+        interpolation=_interpolation(config["interpolation"]),
+    )
+
+
+def _hugging_face(name: str, options: Mapping[str, Any]) -> nn.Module:
+    transformers = _imported("transformers", f"hf:{name}")
+    if unknown := set(options) - {"pretrained"}:
+        raise OptionError(
+            f"hf:{name} has the argument {min(unknown)}, expected no other than pretrained"
+        )
+    config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+    wanted = next(iter(config.architectures or []), None)
+    kind = getattr(transformers, wanted, None) if wanted else None
+    if kind is None:
+        raise ModelError(
+            f"hf:{name} is a {wanted or 'model of no architecture'}, expected a class of "
+            "transformers, for code that comes with a model is never run: pass file.py:function "
+            "that loads it, if you trust it"
+        )
+    _check_input(kind, name)
+    bars = transformers.utils.logging
+    model = _with_weights(kind, name, bars) if options["pretrained"] else kind(config)
+    setattr(model, _PREPROCESS, _hugging_face_preprocess(transformers, name))
+    return _tensors_only(model)
+
+
+def _with_weights(kind: Any, name: str, bars: Any) -> nn.Module:
+    """A network with the weights of a folder or a hub, all of which have to be there."""
+    with _no_bars(bars):
+        model, told = kind.from_pretrained(name, output_loading_info=True)
+    lacking = sorted(map(str, (*told["missing_keys"], *told["mismatched_keys"])))
+    if lacking:
+        raise ModelError(
+            f"hf:{name} has no weights that fit for {', '.join(lacking[:3])} of {kind.__name__}, "
+            f"{len(lacking)} in all, expected all of them: they would be random; check the model"
+        )
+    return model
+
+
+def _check_input(kind: Any, name: str) -> None:
+    """Raises ModelError for a network that takes more than one tensor of floats."""
+    modalities = getattr(kind, "input_modalities", ())
+    modalities = (modalities,) if isinstance(modalities, str) else tuple(modalities)
+    if kind.main_input_name == "input_ids" or "text" in modalities:
+        raise ModelError(
+            f"hf:{name} is a {kind.__name__}, which takes tokens, expected a network that takes "
+            "one tensor of floats, such as images: pass a part of it as file.py:function, if one "
+            "takes embeddings alone"
+        )
+
+
+def _tensors_only(model: nn.Module) -> nn.Module:
+    """Makes a network of Transformers take its input by place and return logits, or tensors.
+
+    Its class is replaced by one derived from it, so that the names of its weights stay.
+    """
+    kind: Any = type(model)
+    name = kind.main_input_name
+
+    def forward(self: Any, images: Tensor) -> Any:
+        output = kind.forward(self, **{name: images})
+        held = [of for of in output.values() if isinstance(of, Tensor)]
+        return held[0] if len(held) == 1 else tuple(held)
+
+    derived = {"forward": forward, "__module__": kind.__module__}
+    model.__class__ = type(kind.__name__, (kind,), derived)
+    return model
+
+
+def _hugging_face_preprocess(transformers: Any, name: str) -> ModelPreprocess | None:
+    """As near as `Preprocess` comes: a short side and a centre crop, where others may squash."""
+    mixin = transformers.image_processing_base.ImageProcessingMixin
+    try:
+        held, _ = mixin.get_image_processor_dict(name)
+    except OSError:  # it has none
+        return None
+    sizes, crop = held.get("size") or {}, held.get("crop_size")
+    resize = _side(sizes)
+    size = _side(crop) if held.get("do_center_crop") else resize
+    if "crop_pct" in held and resize and resize < 384:  # ConvNeXt's
+        size, resize = resize, math.floor(resize / held["crop_pct"])
+    if not size or (resize and resize < size):
+        return None
+    normal = held.get("do_normalize", True)
+    return ModelPreprocess(
+        size=size,
+        resize=resize,
+        mean=tuple(held.get("image_mean") or (0.5,)) if normal else (0.0,),
+        std=tuple(held.get("image_std") or (0.5,)) if normal else (1.0,),
+        interpolation=_INTERPOLATIONS.get(held.get("resample", 2), "bilinear"),
+    )
+
+
+def _side(sizes: Any) -> int | None:
+    """The side of a square in the forms that Transformers has for it."""
+    if isinstance(sizes, Mapping):
+        sizes = sizes.get("shortest_edge") or sizes.get("height")
+    return sizes if isinstance(sizes, int) and sizes > 0 else None
+
+
+def _interpolation(name: str) -> str:
+    return name if name in _INTERPOLATIONS.values() else "bilinear"
+
+
+_ELSEWHERE = {  # weights that are at hand
+    "timm": "timm:{name},pretrained=False,checkpoint_path=FILE with weights that you have",
+    "hf": "hf:FOLDER with a copy that you have",
+}
+_HUBS: dict[str, Callable[[str, Mapping[str, Any]], nn.Module]] = {
+    "timm": _timm,
+    "hf": _hugging_face,
+}
+
+
+def _imported(package: str, purpose: str) -> Any:
+    extra = "hf" if package == "transformers" else package
+    try:
+        (module,) = require(extra, purpose, package)
+        if package == "transformers":
+            __import__("transformers.image_processing_base")
+    except MissingExtraError as error:
+        lacking = getattr(error.__cause__, "name", None) or package
+        raise MissingExtraError(lacking, extra, purpose, _same_torch()) from error
+    except Exception as error:  # a torchvision for another PyTorch, for one
+        raise ModelError(
+            f"importing {package} failed ({type(error).__name__}: {_first(error)}), expected "
+            "packages made for the PyTorch that is installed: run pip install "
+            f"--force-reinstall --no-deps torchvision{_same_torch()}"
+        ) from error
+    return module
+
+
+def _same_torch() -> str:
+    """What keeps pip from taking another build of PyTorch than the one that is installed."""
+    version, _, build = torch.__version__.partition("+")
+    index = f" --extra-index-url https://download.pytorch.org/whl/{build}" if build else ""
+    return f" torch=={version}{'+' if build else ''}{build}{index}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides what the hubs' packages write while they load: warnings, retries, their own bars."""
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "timm", "transformers")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+@contextmanager
+def _weights_only() -> Iterator[None]:
+    """Keeps PyTorch from running code of a checkpoint, whatever a hub's package asks it for.
+
+    Older versions of timm unpickle all that a file holds.
+    """
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    held = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if held is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = held
+
+
+@contextmanager
+def _no_bars(told: Any) -> Iterator[None]:
+    """Hides the bars of Transformers, told by its own logging."""
+    shown = told.is_progress_bar_enabled()
+    told.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            told.enable_progress_bar()
+
+
+def _first(error: BaseException) -> str:
+    """The first line of what an error says."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason")

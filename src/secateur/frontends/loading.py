@@ -1,0 +1,181 @@
+"""Networks by reference: files that hold one, functions that build one; and weights into them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from secateur import frontends
+from secateur.errors import ModelError, OptionError
+from secateur.frontends.hubs import is_hub_name, load_from_hub
+from secateur.frontends.openvino.runtime import read_ir
+from secateur.frontends.torch.checkpoints import load_state, read_state
+from secateur.frontends.torch.exported_programs import read_program
+from secateur.support.file_kinds import (
+    CHECKPOINT,
+    IR,
+    ONNX,
+    PROGRAM,
+    PYTHON,
+    SAFETENSORS,
+    FileKind,
+    kind_named,
+    kind_of,
+)
+from secateur.support.import_string import call
+
+_NETWORKS = "an .onnx or .pt2 file, file.py:callable, package.module:callable, timm:NAME or hf:PATH"
+_WEIGHTS = "weights as .safetensors, .pt or .pth"
+
+
+def is_onnx_file(reference: str) -> bool:
+    """Whether a model is given as an ONNX file."""
+    return reference.lower().endswith(".onnx")
+
+
+def is_program_file(reference: str) -> bool:
+    """Whether a model is given as an exported program."""
+    return _network_kind(reference) is PROGRAM
+
+
+def load_model(reference: str, weights: str | Path | None = None) -> Any:
+    """The module behind `file.py:callable` or `package.module:callable`, weights loaded.
+
+    Args:
+        reference: a module, or a function or class without arguments that returns one; or the
+            path of an `.onnx` file, of which an `onnx.ModelProto` is returned, or of a `.pt2` file
+            that `torch.export.save` wrote, to be trusted like a Python file; or `timm:NAME` or
+            `hf:PATH`, see `secateur.frontends.hubs`.
+        weights: a `.safetensors` file or a checkpoint that `torch.load` reads without running
+            code; see `secateur.frontends.torch.checkpoints`.
+
+    Raises:
+        ModelError: anything does not exist, is of another kind, is not a module, or does not fit.
+        OptionError: weights are given for a network that has its own.
+        MissingExtraError: an ONNX file, and onnx or onnxruntime is not installed.
+    """
+    kind = _network_kind(reference)
+    if kind is ONNX:
+        if weights is not None:
+            raise OptionError(
+                f"got the weights {weights} for {reference}, expected none, for an ONNX file has "
+                "its own: leave them out"
+            )
+        return frontends.read(reference)
+    if kind is not None and kind is not PROGRAM:
+        _check_readable(kind, reference)
+        raise ModelError(kind.told(reference, _NETWORKS))
+    if weights is not None:
+        _check_weights(Path(weights))
+    if kind is PROGRAM:
+        model = read_program(reference)
+    elif is_hub_name(reference):
+        model = load_from_hub(reference, pretrained=weights is None)
+    else:
+        model = call(reference)
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"{reference} gives an object of type {type(model).__name__}, "
+            "expected a torch.nn.Module: name the function that builds the network"
+        )
+    if weights is not None:
+        load_state(model, read_state(Path(weights)), str(weights))
+    return model.eval()
+
+
+def load_network(reference: str, builder: str | None = None) -> Any:
+    """A network to run, by any file that holds one.
+
+    Args:
+        reference: an OpenVINO `.xml` file; weights (`.safetensors`, `.pt`, `.pth`), for the
+            network that `builder` builds; or what `load_model` takes.
+        builder: `file.py:callable` or `package.module:callable`.
+
+    Raises:
+        ModelError: anything does not exist, is of another kind, cannot be read or does not fit.
+        OptionError: weights without a builder.
+        MissingExtraError: what reads the file is not installed.
+    """
+    kind = _network_kind(reference)
+    if kind is IR:
+        return read_ir(reference)
+    if kind not in (CHECKPOINT, SAFETENSORS):
+        return load_model(reference)
+    if builder is None:
+        _check_readable(kind, reference)
+        raise OptionError(
+            f"{reference} is {kind.what}, expected a network to put them into: pass --model "
+            "file.py:callable or package.module:callable"
+        )
+    return load_model(builder, reference)
+
+
+def read_model(model: Any) -> Any:
+    """The network that is passed to a function of the library.
+
+    Args:
+        model: a module or an `onnx.ModelProto`, which are returned, or what `load_model` takes.
+
+    Raises: as `load_model`.
+    """
+    if not isinstance(model, str | Path):
+        return frontends.read(model)
+    kind = _network_kind(str(model))
+    if kind in (CHECKPOINT, SAFETENSORS):
+        _check_readable(kind, model)
+        raise OptionError(
+            f"{model} is {kind.what}, expected a torch.nn.Module or {_NETWORKS}: pass the module, "
+            "with these weights loaded"
+        )
+    found = load_model(str(model))
+    return found if frontends.is_onnx(found) else frontends.read(found)
+
+
+def read_network(model: Any) -> Any:
+    """As `read_model`, but also of an OpenVINO `.xml` file, which can be run."""
+    is_ir = isinstance(model, str | Path) and _network_kind(str(model)) is IR
+    return read_ir(model) if is_ir else read_model(model)
+
+
+def _network_kind(reference: str) -> FileKind | None:
+    """The kind of the file that a network is given as; None where it is a reference to Python.
+
+    Raises:
+        ModelError: no such file, or it cannot be read.
+    """
+    if is_hub_name(reference):
+        return None
+    path = Path(reference)
+    try:
+        kind = kind_of(path) if path.is_file() or path.is_dir() else None
+    except OSError as error:
+        raise ModelError(
+            f"{reference[:200]} cannot be read ({error.strerror}), expected {_NETWORKS}: check it"
+        ) from error
+    if kind is None and is_onnx_file(reference):
+        return ONNX  # its reader tells that there is none, or what is not installed
+    if kind is None and kind_named(path) not in (None, PYTHON):
+        raise ModelError(f"no such file: {path}, expected {_NETWORKS}: check the path")
+    return kind
+
+
+def _check_readable(kind: FileKind, path: str | Path) -> None:
+    """Raises ModelError for a checkpoint that is broken or holds a pickled module."""
+    if kind is CHECKPOINT:
+        read_state(Path(path))
+
+
+def _check_weights(path: Path) -> None:
+    """Raises where a file holds no weights, before a network is built for them."""
+    try:
+        if not (path.is_file() or path.is_dir()):
+            raise ModelError(f"no such file: {path}, expected the model's weights: check the path")
+        kind = kind_of(path)
+    except OSError as error:
+        raise ModelError(
+            f"{str(path)[:200]} cannot be read ({error.strerror}), expected {_WEIGHTS}: check it"
+        ) from error
+    if kind not in (CHECKPOINT, SAFETENSORS):
+        raise ModelError(kind.told(path, _WEIGHTS))

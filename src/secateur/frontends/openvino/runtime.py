@@ -1,0 +1,177 @@
+"""OpenVINO IR, a network as an .xml and a .bin file: read, run and written.
+
+OpenVINO is imported where it is needed; nothing else in the package knows it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from secateur.errors import ModelError
+from secateur.network.rows import RowsFirst, in_parts
+from secateur.support.extras import require
+from secateur.support.signal_stack import kept_signal_stack
+
+_LAYERS = (
+    "Convolution",
+    "ConvolutionBackpropData",
+    "GroupConvolution",
+    "GroupConvolutionBackpropData",
+    "MatMul",
+)
+
+
+class IR:
+    """An OpenVINO model as a function from images to its first output, in float32.
+
+    A fixed batch is kept to: images go through so many at a time, the last ones with copies.
+
+    Attributes:
+        model: the `openvino.Model`.
+        batch: how many images it takes at a time; 0 = any number.
+
+    Raises:
+        ModelError: it takes several inputs, or OpenVINO refuses it.
+    """
+
+    def __init__(self, model: Any) -> None:
+        if len(model.inputs) != 1:
+            raise ModelError(
+                f"the OpenVINO model takes {len(model.inputs)} inputs, expected one (a batch of "
+                "images): convert it with the others fixed"
+            )
+        self.model, self.batch = model, batch_of(model)
+        self._run = compiled(model)
+        self._rows = RowsFirst(self._part)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The first output, with a row for each image where it has any."""
+        if not self.batch:
+            return self._rows(images)
+        return in_parts(self._part, images, self.batch)
+
+    def _part(self, images: Tensor) -> Tensor:
+        try:
+            found = self._run({0: images.cpu().contiguous().numpy()})[0]
+        except RuntimeError as error:
+            raise ModelError(
+                f"OpenVINO cannot run the model on images of shape {tuple(images.shape[1:])} "
+                f"({_reason(error)}), expected images like those it was made for: check size and "
+                "preprocess"
+            ) from error
+        return torch.from_numpy(np.array(found))
+
+
+def batch_of(model: Any) -> int:
+    """How many images an `openvino.Model` takes at a time; 0 = any number."""
+    shape = model.inputs[0].get_partial_shape()
+    free = shape.rank.is_dynamic or len(shape) == 0 or shape[0].is_dynamic
+    return 0 if free else shape[0].get_length()
+
+
+def read_ir(path: str | Path) -> IR:
+    """Reads an .xml file with the .bin file beside it.
+
+    Raises:
+        ModelError: a file is missing, or OpenVINO refuses it.
+        MissingExtraError: openvino is not installed.
+    """
+    path = Path(path)
+    openvino = require_openvino("reading an OpenVINO file")
+    for file, what in ((path, "an OpenVINO model"), (path.with_suffix(".bin"), "its weights")):
+        if not file.is_file():
+            raise ModelError(f"no such file: {file}, expected {what}: check the path")
+    try:
+        return IR(openvino.Core().read_model(path))
+    except RuntimeError as error:
+        raise ModelError(
+            f"{path} is not a readable OpenVINO file ({_reason(error)}), expected a whole one with "
+            "its .bin file: copy or convert it again"
+        ) from error
+
+
+def as_ir(model: Any) -> Any:
+    """An `onnx.ModelProto` as an `openvino.Model`, simplified as OpenVINO's converter does it.
+
+    That converter is not called, for it sends usage data without asking.
+
+    Raises:
+        ModelError: OpenVINO cannot convert it.
+        MissingExtraError: openvino is not installed.
+    """
+    openvino = require_openvino("writing an OpenVINO file")
+    from openvino._offline_transformations import apply_moc_transformations
+
+    try:
+        made = openvino.Core().read_model(model.SerializeToString())
+        apply_moc_transformations(made, cf=True)
+    except RuntimeError as error:
+        raise ModelError(
+            f"OpenVINO cannot convert the network ({_reason(error)}), expected one that it can: "
+            "leave out OpenVINO; the other outputs do not need it"
+        ) from error
+    return made
+
+
+def write_ir(model: Any, path: Path) -> None:
+    """Writes an `openvino.Model` as .xml and .bin, its weights as they are."""
+    openvino = require_openvino("writing an OpenVINO file")
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def ir_weights(model: Any) -> dict[str, np.ndarray]:
+    """The constant matrix or kernel of each layer of an `openvino.Model`, as it multiplies with it.
+
+    Returns:
+        Float arrays by the layer's name; kernels of several groups have these as first axis.
+    """
+    fixed: set[str] = set()  # operations that depend on constants only
+    operands: dict[str, Any] = {}
+    for node in model.get_ordered_ops():
+        name, kind, values = node.get_friendly_name(), node.get_type_name(), node.input_values()
+        constant = [value.get_node().get_friendly_name() in fixed for value in values]
+        if kind == "Constant" or (values and all(constant)):
+            fixed.add(name)
+        elif kind in _LAYERS and any(constant[:2]):
+            operands[name] = values[constant.index(True)]
+    if not operands:
+        return {}
+    openvino = require_openvino("reading an OpenVINO file")
+    found = compiled(openvino.Model(list(operands.values()), []))({})
+    return {name: np.array(found[index]) for index, name in enumerate(operands)}
+
+
+def compiled(model: Any) -> Any:
+    """A model ready to run, as many threads wide as PyTorch, in float32 where it is not INT8.
+
+    Without being told, OpenVINO computes in bfloat16 on processors that can.
+    """
+    openvino = require_openvino("running an OpenVINO file")
+    config = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    with kept_signal_stack():
+        return openvino.Core().compile_model(model, "CPU", config)
+
+
+def require_openvino(purpose: str, *, extra: str = "openvino") -> Any:
+    """The module openvino.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    (openvino,) = require(extra, purpose, "openvino")
+    return openvino
+
+
+def _reason(error: Exception) -> str:
+    """The last line of what OpenVINO says; those before tell where in its sources."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines()]
+    return next(filter(None, reversed(lines)), type(error).__name__)[:300]

@@ -1,0 +1,1 @@
+"""Runtimes: what they can use, and how fast files run on them."""

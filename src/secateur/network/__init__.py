@@ -1,0 +1,1 @@
+"""A network as data: its operations, layers and values."""

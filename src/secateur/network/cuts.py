@@ -1,0 +1,241 @@
+"""A network cut into blocks, wherever a single value passes from one part to the next."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor
+
+from secateur.core.precision import widened
+from secateur.network.graph import Graph, Layer
+from secateur.network.stream import Stream
+
+Values = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """The operations from one cut of the network to the next, or to its end.
+
+    Attributes:
+        graph: the network.
+        input: the value at the cut before it.
+        outputs: the value at the cut after it, or the network's outputs.
+        first, stop: its operations.
+        sizes: earlier operations that give sizes, which depend on the number of images.
+        shape: of one image.
+        layers: the pruned ones among its own.
+    """
+
+    graph: Graph
+    input: str
+    outputs: tuple[str, ...]
+    first: int
+    stop: int
+    sizes: tuple[int, ...]
+    shape: tuple[int, ...]
+    layers: tuple[Layer, ...]
+
+    def values(self, parameters: Mapping[str, Tensor], x: Tensor) -> Values:
+        """The outputs; other values are dropped as soon as nothing reads them any more."""
+        stream = self._before.fork(parameters)
+        images = x.new_zeros(1).expand(len(x), *self.shape)  # only their number matters
+        stream.values |= {self.graph.input: images, self.input: x}
+        names = ChainMap(stream.values, parameters)  # type: ignore[arg-type]
+        for index in self.sizes:
+            stream.values[self.graph.ops[index].name] = self.graph.run(index, names)
+        stream.advance(self.stop)
+        return tuple(stream.values[name] for name in self.outputs)
+
+    @cached_property
+    def _before(self) -> Stream:
+        """A stream at the block's first operation, without values."""
+        return Stream(self.graph, {}, {}, self.first)
+
+    @torch.no_grad()
+    def run(self, parameters: Mapping[str, Tensor], x: Tensor, chunk: int) -> Values:
+        """The outputs for all images."""
+        parts = [self.values(parameters, part) for part in x.split(chunk)]
+        return tuple(torch.cat(of) for of in zip(*parts, strict=True))
+
+
+@dataclass
+class Cuts:
+    """Where a network can be cut.
+
+    Attributes:
+        sizes: operations that give sizes (no tensors, of sizes only).
+        shapes: by the number of operations before a cut, the name of the one value, batch first,
+            that is all the later ones read, and its shape without the batch.
+        outputs: those of the network that have a row for each image.
+    """
+
+    sizes: list[int] = field(default_factory=list)
+    shapes: dict[int, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    outputs: list[str] = field(default_factory=list)
+
+
+def blocks(graph: Graph, images: Tensor, layers: Sequence[Layer], least: int) -> Iterator[Block]:
+    """Blocks of at least so many pruned layers, which together hold all of these.
+
+    A block ends behind a layer's BatchNorm, and behind what follows it and leaves the shape as it
+    is (an activation, say), but before the next pruned layer. The last one ends at the first cut
+    behind the last layer, or where there is none with all of the network's outputs.
+
+    Args:
+        graph: the network.
+        images: some of them are run.
+        layers: the pruned layers, in execution order.
+        least: how many of them.
+    """
+    cuts = find_cuts(graph, images)
+    numbers = {op.name: index for index, op in enumerate(graph.ops)}
+    first, value, waiting = 0, graph.input, list(layers)
+
+    def block(stop: int, outputs: Sequence[str], inside: Sequence[Layer]) -> Block:
+        sizes = tuple(index for index in cuts.sizes if index < first)
+        shape = tuple(images.shape[1:])
+        return Block(graph, value, tuple(outputs), first, stop, sizes, shape, tuple(inside))
+
+    def whole(stop: int) -> bool:
+        """Whether none of the layers is begun before a cut and ends behind it."""
+        return not any(
+            layer.uses[0].op < stop <= numbers[layer.uses[0].output] for layer in waiting
+        )
+
+    stops = [stop for stop in cuts.shapes if whole(stop)]
+    for stop, following in zip(stops, [*stops[1:], 0], strict=False):
+        name, shape = cuts.shapes[stop]
+        inside = [layer for layer in waiting if layer.uses[-1].op < stop]
+        later = [layer for layer in waiting if layer.uses[-1].op >= stop]
+        if not inside or (len(inside) < least and later):
+            continue
+        goes_on = following > 0 and cuts.shapes[following][1] == shape
+        if later and goes_on and all(layer.uses[0].op >= following for layer in later):
+            continue
+        yield block(stop, [name], inside)
+        first, value, waiting = stop, name, later
+    if waiting and cuts.outputs:
+        yield block(len(graph.ops), cuts.outputs, waiting)
+
+
+def find_cuts(graph: Graph, images: Tensor) -> Cuts:
+    """Where a network can be cut: tried with two images and with three.
+
+    A value may have two rows for another reason than that there are two images.
+    """
+    some = torch.arange(3, device=images.device) % len(images)  # the same ones again if fewer
+    found, other = _cuts(graph, images[some[:2]]), _cuts(graph, images[some])
+    shapes = {stop: cut for stop, cut in found.shapes.items() if other.shapes.get(stop) == cut}
+    outputs = [name for name in found.outputs if name in other.outputs]
+    return Cuts(found.sizes, shapes, outputs)
+
+
+@torch.no_grad()
+def _cuts(graph: Graph, images: Tensor) -> Cuts:
+    """What looks like a cut with so many images."""
+    last: dict[str, int] = {}
+    for index, op in enumerate(graph.ops):
+        last |= dict.fromkeys(op.reads, index)
+    last |= dict.fromkeys(graph.outputs, len(graph.ops))
+    values: dict[str, Any] = {graph.input: images}
+    names = ChainMap(values, dict(graph.parameters))  # type: ignore[arg-type]
+    found = Cuts()
+    made_of_sizes = {graph.input}
+    alive = {graph.input}
+    for index, op in enumerate(graph.ops):
+        value = values[op.name] = graph.run(index, names)
+        if not isinstance(value, Tensor | tuple | list) and made_of_sizes.issuperset(op.reads):
+            found.sizes.append(index)
+            made_of_sizes.add(op.name)
+        else:
+            alive.add(op.name)
+        if op.name in graph.outputs and _has_rows(value, images):
+            found.outputs.append(op.name)
+        for name in [name for name in values if last.get(name, -1) <= index]:
+            if name != graph.input and name not in made_of_sizes:
+                del values[name]
+        alive = {name for name in alive if last.get(name, -1) > index}
+        tensors = {
+            name for name in alive if name != graph.input or _is_read(graph, index, found.sizes)
+        }
+        if tensors == {op.name} and _has_rows(value, images) and value.dim() > 1:
+            found.shapes[index + 1] = op.name, tuple(value.shape[1:])
+    return found
+
+
+def _has_rows(value: Any, images: Tensor) -> TypeGuard[Tensor]:
+    """Whether a value has a row of floating-point numbers for each image."""
+    is_tensor = isinstance(value, Tensor) and value.is_floating_point()
+    return is_tensor and value.dim() > 0 and len(value) == len(images)
+
+
+def _is_read(graph: Graph, after: int, sizes: Sequence[int]) -> bool:
+    """Whether a later operation reads the images for more than their number."""
+    return any(
+        graph.input in op.reads and index not in sizes
+        for index, op in enumerate(graph.ops)
+        if index > after
+    )
+
+
+def network_errors(
+    graph: Graph, images: Tensor, candidates: Sequence[Mapping[str, Tensor]], chunk: int
+) -> list[float]:
+    """How far networks' outputs are from the dense one's.
+
+    Args:
+        graph: the dense network.
+        images: to judge on.
+        candidates: parameters that differ, by name.
+        chunk: images at once.
+
+    Returns:
+        The squared error of each, relative to the outputs' variance; the mean over the outputs
+        with a row of floating-point numbers for each image, or, failing these, over all of numbers.
+    """
+
+    @torch.no_grad()
+    def run(parameters: Mapping[str, Tensor], part: Tensor) -> list[Any]:
+        stream = Stream(graph, parameters, {graph.input: part})
+        stream.advance(len(graph.ops))
+        return [stream.values[name] for name in graph.outputs]
+
+    own = dict(graph.parameters)
+    moments = squares = torch.zeros(())
+    rows: list[int] = []
+    for part in images.split(chunk):
+        wanted = run(own, part)
+        rows = rows or [index for index, of in enumerate(wanted) if _has_rows(of, part)]
+        wanted = _numbers(wanted, rows)
+        moments = moments + _sums([[len(of), of.sum(), of @ of] for of in wanted])
+        outputs = [_numbers(run({**own, **one}, part), rows) for one in candidates]
+        squares = squares + _sums(
+            [
+                [(found - of).square().sum() for found, of in zip(row, wanted, strict=True)]
+                for row in outputs
+            ]
+        )
+    count, total, square = moments.unbind(-1)
+    variance = (square / count - (total / count).square()).clamp_min(1e-300)
+    return (squares / count / variance).mean(-1).tolist()
+
+
+def _sums(rows: Sequence[Sequence[Any]]) -> Tensor:
+    """Sums of a chunk as a table on the CPU, where there is float64."""
+    return torch.tensor([[float(of) for of in row] for row in rows], dtype=torch.float64)
+
+
+def _numbers(values: Sequence[Any], rows: Sequence[int]) -> list[Tensor]:
+    """Some of the outputs, or, where none are named, all that are floating-point."""
+    chosen = [values[index] for index in rows] or values
+    return [
+        widened(value).flatten()
+        for value in chosen
+        if isinstance(value, Tensor) and value.is_floating_point()
+    ]

@@ -1,0 +1,1 @@
+"""Recipes, allocations and the walk that fits each layer."""

@@ -1,0 +1,43 @@
+"""How many zeros in each layer? One allocation per file.
+
+An allocation is a frozen dataclass (its fields are its settings) with
+
+    measure(subject) -> Division
+    division.kept(budget) -> list of int
+
+It looks at the network once; its division then answers any budget. To add one: write its file,
+add it to `ALLOCATIONS`, and the laws in `tests/test_allocations.py` run it.
+"""
+
+from __future__ import annotations
+
+from secateur.pruning.allocations.normalized_magnitude import NormalizedMagnitude
+from secateur.pruning.allocations.protocol import (
+    Allocation,
+    Budget,
+    Curve,
+    Division,
+    Subject,
+    total_kept,
+)
+from secateur.pruning.allocations.sensitivity import Sensitivity
+from secateur.pruning.allocations.uniform import Uniform
+
+__all__ = [
+    "ALLOCATIONS",
+    "Allocation",
+    "Budget",
+    "Curve",
+    "Division",
+    "NormalizedMagnitude",
+    "Sensitivity",
+    "Subject",
+    "Uniform",
+    "total_kept",
+]
+
+ALLOCATIONS = {
+    "sensitivity": Sensitivity,
+    "normalized-magnitude": NormalizedMagnitude,
+    "uniform": Uniform,
+}

@@ -1,0 +1,116 @@
+"""Which layers are pruned: names and globs, and what to do where none is left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from secateur.errors import ModelError, OptionError
+from secateur.network.graph import ON_THE_FLY, Layer, Shares
+from secateur.support.choices import did_you_mean
+
+
+def select_layers(
+    layers: Sequence[Layer],
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+) -> list[Layer]:
+    """The layers to prune, in execution order.
+
+    Args:
+        layers: all layers of the network.
+        include: names or globs of the layers to prune, protected ones too; None = all that
+            are not protected. A layer's exact name selects that layer, whatever is in it.
+        exclude: names or globs of layers to leave dense.
+
+    Raises:
+        OptionError: a name or glob matches nothing that could be pruned.
+        ModelError: no layer is left to prune.
+    """
+    prunable = [layer for layer in layers if layer.obstacle is None]
+    if include is None:
+        chosen = {layer.name for layer in prunable if layer.protected is None}
+    else:
+        chosen = _matching("include", include, layers)
+    if exclude is not None:
+        chosen -= _matching("exclude", exclude, layers, any_layer=True)
+    selected = [layer for layer in prunable if layer.name in chosen]
+    if not selected:
+        raise ModelError(_nothing_to_prune(layers, include, exclude))
+    return selected
+
+
+def _matching(
+    option: str, globs: str | Sequence[str], layers: Sequence[Layer], any_layer: bool = False
+) -> set[str]:
+    names: set[str] = set()
+    for glob in [globs] if isinstance(globs, str) else globs:
+        found = _named(glob, layers)
+        if not found:
+            known = [layer.name for layer in layers]
+            raise OptionError(
+                f"{option}={glob!r} matches no layer, expected a layer's name or a glob such as "
+                f"'layer1.*'{did_you_mean(glob, known)} (secateur inspect lists the names)"
+            )
+        usable = [layer.name for layer in found if any_layer or layer.obstacle is None]
+        if not usable:
+            raise OptionError(
+                f"{option}={glob!r} matches only {found[0].name}, which cannot be pruned "
+                f"({found[0].obstacle}), expected a prunable layer: leave it out"
+            )
+        names.update(usable)
+    return names
+
+
+def _named(glob: str, layers: Sequence[Layer]) -> list[Layer]:
+    """The layers of exactly this name; failing that, of this glob; failing that, of the glob with
+    its brackets taken literally, for names such as `block[0].conv`.
+    """
+    exact = [layer for layer in layers if layer.name == glob]
+    if exact:
+        return exact
+    found = [layer for layer in layers if fnmatchcase(layer.name, glob)]
+    literal = glob.replace("[", "[[]")
+    return found or [layer for layer in layers if fnmatchcase(layer.name, literal)]
+
+
+def _nothing_to_prune(layers: Sequence[Layer], include: Any, exclude: Any) -> str:
+    kept = [f"{layer.name} ({layer.obstacle or layer.protected or 'excluded'})" for layer in layers]
+    more = f" and {len(kept) - 5} more" if len(kept) > 5 else ""
+    found = f"only layers that stay dense: {', '.join(kept[:5])}{more}" if kept else "no such layer"
+    return (
+        "the model has no layer to prune, expected at least one convolution or linear layer; "
+        f"found {found}: {_way_out(layers, include, exclude)}"
+    )
+
+
+def _way_out(layers: Sequence[Layer], include: Any, exclude: Any) -> str:
+    """What to do where no layer is left to prune; never what would be refused in its turn."""
+    prunable = [layer for layer in layers if layer.obstacle is None]
+    if not layers:
+        return "check that this is the right model"
+    shares = Shares.of(layers)
+    told = any(str(layer.obstacle).startswith(f"{ON_THE_FLY}: ") for layer in layers)
+    if told and shares.computed > 0.5:
+        return (
+            f"do what is said of these layers, for they hold {shares.computed:.0%} of the weights"
+        )
+    if not prunable:
+        return "none of these can be pruned; pass a network with weights that can"
+    if exclude is not None and (
+        include is not None or any(layer.protected is None for layer in prunable)
+    ):
+        return "exclude fewer layers"
+    if include is not None:
+        return "name a layer in include="
+    if shares.stuck > 0.5:
+        return (
+            f"{shares.stuck:.0%} of the weights are in layers that cannot be pruned; pass a "
+            "network whose weights can"
+        )
+    excluded = set() if exclude is None else _matching("exclude", exclude, layers, any_layer=True)
+    names = [layer.name for layer in prunable if layer.name not in excluded]
+    if not names:
+        return "exclude fewer layers, and name protected ones in include="
+    return f"name protected layers in include=, such as {names[0]!r}"

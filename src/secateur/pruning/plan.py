@@ -1,0 +1,358 @@
+"""A recipe carried out on a graph, and what each of its steps contributed."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateur.core.methods import Magnitude, chain
+from secateur.network.folding import Folding
+from secateur.network.graph import Graph, Layer
+from secateur.network.sample_layout import Layouts, find_layouts
+from secateur.pruning.alignment import Alignment
+from secateur.pruning.allocations import Division, Subject
+from secateur.pruning.recalibration import Adaptation
+from secateur.pruning.recipe import Recipe, name_of
+from secateur.pruning.search import WALKS
+from secateur.pruning.targets import Costs, MaxDrop, Sparsity, Target
+from secateur.pruning.walk import Sampling, Walked, folded_weight, outputs, walk
+
+Changes = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a recipe is carried out on.
+
+    Attributes:
+        adaptation: the dense network, aligned where the recipe says so, and its BatchNorms'
+            statistics on the calibration images where they are to be used.
+        folding: that network with BatchNorms in the layers before them.
+        images: calibration inputs, batch first.
+        layers: the layers to prune, in execution order.
+        target: what is asked for.
+        costs: what the network costs, for targets that are set in it.
+        recipe: how.
+        sampling: how many output positions are used.
+        chunk: images per run of an operation.
+        on_layer: called with a layer's name whenever a layer is done, `visits` times at most.
+    """
+
+    adaptation: Adaptation
+    folding: Folding
+    images: Tensor
+    layers: Sequence[Layer]
+    target: Target
+    costs: Costs
+    recipe: Recipe
+    sampling: Sampling
+    chunk: int
+    on_layer: Callable[[str], Any] = lambda name: None
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The dense network that layers are fitted in."""
+        return self.folding.graph
+
+    @cached_property
+    def layouts(self) -> Layouts:
+        """Which position of a layer's output belongs to which image."""
+        return find_layouts(self.graph, self.images)
+
+    @property
+    def measured(self) -> int:
+        """How often layers are visited by the allocation, for one division."""
+        return getattr(self.recipe.allocation, "visits", 0) * len(self.layers)
+
+    @property
+    def visits(self) -> int:
+        """How often layers are visited at most, by the allocation and by the walks."""
+        searched = isinstance(self.target, MaxDrop)
+        known = isinstance(self.target, Sparsity)
+        levels = len(self.levels(self.target) if known else self.recipe.levels)
+        tuned = self.tunes(self.target) if known else self.tuned_from < 1
+        walks = levels * (2 if tuned else 1)
+        walk = walks * len(self.layers) + (levels - 1) * self.measured
+        return self.measured + (WALKS if searched else 1) * walk  # the first division serves all
+
+    def run(self, target: Target) -> Walked:
+        """Walks once per level, each time from the weights of the level before.
+
+        Args:
+            target: the plan's own, or, where that has to be searched, a sparsity to try.
+        """
+        walked, weights = None, {}
+        *before, _ = levels = self.levels(target)
+        tunes = self.tunes(target)
+        for level in levels:
+            division = self.division if walked is None else self.divide(weights)
+            kept = self.kept(division, level)
+            walked = replace(self._walk(kept, weights), kept=kept, target=level)
+            walked = self._tuned(walked) if tunes else walked
+            names = (str(layer.parameter) for layer in self.layers)
+            weights = {name: walked.changes[name] for name in names}
+        assert walked is not None
+        untuned = self.asks_for_tuning(target) and not tunes
+        walked = replace(
+            walked,
+            before=[f"{one.name} {one.value:g}" for one in before],
+            notes=[f"blocks not tuned: {self.cannot_tune}"] * untuned + self.zeros_before(),
+        )
+        return self._put_back(walked)
+
+    def zeros_before(self) -> list[str]:
+        """A note on the zeros that the network has already."""
+        total = sum(self.costs.sizes)
+        before = total - sum(self.present)
+        if not before:
+            return []
+        return [
+            f"{before:,} of the {total:,} weights of the pruned layers are zero in the network "
+            "given; they stay zero and count"
+        ]
+
+    def levels(self, target: Target) -> list[Target]:
+        """The targets to go through on the way, the given one last."""
+        *before, last = self.recipe.targets(target)
+        return [*(level for level in before if self._is_worth_a_walk(level)), last]
+
+    def tunes(self, target: Target) -> bool:
+        """Whether blocks are tuned after the walks to a target."""
+        return self.asks_for_tuning(target) and not self.cannot_tune
+
+    @property
+    def tuned_from(self) -> float:
+        """Sparsity from which blocks are tuned; 1 = they never are."""
+        never = self.recipe.tuning is None or self.cannot_tune
+        return 1.0 if never else self.recipe.tuning_from
+
+    @property
+    def cannot_tune(self) -> str:
+        """Why blocks are not tuned with this network, method and images; empty where they are."""
+        if isinstance(self.recipe.method, Magnitude):
+            return "magnitude pruning leaves the weights that stay as they are"
+        least = 0 if self.recipe.tuning is None else self.recipe.tuning.held_back
+        if not self.graph.has_gradients:
+            return (
+                "ONNX Runtime gives no gradients; the same network as a PyTorch module would lose "
+                "less"
+            )
+        if len(self.images) < least:
+            return (
+                f"{len(self.images)} images, expected at least {least}, of which one is held back"
+            )
+        return ""
+
+    def asks_for_tuning(self, target: Target) -> bool:
+        """Whether the recipe tunes blocks for such a target, where that is possible."""
+        if self.recipe.tuning is None:
+            return False
+        return self._zeros(target) > self.recipe.tuning_from - 1e-9
+
+    def _is_worth_a_walk(self, level: Target) -> bool:
+        return self._zeros(level) > self.recipe.levels_from - 1e-9
+
+    def _zeros(self, target: Target) -> float:
+        """Sparsity of the pruned layers that a target comes to."""
+        if isinstance(target, Sparsity):
+            return target.value
+        return 1 - sum(self.kept(self.division, target)) / sum(self.costs.sizes)
+
+    def _tuned(self, walked: Walked) -> Walked:
+        """The surviving weights of each block trained together."""
+        assert self.recipe.tuning is not None
+        changes, tuned = self.recipe.tuning.tune(
+            self.graph,
+            self.images,
+            self.layers,
+            walked.changes,
+            chunk=self.chunk,
+            seed=self.sampling.seed,
+            on_layer=lambda layer: self.on_layer(layer.name),
+        )
+        return replace(
+            walked, changes=changes, steps=[*walked.steps[:-1], changes], pruned=None, tuned=tuned
+        )
+
+    def _put_back(self, walked: Walked) -> Walked:
+        """What was found, in the network with its own BatchNorms and their own statistics."""
+
+        def put_back(changes: Changes) -> Changes:
+            return self.adaptation.put_back(self.folding.put_back(changes))
+
+        walked = replace(
+            walked,
+            changes=put_back(walked.changes),
+            steps=[put_back(step) for step in walked.steps],
+        )
+        if not self.adaptation.statistics:
+            return walked
+        return replace(
+            walked,
+            dense=outputs(self.adaptation.own, self.images, chunk=self.chunk),
+            pruned=None,  # of another network: report and judge run the pruned one
+        )
+
+    @cached_property
+    def division(self) -> Division:
+        """The dense network as the allocation has found it."""
+        return self.divide({})
+
+    def divide(self, weights: Changes) -> Division:
+        """Measures what the allocation wants to know, with some weights in the dense one's place.
+
+        Raises:
+            NumericalError: the network's values are NaN or infinite.
+        """
+        return self._measure(self.graph, self.layers, weights)
+
+    def _measure(self, graph: Graph, layers: Sequence[Layer], weights: Changes) -> Division:
+        subject = Subject(
+            graph=graph,
+            images=self.images,
+            layers=layers,
+            weights=weights,
+            before=self.division if weights else None,
+            costs=self.target.budget(self.costs).costs,
+            pattern=self.recipe.pattern,
+            sampling=self.sampling,
+            layouts=self.layouts if graph is self.graph else None,
+            chunk=self.chunk,
+            on_layer=self.on_layer,
+        )
+        return self.recipe.allocation.measure(subject)
+
+    def kept(self, division: Division, target: Target) -> list[int]:
+        """Weights to keep in each layer, none more than it has."""
+        kept = division.kept(target.budget(self.costs))
+        return [min(count, there) for count, there in zip(kept, self.present, strict=True)]
+
+    @cached_property
+    def present(self) -> list[int]:
+        """Weights of each layer that are not zero in the dense network."""
+        names = [str(layer.parameter) for layer in self.layers]
+        return [int(self.graph.parameters[name].count_nonzero()) for name in names]
+
+    def departures(self, walked: Walked, kept: Sequence[int]) -> list[str]:
+        """Warnings where the pruned network has other zeros than were asked for, and why.
+
+        Args:
+            walked: what `run` returned.
+            kept: non-zero weights of each layer in the pruned network.
+        """
+        total, before = sum(self.costs.sizes), sum(self.costs.sizes) - sum(self.present)
+        budget, zeros = walked.target.budget(self.costs), total - sum(kept)
+        prices = budget.prices(len(kept))
+        allowed = round(budget.allowed) if budget.costs is None else budget.allowed
+        asked = f"{walked.target.name} {walked.target.value:g}"
+        spent = math.fsum(map(operator.mul, prices, self.present))
+        if before and spent < allowed - 1e-9 * max(1.0, allowed) and zeros == before:
+            return [
+                f"{before / total:.2%} of the weights of the pruned layers are zero in the network "
+                f"given, more than {asked} asks for: they stay zero, and no others were added"
+            ]
+        fewer = [
+            layer.name
+            for layer, got, of in zip(self.layers, kept, walked.kept, strict=True)
+            if got != of
+        ]
+        exact = budget.costs is not None or sum(walked.kept) == allowed
+        if not fewer and exact:
+            return []
+        why = "the allocation did not divide it exactly"
+        if fewer:
+            some = ", ".join(fewer[:3]) + (f" and {len(fewer) - 3} more" * (len(fewer) > 3))
+            why = f"weights that were to stay came out as zero in {some}"
+        return [
+            f"{zeros / total:.4%} of the weights of the pruned layers are zero, asked for "
+            f"{asked}: {why}"
+        ]
+
+    def _walk(self, kept: Sequence[int], weights: Changes) -> Walked:
+        recipe = self.recipe
+        return walk(
+            self.graph,
+            self.images,
+            self.layers,
+            kept,
+            method=recipe.method,
+            pattern=recipe.pattern,
+            inputs=recipe.inputs,  # type: ignore[arg-type]
+            start=self._start(kept, weights),
+            sampling=self.sampling,
+            layouts=self.layouts,
+            chunk=self.chunk,
+            on_layer=lambda result: self.on_layer(result.layer.name),
+        )
+
+    def _start(self, kept: Sequence[int], weights: Changes) -> Changes:
+        """The weights of the level before; with dense ones for its zeros where more are to stay.
+
+        The allocation measures anew at each level, and may leave a layer more than it left it
+        before. A method that keeps weights as they are would keep zeros.
+        """
+        start = dict(weights)
+        for layer, count in zip(self.layers, kept, strict=True):
+            name = str(layer.parameter)
+            if name in start and int(start[name].count_nonzero()) < count:
+                start[name] = torch.where(
+                    start[name] == 0, self.graph.parameters[name], start[name]
+                )
+        return start
+
+    def account(
+        self, walked: Walked, target: Target, original: Graph, aligned: Alignment
+    ) -> dict[str, Changes]:
+        """Parameters after each step, cumulatively; empty for a recipe of one step.
+
+        Each step names all parameters that the whole recipe changes, so that any network that
+        the recipe has gone through can be made from any other.
+
+        With several levels the steps before the last are taken straight at the target, so that
+        each differs from the one before by that step alone. What levels and tuning do counts with
+        the last step.
+
+        Args:
+            walked: what `run` returned.
+            target: what it was given.
+            original: the network before it was aligned.
+            aligned: what aligning it changed.
+        """
+        names = [name_of(part) for part in chain(self.recipe.method)]
+        steps = walked.steps
+        if len(names) > 1 and len(self.levels(target)) > 1:
+            start = self.recipe.method.start  # type: ignore[attr-defined]
+            before = replace(self.recipe, method=start, levels=(0.0,), tuning=None)
+            straight = replace(self, recipe=before, on_layer=lambda name: None)
+            steps = [*straight.run(target).steps, walked.steps[-1]]
+        if len(steps) != len(names):  # a method that does not tell its steps
+            return {}
+        found = {
+            name: {**aligned.changes, **changes} for name, changes in zip(names, steps, strict=True)
+        }
+        if aligned.pairs and isinstance(next(chain(self.recipe.method)), Magnitude):
+            found = {"channel-alignment" if k == "magnitude" else k: v for k, v in found.items()}
+            found = {"magnitude": self._magnitude(original, target), **found}
+        changed = {**aligned.changes, **walked.changes}
+        dense = {name: original.parameters[name] for name in changed}
+        return {name: {**dense, **of} for name, of in found.items()} if len(found) > 1 else {}
+
+    def _magnitude(self, original: Graph, target: Target) -> Changes:
+        """Magnitude pruning without alignment: the network that the first step starts from."""
+        chosen = {layer.name for layer in self.layers}
+        layers = [layer for layer in original.layers if layer.name in chosen]
+        changes = {}
+        division = self._measure(original, layers, {})
+        for layer, kept in zip(layers, self.kept(division, target), strict=True):
+            name, geometry = str(layer.parameter), layer.uses[0].geometry
+            mask = self.recipe.pattern.mask(folded_weight(original, layer).abs(), kept)
+            matrix = geometry.matrix(original.parameters[name]) * mask
+            changes[name] = geometry.weight(matrix, layer.shape)
+        return changes

@@ -1,0 +1,1 @@
+"""Reports, plans, comparisons and sweeps, as data."""

@@ -1,0 +1,133 @@
+"""What pruning would do, before anything is pruned: the zeros of each layer, and their cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from secateur.errors import OptionError
+from secateur.pruning.plan import Plan
+from secateur.pruning.search import Expectation
+from secateur.pruning.targets import MaxDrop, Sparsity, Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerForecast:
+    """A layer that would be pruned.
+
+    Attributes:
+        name: as in the state dict, without ".weight".
+        shape: of the weight.
+        weights: how many there are.
+        kept: how many would not be zero.
+        sparsity: the fraction of zeros.
+        damage: expected to the network's output when this layer alone is pruned so far (see
+            `secateur.pruning.allocations.Curve`); None where the allocation measures none.
+        dense_macs: multiply-accumulates per image, dense.
+        macs: those with weights that are not zero.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    weights: int
+    kept: int
+    sparsity: float
+    damage: float | None
+    dense_macs: int
+    macs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What `secateur.prune` would do with the same arguments.
+
+    Attributes:
+        target, value: the option that was asked for, and how much.
+        layers: those that would be pruned, in execution order.
+        sparsity: zeros / weights over these layers.
+        macs_fraction, bytes_fraction: of the dense network's; see `secateur.pruning.targets.Costs`.
+        damage: the layers' in sum: what they do together is not measured. The walk fits each
+            layer to what the others have lost, so that it is usually less.
+        notes: what a reader should know.
+    """
+
+    target: str
+    value: float
+    layers: tuple[LayerForecast, ...]
+    sparsity: float
+    macs_fraction: float
+    bytes_fraction: float
+    damage: float | None
+    notes: tuple[str, ...] = field(default=())
+
+    def __str__(self) -> str:
+        from secateur.render.terminal import render_forecast
+
+        return render_forecast(self)
+
+
+def expectation(plan: Plan) -> Expectation:
+    """Points that the plan's division expects to be lost, at each sparsity."""
+    division = plan.division
+    if not division.curves:
+        return Expectation.of(None)
+    return Expectation.of(lambda s: sum(division.damage(plan.kept(division, Sparsity(s)))))
+
+
+def foresee(plan: Plan) -> Forecast:
+    """Divides the plan's target. Cost: what the allocation measures.
+
+    Raises:
+        OptionError: a `max_drop` where the allocation has no curves to guess it from.
+    """
+    division, asked = plan.division, plan.target
+    target, notes = _without_search(plan, asked)
+    if len(levels := plan.levels(target)) > 1:
+        notes.append(
+            f"planned for the dense network: the recipe prunes to {levels[0].value:g} first and "
+            "measures again"
+        )
+    if plan.tunes(target):
+        notes.append("blocks are tuned after each walk, so that less is lost than expected here")
+    elif plan.asks_for_tuning(target):
+        notes.append(f"blocks are not tuned: {plan.cannot_tune}")
+    notes += plan.zeros_before()
+    kept = plan.kept(division, target)
+    damage = division.damage(kept) or [None] * len(kept)
+    layers = tuple(
+        LayerForecast(
+            name=layer.name,
+            shape=tuple(layer.shape),
+            weights=layer.weights,
+            kept=count,
+            sparsity=1 - count / layer.weights,
+            damage=hurt,
+            dense_macs=layer.macs,
+            macs=round(layer.macs * count / layer.weights),
+        )
+        for layer, count, hurt in zip(plan.layers, kept, damage, strict=True)
+    )
+    return Forecast(
+        target=asked.name,
+        value=asked.value,
+        layers=layers,
+        sparsity=1 - sum(kept) / sum(plan.costs.sizes),
+        macs_fraction=plan.costs.macs.share(kept),
+        bytes_fraction=plan.costs.bytes.share(kept),
+        damage=sum(hurt for hurt in damage if hurt is not None) if division.curves else None,
+        notes=tuple(notes),
+    )
+
+
+def _without_search(plan: Plan, target: Target) -> tuple[Target, list[str]]:
+    """A guessed sparsity in place of a drop that only walks can measure."""
+    if not isinstance(target, MaxDrop):
+        return target, []
+    if not plan.division.curves:
+        raise OptionError(
+            "max_drop cannot be planned with an allocation that measures no damage, expected "
+            "'sensitivity': plan a sparsity instead, or prune"
+        )
+    guess = expectation(plan).sparsity(max(target.value, 1e-3))
+    return Sparsity(guess), [
+        "the sparsity is a guess from the expected damage: prune searches it by measuring"
+    ]

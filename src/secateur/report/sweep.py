@@ -1,0 +1,247 @@
+"""Several sparsities of one network, and what each costs.
+
+The images are read, the network traced and the layers' sensitivity measured once.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.core.methods import Method
+from secateur.core.patterns import Pattern
+from secateur.data.preprocess import Transform
+from secateur.data.sources import MAX_IMAGES
+from secateur.errors import OptionError, SecateurWarning
+from secateur.evaluation.inference import Evaluation
+from secateur.frontends.first_runs import one_first_run
+from secateur.frontends.loading import read_model
+from secateur.pruning.allocations import Allocation
+from secateur.pruning.plan import Plan
+from secateur.pruning.recipe import Recipe, choose_recipe
+from secateur.pruning.targets import Sparsity
+from secateur.pruning.walk import Sampling
+from secateur.report.model import DataReport, Report
+from secateur.session import Job, Options, prepare
+from secateur.support.files import write_file
+from secateur.support.progress import telling
+from secateur.support.serialization import Saved
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPoint:
+    """A network pruned to one sparsity; fields as in `secateur.Report`.
+
+    Attributes:
+        sparsity: of the pruned layers, as reached.
+        network_sparsity: of all parameters.
+        macs_fraction, bytes_fraction: of the dense network's.
+        calibration: against the dense network, on the calibration images; optimistic.
+        evaluation: on evaluation images, where they were given.
+        seconds: the walk and the evaluation of this point.
+    """
+
+    sparsity: float
+    network_sparsity: float
+    macs_fraction: float
+    bytes_fraction: float
+    calibration: Evaluation | None
+    evaluation: Evaluation | None
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep(Saved):
+    """What `secateur.sweep` found.
+
+    Attributes:
+        synthetic: generator and seed of the calibration images, when they are not real.
+        points: one per sparsity, rising.
+        dense: the dense network on the evaluation images, where they were given.
+        data: the calibration images.
+        requested: the settings of the call; `sparsities` in the place of a target.
+        seconds: wall-clock time by step, and "total".
+        warnings: read these first.
+        notes: other departures from the ordinary.
+        versions: of secateur, torch and Python.
+        reports: one per point, as `secateur.prune` would give it; not in the file of `save`.
+    """
+
+    schema = "secateur.sweep"
+    schema_version = 2
+
+    synthetic: str | None
+    points: tuple[SweepPoint, ...]
+    dense: Evaluation | None
+    data: DataReport
+    requested: dict[str, Any]
+    seconds: dict[str, float]
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+    versions: dict[str, str]
+    reports: tuple[Report, ...] = field(
+        default=(), compare=False, repr=False, metadata={"saved": False}
+    )
+
+    def save_page(self, path: str | Path, *, force: bool = False) -> None:
+        """Writes the curve and the table as one HTML file that loads nothing.
+
+        Raises:
+            MissingExtraError: matplotlib or Jinja2 is not installed (the extra `html`).
+            OutputError: the file exists and `force` is not given, or it cannot be written.
+        """
+        from secateur.render.page import sweep_page
+
+        write_file(Path(path), sweep_page(self).encode(), force=force)
+
+    def __str__(self) -> str:
+        from secateur.render.terminal import render_sweep
+
+        return render_sweep(self)
+
+
+@one_first_run()
+@torch.inference_mode(False)  # as in `prune`
+def sweep(
+    model: nn.Module | str | Path | Any,
+    data: Any,
+    *,
+    sparsities: Sequence[float],
+    evaluation: Any = None,
+    preprocess: Transform | None = None,
+    recipe: Recipe | str | Path = "default",
+    pattern: Pattern | str | None = None,
+    method: Method | str | None = None,
+    allocation: Allocation | str | None = None,
+    inputs: str | None = None,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    max_images: int | None = MAX_IMAGES,
+    max_columns: int = Sampling.max_columns,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool | Callable[[int, int, str], Any] | None = None,
+) -> Sweep:
+    """Prunes a network to several sparsities, to see how far it can go.
+
+    Each point is what `secateur.prune` gives at that sparsity. What an allocation measures is
+    measured once; each sparsity has walks of its own, for what a layer is fitted to depends on how
+    far those before it were pruned.
+
+    Args:
+        sparsities: fractions of zeros among the weights of the pruned layers, in [0, 1).
+        model, data, evaluation and all others: see `secateur.prune`.
+
+    Returns:
+        Sparsity, accuracy, bytes and MACs of each point, and its report; no networks.
+
+    Raises:
+        OptionError, DataError, ModelError: a mistake that the message helps to put right.
+        NumericalError: a layer gets NaN or infinite values, or cannot be solved.
+
+    Cost: the allocation once, and for each sparsity what `prune` does after it.
+    """
+    targets = [Sparsity(value) for value in sorted(set(check_sparsities(sparsities)))]
+    options = Options(
+        target=targets[0],
+        recipe=choose_recipe(
+            recipe, pattern=pattern, method=method, allocation=allocation, inputs=inputs
+        ),
+        preprocess=preprocess,
+        include=include,
+        exclude=exclude,
+        max_images=max_images,
+        max_columns=max_columns,
+        seed=seed,
+        device=device,
+    )
+    with telling(progress) as teller:
+        job = prepare(read_model(model), data, options, evaluation, teller=teller)
+        job = job.measure(_visits(job.plan, targets))
+        reports = [_point(job, target) for target in targets]
+    found = _sweep(job, reports, [of.value for of in targets])
+    for warning in found.warnings:
+        warnings.warn(warning, SecateurWarning, stacklevel=2)
+    return found
+
+
+def check_sparsities(sparsities: Sequence[float]) -> Sequence[float]:
+    """The sparsities, at least one.
+
+    Raises:
+        OptionError: none are given, or one is out of range.
+    """
+    if isinstance(sparsities, float | int | str) or not len(sparsities):
+        raise OptionError(
+            f"sparsities is {sparsities!r}, expected fractions of zeros: write them like [0.5, 0.7]"
+        )
+    return [Sparsity(value).value for value in sparsities]
+
+
+def _visits(plan: Plan, targets: Sequence[Sparsity]) -> int:
+    """How often layers are visited in all."""
+    walks = (replace(plan, target=target).visits - plan.measured for target in targets)
+    return plan.measured + sum(walks)
+
+
+def _point(job: Job, target: Sparsity) -> Report:
+    """The report of a walk to one sparsity."""
+    job = replace(job, options=replace(job.options, target=target))
+    before = job.watch.seconds
+    job.watch.begin(f"pruning to {target.value:.2%} zeros")
+    walked = job.plan.run(target)
+    pruned = job.network(walked)
+    job.watch.lap("walk")
+    report = job.report(pruned, walked, job.evaluations(pruned))
+    after = report.seconds
+    steps = ("walk", "evaluation", "total")
+    report.seconds = {name: after[name] - before.get(name, 0.0) for name in steps}
+    return report
+
+
+def _together(of: Sequence[Sequence[str]], sparsities: Sequence[float]) -> tuple[str, ...]:
+    """Each remark once, with the sparsities that it belongs to where these are not all."""
+    found: dict[str, list[float]] = {}
+    for remarks, sparsity in zip(of, sparsities, strict=True):
+        for remark in remarks:
+            found.setdefault(remark, []).append(sparsity)
+    return tuple(
+        remark
+        if len(at) == len(sparsities)
+        else f"at {', '.join(f'{sparsity:.4g}' for sparsity in at)}: {remark}"
+        for remark, at in found.items()
+    )
+
+
+def _sweep(job: Job, reports: Sequence[Report], sparsities: list[float]) -> Sweep:
+    first = reports[0]
+    settings = {key: value for key, value in first.requested.items() if key != "target"}
+    return Sweep(
+        synthetic=first.synthetic,
+        points=tuple(
+            SweepPoint(
+                sparsity=of.sparsity,
+                network_sparsity=of.network_sparsity,
+                macs_fraction=of.macs_fraction,
+                bytes_fraction=of.bytes_fraction,
+                calibration=of.calibration,
+                evaluation=of.evaluation.get("pruned"),
+                seconds=of.seconds["total"],
+            )
+            for of in reports
+        ),
+        dense=first.evaluation.get("dense"),
+        data=first.data,
+        requested={**settings, "sparsities": sparsities},
+        seconds=job.watch.seconds,
+        warnings=_together([of.warnings for of in reports], sparsities),
+        notes=_together([of.notes for of in reports], sparsities),
+        versions=first.versions,
+        reports=tuple(reports),
+    )

@@ -1,0 +1,406 @@
+"""A call of `prune` or `plan`: images read, the network traced, and all of it carried out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateur.core.distance import has_one_answer, is_scores
+from secateur.data.preprocess import Transform
+from secateur.data.sources import Images, load_images, open_images
+from secateur.data.streams import ImageStream
+from secateur.errors import DataError, OptionError
+from secateur.evaluation.inference import (
+    Evaluation,
+    Judge,
+    one_answer,
+)
+from secateur.frontends import device_of, saved_tensors, trace, with_parameters
+from secateur.frontends.hubs import own_preprocess
+from secateur.network import judging
+from secateur.network.graph import Graph
+from secateur.network.layout import (
+    to_channels_last,
+)
+from secateur.pruning.alignment import Alignment
+from secateur.pruning.layer_selection import (
+    select_layers,
+)
+from secateur.pruning.plan import Plan
+from secateur.pruning.recalibration import Adaptation, adapt
+from secateur.pruning.recipe import Recipe
+from secateur.pruning.search import Try
+from secateur.pruning.search import search as search_sparsity
+from secateur.pruning.targets import Costs, MaxDrop, MaxMacs, Sparsity, Target
+from secateur.pruning.walk import Sampling, Walked
+from secateur.report.forecast import expectation
+from secateur.report.model import Report, SearchReport, StepReport, build_report, describe
+from secateur.support.choices import (
+    check_device,
+)
+from secateur.support.progress import Teller
+
+# Input values per run of an operation. Larger chunks made EfficientNet-Lite0 up to 1.6 times
+# slower: activations over 32 MB get fresh pages from the system at every allocation.
+_CHUNK_VALUES = 8 * 3 * 224 * 224
+_HELD_BACK = 4  # every fourth image is judged on where a search has no evaluation data
+
+
+class Stopwatch:
+    """Wall-clock seconds by step.
+
+    Attributes:
+        teller: is told which step begins.
+    """
+
+    def __init__(self, teller: Teller | None = None) -> None:
+        self.teller = teller or Teller()
+        self.start = self.last = time.perf_counter()
+        self.laps: dict[str, float] = {}
+
+    def begin(self, what: str) -> None:
+        """Tells what is done from now on."""
+        self.teller.step(what)
+
+    def lap(self, name: str) -> None:
+        """Ends a step."""
+        now = time.perf_counter()
+        self.laps[name] = self.laps.get(name, 0.0) + now - self.last
+        self.last = now
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By step, and "total"."""
+        return {**self.laps, "total": self.last - self.start}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of a call, checked; see `secateur.prune`."""
+
+    target: Target
+    recipe: Recipe
+    preprocess: Transform | None = None
+    include: str | Sequence[str] | None = None
+    exclude: str | Sequence[str] | None = None
+    max_images: int | None = None
+    max_columns: int = Sampling.max_columns
+    seed: int = 0
+    device: torch.device | str | None = None
+    quantize: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_columns < 1:
+            raise OptionError(f"max_columns is {self.max_columns}, expected at least 1")
+        check_device(self.device)
+
+    def settings(self, device: torch.device) -> dict[str, Any]:
+        """For the report."""
+        return {
+            "target": {"name": self.target.name, "value": self.target.value},
+            "recipe": self.recipe.settings(),
+            "include": _names(self.include),
+            "exclude": _names(self.exclude),
+            "preprocess": None if self.preprocess is None else describe(self.preprocess),
+            "max_images": self.max_images,
+            "max_columns": self.max_columns,
+            "seed": self.seed,
+            "quantize": self.quantize,
+            "device": str(device),
+        }
+
+
+def _names(asked: str | Sequence[str] | None) -> str | list[str] | None:
+    return asked if asked is None or isinstance(asked, str) else list(asked)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that is needed to prune.
+
+    Attributes:
+        options: of the call.
+        model: the dense network.
+        images: those that layers are fitted to.
+        judge: what the result is judged by, where there is anything.
+        evaluation: whether that are evaluation data, and not held-back images.
+        original: the network as traced, before it was aligned.
+        aligned: what aligning it changed.
+        plan: the recipe on the aligned network.
+        warnings: what may be wrong with the images.
+        watch: runs since the call.
+    """
+
+    options: Options
+    model: Any
+    images: Images
+    judge: Judge | None
+    evaluation: bool
+    original: Graph
+    aligned: Alignment
+    plan: Plan
+    warnings: Sequence[str] = ()
+    watch: Stopwatch = field(default_factory=Stopwatch)
+
+    @property
+    def evaluator(self) -> Judge | None:
+        """The judge with evaluation data."""
+        return self.judge if self.evaluation else None
+
+    def measure(self, visits: int | None = None) -> Job:
+        """The job with its layers measured by the allocation.
+
+        Args:
+            visits: of layers that are expected, here and in walks; None = as the plan says.
+        """
+        teller = self.watch.teller
+        teller.expect(self.plan.visits if visits is None else visits)
+        self.watch.begin("measuring what each layer bears")
+        plan = replace(self.plan, on_layer=teller.visit)
+        _ = plan.division  # measured here, once
+        self.watch.lap("allocation")
+        return replace(self, plan=plan)
+
+    def notes(self, walked: Walked) -> list[str]:
+        """What was done to the network around the walk, for the report."""
+        pairs = self.aligned.pairs
+        notes = [f"channels aligned between {first} and {second}" for first, second in pairs]
+        if count := len(self.plan.adaptation.statistics) // 2:
+            notes.append(
+                f"layers fitted with the statistics of {count} BatchNorms taken on the calibration "
+                "images; the network keeps its own"
+            )
+        if walked.before:
+            notes.append(f"pruned to {', then '.join(walked.before)} on the way, and on from there")
+        if walked.tuned is not None:
+            notes.append(walked.tuned.note())
+        return [*notes, *walked.notes]
+
+    def network(self, walked: Walked) -> Any:
+        """The network with what a walk has changed."""
+        return with_parameters(self.model, {**self.aligned.changes, **walked.changes})
+
+    def evaluations(self, pruned: Any, int8: Any = None) -> dict[str, Evaluation]:
+        """The networks on the evaluation data; none where there are no such data."""
+        self.watch.begin("evaluating")
+        found = {} if self.evaluator is None else self.evaluator.evaluations(pruned, int8)
+        self.watch.lap("evaluation")
+        return found
+
+    def report(
+        self,
+        pruned: Any,
+        walked: Walked,
+        evaluation: dict[str, Evaluation],
+        *,
+        steps: Sequence[StepReport] = (),
+        search: SearchReport | None = None,
+    ) -> Report:
+        """What was asked for, what a walk did, and what it led to."""
+        return build_report(
+            pruned,
+            self.plan,
+            walked,
+            self.images,
+            self.options.settings(self.plan.images.device),
+            self.watch.seconds,
+            self.notes(walked),
+            self.warnings,
+            steps=list(steps),
+            search=search,
+            evaluation=evaluation,
+        )
+
+    def carry_out(self) -> tuple[Walked, Target, SearchReport | None]:
+        """Walks; for a drop as often as the search needs. Also the target walked to."""
+        plan = self.plan
+        self.watch.begin("pruning")
+        if not isinstance(plan.target, MaxDrop):
+            return plan.run(plan.target), plan.target, None
+        assert self.judge is not None
+        labelled = self.judge.labels is not None
+
+        def attempt(sparsity: float) -> tuple[Try, Walked]:
+            self.watch.begin(f"pruning to {sparsity:.2%} zeros")
+            walked = plan.run(Sparsity(sparsity))
+            self.watch.begin("evaluating")
+            return self._lost(sparsity, self.network(walked)), walked
+
+        best, walked, tries = search_sparsity(
+            attempt, plan.target.value, expectation(plan), plan.tuned_from
+        )
+        return (
+            walked,
+            Sparsity(best.sparsity),
+            SearchReport(
+                measure="top-1" if labelled else "disagreement",
+                judged_on=f"{'evaluation' if self.evaluation else 'held-back calibration'} images",
+                images=len(self.judge.dense),
+                sparsity=best.sparsity,
+                drop=best.drop,
+                error=best.error,
+                tries=tuple(tries),
+            ),
+        )
+
+    def _lost(self, sparsity: float, network: Any) -> Try:
+        assert self.judge is not None
+        found = self.judge.evaluate(network)
+        if found.drop is not None and found.drop_error is not None:
+            return Try(sparsity, found.drop, found.drop_error)
+        assert found.agreement is not None
+        share = 1 - found.agreement / 100
+        return Try(sparsity, 100 * share, 100 * (share * (1 - share) / found.images) ** 0.5)
+
+
+def prepare(
+    model: Any,
+    data: Any,
+    options: Options,
+    evaluation: Any = None,
+    *,
+    search: bool = True,
+    teller: Teller | None = None,
+) -> Job:
+    """Reads the images, traces and aligns the network, and chooses its layers.
+
+    Args:
+        model: the dense network.
+        data: calibration images.
+        options: all others.
+        evaluation: images to judge by, with labels or without.
+        search: whether images are held back to judge by where a drop is to be kept.
+        teller: is told of each step, here and in the job.
+
+    Raises:
+        OptionError, DataError, ModelError: a mistake that the message helps to put right.
+    """
+    watch = Stopwatch(teller)
+    watch.begin("reading the images")
+    if options.preprocess is None:
+        options = replace(options, preprocess=own_preprocess(model))
+    how, target = options.recipe, options.target
+    sampling = Sampling(max_columns=options.max_columns, seed=options.seed)
+    images = load_images(
+        data, preprocess=options.preprocess, max_images=options.max_images, seed=options.seed
+    )
+    judged = None
+    if evaluation is not None:
+        judged = open_images(evaluation, preprocess=options.preprocess)
+    elif isinstance(target, MaxDrop) and search:
+        images, held_back = hold_back(images)
+        judged = open_images(held_back)
+    watch.lap("data")
+
+    batch = to_channels_last(images.tensor.to(options.device or device_of(model)))
+    batch = batch.clone() if batch.is_inference() else batch  # blocks are tuned with gradients
+    watch.begin("tracing the network")
+    traced = trace(model, batch[:2])
+    original = judging.judged(traced, batch)
+    watch.lap("trace")
+
+    judge, doubts = None, list(images.warnings)
+    if judged is not None:
+        if original.outputs[0] not in traced.outputs:  # as many as there are images by chance only
+            raise DataError(
+                "the network's outputs have as many rows as the values of the images lead to, "
+                "expected a row for each image to evaluate it: leave out the evaluation images, or "
+                "wrap it in a module that returns what the selection is made from"
+            )
+        watch.begin("running the dense network on the images to judge by")
+        judge = Judge.of(model, judged)
+        doubts += judged.doubts(judge.dense.shape[1] if is_scores(judge.dense) else 0)
+        if isinstance(target, MaxDrop):
+            _check_answers(judge)
+        elif judge.labels is None:
+            doubts += one_answer(judge.dense, "evaluation images")
+        if evaluation is not None:
+            doubts += _fitted_to(judged, len(judge.dense), images)
+    watch.lap("evaluation")
+    watch.begin("preparing the layers")
+    chunk = chunk_size(batch)
+    aligned = how.alignment.align(original, batch, chunk=chunk) if how.alignment else Alignment()
+    graph = original.changed(aligned.changes) if aligned.changes else original
+    wanted = {"all": True, "none": False}.get(how.adaptation, images.synthetic is not None)
+    adaptation = adapt(graph, batch, chunk=chunk) if wanted else Adaptation(graph)
+    folding = adaptation.graph.folded()
+    graph = folding.graph
+    layers = select_layers(graph.layers, options.include, options.exclude)
+    plan = Plan(
+        adaptation=adaptation,
+        folding=folding,
+        images=batch,
+        layers=layers,
+        target=target,
+        costs=Costs.of(graph.layers, layers, saved_tensors(model)),
+        recipe=how,
+        sampling=sampling,
+        chunk=chunk,
+    )
+    if isinstance(target, MaxMacs) and (short := target.shortfall(plan.costs)):
+        doubts.append(short)
+    target.budget(plan.costs)  # a target that cannot be met shows now, not after the allocation
+    return Job(
+        options=options,
+        model=model,
+        images=images,
+        judge=judge,
+        evaluation=evaluation is not None,
+        original=original,
+        aligned=aligned,
+        plan=plan,
+        warnings=tuple(dict.fromkeys(doubts)),  # a folder of both kinds tells them once
+        watch=watch,
+    )
+
+
+def _check_answers(judge: Judge) -> None:
+    """Raises where there are no answers to count, or all are the same."""
+    if not is_scores(judge.dense):
+        raise OptionError(
+            f"max_drop counts answers, and the network returns {tuple(judge.dense.shape)}, "
+            "expected scores of shape (batch, classes): ask for a sparsity"
+        )
+    if judge.labels is None and has_one_answer(judge.dense):
+        raise OptionError(
+            "max_drop counts answers, and the network gives the same answer for all "
+            f"{len(judge.dense)} images that it is judged on, expected several: pass evaluation "
+            "images of several classes or with labels, or ask for a sparsity"
+        )
+
+
+def _fitted_to(judged: ImageStream, count: int, images: Images) -> list[str]:
+    """A warning where images to judge by are among those that layers are fitted to."""
+    same = judged.same_images(images.tensor)
+    if not same:
+        return []
+    return [
+        f"{same} of {count} evaluation images are calibration images too, which the "
+        "layers are fitted to: what is lost on others is more; evaluate on others"
+    ]
+
+
+def hold_back(images: Images) -> tuple[Images, Images]:
+    """Images to fit to, and every fourth one, to judge on."""
+    count = len(images.tensor)
+    if count < 2 * _HELD_BACK:
+        raise DataError(
+            f"got {count} calibration images, expected at least {2 * _HELD_BACK}, a quarter of "
+            "which are held back to measure the drop on: add images, or pass evaluation images"
+        )
+    judged = torch.arange(count) % _HELD_BACK == _HELD_BACK - 1
+    note = f"{int(judged.sum())} of {count} images held back to measure the drop on"
+    return (
+        replace(images, tensor=images.tensor[~judged], notes=[*images.notes, note]),
+        replace(images, tensor=images.tensor[judged], labels=None),
+    )
+
+
+def chunk_size(images: Tensor) -> int:
+    """Images per run of an operation: 8 of 224 pixels, more of smaller ones, at most 256."""
+    return max(1, min(256, _CHUNK_VALUES // max(1, images[0].numel())))

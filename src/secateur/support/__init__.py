@@ -1,0 +1,1 @@
+"""Helpers that know nothing of networks: files, settings, progress, subprocesses."""

@@ -1,0 +1,422 @@
+"""Writing results: whole or not at all, and nothing existing without `force`.
+
+Files are written in a hidden folder, `.name.random.partial`, and renamed at the end. A run that is
+killed (`kill -9`) leaves that folder; the next run with the same name removes it. It is locked
+while its owner lives, and its name tells the running system that it was made on, for locks of
+network folders may not reach other machines.
+"""
+
+from __future__ import annotations
+
+import _thread
+import errno
+import functools
+import hashlib
+import os
+import platform
+import re
+import secrets
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Literal, NoReturn
+
+from secateur.errors import OutputError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a killed run's folder is left
+    fcntl = None
+
+_NOTHING = "interrupted: nothing was written"
+_PARTIAL = re.compile(r"\.[0-9a-f]{24}\.partial$")
+_LONGEST_PREFIX = 150  # bytes of a name that its hidden folder begins with
+
+
+def clean_up_when_killed() -> None:
+    """Makes of a polite kill (SIGTERM) what Ctrl-C is, so that nothing partial is left.
+
+    Call it where a program begins.
+    """
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    sys.unraisablehook = _interrupt_again
+
+
+_SOON = 0.01  # seconds
+
+
+def _interrupt_main() -> None:
+    if hasattr(signal, "pthread_kill"):  # also wakes the thread, where it sleeps
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+    else:
+        _thread.interrupt_main()
+
+
+def _interrupt_again(lost: sys.UnraisableHookArgs) -> None:
+    """Ctrl-C within a destructor or a weak reference's callback, where Python drops it."""
+    if not issubclass(lost.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(lost)
+        return
+    again = threading.Timer(_SOON, _interrupt_main)  # not before the callback has ended
+    again.daemon = True
+    with suppress(RuntimeError):  # the program ends anyway
+        again.start()
+
+
+_written: list[Path] = []  # by this process, for what it says when it is interrupted
+
+
+def begin() -> None:
+    """Forgets what was written before, for `interruption`; call it where a program begins."""
+    _written.clear()
+
+
+def interruption() -> str:
+    """What to say after Ctrl-C: whether a result had got its place by then."""
+    return f"interrupted after {_written[-1]} was written" if _written else _NOTHING
+
+
+def write_file(path: Path, content: bytes, *, force: bool = False) -> None:
+    """Writes a file under a temporary name, then renames it.
+
+    Raises:
+        OutputError: it exists and `force` is not given, or it cannot be written.
+    """
+    with output_files(path.parent, [path.name], force=force) as staging:
+        (staging / path.name).write_bytes(content)
+
+
+@contextmanager
+def output_files(folder: Path, names: Sequence[str], *, force: bool = False) -> Iterator[Path]:
+    """A folder to write files into that get their places in `folder` only when the block ends well.
+
+    They go to a hidden folder inside `folder`, and are renamed at the end. After an error or
+    Ctrl-C nothing is left.
+
+    Args:
+        folder: where the files go; it has to exist.
+        names: of the files, all of which the block has to write; renamed in this order.
+        force: whether existing files are replaced.
+
+    Raises:
+        OutputError: a file exists and `force` is not given, a folder is in a file's place, or the
+            disk refuses.
+    """
+    folder = Path(os.path.abspath(folder))
+    with _plain_errors(folder / names[-1]):
+        for name in names:
+            _check_free(folder / name, force=force)
+        with _staging(folder, names[-1]) as staging:
+            yield staging
+            _place([(staging / name, folder / name) for name in names], force=force)
+
+
+def check_file(path: Path, *, force: bool = False) -> None:
+    """Raises OutputError when a file cannot take its place; call it before long work."""
+    with _plain_errors(path):
+        _check_free(path, force=force)
+        if not os.access(path.absolute().parent, os.W_OK):
+            raise OutputError(
+                f"{path.parent} is no folder that can be written to, expected one: choose another"
+            )
+
+
+def check_space(folder: Path, size: int) -> None:
+    """Raises OutputError when a disk has fewer bytes left; call it before long work.
+
+    Args:
+        folder: where to write; it need not exist.
+        size: bytes that will be written.
+    """
+    with _plain_errors(folder):
+        free = shutil.disk_usage(_nearest(folder)).free
+    if size > free:
+        raise OutputError(
+            f"{folder} has {free:,} bytes left, expected {size:,}: "
+            "free some space or choose another place"
+        )
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder itself, or the innermost one above it that exists."""
+    return next(path for path in (folder, *folder.resolve().parents) if path.exists())
+
+
+def _check_free(path: Path, *, force: bool) -> None:
+    if os.path.lexists(path) and not force:
+        raise OutputError(
+            f"{path} exists, expected a new name: choose another or pass --force (force=True)"
+        )
+    _check_place(path, wanted="file")
+
+
+def check_folder(folder: Path, files: Iterable[str] = (), *, force: bool = False) -> None:
+    """Raises OutputError when `output_folder` would refuse; call it before long work.
+
+    Args:
+        folder: where to write.
+        files: names of those that will be written, as far as they are known.
+        force: whether files of the same name are replaced.
+    """
+    with _plain_errors(folder):
+        _check_place(folder, wanted="folder")
+        if not force:
+            _check_empty(folder)
+        for name in files:
+            for inner in list(Path(name).parents)[:-1]:
+                _check_place(folder / inner, wanted="folder")
+            _check_place(folder / name, wanted="file")
+        parent = _nearest(folder)
+        if not os.access(parent, os.W_OK):
+            raise OutputError(
+                f"{parent} cannot be written to, expected a writable folder: choose another"
+            )
+
+
+def _check_empty(folder: Path) -> None:
+    if folder.is_dir() and any(not _is_partial(path, folder.name) for path in folder.iterdir()):
+        raise OutputError(
+            f"the output folder {folder} is not empty, expected an empty or new one: "
+            "choose another or pass --force to replace files of the same name"
+        )
+
+
+@contextmanager
+def output_folder(folder: Path, *, force: bool = False) -> Iterator[Path]:
+    """A folder to write into that becomes `folder` only when the block ends well.
+
+    Files go to a hidden folder beside `folder`, which is renamed at the end. Where `folder` exists,
+    which may be a disk of its own, the hidden one is inside and its files are moved out one by one.
+    After an error or Ctrl-C nothing is left.
+
+    Raises:
+        OutputError: `folder` is not empty and `force` is not given, a file would replace a
+            folder or the other way round, or the disk refuses.
+    """
+    folder = Path(os.path.abspath(folder))
+    check_folder(folder, force=force)
+    with _plain_errors(folder):
+        missing = [path for path in (folder.parent, *folder.parents) if not path.exists()]
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            place = folder if folder.is_dir() else folder.parent
+            _remove_leftovers(folder.parent, folder.name)  # of a run for which it was not there
+            with _staging(place, folder.name) as staging:
+                yield staging
+                _open_to_others(staging)
+                _move(staging, folder, force=force)
+        except BaseException:
+            for parent in missing:
+                with suppress(OSError):  # somebody else may use it by now
+                    parent.rmdir()
+            raise
+
+
+# Hidden folders
+
+
+@contextmanager
+def _staging(place: Path, name: str) -> Iterator[Path]:
+    """A hidden folder for what will be called `name`; it is gone at the end."""
+    _remove_leftovers(place, name)
+    path = place / f"{_prefix(name)}{_system()}{secrets.token_hex(8)}.partial"
+    lock = None
+    try:
+        while not path.exists():  # again where another run saw it before it was locked
+            path.mkdir(mode=0o700)
+            lock = _lock(path, wait=True)
+        yield path
+    finally:
+        with _undisturbed():
+            shutil.rmtree(path, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _remove_leftovers(place: Path, name: str) -> None:
+    """Removes the hidden folders of runs that were killed: those that nobody has locked."""
+    with suppress(OSError):
+        for path in place.iterdir():
+            ours = _is_partial(path, name) and path.name.startswith(_prefix(name) + _system())
+            lock = _lock(path, wait=False) if ours else None
+            if lock is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(lock)
+
+
+def _prefix(name: str) -> str:
+    """Short enough that a name which the system takes can have a hidden folder."""
+    return f".{os.fsencode(name)[:_LONGEST_PREFIX].decode(errors='ignore')}."
+
+
+def _is_partial(path: Path, name: str) -> bool:
+    ours = _PARTIAL.sub(".", path.name) == _prefix(name)
+    return ours and path.is_dir() and not path.is_symlink()
+
+
+@functools.cache
+def _system() -> str:
+    """Eight digits for the running system: all its containers, until it is started again."""
+    try:
+        system = Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        system = platform.node()
+    return hashlib.sha256(system.encode()).hexdigest()[:8]
+
+
+def _lock(folder: Path, *, wait: bool) -> int | None:
+    """Locks a folder until this process ends, however it ends; None where that cannot be done."""
+    if fcntl is None:
+        return None
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # somebody has it, or the file system has no locks
+        os.close(handle)
+        return None
+    return handle
+
+
+def _open_to_others(staging: Path) -> None:
+    """The permissions that files usually get; temporary ones are for their owner only."""
+    mask = _umask()
+    for path in (staging, *staging.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
+def _move(staging: Path, folder: Path, *, force: bool) -> None:
+    if not folder.exists():
+        with _undisturbed():
+            staging.rename(folder)
+            _note(folder)
+        return
+    if not force:  # somebody may have filled it meanwhile
+        _check_empty(folder)
+    paths = sorted(staging.rglob("*"))
+    pairs = [(path, folder / path.relative_to(staging)) for path in paths]
+    for path, target in pairs:  # all of them before the first is moved
+        _check_place(target, wanted="folder" if path.is_dir() else "file")
+    for path, target in pairs:
+        if path.is_dir():
+            target.mkdir(exist_ok=True)
+    _place([pair for pair in pairs if not pair[0].is_dir()], force=force)
+
+
+def _place(pairs: Sequence[tuple[Path, Path]], *, force: bool) -> None:
+    """Renames files; without `force` all of them or none, and none that would replace another."""
+    placed: list[Path] = []
+    with _undisturbed():
+        try:
+            for path, target in pairs:
+                if force:
+                    path.replace(target)
+                else:
+                    _link(path, target)
+                    placed.append(target)
+        except BaseException:
+            for target in placed:
+                target.unlink(missing_ok=True)
+            raise
+        _note(pairs[-1][1] if pairs else None)
+
+
+def _note(path: Path | None) -> None:
+    """Remembers a result, unless it is a part of another one that is still hidden."""
+    if path is not None and not any(_PARTIAL.search(part) for part in path.parts):
+        _written.append(path)
+
+
+def _link(path: Path, target: Path) -> None:
+    """Gives a file its name unless that is taken, also by somebody in this moment."""
+    try:
+        os.link(path, target)
+    except FileExistsError:
+        _check_free(target, force=False)
+        raise
+    except OSError:  # file systems without hard links
+        _check_free(target, force=False)
+        path.rename(target)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C and a polite kill wait until a few files are renamed or removed.
+
+    Blocking the signals would not do: that holds for one thread, and PyTorch has others, which
+    take them. Python interrupts its main thread only; what is done in another is not disturbed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    held = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    held = {number: handler for number, handler in held.items() if handler is not None}
+    for number in held:
+        signal.signal(number, lambda number, _: caught.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in held.items():
+            signal.signal(number, handler)
+        if caught:
+            signal.raise_signal(caught[0])
+
+
+def _check_place(target: Path, *, wanted: Literal["file", "folder"]) -> None:
+    """Raises OutputError where a folder is in the place of a file, or the other way round."""
+    if wanted == "folder":
+        held = "file" if os.path.lexists(target) and not target.is_dir() else None
+    else:  # a link gives way to a file, wherever it leads
+        held = "folder" if target.is_dir() and not target.is_symlink() else None
+    if held:
+        raise OutputError(
+            f"{target} is a {held}, expected a {wanted} or a new name: choose another"
+        )
+
+
+@contextmanager
+def _plain_errors(path: Path) -> Iterator[None]:
+    """Turns what the operating system says into one sentence."""
+    try:
+        if "\0" in str(path):
+            raise OutputError(f"{path} holds a NUL character, expected none: choose another name")
+        yield
+    except OutputError:
+        raise
+    except Exception as error:
+        number = _errno(error)
+        if number is None:
+            raise
+        if number == errno.ENOSPC:
+            raise OutputError(
+                f"the disk is full: nothing was written to {path}; free some space and run again"
+            ) from error
+        raise OutputError(
+            f"{path} cannot be written ({os.strerror(number)}): choose another place"
+        ) from error
+
+
+def _errno(error: Exception) -> int | None:
+    """The system's error number, also from writers that put it into their message only."""
+    if isinstance(error, OSError):
+        return error.errno or errno.EIO
+    if type(error).__name__ == "SafetensorError":
+        return errno.ENOSPC if "os error 28" in str(error) else errno.EIO
+    return None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
