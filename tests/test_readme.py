@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def python_blocks() -> list[str]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def python_blocks(page: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
     return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
@@ -24,14 +24,20 @@ def check_tables(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
+def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = python_blocks()
+    blocks = python_blocks(page)
     assert blocks
     namespace: dict[str, object] = {}
     for number, block in enumerate(blocks, 1):
-        exec(compile(block, f"README.md, Python block {number}", "exec"), namespace)
-    assert (tmp_path / "report.json").is_file()
+        exec(compile(block, f"{page}, Python block {number}", "exec"), namespace)
+    assert (tmp_path / "report.json").is_file() == (page == "README.md")
+
+
+def test_the_readme_shows_code_before_line_20() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert lines.index("```python") < 20
 
 
 @pytest.mark.skipif(not list(RESULTS.glob("*.csv")), reason="no benchmark results yet")
@@ -70,7 +76,7 @@ def test_commands_on_images_say_how_they_were_normalised(page: str) -> None:
 
 
 def test_the_number_of_images_that_is_too_few_is_told() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
     assert f"(fewer than {FEW_IMAGES};" in text
 
 
