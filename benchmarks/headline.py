@@ -25,7 +25,7 @@ from torch import nn
 
 import secateur
 from secateur.data.sources import Images, open_images
-from secateur.evaluation.inference import Judge, compare
+from secateur.evaluation.inference import EvaluationSet, compare
 from secateur.frontends.loading import read_state
 
 IMAGENET = secateur.Preprocess(
@@ -61,7 +61,7 @@ def network(options: argparse.Namespace) -> nn.Module:
 
 
 def measure(
-    model: nn.Module, images: Images, judge: Judge, sparsity: float, recipe: str
+    model: nn.Module, images: Images, evaluation_set: EvaluationSet, sparsity: float, recipe: str
 ) -> list[dict[str, object]]:
     """Prune and evaluate: one row per step of the recipe."""
     start = time.perf_counter()
@@ -70,7 +70,7 @@ def measure(
     models = {step: result.after(step) for step in result.steps} or {recipe: result.model}
     rows = []
     for step, pruned in models.items():
-        found = judge.evaluate(pruned)
+        found = evaluation_set.evaluate(pruned)
         rows.append(
             {
                 "images": len(images.tensor),
@@ -78,7 +78,7 @@ def measure(
                 "sparsity": sparsity,
                 "recipe": recipe,
                 "step": step,
-                "dense_top1": f"{compare(judge.dense, judge.labels).top1:.2f}",
+                "dense_top1": f"{compare(evaluation_set.dense, evaluation_set.labels).top1:.2f}",
                 **scores(found, "top1", "drop", "drop_error"),
                 "seconds": f"{seconds:.0f}",
             }
@@ -90,15 +90,15 @@ def main() -> None:
     options = _options()
     preprocess, model = NETWORKS[options.network][1], network(options)
     test = open_images(str(options.val), preprocess=preprocess, max_images=options.test_images)
-    judge = Judge.of(model, test)
-    if judge.labels is None:
+    evaluation_set = EvaluationSet.of(model, test)
+    if evaluation_set.labels is None:
         sys.exit(f"{options.val} has no labels: use one subfolder per class, or a labels.csv")
-    print(f"dense: {compare(judge.dense, judge.labels)}; {_peak()}", flush=True)
+    print(f"dense: {compare(evaluation_set.dense, evaluation_set.labels)}; {_peak()}", flush=True)
     for kind in (str(options.calibration), f"fractal:{options.images}") * bool(options.sparsities):
         images = secateur.load_images(kind, preprocess=preprocess, max_images=options.images)
         for sparsity in options.sparsities:
             for recipe in options.recipes:
-                for row in measure(model, images, judge, sparsity, recipe):
+                for row in measure(model, images, evaluation_set, sparsity, recipe):
                     data = "fractal" if images.synthetic else "real"
                     full = {"network": options.network, "data": data, **row}
                     append_row(options.out, COLUMNS, full)

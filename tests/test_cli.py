@@ -570,7 +570,7 @@ def test_an_interruption_leaves_nothing(place, tmp_path, monkeypatch):
         staged.extend(tmp_path.rglob("*.partial"))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("secateur.pruning.plan.walk", interrupted)
+    monkeypatch.setattr("secateur.pruning.run.walk", interrupted)
     out = tmp_path / "x" / "out"
     result = invoke(*prune_arguments(place, out))
     assert_mistake(result, "interrupted: nothing was written")
@@ -629,7 +629,7 @@ def test_out_of_memory_is_one_sentence(place, tmp_path, monkeypatch, error):
     def too_much(*_, **__):
         raise error
 
-    monkeypatch.setattr("secateur.pruning.plan.walk", too_much)
+    monkeypatch.setattr("secateur.pruning.run.walk", too_much)
     result = invoke(*prune_arguments(place, tmp_path / "out"))
     assert_mistake(result, "out of memory", tmp_path / "out")
 
@@ -638,7 +638,7 @@ def test_a_defect_is_not_passed_off_as_a_mistake(place, tmp_path, monkeypatch):
     def defect(*_, **__):
         raise AssertionError("impossible")
 
-    monkeypatch.setattr("secateur.pruning.plan.walk", defect)
+    monkeypatch.setattr("secateur.pruning.run.walk", defect)
     result = invoke(*prune_arguments(place, tmp_path / "out"))
     assert result.exit_code == 1
     assert isinstance(result.exception, AssertionError)

@@ -31,7 +31,7 @@ def inspection():
     return replace(found, layers=tuple(layers))
 
 
-def forecast():
+def plan():
     net = nn.Sequential(*(nn.Linear(9, 9) for _ in range(len(NAMES) + 1)))
     found = secateur.plan(net, torch.ones(2, 9), sparsity=0.5, allocation="uniform")
     layers = [replace(of, name=name) for of, name in zip(found.layers, NAMES, strict=True)]
@@ -77,7 +77,7 @@ VIEWS = {
         inspection,
         lambda of: Group(*list(terminal.inspection_view(of, verbose=True).renderables)[4:]),
     ),
-    "forecast": (forecast, terminal.forecast_view),
+    "plan": (plan, terminal.plan_view),
     "comparison": (comparison, terminal.comparison_view),
     "bench": (bench, terminal.bench_view),
 }
@@ -94,7 +94,7 @@ def test_no_name_is_cut_or_folded_off_a_terminal(kind, capsys):
     assert all(line == line.rstrip() for line in printed.splitlines())
 
 
-@pytest.mark.parametrize("kind", ["report", "inspection", "forecast", "comparison", "bench"])
+@pytest.mark.parametrize("kind", ["report", "inspection", "plan", "comparison", "bench"])
 def test_the_text_of_an_object_is_what_the_command_prints(kind, capsys):
     make, view = VIEWS[kind]
     held = make()
@@ -104,7 +104,7 @@ def test_the_text_of_an_object_is_what_the_command_prints(kind, capsys):
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
-@pytest.mark.parametrize("kind", ["report", "inspection", "forecast", "comparison"])
+@pytest.mark.parametrize("kind", ["report", "inspection", "plan", "comparison"])
 def test_names_are_folded_on_a_terminal_not_cut(kind, width):
     make, view = VIEWS[kind]
     file = io.StringIO()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import secateur
-import secateur.pruning.plan
+import secateur.pruning.run
 from secateur.cli.app import app
 from secateur.report.model import Report
 
@@ -55,13 +55,13 @@ def images() -> Tensor:
 @pytest.fixture
 def walks(monkeypatch) -> list[int]:
     """How often a network was pruned."""
-    found, walk = [], secateur.pruning.plan.walk
+    found, walk = [], secateur.pruning.run.walk
 
     def counted(*arguments, **more):
         found.append(1)
         return walk(*arguments, **more)
 
-    monkeypatch.setattr(secateur.pruning.plan, "walk", counted)
+    monkeypatch.setattr(secateur.pruning.run, "walk", counted)
     return found
 
 

@@ -50,7 +50,7 @@ def folder(name: str) -> str:
 
 
 # what still renders itself; to be none
-LEFT = {"evaluation.inference", "hardware.bench", "report.comparison", "report.forecast"}
+LEFT = {"evaluation.inference", "hardware.bench", "report.comparison", "report.plan"}
 LEFT |= {"report.model", "report.sweep"}
 
 

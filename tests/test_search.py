@@ -13,9 +13,9 @@ import secateur
 from secateur import DataError, OptionError, example
 from secateur.evaluation.inference import compare, predict
 from secateur.pruning.recipe import RECIPES
-from secateur.pruning.search import WALKS, WIDTH, Expectation, Try, bracket, search
+from secateur.pruning.search import WALKS, WIDTH, PredictedLoss, Try, bracket, search
 
-UNKNOWN = Expectation.of(None)
+UNKNOWN = PredictedLoss.of(None)
 
 
 def searched(loss, limit, expected=UNKNOWN):
@@ -53,7 +53,7 @@ def test_it_ends_within_a_point_of_sparsity_where_the_curves_are_right(limit) ->
     def loss(s):
         return 8 * s**4 / (1 - s)
 
-    right = Expectation.of(lambda s: (loss(s) / 10) ** 2)
+    right = PredictedLoss.of(lambda s: (loss(s) / 10) ** 2)
     best, _, tries = searched(loss, limit, right)
     assert loss(best.sparsity + WIDTH) > limit
     assert len(tries) <= 4
@@ -68,7 +68,7 @@ def test_wrong_curves_cost_walks_not_the_limit() -> None:
         return 8 * s**4 / (1 - s)
 
     for factor in (1e-4, 1e4):
-        wrong = Expectation.of(lambda s, f=factor: f * (loss(s) / 10) ** 2)
+        wrong = PredictedLoss.of(lambda s, f=factor: f * (loss(s) / 10) ** 2)
         best, _, tries = searched(loss, 2.0, wrong)
         assert best.drop <= 2.0 < loss(best.sparsity + 0.05)
         assert len(tries) <= WALKS
@@ -96,7 +96,7 @@ def test_where_less_is_lost_from_a_sparsity_on_it_is_tried_too() -> None:
     def loss(s):
         return 8 * s**4 / (1 - s) * (0.5 if s >= 0.75 else 1.0)
 
-    right = Expectation.of(lambda s: (8 * s**4 / (1 - s) / 10) ** 2)
+    right = PredictedLoss.of(lambda s: (8 * s**4 / (1 - s) / 10) ** 2)
     attempt = lambda s: (Try(s, loss(s), 0.1), None)  # noqa: E731
     limit = loss(0.7)
     before, _, _ = search(attempt, limit, right)

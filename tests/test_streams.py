@@ -16,7 +16,7 @@ from secateur.data import streams
 from secateur.data.sources import Images, load_images, open_images
 from secateur.data.streams import ImageStream, Part, batched
 from secateur.errors import DataError, OptionError
-from secateur.evaluation.inference import Judge, answer, compare, evaluate, first_output
+from secateur.evaluation.inference import EvaluationSet, answer, compare, evaluate, first_output
 
 IMAGES = torch.randn(23, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(23) % 4
@@ -109,8 +109,8 @@ def test_streamed_figures_are_those_of_the_whole_tensor(tmp_path, monkeypatch, h
             for one, wanted in zip(got.outputs, want, strict=True):
                 torch.testing.assert_close(one, wanted, msg=name)
             assert torch.equal(got.labels, labels), name
-        judge = Judge.of(other, open_images(stream))
-        assert judge.evaluate(model).drop == compare(want[0], labels, want[1]).drop
+        held = EvaluationSet.of(other, open_images(stream))
+        assert held.evaluate(model).drop == compare(want[0], labels, want[1]).drop
         assert stream.same_images(whole[::3]) == len(whole[::3]), name
         assert stream.same_images(whole + 1) == 0, name
 
@@ -211,16 +211,16 @@ def test_other_images_at_each_pass_are_told_before_anything_is_pruned(nothing_he
 @pytest.mark.parametrize("source", [shuffled, Noisy])
 def test_small_sets_may_be_shuffled_for_they_are_read_once(source):
     stream = open_images(source())
-    judge = Judge.of(network(), stream)
-    assert judge.evaluate(network()).agreement == 100
+    held = EvaluationSet.of(network(), stream)
+    assert held.evaluate(network()).agreement == 100
 
 
 def test_fewer_images_at_a_later_pass_are_told(nothing_held):
     lengths = itertools.chain([20, 20], itertools.repeat(10))
     stream = ImageStream(source="mine", parts=lambda: [Part("p", IMAGES[: next(lengths)])])
-    judge = Judge.of(network(), stream)
+    held = EvaluationSet.of(network(), stream)
     with pytest.raises(DataError, match="mine gives other images"):
-        judge.evaluate(network())
+        held.evaluate(network())
 
 
 @pytest.mark.parametrize("size", [0, -1])

@@ -47,8 +47,8 @@ if TYPE_CHECKING:  # for type checkers and editors; _HOME says the same at run t
     from secateur.pruning.recipe import RECIPES, Recipe
     from secateur.pruning.reconstruction import BlockTuning
     from secateur.report.comparison import Comparison, compare_reports
-    from secateur.report.forecast import Forecast
     from secateur.report.model import Report
+    from secateur.report.plan import Plan
     from secateur.report.sweep import Sweep, sweep
 
 __all__ = [
@@ -62,7 +62,6 @@ __all__ = [
     "Comparison",
     "DataError",
     "Evaluation",
-    "Forecast",
     "LeastSquares",
     "Magnitude",
     "MissingExtraError",
@@ -73,6 +72,7 @@ __all__ = [
     "OutputError",
     "PackError",
     "PackedSize",
+    "Plan",
     "Preprocess",
     "PruneResult",
     "Recipe",
@@ -114,7 +114,7 @@ _HOME = {
     "DataError": "secateur.errors",
     "evaluate": "secateur.evaluation.inference",
     "Evaluation": "secateur.evaluation.inference",
-    "Forecast": "secateur.report.forecast",
+    "Plan": "secateur.report.plan",
     "fractal_images": "secateur.data.fractals",
     "inspect": "secateur.api",
     "LeastSquares": "secateur.core.methods",

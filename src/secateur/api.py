@@ -16,7 +16,7 @@ from secateur.core.patterns import Pattern
 from secateur.data.preprocess import Transform
 from secateur.data.sources import MAX_IMAGES, open_images
 from secateur.errors import ModelError, OptionError, SecateurWarning
-from secateur.evaluation.inference import Judge
+from secateur.evaluation.inference import EvaluationSet
 from secateur.export.files import as_onnx, rehearse
 from secateur.export.int8 import Quantized, check_kind, in_int8
 from secateur.frontends import device_of, input_shape, trace, with_parameters
@@ -27,8 +27,8 @@ from secateur.pruning.allocations import Allocation
 from secateur.pruning.recipe import Recipe, choose_recipe
 from secateur.pruning.targets import choose_target
 from secateur.pruning.walk import Sampling
-from secateur.report.forecast import Forecast, foresee
 from secateur.report.model import Inspection, Report, step_reports
+from secateur.report.plan import Plan, make_plan
 from secateur.session import Options, prepare
 from secateur.support.choices import check_device
 from secateur.support.progress import telling
@@ -43,7 +43,8 @@ class PruneResult:
             where that or an ONNX file was given.
         report: what happened.
         quantized: the pruned network in INT8, an `onnx.ModelProto`, where that was asked for.
-        judge: the evaluation data and what the dense network says to them, where there are any.
+        evaluation_set: the evaluation data and what the dense network says to them, where there
+            are any.
         steps: for a recipe of several steps, the parameters that differ from the dense
             network's after each of them, by name; see `after`.
         exported: what `quantized` was made from: the pruned network as an `onnx.ModelProto`.
@@ -54,7 +55,7 @@ class PruneResult:
     report: Report
     steps: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     quantized: Any = None
-    judge: Judge | None = None
+    evaluation_set: EvaluationSet | None = None
     exported: Any = None
     missing: Mapping[str, str] = field(default_factory=dict)
 
@@ -181,8 +182,8 @@ def prune(
         pruned = job.network(walked)
         job.watch.lap("walk")
         teller.step("measuring what the steps have contributed")
-        steps = job.plan.account(walked, target, job.original, job.aligned)
-        found = step_reports(model, steps, job.plan.images, walked.dense, job.evaluator)
+        steps = job.run.account(walked, target, job.original, job.aligned)
+        found = step_reports(model, steps, job.run.images, walked.dense, job.evaluation_set)
         job.watch.lap("steps")
         exported, integers, missing = None, Quantized(model=None), {}
         if quantize is not None:
@@ -199,7 +200,7 @@ def prune(
     report.warnings.extend(f"no INT8 network was made: {why}" for why in missing.values())
     for warning in report.warnings:
         warnings.warn(warning, SecateurWarning, stacklevel=2)
-    return PruneResult(pruned, report, steps, integers.model, job.evaluator, exported, missing)
+    return PruneResult(pruned, report, steps, integers.model, job.evaluation_set, exported, missing)
 
 
 def plan(
@@ -225,7 +226,7 @@ def plan(
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: bool | Callable[[int, int, str], Any] | None = None,
-) -> Forecast:
+) -> Plan:
     """What `prune` would do with these arguments, without pruning: zeros layer by layer.
 
     Args: see `prune`. With `max_drop` the sparsity is guessed from the expected damage. Of
@@ -263,7 +264,7 @@ def plan(
         job = prepare(model, data, options, search=False, teller=teller)
         for warning in job.warnings:
             warnings.warn(warning, SecateurWarning, stacklevel=2)
-        return foresee(job.measure(job.plan.measured).plan)
+        return make_plan(job.measure(job.run.measured).run)
 
 
 def inspect(

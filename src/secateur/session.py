@@ -17,7 +17,7 @@ from secateur.data.streams import ImageStream
 from secateur.errors import DataError, OptionError
 from secateur.evaluation.inference import (
     Evaluation,
-    Judge,
+    EvaluationSet,
     one_answer,
 )
 from secateur.frontends import device_of, saved_tensors, trace, with_parameters
@@ -31,15 +31,15 @@ from secateur.pruning.alignment import Alignment
 from secateur.pruning.layer_selection import (
     select_layers,
 )
-from secateur.pruning.plan import Plan
 from secateur.pruning.recalibration import Adaptation, adapt
 from secateur.pruning.recipe import Recipe
+from secateur.pruning.run import PruningRun
 from secateur.pruning.search import Try
 from secateur.pruning.search import search as search_sparsity
 from secateur.pruning.targets import Costs, MaxDrop, MaxMacs, Sparsity, Target
 from secateur.pruning.walk import Sampling, Walked
-from secateur.report.forecast import expectation
 from secateur.report.model import Report, SearchReport, StepReport, build_report, describe
+from secateur.report.plan import predict_loss
 from secateur.support.choices import (
     check_device,
 )
@@ -127,11 +127,12 @@ class Job:
         options: of the call.
         model: the dense network.
         images: those that layers are fitted to.
-        judge: what the result is judged by, where there is anything.
-        evaluation: whether that are evaluation data, and not held-back images.
+        evaluation_set: the evaluation data of the call; None = none were given.
+        search_set: what a search for the largest sparsity measures the drop on: evaluation data,
+            or calibration images that were held back.
         original: the network as traced, before it was aligned.
         aligned: what aligning it changed.
-        plan: the recipe on the aligned network.
+        run: the recipe on the aligned network.
         warnings: what may be wrong with the images.
         watch: runs since the call.
     """
@@ -139,38 +140,33 @@ class Job:
     options: Options
     model: Any
     images: Images
-    judge: Judge | None
-    evaluation: bool
+    evaluation_set: EvaluationSet | None
+    search_set: EvaluationSet | None
     original: Graph
     aligned: Alignment
-    plan: Plan
+    run: PruningRun
     warnings: Sequence[str] = ()
     watch: Stopwatch = field(default_factory=Stopwatch)
-
-    @property
-    def evaluator(self) -> Judge | None:
-        """The judge with evaluation data."""
-        return self.judge if self.evaluation else None
 
     def measure(self, visits: int | None = None) -> Job:
         """The job with its layers measured by the allocation.
 
         Args:
-            visits: of layers that are expected, here and in walks; None = as the plan says.
+            visits: of layers that are expected, here and in walks; None = those of the run.
         """
         teller = self.watch.teller
-        teller.expect(self.plan.visits if visits is None else visits)
+        teller.expect(self.run.visits if visits is None else visits)
         self.watch.begin("measuring what each layer bears")
-        plan = replace(self.plan, on_layer=teller.visit)
-        _ = plan.division  # measured here, once
+        run = replace(self.run, on_layer=teller.visit)
+        _ = run.division  # measured here, once
         self.watch.lap("allocation")
-        return replace(self, plan=plan)
+        return replace(self, run=run)
 
     def notes(self, walked: Walked) -> list[str]:
         """What was done to the network around the walk, for the report."""
         pairs = self.aligned.pairs
         notes = [f"channels aligned between {first} and {second}" for first, second in pairs]
-        if count := len(self.plan.adaptation.statistics) // 2:
+        if count := len(self.run.adaptation.statistics) // 2:
             notes.append(
                 f"layers fitted with the statistics of {count} BatchNorms taken on the calibration "
                 "images; the network keeps its own"
@@ -188,7 +184,7 @@ class Job:
     def evaluations(self, pruned: Any, int8: Any = None) -> dict[str, Evaluation]:
         """The networks on the evaluation data; none where there are no such data."""
         self.watch.begin("evaluating")
-        found = {} if self.evaluator is None else self.evaluator.evaluations(pruned, int8)
+        found = self.evaluation_set.evaluations(pruned, int8) if self.evaluation_set else {}
         self.watch.lap("evaluation")
         return found
 
@@ -204,10 +200,10 @@ class Job:
         """What was asked for, what a walk did, and what it led to."""
         return build_report(
             pruned,
-            self.plan,
+            self.run,
             walked,
             self.images,
-            self.options.settings(self.plan.images.device),
+            self.options.settings(self.run.images.device),
             self.watch.seconds,
             self.notes(walked),
             self.warnings,
@@ -218,29 +214,30 @@ class Job:
 
     def carry_out(self) -> tuple[Walked, Target, SearchReport | None]:
         """Walks; for a drop as often as the search needs. Also the target walked to."""
-        plan = self.plan
+        run = self.run
         self.watch.begin("pruning")
-        if not isinstance(plan.target, MaxDrop):
-            return plan.run(plan.target), plan.target, None
-        assert self.judge is not None
-        labelled = self.judge.labels is not None
+        if not isinstance(run.target, MaxDrop):
+            return run.prune_to(run.target), run.target, None
+        assert self.search_set is not None
+        labelled = self.search_set.labels is not None
 
         def attempt(sparsity: float) -> tuple[Try, Walked]:
             self.watch.begin(f"pruning to {sparsity:.2%} zeros")
-            walked = plan.run(Sparsity(sparsity))
+            walked = run.prune_to(Sparsity(sparsity))
             self.watch.begin("evaluating")
             return self._lost(sparsity, self.network(walked)), walked
 
         best, walked, tries = search_sparsity(
-            attempt, plan.target.value, expectation(plan), plan.tuned_from
+            attempt, run.target.value, predict_loss(run), run.tuned_from
         )
+        kind = "evaluation" if self.evaluation_set else "held-back calibration"
         return (
             walked,
             Sparsity(best.sparsity),
             SearchReport(
                 measure="top-1" if labelled else "disagreement",
-                judged_on=f"{'evaluation' if self.evaluation else 'held-back calibration'} images",
-                images=len(self.judge.dense),
+                judged_on=f"{kind} images",
+                images=len(self.search_set.dense),
                 sparsity=best.sparsity,
                 drop=best.drop,
                 error=best.error,
@@ -249,8 +246,8 @@ class Job:
         )
 
     def _lost(self, sparsity: float, network: Any) -> Try:
-        assert self.judge is not None
-        found = self.judge.evaluate(network)
+        assert self.search_set is not None
+        found = self.search_set.evaluate(network)
         if found.drop is not None and found.drop_error is not None:
             return Try(sparsity, found.drop, found.drop_error)
         assert found.agreement is not None
@@ -304,7 +301,7 @@ def prepare(
     original = judging.judged(traced, batch)
     watch.lap("trace")
 
-    judge, doubts = None, list(images.warnings)
+    baseline, doubts = None, list(images.warnings)
     if judged is not None:
         if original.outputs[0] not in traced.outputs:  # as many as there are images by chance only
             raise DataError(
@@ -313,14 +310,14 @@ def prepare(
                 "wrap it in a module that returns what the selection is made from"
             )
         watch.begin("running the dense network on the images to judge by")
-        judge = Judge.of(model, judged)
-        doubts += judged.doubts(judge.dense.shape[1] if is_scores(judge.dense) else 0)
+        baseline = EvaluationSet.of(model, judged)
+        doubts += judged.doubts(baseline.dense.shape[1] if is_scores(baseline.dense) else 0)
         if isinstance(target, MaxDrop):
-            _check_answers(judge)
-        elif judge.labels is None:
-            doubts += one_answer(judge.dense, "evaluation images")
+            _check_answers(baseline)
+        elif baseline.labels is None:
+            doubts += one_answer(baseline.dense, "evaluation images")
         if evaluation is not None:
-            doubts += _fitted_to(judged, len(judge.dense), images)
+            doubts += _fitted_to(judged, len(baseline.dense), images)
     watch.lap("evaluation")
     watch.begin("preparing the layers")
     chunk = chunk_size(batch)
@@ -331,7 +328,7 @@ def prepare(
     folding = adaptation.graph.folded()
     graph = folding.graph
     layers = select_layers(graph.layers, options.include, options.exclude)
-    plan = Plan(
+    run = PruningRun(
         adaptation=adaptation,
         folding=folding,
         images=batch,
@@ -342,34 +339,34 @@ def prepare(
         sampling=sampling,
         chunk=chunk,
     )
-    if isinstance(target, MaxMacs) and (short := target.shortfall(plan.costs)):
+    if isinstance(target, MaxMacs) and (short := target.shortfall(run.costs)):
         doubts.append(short)
-    target.budget(plan.costs)  # a target that cannot be met shows now, not after the allocation
+    target.budget(run.costs)  # a target that cannot be met shows now, not after the allocation
     return Job(
         options=options,
         model=model,
         images=images,
-        judge=judge,
-        evaluation=evaluation is not None,
+        evaluation_set=baseline if evaluation is not None else None,
+        search_set=baseline,
         original=original,
         aligned=aligned,
-        plan=plan,
+        run=run,
         warnings=tuple(dict.fromkeys(doubts)),  # a folder of both kinds tells them once
         watch=watch,
     )
 
 
-def _check_answers(judge: Judge) -> None:
+def _check_answers(baseline: EvaluationSet) -> None:
     """Raises where there are no answers to count, or all are the same."""
-    if not is_scores(judge.dense):
+    if not is_scores(baseline.dense):
         raise OptionError(
-            f"max_drop counts answers, and the network returns {tuple(judge.dense.shape)}, "
+            f"max_drop counts answers, and the network returns {tuple(baseline.dense.shape)}, "
             "expected scores of shape (batch, classes): ask for a sparsity"
         )
-    if judge.labels is None and has_one_answer(judge.dense):
+    if baseline.labels is None and has_one_answer(baseline.dense):
         raise OptionError(
             "max_drop counts answers, and the network gives the same answer for all "
-            f"{len(judge.dense)} images that it is judged on, expected several: pass evaluation "
+            f"{len(baseline.dense)} images that it is judged on, expected several: pass evaluation "
             "images of several classes or with labels, or ask for a sparsity"
         )
 

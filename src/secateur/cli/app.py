@@ -202,7 +202,7 @@ def prune(
         from secateur.frontends.loading import is_onnx_file, is_program_file, load_model
         from secateur.pruning.recipe import choose_recipe
         from secateur.pruning.targets import choose_target
-        from secateur.render.terminal import forecast_view, print_view
+        from secateur.render.terminal import plan_view, print_view
         from secateur.support.files import check_folder, check_space, output_folder
 
         files = [ONNX] if is_onnx_file(model) else [WEIGHTS, *([ONNX] if onnx else [])]
@@ -222,7 +222,7 @@ def prune(
         how = choose_recipe(recipe, method=method, allocation=allocation, inputs=inputs)
         _require(onnx=onnx and not is_onnx_file(model), openvino=openvino, int8=int8)
         preprocess = _preprocess(size, resize, mean, std, channels)
-        forecast, result, written, missing, no_page = None, None, {}, {}, ""
+        planned, result, written, missing, no_page = None, None, {}, {}, ""
         with _working(quiet) as teller:
             teller.step("loading the network")
             network = load_model(model, weights)
@@ -239,7 +239,7 @@ def prune(
             judged = _evaluation(eval_data, preprocess)
             asked = {"evaluation": judged, "quantize": quantize, **target, **common}
             if dry_run or out is None:
-                forecast = api.plan(network, images, **asked)
+                planned = api.plan(network, images, **asked)
             else:
                 with one_first_run(), output_folder(out, force=force) as folder:
                     if set(files) & {IR, INT8_IR} or {WEIGHTS, ONNX} <= set(files):
@@ -255,8 +255,8 @@ def prune(
                     missing = _write(result, folder, images.tensor, files, model, teller)
                     no_page = _write_page(result.report, folder / PAGE)
                     written = _sizes(folder)
-        if forecast is not None:
-            print_view(forecast_view(forecast))
+        if planned is not None:
+            print_view(plan_view(planned))
         if result is None or out is None:
             return
         _show(result, out, quiet)
@@ -832,9 +832,9 @@ def _write_openvino(
     check = save_openvino(pruned, path, images, int8=calibration)
     if calibration is not None and (note := recurrent_note(read_ir(path).model, INT8_IR)):
         result.report.notes.append(note)
-    if result.judge is not None:
+    if result.evaluation_set is not None:
         name = INT8_IR if calibration is not None else IR
-        result.report.evaluation[name] = result.judge.evaluate(read_ir(path))
+        result.report.evaluation[name] = result.evaluation_set.evaluate(read_ir(path))
     return check
 
 

@@ -242,7 +242,7 @@ def mcnemar(lost: int, won: int) -> float:
 
 
 @dataclass(frozen=True)
-class Judge:
+class EvaluationSet:
     """Images to judge networks on, with the dense network's scores on them.
 
     Of the images none is held, unless they take little room; see `secateur.data.streams`.
@@ -258,7 +258,7 @@ class Judge:
     labels: Int[Tensor, " batch"] | None = None
 
     @classmethod
-    def of(cls, model: Any, images: ImageStream) -> Judge:
+    def of(cls, model: Any, images: ImageStream) -> EvaluationSet:
         """What the dense network says to some images.
 
         Raises:

@@ -46,7 +46,7 @@ class Try:
 
 
 @dataclass(frozen=True)
-class Expectation:
+class PredictedLoss:
     """Points that are expected to be lost, before anything is tried.
 
     Attributes:
@@ -58,7 +58,7 @@ class Expectation:
     points: tuple[float, ...]
 
     @classmethod
-    def of(cls, damage: Callable[[float], float] | None) -> Expectation:
+    def of(cls, damage: Callable[[float], float] | None) -> PredictedLoss:
         """From the sum of the damage curves at a sparsity; None = a curve that fits any network."""
         sparsities = np.linspace(0.02, 0.99, 25).tolist()
         found = [_unknown(s) if damage is None else _POINTS * damage(s) ** 0.5 for s in sparsities]
@@ -77,7 +77,7 @@ class Expectation:
 def search(
     attempt: Callable[[float], tuple[Try, Result]],
     limit: float,
-    expected: Expectation,
+    expected: PredictedLoss,
     better_from: float = 1.0,
 ) -> tuple[Try, Result, list[Try]]:
     """The largest sparsity whose loss stays within a limit, as far as the tries can tell.
@@ -120,7 +120,7 @@ def search(
     return *best, tries
 
 
-def propose(tries: Sequence[Try], limit: float, expected: Expectation) -> float:
+def propose(tries: Sequence[Try], limit: float, expected: PredictedLoss) -> float:
     """The sparsity to try next, strictly inside the bracket of those tried."""
     low, high = bracket(tries, limit)
     left, right = (low.sparsity if low else 0.0), (high.sparsity if high else 1.0)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from secateur.hardware.bench import Bench
     from secateur.hardware.requirements import RuntimeReport
     from secateur.report.comparison import Comparison, Figure
-    from secateur.report.forecast import Forecast
     from secateur.report.model import Inspection, Report
+    from secateur.report.plan import Plan
     from secateur.report.sweep import Sweep
 
 _NETWORKS = ("dense", "pruned")
@@ -45,9 +45,9 @@ def render_inspection(inspection: Inspection) -> str:
     return _plain(inspection_view(inspection))
 
 
-def render_forecast(forecast: Forecast) -> str:
+def render_plan(plan: Plan) -> str:
     """The plan as plain text, each line as long as it has to be."""
-    return _plain(forecast_view(forecast))
+    return _plain(plan_view(plan))
 
 
 def render_comparison(comparison: Comparison) -> str:
@@ -327,10 +327,10 @@ def verdict_lines(found: Sequence[tuple[str, Evaluation]]) -> list[str]:
     return lines
 
 
-def forecast_view(forecast: Forecast) -> Group:
+def plan_view(plan: Plan) -> Group:
     """One line per layer that would be pruned, the sums below."""
     table = new_table("layer", "shape", right=("weights", "kept", "zeros", "damage", "MACs left"))
-    for layer in forecast.layers:
+    for layer in plan.layers:
         add_row(
             table,
             layer.name,
@@ -341,17 +341,17 @@ def forecast_view(forecast: Forecast) -> Group:
             "-" if layer.damage is None else f"{layer.damage:.2g}",
             f"{layer.macs:,}",
         )
-    weights = sum(layer.weights for layer in forecast.layers)
+    weights = sum(layer.weights for layer in plan.layers)
     lines = [
-        f"plan for {forecast.target} {forecast.value:g}: {forecast.sparsity:.2%} of {weights:,} "
-        f"prunable weights zero; {_left(forecast.macs_fraction, forecast.bytes_fraction)}"
+        f"plan for {plan.target} {plan.value:g}: {plan.sparsity:.2%} of {weights:,} "
+        f"prunable weights zero; {_left(plan.macs_fraction, plan.bytes_fraction)}"
     ]
-    if forecast.damage is not None:
+    if plan.damage is not None:
         lines.append(
-            f"expected damage to the output {forecast.damage:.2g} in sum (squared error "
+            f"expected damage to the output {plan.damage:.2g} in sum (squared error "
             "relative to the outputs' variance; each layer alone)"
         )
-    return Group(table, *(Text(line) for line in (*lines, *forecast.notes)))
+    return Group(table, *(Text(line) for line in (*lines, *plan.notes)))
 
 
 def inspection_view(inspection: Inspection, *, verbose: bool = False) -> Group:

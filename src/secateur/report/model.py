@@ -17,12 +17,18 @@ from torch import Tensor
 from secateur.data.sources import FEW_IMAGES, MAX_IMAGES, Images
 from secateur.data.streams import digests
 from secateur.errors import ModelError
-from secateur.evaluation.inference import Evaluation, Judge, compare, first_output, one_answer
+from secateur.evaluation.inference import (
+    Evaluation,
+    EvaluationSet,
+    compare,
+    first_output,
+    one_answer,
+)
 from secateur.frontends import named_tensors, parameters, with_parameters
 from secateur.hardware.requirements import Gate, LayerFacts, Machine, RuntimeReport, gates, survey
 from secateur.network.graph import ON_THE_FLY, Graph, Layer, Shares
 from secateur.pruning.allocations import Curve
-from secateur.pruning.plan import Plan
+from secateur.pruning.run import PruningRun
 from secateur.pruning.search import Try
 from secateur.pruning.walk import LayerResult, Walked
 from secateur.support.files import write_file
@@ -216,7 +222,7 @@ class Report(Saved):
 
 def build_report(
     pruned: Any,
-    plan: Plan,
+    run: PruningRun,
     walked: Walked,
     images: Images,
     settings: dict[str, Any],
@@ -230,13 +236,13 @@ def build_report(
 ) -> Report:
     """Puts together what a walk did; zeros are counted in the pruned model itself."""
     tensors = named_tensors(pruned)
-    curves = list(plan.division.curves) or [None] * len(walked.results)
+    curves = list(run.division.curves) or [None] * len(walked.results)
     layers = [
         _layer_report(result, tensors, curve)
         for result, curve in zip(walked.results, curves, strict=True)
     ]
     chosen = {layer.name for layer in layers}
-    others = [layer for layer in plan.graph.layers if layer.name not in chosen]
+    others = [layer for layer in run.graph.layers if layer.name not in chosen]
     kept = [layer.weights - layer.zeros for layer in layers]
     cast = any(of.is_floating_point() and of.dtype != torch.float32 for of in tensors.values())
     outputs = None if cast else walked.pruned  # the walk's are those of float32 weights
@@ -245,8 +251,8 @@ def build_report(
         synthetic=images.synthetic,
         sparsity=sum(layer.zeros for layer in layers) / sum(layer.weights for layer in layers),
         network_sparsity=_zero_share(parameters(pruned)),
-        macs_fraction=plan.costs.macs.share(kept),
-        bytes_fraction=plan.costs.bytes.share(kept),
+        macs_fraction=run.costs.macs.share(kept),
+        bytes_fraction=run.costs.bytes.share(kept),
         requested=settings,
         search=search,
         layers=layers,
@@ -266,14 +272,14 @@ def build_report(
             *_warnings(len(images.tensor)),
             *_alike(images.tensor),
             *warnings,
-            *plan.departures(walked, kept),
-            *_computed(plan.graph.layers),
-            *_undecided(search, plan.target.value),
-            *_gone(layers, plan.present),
+            *run.departures(walked, kept),
+            *_computed(run.graph.layers),
+            *_undecided(search, run.target.value),
+            *_gone(layers, run.present),
             *_doubtful(calibration),
             *_one_answer(calibration, walked.dense, evaluation),
         ],
-        notes=[*plan.graph.notes, *_thin(layers, len(images.tensor)), *notes],
+        notes=[*run.graph.notes, *_thin(layers, len(images.tensor)), *notes],
         versions={
             "secateur": __version__,
             "torch": torch.__version__,
@@ -349,7 +355,7 @@ def step_reports(
     steps: Mapping[str, Mapping[str, Tensor]],
     images: Tensor,
     dense: Tensor | None,
-    judge: Judge | None = None,
+    evaluation_set: EvaluationSet | None = None,
 ) -> list[StepReport]:
     """Compares the network after each step with the dense one.
 
@@ -358,13 +364,13 @@ def step_reports(
         steps: changed parameters after each step, by its name.
         images: calibration inputs.
         dense: the dense network's first output for them.
-        judge: of evaluation data, where there are any.
+        evaluation_set: evaluation data, where there are any.
     """
     reports = []
     for name, changes in steps.items():
         network = with_parameters(model, changes)
         near = _near(None, network, images, dense)
-        far = None if judge is None else judge.evaluate(network)
+        far = None if evaluation_set is None else evaluation_set.evaluate(network)
         reports.append(StepReport(name=name, calibration=near, evaluation=far))
     return reports
 

@@ -23,8 +23,8 @@ from secateur.evaluation.inference import Evaluation
 from secateur.frontends.first_runs import one_first_run
 from secateur.frontends.loading import read_model
 from secateur.pruning.allocations import Allocation
-from secateur.pruning.plan import Plan
 from secateur.pruning.recipe import Recipe, choose_recipe
+from secateur.pruning.run import PruningRun
 from secateur.pruning.targets import Sparsity
 from secateur.pruning.walk import Sampling
 from secateur.report.model import DataReport, Report
@@ -163,7 +163,7 @@ def sweep(
     )
     with telling(progress) as teller:
         job = prepare(read_model(model), data, options, evaluation, teller=teller)
-        job = job.measure(_visits(job.plan, targets))
+        job = job.measure(_visits(job.run, targets))
         reports = [_point(job, target) for target in targets]
     found = _sweep(job, reports, [of.value for of in targets])
     for warning in found.warnings:
@@ -184,10 +184,10 @@ def check_sparsities(sparsities: Sequence[float]) -> Sequence[float]:
     return [Sparsity(value).value for value in sparsities]
 
 
-def _visits(plan: Plan, targets: Sequence[Sparsity]) -> int:
+def _visits(run: PruningRun, targets: Sequence[Sparsity]) -> int:
     """How often layers are visited in all."""
-    walks = (replace(plan, target=target).visits - plan.measured for target in targets)
-    return plan.measured + sum(walks)
+    walks = (replace(run, target=target).visits - run.measured for target in targets)
+    return run.measured + sum(walks)
 
 
 def _point(job: Job, target: Sparsity) -> Report:
@@ -195,7 +195,7 @@ def _point(job: Job, target: Sparsity) -> Report:
     job = replace(job, options=replace(job.options, target=target))
     before = job.watch.seconds
     job.watch.begin(f"pruning to {target.value:.2%} zeros")
-    walked = job.plan.run(target)
+    walked = job.run.prune_to(target)
     pruned = job.network(walked)
     job.watch.lap("walk")
     report = job.report(pruned, walked, job.evaluations(pruned))

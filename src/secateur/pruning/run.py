@@ -28,7 +28,7 @@ Changes = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class PruningRun:
     """What a recipe is carried out on.
 
     Attributes:
@@ -82,11 +82,11 @@ class Plan:
         walk = walks * len(self.layers) + (levels - 1) * self.measured
         return self.measured + (WALKS if searched else 1) * walk  # the first division serves all
 
-    def run(self, target: Target) -> Walked:
+    def prune_to(self, target: Target) -> Walked:
         """Walks once per level, each time from the weights of the level before.
 
         Args:
-            target: the plan's own, or, where that has to be searched, a sparsity to try.
+            target: the run's own, or, where that has to be searched, a sparsity to try.
         """
         walked, weights = None, {}
         *before, _ = levels = self.levels(target)
@@ -244,7 +244,7 @@ class Plan:
         """Warnings where the pruned network has other zeros than were asked for, and why.
 
         Args:
-            walked: what `run` returned.
+            walked: what `prune_to` returned.
             kept: non-zero weights of each layer in the pruned network.
         """
         total, before = sum(self.costs.sizes), sum(self.costs.sizes) - sum(self.present)
@@ -320,7 +320,7 @@ class Plan:
         the last step.
 
         Args:
-            walked: what `run` returned.
+            walked: what `prune_to` returned.
             target: what it was given.
             original: the network before it was aligned.
             aligned: what aligning it changed.
@@ -331,7 +331,7 @@ class Plan:
             start = self.recipe.method.start  # type: ignore[attr-defined]
             before = replace(self.recipe, method=start, levels=(0.0,), tuning=None)
             straight = replace(self, recipe=before, on_layer=lambda name: None)
-            steps = [*straight.run(target).steps, walked.steps[-1]]
+            steps = [*straight.prune_to(target).steps, walked.steps[-1]]
         if len(steps) != len(names):  # a method that does not tell its steps
             return {}
         found = {

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from secateur.errors import OptionError
-from secateur.pruning.plan import Plan
-from secateur.pruning.search import Expectation
+from secateur.pruning.run import PruningRun
+from secateur.pruning.search import PredictedLoss
 from secateur.pruning.targets import MaxDrop, Sparsity, Target
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerForecast:
+class LayerPlan:
     """A layer that would be pruned.
 
     Attributes:
@@ -37,7 +37,7 @@ class LayerForecast:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Forecast:
+class Plan:
     """What `secateur.prune` would do with the same arguments.
 
     Attributes:
@@ -52,7 +52,7 @@ class Forecast:
 
     target: str
     value: float
-    layers: tuple[LayerForecast, ...]
+    layers: tuple[LayerPlan, ...]
     sparsity: float
     macs_fraction: float
     bytes_fraction: float
@@ -60,41 +60,41 @@ class Forecast:
     notes: tuple[str, ...] = field(default=())
 
     def __str__(self) -> str:
-        from secateur.render.terminal import render_forecast
+        from secateur.render.terminal import render_plan
 
-        return render_forecast(self)
+        return render_plan(self)
 
 
-def expectation(plan: Plan) -> Expectation:
-    """Points that the plan's division expects to be lost, at each sparsity."""
-    division = plan.division
+def predict_loss(run: PruningRun) -> PredictedLoss:
+    """Points that the allocation's curves expect to be lost, at each sparsity."""
+    division = run.division
     if not division.curves:
-        return Expectation.of(None)
-    return Expectation.of(lambda s: sum(division.damage(plan.kept(division, Sparsity(s)))))
+        return PredictedLoss.of(None)
+    return PredictedLoss.of(lambda s: sum(division.damage(run.kept(division, Sparsity(s)))))
 
 
-def foresee(plan: Plan) -> Forecast:
-    """Divides the plan's target. Cost: what the allocation measures.
+def make_plan(run: PruningRun) -> Plan:
+    """Plans a run. Cost: what the allocation measures.
 
     Raises:
         OptionError: a `max_drop` where the allocation has no curves to guess it from.
     """
-    division, asked = plan.division, plan.target
-    target, notes = _without_search(plan, asked)
-    if len(levels := plan.levels(target)) > 1:
+    division, asked = run.division, run.target
+    target, notes = _without_search(run, asked)
+    if len(levels := run.levels(target)) > 1:
         notes.append(
             f"planned for the dense network: the recipe prunes to {levels[0].value:g} first and "
             "measures again"
         )
-    if plan.tunes(target):
+    if run.tunes(target):
         notes.append("blocks are tuned after each walk, so that less is lost than expected here")
-    elif plan.asks_for_tuning(target):
-        notes.append(f"blocks are not tuned: {plan.cannot_tune}")
-    notes += plan.zeros_before()
-    kept = plan.kept(division, target)
+    elif run.asks_for_tuning(target):
+        notes.append(f"blocks are not tuned: {run.cannot_tune}")
+    notes += run.zeros_before()
+    kept = run.kept(division, target)
     damage = division.damage(kept) or [None] * len(kept)
     layers = tuple(
-        LayerForecast(
+        LayerPlan(
             name=layer.name,
             shape=tuple(layer.shape),
             weights=layer.weights,
@@ -104,30 +104,30 @@ def foresee(plan: Plan) -> Forecast:
             dense_macs=layer.macs,
             macs=round(layer.macs * count / layer.weights),
         )
-        for layer, count, hurt in zip(plan.layers, kept, damage, strict=True)
+        for layer, count, hurt in zip(run.layers, kept, damage, strict=True)
     )
-    return Forecast(
+    return Plan(
         target=asked.name,
         value=asked.value,
         layers=layers,
-        sparsity=1 - sum(kept) / sum(plan.costs.sizes),
-        macs_fraction=plan.costs.macs.share(kept),
-        bytes_fraction=plan.costs.bytes.share(kept),
+        sparsity=1 - sum(kept) / sum(run.costs.sizes),
+        macs_fraction=run.costs.macs.share(kept),
+        bytes_fraction=run.costs.bytes.share(kept),
         damage=sum(hurt for hurt in damage if hurt is not None) if division.curves else None,
         notes=tuple(notes),
     )
 
 
-def _without_search(plan: Plan, target: Target) -> tuple[Target, list[str]]:
+def _without_search(run: PruningRun, target: Target) -> tuple[Target, list[str]]:
     """A guessed sparsity in place of a drop that only walks can measure."""
     if not isinstance(target, MaxDrop):
         return target, []
-    if not plan.division.curves:
+    if not run.division.curves:
         raise OptionError(
             "max_drop cannot be planned with an allocation that measures no damage, expected "
             "'sensitivity': plan a sparsity instead, or prune"
         )
-    guess = expectation(plan).sparsity(max(target.value, 1e-3))
+    guess = predict_loss(run).sparsity(max(target.value, 1e-3))
     return Sparsity(guess), [
         "the sparsity is a guess from the expected damage: prune searches it by measuring"
     ]
