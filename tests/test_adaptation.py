@@ -90,7 +90,7 @@ def test_own_statistics_come_back_and_changes_stay() -> None:
     own = trace(network(), images(2))
     statistics = {"1.running_mean": torch.full((6,), 5.0)}
     change = {"1.running_mean": torch.full((6,), 5.5), "6.bias": torch.ones(8)}
-    found = Adaptation(own, statistics).put_back(change)
+    found = Adaptation(own, statistics).unfold(change)
     torch.testing.assert_close(found["1.running_mean"], own.parameters["1.running_mean"] + 0.5)
     assert torch.equal(found["6.bias"], torch.ones(8))
 

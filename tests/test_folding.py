@@ -74,10 +74,10 @@ def test_the_folded_network_is_the_same_function_with_fewer_operations() -> None
     assert not folding.graph.norms
     assert len(graph.norms) == 4
     torch.testing.assert_close(outputs(folding.graph, images()), outputs(graph, images()))
-    for own, layer in zip(graph.layers, folding.graph.layers, strict=True):
+    for original, layer in zip(graph.layers, folding.graph.layers, strict=True):
         for field in ("name", "parameter", "kind", "shape", "output", "macs", "protected"):
-            assert getattr(layer, field) == getattr(own, field)
-        assert layer.scale is None
+            assert getattr(layer, field) == getattr(original, field)
+        assert layer.bn_scale is None
         assert layer.bias is not None
         assert layer.bias.sign == 1
 
@@ -89,14 +89,14 @@ def test_changes_of_the_folded_network_are_changes_of_the_module() -> None:
     changes = {}
     for layer in folding.graph.layers:
         assert layer.bias is not None
-        for name in (str(layer.parameter), layer.bias.parameter):
+        for name in (str(layer.parameter), layer.bias.name):
             value = folding.graph.parameters[name]
             noise = torch.randn(value.shape, generator=generator)
             kept = torch.rand(value.shape, generator=generator) < 0.5 if value.dim() > 1 else 1.0
             changes[name] = (value + 0.1 * noise) * kept + 0.0
     wanted = outputs(folding.graph, images(), changes)
     before = outputs(folding.graph, images())
-    found = folding.put_back(changes)
+    found = folding.unfold(changes)
     with torch.no_grad():
         got = with_parameters(module, found)(images())
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
@@ -112,12 +112,12 @@ def test_what_was_not_changed_comes_back_to_the_last_bit() -> None:
     changes = dict(folding.graph.parameters)
     changes = {fold.weight: changes[fold.weight].clone() for fold in folding.folds}
     changes["plain.weight"][0, 0] = 0
-    found = folding.put_back(changes)
-    own = folding.own.parameters
-    assert torch.equal(found["plain.weight"][1:], own["plain.weight"][1:])
+    found = folding.unfold(changes)
+    original = folding.original.parameters
+    assert torch.equal(found["plain.weight"][1:], original["plain.weight"][1:])
     assert not found["plain.weight"][0, 0].any()
     for name in FOLDED[1:]:
-        assert torch.equal(found[f"{name}.weight"], own[f"{name}.weight"])
+        assert torch.equal(found[f"{name}.weight"], original[f"{name}.weight"])
 
 
 class ReadTwice(Normed):
@@ -184,7 +184,7 @@ def test_a_layer_that_gives_an_output_is_fitted_to_that() -> None:
     folding = trace(trained(RawToo()), images(2)).folded()
     (plain, *_) = folding.graph.layers
     assert plain.name == "plain"
-    assert plain.scale is None
+    assert plain.bn_scale is None
     assert plain.bias is None
 
 
@@ -237,7 +237,7 @@ def test_a_norm_of_positions_is_no_norm_of_the_outputs() -> None:
     graph = trace(network, images(2))
     folding = graph.folded()
     assert not folding.folds
-    assert graph.layers[0].scale is None
+    assert graph.layers[0].bn_scale is None
     result = secateur.prune(network, images(), sparsity=0.5, include="*", progress=False)
     assert result.report.sparsity == pytest.approx(0.5, abs=0.01)
 
@@ -260,20 +260,20 @@ def test_the_folded_numbers_are_those_of_the_exported_file(tmp_path: Path) -> No
 
 def test_an_onnx_file_with_normalisations_is_folded_as_the_module_is() -> None:
     x = images()[..., :11, :11]
-    own, file = trace(network(), x[:2]), trace(as_onnx(network()), x[:2])
-    module, onnx_file = own.folded(), file.folded()
+    original, file = trace(network(), x[:2]), trace(as_onnx(network()), x[:2])
+    module, onnx_file = original.folded(), file.folded()
     assert [fold.weight for fold in onnx_file.folds] == ["stem.weight", "last.weight"]
     for mine, other in zip(onnx_file.folds, module.folds, strict=True):
-        assert (mine.weight, mine.slot) == (other.weight, other.slot)
-        assert torch.equal(mine.slope, other.slope)
+        assert (mine.weight, mine.bias_parameter) == (other.weight, other.bias_parameter)
+        assert torch.equal(mine.bn_scale, other.bn_scale)
         for name, there in ((mine.weight, other.weight), (mine.bias, other.bias)):
             assert torch.equal(onnx_file.graph.parameters[name], module.graph.parameters[there])
     for mine, other in zip(onnx_file.graph.layers, module.graph.layers, strict=True):
-        for field in ("name", "parameter", "shape", "output", "macs", "scale"):
+        for field in ("name", "parameter", "shape", "output", "macs", "bn_scale"):
             assert getattr(mine, field) == getattr(other, field), field
         assert mine.bias is not None
         assert mine.bias.sign == 1
-        assert mine.affine == (mine.parameter, mine.bias.parameter)
+        assert mine.affine == (mine.parameter, mine.bias.name)
     assert len(onnx_file.graph.ops) == len(file.ops) - 2
     torch.testing.assert_close(outputs(onnx_file.graph, x), outputs(file, x))
 

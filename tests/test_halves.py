@@ -175,7 +175,7 @@ def test_layouts_do_not_depend_on_the_images_number() -> None:
     }.items():
         graph = graph_of(name)
         layouts = find_layouts(graph, images)
-        found = {of.name: layouts[of.uses[0].op].inner for of in graph.layers if of.uses}
+        found = {of.name: layouts[of.calls[0].op].inner for of in graph.layers if of.calls}
         assert {layer: found[layer] for layer in inner} == inner
 
 

@@ -140,7 +140,7 @@ def test_each_pruned_layer_is_in_a_block_with_its_batch_norm(kind) -> None:
     found = [] if kind is SequenceFirst else list(blocks(graph, images(3), layers, 2))
     for block in found:
         for layer in block.layers:
-            assert block.first <= layer.uses[0].op <= numbers[layer.uses[0].output] < block.stop
+            assert block.first <= layer.calls[0].op <= numbers[layer.calls[0].output] < block.stop
     if kind not in (SequenceFirst, ScalarFirst):
         names = [layer.name for block in found for layer in block.layers]
         assert sorted(names) == sorted(layer.name for layer in layers)

@@ -26,7 +26,7 @@ from secateur.frontends.first_runs import one_first_run
 from secateur.frontends.onnx import first_run
 from secateur.frontends.onnx.plan import FOLD
 from secateur.frontends.onnx.trial import run
-from secateur.network.graph import ON_THE_FLY, BiasSlot
+from secateur.network.graph import ON_THE_FLY, BiasParameter
 from secateur.network.stream import Stream
 
 NEWEST = min(onnx.defs.onnx_opset_version(), 26)  # the last that ONNX Runtime 1.31 runs
@@ -93,10 +93,10 @@ def test_both_front_ends_find_the_same_places(images) -> None:
         for field in ("name", "parameter", "shape", "output", "macs", "bias", "affine"):
             assert getattr(one, field) == getattr(other, field), field
         assert one.protected == other.protected
-        assert (one.scale is None) == (other.scale is None)
-        if one.scale is not None:
-            torch.testing.assert_close(one.scale, other.scale)
-        assert one.uses[0].geometry == other.uses[0].geometry
+        assert (one.bn_scale is None) == (other.bn_scale is None)
+        if one.bn_scale is not None:
+            torch.testing.assert_close(one.bn_scale, other.bn_scale)
+        assert one.calls[0].geometry == other.calls[0].geometry
 
 
 def test_attention_written_by_the_exporter_of_pytorch(tmp_path) -> None:
@@ -182,13 +182,13 @@ def test_a_convolution_is_what_onnx_says_and_what_the_walk_is_told(case) -> None
     graph = trace(build.model(build.nodes[-1].output[0]), x)
     (layer,), stream = graph.layers, Stream(graph, graph.parameters, {graph.input: x})
     stream.advance(len(graph.ops))
-    (use,), y = layer.uses, stream.values[graph.outputs[0]]
+    (use,), y = layer.calls, stream.values[graph.outputs[0]]
     every = torch.arange(use.geometry.count(y))
     product = use.geometry.inputs(x, every, y.shape) @ use.geometry.matrix(
         graph.parameters[layer.parameter]
     ).mT + use.geometry.rows(graph.parameters["b"]).unsqueeze(1)
     torch.testing.assert_close(product, use.geometry.outputs(y, every), rtol=1e-4, atol=1e-4)
-    assert layer.bias == BiasSlot("b", 1)
+    assert layer.bias == BiasParameter("b", 1)
     assert layer.output == (0, *y.shape[1:])
     assert layer.macs == layer.weights * y[0, 0].numel()
 
@@ -309,7 +309,7 @@ def test_a_weight_used_twice_is_one_layer_and_one_with_another_reader_is_none() 
     x = build.node("Mul", build.node("MatMul", x, other), build.node("ReduceSum", other))
     x = build.node("Add", x, build.node("MatMul", x, build.node("Transpose", first)))
     layers = {layer.name: layer for layer in secateur.inspect(build.model(x), (6,)).layers}
-    assert len(layers["b"].uses) == 2
+    assert len(layers["b"].calls) == 2
     assert layers["c"].obstacle == "weight also used by ReduceSum"
     assert layers["a"].obstacle == "weight also used by MatMul"
     result = secateur.prune(build.model(x), torch.randn(60, 6), sparsity=0.5, include="b")
@@ -343,7 +343,7 @@ def test_statistics_that_two_normalisations_share_stay_as_they_are(images) -> No
     x = build.node("BatchNormalization", build.node("Conv", x, weights[1]), *shared)
     model = build.model(build.node("Flatten", build.node("GlobalAveragePool", x)))
     for layer in trace(model, images[:2]).layers:
-        assert layer.scale is not None
+        assert layer.bn_scale is not None
         assert layer.bias is None
         assert layer.affine is None
     result = secateur.prune(model, images, sparsity=0.5, include="*")
@@ -356,7 +356,7 @@ def test_a_normalisation_of_another_axis_is_none_of_the_layer() -> None:
     x = build.node("MatMul", "input", build.hold(torch.randn(6, 4), "weight"))
     x = build.normalisation(x, nn.BatchNorm1d(5), "norm")  # of the tokens, which are five
     (layer,) = trace(build.model(x), torch.randn(2, 5, 6)).layers
-    assert layer.scale is None
+    assert layer.bn_scale is None
     assert layer.bias is None
 
 
@@ -841,7 +841,7 @@ def test_sequences_within_a_segment_are_no_obstacle() -> None:
     x = build.node("SequenceConstruct", _convolved(build), "input")
     x = build.node("SequenceAt", x, build.hold(np.array(0)))
     build.node("Conv", x, "weight")
-    assert len(secateur.inspect(build.model(build.nodes[-1].output[0])).layers[0].uses) == 2
+    assert len(secateur.inspect(build.model(build.nodes[-1].output[0])).layers[0].calls) == 2
 
 
 @pytest.mark.parametrize("count", [0, 2])

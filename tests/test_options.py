@@ -15,7 +15,7 @@ import secateur
 from secateur import ModelError, OptionError
 from secateur.cli.app import app
 from secateur.network.geometry import Linear
-from secateur.network.graph import Layer, Use
+from secateur.network.graph import Layer, LayerCall
 from secateur.pruning.layer_selection import (
     select_layers,
 )
@@ -41,7 +41,7 @@ def layer(name: str, **more: str) -> Layer:
         parameter=f"{name}.weight",
         kind="linear",
         shape=torch.Size((8, 8)),
-        uses=(Use(0, "x", Linear(), "y"),),
+        calls=(LayerCall(0, "x", Linear(), "y"),),
         **more,  # type: ignore[arg-type]
     )
 

@@ -89,15 +89,15 @@ def test_aligning_changes_no_output_and_equalises_ranges(network, images) -> Non
     before = network.norm(network.a(images)).flatten(2)
     spread = (before.amax(2) - before.amin(2)).median(0).values
     assert spread.max() / spread.min() > 3
-    assert all(len(slope.scale) for slope in graph.changed(found.changes).layers[:1])
+    assert all(len(of.bn_scale) for of in graph.changed(found.changes).layers[:1])
 
 
 def test_the_aligned_graph_has_the_aligned_slopes(network, images) -> None:
     graph = trace(network, images[:2])
     changes = ChannelAlignment().align(graph, images, chunk=60).changes
     layer, old = graph.changed(changes).layers[0], graph.layers[0]
-    expected = old.scale * changes["norm.weight"] / network.norm.weight
-    torch.testing.assert_close(layer.scale, expected)
+    expected = old.bn_scale * changes["norm.weight"] / network.norm.weight
+    torch.testing.assert_close(layer.bn_scale, expected)
 
 
 def test_a_scale_stays_within_its_limits(network, images) -> None:

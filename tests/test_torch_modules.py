@@ -242,7 +242,7 @@ def test_a_copy_shares_memory_as_the_module_does() -> None:
 def test_tied_weights_are_one_layer_and_count_once() -> None:
     (layer,) = [one for one in trace(made(Tied), images()[:2]).layers if one.name in ("b", "c")]
     assert layer.name == "b"
-    assert len(layer.uses) == 2
+    assert len(layer.calls) == 2
     result = secateur.prune(made(Tied), images(), **{**OPTIONS, "include": "*"})
     tensors = 3 * 64 + 4 * 8
     assert result.report.network_sparsity == pytest.approx(96 / tensors, abs=0.01)

@@ -13,7 +13,7 @@ import secateur
 from secateur.core.methods import LeastSquares
 from secateur.core.patterns import Unstructured
 from secateur.frontends.torch.graph import trace, with_parameters
-from secateur.network.graph import BiasSlot
+from secateur.network.graph import BiasParameter
 from secateur.network.stream import Stream
 from secateur.pruning.layer_selection import (
     select_layers,
@@ -84,10 +84,10 @@ def test_layers_are_found_with_what_can_be_done_with_them(graph) -> None:
         "call torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') first"
     )
     assert found["up"].obstacle == "transposed convolution"
-    assert found["stem"].bias == BiasSlot("norm.running_mean", -1)
-    assert found["head"].bias == BiasSlot("head.bias", 1)
+    assert found["stem"].bias == BiasParameter("norm.running_mean", -1)
+    assert found["head"].bias == BiasParameter("head.bias", 1)
     assert found["free"].bias is None
-    assert len(found["twice"].uses) == 2
+    assert len(found["twice"].calls) == 2
     assert found["stem"].macs == 12 * 12 * found["stem"].weights
     assert found["up"].macs == 6 * 6 * found["up"].weights
     assert found["head"].macs == found["head"].weights

@@ -374,15 +374,15 @@ def _openvino_settings() -> frozenset[str] | None:
 
 
 def _groups(layer: Layer) -> int:
-    geometry = layer.uses[0].geometry if layer.uses else None
+    geometry = layer.calls[0].geometry if layer.calls else None
     return geometry.groups if isinstance(geometry, Convolution) else 1
 
 
 def _two_of_four(layer: Layer, weight: Tensor) -> bool:
     """Whether at least two of each four neighbours along the inputs are zero."""
-    if not layer.uses or layer.shape[1] % 4:
+    if not layer.calls or layer.shape[1] % 4:
         return False
-    matrix = layer.uses[0].geometry.matrix(weight)  # columns: the inputs lie side by side
+    matrix = layer.calls[0].geometry.matrix(weight)  # columns: the inputs lie side by side
     return bool(((matrix != 0).reshape(-1, 4).sum(1) <= 2).all())
 
 

@@ -105,18 +105,18 @@ def blocks(graph: Graph, images: Tensor, layers: Sequence[Layer], least: int) ->
     def whole(stop: int) -> bool:
         """Whether none of the layers is begun before a cut and ends behind it."""
         return not any(
-            layer.uses[0].op < stop <= numbers[layer.uses[0].output] for layer in waiting
+            layer.calls[0].op < stop <= numbers[layer.calls[0].output] for layer in waiting
         )
 
     stops = [stop for stop in cuts.shapes if whole(stop)]
     for stop, following in zip(stops, [*stops[1:], 0], strict=False):
         name, shape = cuts.shapes[stop]
-        inside = [layer for layer in waiting if layer.uses[-1].op < stop]
-        later = [layer for layer in waiting if layer.uses[-1].op >= stop]
+        inside = [layer for layer in waiting if layer.calls[-1].op < stop]
+        later = [layer for layer in waiting if layer.calls[-1].op >= stop]
         if not inside or (len(inside) < least and later):
             continue
         goes_on = following > 0 and cuts.shapes[following][1] == shape
-        if later and goes_on and all(layer.uses[0].op >= following for layer in later):
+        if later and goes_on and all(layer.calls[0].op >= following for layer in later):
             continue
         yield block(stop, [name], inside)
         first, value, waiting = stop, name, later

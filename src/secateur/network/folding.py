@@ -3,7 +3,8 @@
 While it is fitted a network is run as it will be deployed, each BatchNorm multiplied into the layer
 that it alone follows; afterwards the new weights and biases go back to where they came from:
 
-    W' = W * slope,  b' = (b - mean) * slope + beta,  slope = gamma / sqrt(variance + epsilon)
+    W' = W * bn_scale,  b' = (b - mean) * bn_scale + beta
+    bn_scale = gamma / sqrt(variance + epsilon)
 
 This saves the BatchNorms' time, and the arithmetic is that of PyTorch's ONNX exporter, so that a
 module and the file made of it are the same numbers to the last bit. That matters more than it
@@ -22,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secateur.network.geometry import per_output
-from secateur.network.graph import BiasSlot, Graph
+from secateur.network.graph import BiasParameter, Graph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,16 +33,17 @@ class Fold:
     Attributes:
         weight: name of its weight, the same with the BatchNorm and without.
         bias: name of its bias with the BatchNorm in it.
-        slope: what each output's weights were multiplied by, nowhere 0.
-        slot: where a change of the bias can go in the network as it was, before the BatchNorm.
+        bn_scale: what each output's weights were multiplied by, nowhere 0.
+        bias_parameter: where a change of the bias can go before the BatchNorm, in the network as it
+            was.
         offset: name of the BatchNorm's offset, if nothing else reads it: a change goes there, as
-            it is, sooner than to the slot, for which it is divided by the slope.
+            it is, sooner than there, for which it is divided by the scale.
     """
 
     weight: str
     bias: str
-    slope: Float[Tensor, " out"]
-    slot: BiasSlot
+    bn_scale: Float[Tensor, " out"]
+    bias_parameter: BiasParameter
     offset: str | None = None
 
 
@@ -50,16 +52,16 @@ class Folding:
     """A network, and the same function with BatchNorms in the layers before them.
 
     Attributes:
-        own: the network as it was.
+        original: the network as it was.
         graph: the one to fit layers in.
         folds: the layers that differ.
     """
 
-    own: Graph
+    original: Graph
     graph: Graph
     folds: Sequence[Fold] = ()
 
-    def put_back(self, changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def unfold(self, changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Changes found in `graph`, as changes of the network as it was.
 
         Zeros stay zeros, and weights that were not changed stay what they were to the last bit.
@@ -67,17 +69,18 @@ class Folding:
         found = dict(changes)
         for fold in self.folds:
             if (weight := found.get(fold.weight)) is not None:
-                dense, own = (graph.parameters[fold.weight] for graph in (self.graph, self.own))
-                new = weight / per_output(fold.slope, weight) + 0.0  # zeros without a sign
-                # Own weights too small for the folded one are zeros there, and may be meant to be.
-                same = (weight == dense) & ((weight != 0) | (own == 0))
-                found[fold.weight] = torch.where(same, own, new)
+                dense = self.graph.parameters[fold.weight]
+                original = self.original.parameters[fold.weight]
+                new = weight / per_output(fold.bn_scale, weight) + 0.0  # zeros without a sign
+                # Weights too small for the folded layer are zeros there, and may be meant to be.
+                same = (weight == dense) & ((weight != 0) | (original == 0))
+                found[fold.weight] = torch.where(same, original, new)
             if (bias := found.pop(fold.bias, None)) is not None:
                 change = bias - self.graph.parameters[fold.bias]
-                name = fold.offset
+                name, place = fold.offset, fold.bias_parameter
                 if name is None:
-                    name, change = fold.slot.parameter, fold.slot.sign * change / fold.slope
-                found[name] = self.own.parameters[name] + change
+                    name, change = place.name, place.sign * change / fold.bn_scale
+                found[name] = self.original.parameters[name] + change
         return found
 
 
@@ -87,7 +90,7 @@ class Folded:
 
     weight: Float[Tensor, "out ..."]
     bias: Float[Tensor, " out"]
-    slope: Float[Tensor, " out"]
+    bn_scale: Float[Tensor, " out"]
 
 
 def folded(
@@ -99,7 +102,7 @@ def folded(
     variance: Float[Tensor, " out"],
     epsilon: float,
 ) -> Folded | None:
-    """A BatchNorm in the layer before it; None where a slope is 0 or infinite: no way back.
+    """A BatchNorm in the layer before it; None where a scale is 0 or infinite: no way back.
 
     In NumPy, in float32: PyTorch's square root differs from it in the last bit of some numbers.
     """

@@ -37,8 +37,8 @@ class Op:
 
 
 @dataclass(frozen=True)
-class Use:
-    """One use of a layer's weight: which op, what it reads, its geometry, the bias it adds.
+class LayerCall:
+    """One call of a layer: which op, what it reads, its geometry, the bias it adds.
 
     `output` names the value that comes out, after a following BatchNorm where there is one.
     """
@@ -51,10 +51,10 @@ class Use:
 
 
 @dataclass(frozen=True)
-class BiasSlot:
+class BiasParameter:
     """Where a fitted change of the bias goes: a parameter, and with which sign."""
 
-    parameter: str
+    name: str
     sign: Literal[1, -1]
 
 
@@ -68,10 +68,10 @@ class Layer:
         kind: "conv" or "linear" when it can be pruned, else the operation's name.
         shape: the weight's shape; empty where there is no weight.
         output: shape of the (first) output, 0 for the batch axis.
-        macs: multiply-accumulates per image, all uses together.
-        uses: in execution order.
+        macs: multiply-accumulates per image, all calls together.
+        calls: in execution order.
         bias: where a fitted bias goes; None when there is no place for one.
-        scale: slope of a following BatchNorm per output; None = 1.
+        bn_scale: gamma / sqrt(variance + epsilon) of a following BatchNorm, per output; None = 1.
         affine: parameters that scale and shift the output and nothing else: the BatchNorm's
             weight and bias, or the layer's own (whose bias may be None); None when shared.
         obstacle: why it cannot be pruned; None when it can.
@@ -84,9 +84,9 @@ class Layer:
     shape: torch.Size
     output: tuple[int, ...] = ()
     macs: int = 0
-    uses: tuple[Use, ...] = ()
-    bias: BiasSlot | None = None
-    scale: Float[Tensor, " out"] | None = None
+    calls: tuple[LayerCall, ...] = ()
+    bias: BiasParameter | None = None
+    bn_scale: Float[Tensor, " out"] | None = None
     affine: tuple[str, str | None] | None = None
     obstacle: str | None = None
     protected: str | None = None
@@ -137,7 +137,7 @@ class Graph(Protocol):
         outputs: names of the values that the network returns; for the first see
             `secateur.network.judging`.
         parameters: weights, biases, buffers and constants by name.
-        layers: in order of first use.
+        layers: in order of the first call.
         norms: BatchNorms that alone hold their statistics, in execution order.
         unsteady: names of values whose shapes depend on more than the number of images, as after a
             selection or NonMaxSuppression.
@@ -192,7 +192,7 @@ def alone(norms: Sequence[Norm], parameters: Mapping[str, Tensor]) -> list[Norm]
 
 
 def merged(layers: Iterable[Layer]) -> list[Layer]:
-    """One layer per weight: its uses together, in order of first use."""
+    """One layer per weight: its uses together, in order of the first call."""
     found: dict[tuple[str, str | None], Layer] = {}
     for layer in layers:
         key = layer.name, layer.parameter
@@ -204,7 +204,7 @@ def merged(layers: Iterable[Layer]) -> list[Layer]:
 def _together(known: Layer, again: Layer) -> Layer:
     return replace(
         known,
-        uses=known.uses + again.uses,
+        calls=known.calls + again.calls,
         macs=known.macs + again.macs,
         obstacle=known.obstacle or again.obstacle,
     )
@@ -251,7 +251,7 @@ class Shares:
 
 
 def _is_depthwise(layer: Layer) -> bool:
-    geometry = layer.uses[0].geometry
+    geometry = layer.calls[0].geometry
     return isinstance(geometry, Convolution) and geometry.groups > 1 and layer.shape[1] == 1
 
 

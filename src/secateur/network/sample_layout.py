@@ -79,13 +79,13 @@ def find_layouts(graph: Graph, samples: Tensor) -> Layouts:
     if trials is None:
         return {}
     streams = [Stream(graph, graph.parameters, {graph.input: trial}) for trial in trials]
-    uses = {use.op: use for layer in graph.layers for use in layer.uses}
+    calls = {call.op: call for layer in graph.layers for call in layer.calls}
     found = {}
-    for op in sorted(uses):
+    for op in sorted(calls):
         for stream in streams:
             stream.advance(op + 1)
         values = [stream.values[graph.ops[op].name] for stream in streams]
-        found[op] = _layout(values, uses[op].geometry)
+        found[op] = _layout(values, calls[op].geometry)
     return found
 
 

@@ -71,7 +71,7 @@ class ChannelAlignment:
         pairs = list(pairs_to_align(graph))
         if not pairs:
             return Alignment()
-        middle = [first.uses[0].output for first, _ in pairs]
+        middle = [first.calls[0].output for first, _ in pairs]
         ranges = self._ranges(graph, images, middle, chunk)
         held = dict(graph.parameters)
         for (first, second), (low, high) in zip(pairs, ranges, strict=True):
@@ -112,13 +112,13 @@ def pairs_to_align(graph: Graph) -> Iterator[tuple[Layer, Layer]]:
     """Convolutions that follow each other with nothing but a BatchNorm between them."""
     readers = Counter(name for op in graph.ops for name in op.reads)
     by_output = {
-        layer.uses[0].output: layer for layer in graph.layers if layer.affine and _is_single(layer)
+        layer.calls[0].output: layer for layer in graph.layers if layer.affine and _is_single(layer)
     }
     for second in graph.layers:
         if not _is_single(second) or not _is_plain(second):
             continue
-        first = by_output.get(second.uses[0].input)
-        if first is not None and readers[second.uses[0].input] == 1:
+        first = by_output.get(second.calls[0].input)
+        if first is not None and readers[second.calls[0].input] == 1:
             yield first, second
 
 
@@ -127,11 +127,11 @@ def _can_shift(first: Layer, second: Layer) -> bool:
 
 
 def _is_single(layer: Layer) -> bool:
-    return layer.kind == "conv" and layer.obstacle is None and len(layer.uses) == 1
+    return layer.kind == "conv" and layer.obstacle is None and len(layer.calls) == 1
 
 
 def _is_plain(layer: Layer) -> bool:
-    geometry = layer.uses[0].geometry
+    geometry = layer.calls[0].geometry
     return (
         isinstance(geometry, Convolution)
         and geometry.groups == 1
@@ -165,5 +165,5 @@ def _multiply(held: dict[str, Tensor], layer: Layer, scale: Tensor, shift: Tenso
     old = held[layer.parameter]
     if layer.bias is not None:
         moved = torch.einsum("oi,i->o", old.flatten(2).sum(2), shift)
-        held[layer.bias.parameter] = held[layer.bias.parameter] + layer.bias.sign * moved
+        held[layer.bias.name] = held[layer.bias.name] + layer.bias.sign * moved
     held[layer.parameter] = old * scale.view(1, -1, *[1] * (old.dim() - 2))

@@ -31,25 +31,25 @@ class Adaptation:
     """A network, and the statistics of other images for its BatchNorms.
 
     Attributes:
-        own: the network with its own statistics.
+        original: the network with its own statistics.
         statistics: the others, by parameter name; none = the network is left as it is.
     """
 
-    own: Graph
+    original: Graph
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def graph(self) -> Graph:
         """The network with the other statistics."""
-        return self.own.changed(self.statistics) if self.statistics else self.own
+        return self.original.changed(self.statistics) if self.statistics else self.original
 
-    def put_back(self, changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def unfold(self, changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Changes found in `graph`, as changes of the network with its own statistics.
 
         Weights stay. A bias that went into a mean is moved by as much from the network's own.
         """
         return {
-            name: self.own.parameters[name] + (value - self.statistics[name])
+            name: self.original.parameters[name] + (value - self.statistics[name])
             if name in self.statistics
             else value
             for name, value in changes.items()

@@ -258,9 +258,9 @@ def _trainable(layer: Layer) -> list[str]:
     Not the mean of a BatchNorm that could not be folded, where such a layer's bias goes: PyTorch
     has no gradient for it.
     """
-    if len(layer.uses) != 1:
+    if len(layer.calls) != 1:
         return []
-    bias = [layer.bias.parameter] if layer.bias is not None and layer.bias.sign == 1 else []
+    bias = [layer.bias.name] if layer.bias is not None and layer.bias.sign == 1 else []
     return [str(layer.parameter), *bias]
 
 

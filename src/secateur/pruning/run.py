@@ -105,7 +105,7 @@ class PruningRun:
             before=[f"{one.name} {one.value:g}" for one in before],
             notes=[f"blocks not tuned: {self.cannot_tune}"] * untuned + self.zeros_before(),
         )
-        return self._put_back(walked)
+        return self._unfold(walked)
 
     def zeros_before(self) -> list[str]:
         """A note on the zeros that the network has already."""
@@ -181,22 +181,22 @@ class PruningRun:
             walked, changes=changes, steps=[*walked.steps[:-1], changes], pruned=None, tuned=tuned
         )
 
-    def _put_back(self, walked: Walked) -> Walked:
+    def _unfold(self, walked: Walked) -> Walked:
         """What was found, in the network with its own BatchNorms and their own statistics."""
 
-        def put_back(changes: Changes) -> Changes:
-            return self.adaptation.put_back(self.folding.put_back(changes))
+        def unfold(changes: Changes) -> Changes:
+            return self.adaptation.unfold(self.folding.unfold(changes))
 
         walked = replace(
             walked,
-            changes=put_back(walked.changes),
-            steps=[put_back(step) for step in walked.steps],
+            changes=unfold(walked.changes),
+            steps=[unfold(step) for step in walked.steps],
         )
         if not self.adaptation.statistics:
             return walked
         return replace(
             walked,
-            dense=outputs(self.adaptation.own, self.images, chunk=self.chunk),
+            dense=outputs(self.adaptation.original, self.images, chunk=self.chunk),
             pruned=None,  # of another network: report and judge run the pruned one
         )
 
@@ -351,7 +351,7 @@ class PruningRun:
         changes = {}
         division = self._measure(original, layers, {})
         for layer, kept in zip(layers, self.kept(division, target), strict=True):
-            name, geometry = str(layer.parameter), layer.uses[0].geometry
+            name, geometry = str(layer.parameter), layer.calls[0].geometry
             mask = self.recipe.pattern.mask(folded_weight(original, layer).abs(), kept)
             matrix = geometry.matrix(original.parameters[name]) * mask
             changes[name] = geometry.weight(matrix, layer.shape)

@@ -34,7 +34,7 @@ from secateur.core.patterns import Pattern
 from secateur.core.problem import Problem, Shift, Solution, Statistics, merged
 from secateur.errors import NumericalError
 from secateur.network.geometry import sample_positions
-from secateur.network.graph import BiasSlot, Graph, Layer, Use
+from secateur.network.graph import BiasParameter, Graph, Layer, LayerCall
 from secateur.network.sample_layout import Layout, Layouts, find_layouts
 from secateur.network.stream import Stream
 from secateur.pruning.reconstruction import Tuned
@@ -137,10 +137,10 @@ class _Samples(NamedTuple):
 
 @dataclass
 class _Block:
-    """What a layer's fit needs of one chunk at one use.
+    """What a layer's fit needs of one chunk at one call.
 
     Attributes:
-        use: the use.
+        call: the call.
         layout: which position belongs to which image; None where nothing is known.
         first, images: the chunk's first image, and how many it has.
         inputs, outputs: what the layer gets, and what it should give.
@@ -148,7 +148,7 @@ class _Block:
         bias: what the outputs hold that the weights do not make.
     """
 
-    use: Use
+    call: LayerCall
     layout: Layout | None
     first: int
     images: int
@@ -165,12 +165,12 @@ class _Block:
     @property
     def has_halves(self) -> bool:
         """Whether the positions are known to belong to the images, each to one."""
-        positions = self.use.geometry.count(self.outputs)
+        positions = self.call.geometry.count(self.outputs)
         return self.layout is not None and self.layout.has_samples(positions, self.images)
 
     def sample(self, count: int, generator: torch.Generator) -> _Samples:
         """Samples in the order of the images."""
-        geometry, shape = self.use.geometry, self.outputs.shape
+        geometry, shape = self.call.geometry, self.outputs.shape
         available = geometry.count(self.outputs)
         ranks = sample_positions(available, count, generator)
         # Odd chunks give the image in the middle to the one half and to the other by turns.
@@ -192,7 +192,7 @@ def _once(blocks: Iterable[_Block]) -> list[_Block]:
     """Without the repetitions of constants, which each chunk sees again."""
     found: list[_Block] = []
     for block in blocks:
-        known = [of for of in found if of.use.op == block.use.op] if block.constant else []
+        known = [of for of in found if of.call.op == block.call.op] if block.constant else []
         if not any(_is_repeated(block, of) for of in known):
             found.append(block)
     return found
@@ -231,7 +231,7 @@ class Walker:
 
     def arrive(self, layer: Layer) -> list[_Block]:
         """Runs both streams up to a layer and returns what its fit needs, chunk by chunk."""
-        first = layer.uses[0].op
+        first = layer.calls[0].op
         for stream in self.dense:
             stream.advance(first)
         if self.pruned is None and self.inputs == "pruned":
@@ -245,25 +245,25 @@ class Walker:
         )
 
     def _blocks(self, layer: Layer, dense: Stream, pruned: Stream) -> Iterator[_Block]:
-        pruned.advance(layer.uses[0].op)
-        yield self._block(layer.uses[0], dense, pruned)
-        if len(layer.uses) == 1:
+        pruned.advance(layer.calls[0].op)
+        yield self._block(layer.calls[0], dense, pruned)
+        if len(layer.calls) == 1:
             return
-        # Later uses of a shared weight: run ahead with the weights as they are now, and come back.
+        # Later calls of a shared weight: run ahead with the weights as they are now, and come back.
         ahead = dense.fork(dense.parameters)
         twin = ahead if pruned is dense else pruned.fork(pruned.parameters)
-        for use in layer.uses[1:]:
-            ahead.advance(use.op)
-            twin.advance(use.op)
-            yield self._block(use, ahead, twin)
+        for call in layer.calls[1:]:
+            ahead.advance(call.op)
+            twin.advance(call.op)
+            yield self._block(call, ahead, twin)
 
-    def _block(self, use: Use, dense: Stream, pruned: Stream) -> _Block:
-        inputs, dense_inputs = pruned.value(use.input), dense.value(use.input)
-        bias = None if use.bias is None else dense.value(use.bias)
-        dense.advance(use.op + 1)
-        outputs = dense.values[self.graph.ops[use.op].name]
-        layout = self.layouts.get(use.op)
-        return _Block(use, layout, 0, 0, inputs, outputs, dense_inputs, bias)
+    def _block(self, call: LayerCall, dense: Stream, pruned: Stream) -> _Block:
+        inputs, dense_inputs = pruned.value(call.input), dense.value(call.input)
+        bias = None if call.bias is None else dense.value(call.bias)
+        dense.advance(call.op + 1)
+        outputs = dense.values[self.graph.ops[call.op].name]
+        layout = self.layouts.get(call.op)
+        return _Block(call, layout, 0, 0, inputs, outputs, dense_inputs, bias)
 
     def outputs(self, streams: list[Stream] | None) -> Tensor | None:
         """Runs streams to the end; the first output for all images, if it has a row for each."""
@@ -442,9 +442,9 @@ class Fit:
     def __post_init__(self) -> None:
         name = self.layer.parameter
         assert name is not None
-        self.geometry = self.layer.uses[0].geometry
+        self.geometry = self.layer.calls[0].geometry
         self.dense = self.geometry.matrix(self.graph.parameters[name])
-        self.scale = slope(self.layer, self.dense)
+        self.scale = row_scale(self.layer, self.dense)
         begin = self.start.get(name)
         self.matrix = self.dense if begin is None else self.geometry.matrix(begin)
         self.free = self.dense != 0  # zeros of the dense network are never filled
@@ -553,9 +553,9 @@ class Fit:
         matrix = torch.where(self.free, matrix, 0.0) + 0.0  # zeros without a sign
         changes = {str(layer.parameter): self.geometry.weight(matrix, layer.shape)}
         if bias is not None and layer.bias is not None:
-            slot: BiasSlot = layer.bias
-            change = slot.sign * (bias / self.scale).flatten()
-            changes[slot.parameter] = self.graph.parameters[slot.parameter] + change
+            place: BiasParameter = layer.bias
+            change = place.sign * (bias / self.scale).flatten()
+            changes[place.name] = self.graph.parameters[place.name] + change
         return changes
 
     def _bounds(self) -> list[slice]:
@@ -624,29 +624,29 @@ class Fit:
             notes.append("no place for a bias: none fitted")
         if self.constant:
             notes.append("its input does not depend on the images: fitted to what it is")
-        if len(self.layer.uses) > 1:
-            notes.append(f"weight used {len(self.layer.uses)} times: one fit for all")
+        if len(self.layer.calls) > 1:
+            notes.append(f"weight used {len(self.layer.calls)} times: one fit for all")
         return tuple(dict.fromkeys(notes))
 
 
 def folded_weight(
     graph: Graph, layer: Layer, changes: Mapping[str, Tensor] | None = None
 ) -> Float[Tensor, "groups rows cols"]:
-    """A layer's weight matrix with a following BatchNorm's slope in its rows.
+    """A layer's weight matrix with a following BatchNorm's scale in its rows.
 
     Dense, or as in `changes` (by parameter name) where the layer is in them.
     """
     assert layer.parameter is not None
     weight = (changes or {}).get(layer.parameter, graph.parameters[layer.parameter])
-    matrix = layer.uses[0].geometry.matrix(weight)
-    return matrix * slope(layer, matrix).unsqueeze(-1)
+    matrix = layer.calls[0].geometry.matrix(weight)
+    return matrix * row_scale(layer, matrix).unsqueeze(-1)
 
 
-def slope(layer: Layer, matrix: Tensor) -> Float[Tensor, "groups rows"]:
-    """The following BatchNorm's slope per row; where it is 0, a tiny share of the largest."""
-    if layer.scale is None:
+def row_scale(layer: Layer, matrix: Tensor) -> Float[Tensor, "groups rows"]:
+    """The following BatchNorm's scale per row; where it is 0, a tiny share of the largest."""
+    if layer.bn_scale is None:
         return torch.ones(matrix.shape[:2], dtype=matrix.dtype, device=matrix.device)
-    scale = layer.uses[0].geometry.rows(layer.scale).abs()
+    scale = layer.calls[0].geometry.rows(layer.bn_scale).abs()
     return scale.clamp_min(max(1e-6 * float(scale.max()), 1e-12)).to(matrix)
 
 

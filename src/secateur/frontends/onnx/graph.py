@@ -30,11 +30,11 @@ from secateur.frontends.onnx.whole import Whole
 from secateur.network.folding import Fold, Folded, Folding, folded
 from secateur.network.graph import (
     ON_THE_FLY,
-    BiasSlot,
+    BiasParameter,
     Layer,
+    LayerCall,
     Norm,
     Op,
-    Use,
     activations_product,
     alone,
     last_reads,
@@ -87,7 +87,7 @@ class OnnxGraph:
         return self.steps[index].run(values)
 
     def changed(self, parameters: Mapping[str, Tensor]) -> OnnxGraph:
-        """The same network with some parameters replaced; the layers' slopes follow."""
+        """The same network with some parameters replaced; the layers' BatchNorm scales follow."""
         twin = replace(self, parameters={**self.parameters, **parameters})
         twin.layers = _Layers(twin).find()
         return twin
@@ -119,12 +119,18 @@ class OnnxGraph:
                 continue
             norm, offset, new = made
             assert layer.bias is not None
-            bias = layer.uses[0].bias or self.plan.nodes.fresh(f"{layer.name}.bias")
+            bias = layer.calls[0].bias or self.plan.nodes.fresh(f"{layer.name}.bias")
             weight = str(layer.parameter)
             parameters |= {weight: new.weight, bias: new.bias}
-            moved[self.ops[layer.uses[0].op].name] = norm, bias
+            moved[self.ops[layer.calls[0].op].name] = norm, bias
             folds.append(
-                Fold(weight=weight, bias=bias, slope=new.slope, slot=layer.bias, offset=offset)
+                Fold(
+                    weight=weight,
+                    bias=bias,
+                    bn_scale=new.bn_scale,
+                    bias_parameter=layer.bias,
+                    offset=offset,
+                )
             )
         if not folds:
             return Folding(self, self)
@@ -143,17 +149,17 @@ class OnnxGraph:
         self, layer: Layer, moved: Mapping[str, tuple[str, str]], at: Mapping[str, int]
     ) -> Layer:
         """A layer where its operations are among others, with its BatchNormalization in it."""
-        names = [self.ops[use.op].name for use in layer.uses]
+        names = [self.ops[use.op].name for use in layer.calls]
         if not names or names[0] not in moved:
-            places = zip(layer.uses, names, strict=True)
-            return replace(layer, uses=tuple(replace(use, op=at[name]) for use, name in places))
+            places = zip(layer.calls, names, strict=True)
+            return replace(layer, calls=tuple(replace(use, op=at[name]) for use, name in places))
         norm, bias = moved[names[0]]
-        use = replace(layer.uses[0], op=at[norm], output=norm, bias=bias)
+        use = replace(layer.calls[0], op=at[norm], output=norm, bias=bias)
         return replace(
             layer,
-            uses=(use,),
-            bias=BiasSlot(bias, 1),
-            scale=None,
+            calls=(use,),
+            bias=BiasParameter(bias, 1),
+            bn_scale=None,
             affine=(str(layer.parameter), bias),
         )
 
@@ -388,7 +394,7 @@ class _Layers:
 
     def fold(self, layer: Layer) -> tuple[str, str | None, Folded] | None:
         """A BatchNormalization's output and free offset, and the new parameters, if any."""
-        if layer.obstacle or len(layer.uses) != 1 or layer.bias is None:
+        if layer.obstacle or len(layer.calls) != 1 or layer.bias is None:
             return None
         (site,) = self.sites[str(layer.parameter)]
         found = self._normalised(site)
@@ -396,7 +402,7 @@ class _Layers:
             return None
         (index, norm), held = found, self.graph.parameters
         offset = norm.beta if self._is_free(norm.beta, index) else None
-        bias = None if layer.uses[0].bias is None else held[layer.uses[0].bias]
+        bias = None if layer.calls[0].bias is None else held[layer.calls[0].bias]
         weight, gamma, beta, mean, variance = (
             held[name]
             for name in (str(layer.parameter), norm.gamma, norm.beta, norm.mean, norm.variance)
@@ -410,7 +416,7 @@ class _Layers:
         weight, shapes = self.graph.parameters[site.step.weight], self.graph.shapes
         output = shapes[site.step.name]
         places = math.prod(output[:-1] if site.kind == "linear" else (output[0], *output[2:]))
-        use = Use(
+        use = LayerCall(
             op=self.at[site.step.name],
             input=site.step.input,
             geometry=site.step.geometry(shapes[site.step.input]),
@@ -424,7 +430,7 @@ class _Layers:
             shape=weight.shape,
             output=self.graph.shown[site.step.name],
             macs=places * weight.numel(),
-            uses=(use,),
+            calls=(use,),
             obstacle=self._obstacle(site),
         )
 
@@ -492,14 +498,14 @@ class _Layers:
         norms = [self._normalised(site) for site in sites]
         uses = tuple(
             replace(use, output=norm[1].name) if norm else use
-            for use, norm in zip(layer.uses, norms, strict=True)
+            for use, norm in zip(layer.calls, norms, strict=True)
         )
         only = norms[0] if len(sites) == 1 else None
         return replace(
             layer,
-            uses=uses,
-            bias=self._bias_slot(sites, only),
-            scale=self._slope(norms[0][1]) if norms[0] else None,
+            calls=uses,
+            bias=self._bias_parameter(sites, only),
+            bn_scale=self._slope(norms[0][1]) if norms[0] else None,
             affine=self._affine(sites, only),
         )
 
@@ -519,7 +525,9 @@ class _Layers:
         gamma, variance = (self.graph.parameters[name] for name in (norm.gamma, norm.variance))
         return (variance + norm.epsilon).rsqrt() * gamma
 
-    def _bias_slot(self, sites: list[Site], norm: tuple[int, Normalise] | None) -> BiasSlot | None:
+    def _bias_parameter(
+        self, sites: list[Site], norm: tuple[int, Normalise] | None
+    ) -> BiasParameter | None:
         biases = {site.step.bias for site in sites if site.step is not None}
         bias = next(iter(biases))
         if len(biases) > 1:
@@ -527,10 +535,10 @@ class _Layers:
         if bias is not None:
             own = {site.node if site.add is None else site.add for site in sites}
             free = set(self.nodes.users(bias)) == own and bias in self.graph.writable
-            return BiasSlot(bias, 1) if free else None
+            return BiasParameter(bias, 1) if free else None
         if norm is None or not self._is_free(norm[1].mean, norm[0]):
             return None
-        return BiasSlot(norm[1].mean, -1)
+        return BiasParameter(norm[1].mean, -1)
 
     def _affine(
         self, sites: list[Site], norm: tuple[int, Normalise] | None

@@ -42,11 +42,11 @@ from secateur.network.folding import Fold, Folded, Folding, folded
 from secateur.network.geometry import Convolution, Geometry, Linear
 from secateur.network.graph import (
     ON_THE_FLY,
-    BiasSlot,
+    BiasParameter,
     Layer,
+    LayerCall,
     Norm,
     Op,
-    Use,
     activations_product,
     alone,
     merged,
@@ -113,7 +113,7 @@ class TorchGraph:
         return target(*map_arg(node.args, look_up), **map_arg(node.kwargs, look_up))
 
     def changed(self, parameters: Mapping[str, Tensor]) -> TorchGraph:
-        """The same network with some parameters replaced; the layers' slopes follow."""
+        """The same network with some parameters replaced; the layers' BatchNorm scales follow."""
         twin = replace(self, parameters={**self.parameters, **parameters})
         twin.layers = _Layers(twin).find()
         return twin
@@ -279,7 +279,7 @@ def _folding(graph: TorchGraph) -> Folding:
         new = found.fold(layer)
         if new is None:
             continue
-        (use,) = layer.uses
+        (use,) = layer.calls
         node = graph.nodes[use.op]
         bias = use.bias or _fresh(f"{layer.name}.bias", parameters)
         parameters |= {str(layer.parameter): new.weight, bias: new.bias}
@@ -288,8 +288,8 @@ def _folding(graph: TorchGraph) -> Folding:
         fold = Fold(
             weight=str(layer.parameter),
             bias=bias,
-            slope=new.slope,
-            slot=layer.bias,
+            bn_scale=new.bn_scale,
+            bias_parameter=layer.bias,
             offset=found.offset(norm),
         )
         folds.append(fold)
@@ -373,9 +373,9 @@ class _Layers:
 
     def fold(self, layer: Layer) -> Folded | None:
         """New parameters of a layer with the BatchNorm behind it; None where there is no such."""
-        if layer.obstacle or len(layer.uses) != 1 or layer.bias is None:
+        if layer.obstacle or len(layer.calls) != 1 or layer.bias is None:
             return None
-        (use,) = layer.uses
+        (use,) = layer.calls
         norm = self._batch_norm(self.graph.nodes[use.op])
         if norm is None or len(_results(norm)) != 1:
             return None
@@ -477,7 +477,7 @@ class _Layers:
             return self._dense(node, node.args[1], "as many inputs as the values lead to")
         bias = node.args[2] if len(node.args) > 2 else None
         positions = uses_per_weight(node, shape)
-        use = Use(
+        use = LayerCall(
             op=index,
             input=self.graph.keys[node.args[0]],  # type: ignore[index]
             output=self.graph.keys[node],
@@ -491,7 +491,7 @@ class _Layers:
             shape=shape,
             output=sizes(node, batch=0),
             macs=self._per_image(node, positions * shape.numel()),
-            uses=(use,),
+            calls=(use,),
             obstacle=self._obstacle(weight),
         )
 
@@ -512,16 +512,16 @@ class _Layers:
         """Adds what depends on all uses: the place for a bias and the BatchNorm's slope."""
         if layer.obstacle:
             return layer
-        norms = [self._batch_norm(self.graph.nodes[use.op]) for use in layer.uses]
+        norms = [self._batch_norm(self.graph.nodes[use.op]) for use in layer.calls]
         uses = tuple(
             replace(use, output=self._normalised(norm)) if norm else use
-            for use, norm in zip(layer.uses, norms, strict=True)
+            for use, norm in zip(layer.calls, norms, strict=True)
         )
         return replace(
             layer,
-            uses=uses,
-            bias=self._bias_slot(layer, norms),
-            scale=self._slope(norms[0]) if norms[0] else None,
+            calls=uses,
+            bias=self._bias_parameter(layer, norms),
+            bn_scale=self._slope(norms[0]) if norms[0] else None,
             affine=self._affine(layer, norms[0]),
         )
 
@@ -531,10 +531,10 @@ class _Layers:
         return self.graph.keys[results[0] if len(results) == 1 else norm]
 
     def _affine(self, layer: Layer, norm: Node | None) -> tuple[str, str | None] | None:
-        if len(layer.uses) != 1:
+        if len(layer.calls) != 1:
             return None
         if norm is None:
-            names = layer.parameter, layer.uses[0].bias
+            names = layer.parameter, layer.calls[0].bias
         else:
             gamma, beta = norm.args[1:3]
             if not isinstance(gamma, Node) or not isinstance(beta, Node):
@@ -544,21 +544,21 @@ class _Layers:
             return None
         return names  # type: ignore[return-value]
 
-    def _bias_slot(self, layer: Layer, norms: list[Node | None]) -> BiasSlot | None:
-        biases = {use.bias for use in layer.uses}
+    def _bias_parameter(self, layer: Layer, norms: list[Node | None]) -> BiasParameter | None:
+        biases = {use.bias for use in layer.calls}
         bias = next(iter(biases))
         if len(biases) > 1:
             return None
         if bias is not None:
-            own = {self.graph.nodes[use.op] for use in layer.uses}
+            own = {self.graph.nodes[use.op] for use in layer.calls}
             held = bias in self.graph.parameters and bias not in self.graph.fixed
             free = held and set(self.readers[bias]) == own
-            return BiasSlot(bias, 1) if free else None
-        norm = norms[0] if len(layer.uses) == 1 else None
+            return BiasParameter(bias, 1) if free else None
+        norm = norms[0] if len(layer.calls) == 1 else None
         if norm is None:
             return None
         mean = self.graph.keys[norm.args[3]]  # type: ignore[index]
-        return BiasSlot(mean, -1) if self._is_free(mean) else None
+        return BiasParameter(mean, -1) if self._is_free(mean) else None
 
     def _is_free(self, name: str) -> bool:
         """Whether one operation alone reads a parameter, which can be changed."""

@@ -61,7 +61,7 @@ class Subject:
 
     @cached_property
     def folded(self) -> list[Tensor]:
-        """The layers' weight matrices with a following BatchNorm's slope in their rows."""
+        """The layers' weight matrices with a following BatchNorm's scale in their rows."""
         return [folded_weight(self.graph, layer, self.weights) for layer in self.layers]
 
 

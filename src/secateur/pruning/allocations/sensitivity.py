@@ -182,7 +182,7 @@ class _Study:
     def damage(self, layer: Layer, changes: Mapping[str, Tensor]) -> float:
         """Damage to the outputs when the layer alone has other parameters."""
         for stream in self.judging:
-            stream.advance(layer.uses[0].op)
+            stream.advance(layer.calls[0].op)
         return relative_error(self.dense, self._outputs(changes))
 
     @torch.no_grad()
