@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 import json
 import os
 import shutil
@@ -22,8 +23,8 @@ from safetensors.torch import load, save_file
 from torch import nn
 
 import secateur
-import secateur.cli.app
 from secateur.cli import main as program
+from secateur.cli.app import COMMANDS
 
 _NET = """from torch import nn
 
@@ -60,6 +61,8 @@ def warm() -> None:
     """Imports in this process what each run would import in its own."""
     from secateur.render.page import report_page
 
+    for name in COMMANDS:
+        importlib.import_module(f"secateur.cli.commands.{name}")
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 2)).eval()
     how = {"method": "magnitude", "allocation": "uniform"}
     report_page(secateur.prune(net, torch.rand(40, 4), sparsity=0.5, **how).report)

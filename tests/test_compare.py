@@ -195,7 +195,7 @@ def test_the_command_writes_the_curve_and_a_report_per_point(tmp_path: Path) -> 
     data = "secateur.example:calibration"
     call = ["sweep", model, "--data", data, "--max-images", 40, "--method", "magnitude"]
     call += ["--allocation", "uniform", "-o", out, "--sparsities"]
-    assert_mistake(invoke(*call, "0.5;0.6"), "--sparsities is '0.5;0.6'", out)
+    assert_mistake(invoke(*call, "0.5,6"), "sparsity is 6.0, expected", out)
     result = invoke(*call, "0.7,0.5")
     assert result.exit_code == 0, result.output
     names = ["report-0.5.json", "report-0.7.json", "sweep.html", "sweep.json"]

@@ -20,8 +20,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 import secateur
-from secateur.cli import app as command_line
 from secateur.cli.app import app
+from secateur.cli.writing import warn_of_difference
 from secateur.evaluation.inference import predict
 from secateur.export.files import far_off, save_int8, save_openvino
 from secateur.export.int8 import check_zeros, parts, quantize, recurrent_note, require_nncf
@@ -494,7 +494,7 @@ def test_an_int8_file_far_from_the_network_is_a_warning_with_the_figure(
     result = SimpleNamespace(report=report)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        command_line._warn(result, name)
+        warn_of_difference(result, name)
     told = [of for of in report.warnings if of.startswith(f"{name} is far from the network")]
     assert len(told) == len(caught) == far
     if far:

@@ -112,7 +112,7 @@ def refuses(*_, **__):
 
 def test_formats_that_fail_after_the_pruning_leave_the_others(walks, tmp_path, monkeypatch) -> None:
     """They were fine with the dense network."""
-    monkeypatch.setattr("secateur.export.files.rehearse", lambda *_, **__: None)
+    monkeypatch.setattr("secateur.cli.commands.prune.rehearse", lambda *_, **__: None)
     monkeypatch.setattr("secateur.api.rehearse", lambda *_, **__: None)
     monkeypatch.setattr("secateur.api.in_int8", refuses)
     monkeypatch.setattr("secateur.export.files.write_ir", refuses)
@@ -148,7 +148,7 @@ def test_python_returns_the_pruned_network_without_int8(monkeypatch) -> None:
 
 
 def test_the_first_file_has_to_be_written(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("secateur.export.files.save_safetensors", refuses)
+    monkeypatch.setattr("secateur.cli.writing.save_safetensors", refuses)
     done = prune("Net", tmp_path / "out")
     assert done.exit_code == 2
     assert list(tmp_path.iterdir()) == []

@@ -1,10 +1,11 @@
-"""The choice of layers: exact names, globs, and advice that is not refused in its turn."""
+"""Numbers in options; the choice of layers: exact names, globs, and advice that holds."""
 
 import re
 
 import onnx
 import pytest
 import torch
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx_models import Builder
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 import secateur
 from secateur import ModelError, OptionError
 from secateur.cli.app import app
+from secateur.cli.parameters import Numbers
 from secateur.network.geometry import Linear
 from secateur.network.graph import Layer, LayerCall
 from secateur.pruning.layer_selection import (
@@ -33,6 +35,37 @@ ODD = [
     "-v",
     "é",
 ]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text", "value"),
+    [
+        (Numbers(), "0.5", 0.5),
+        (Numbers(kind=int), "-3", -3),
+        (Numbers(kind=int), 1000, 1000),  # a default
+        (Numbers(kind=int, least=0), "0", 0),
+        (Numbers(several=True), "0.5, 1 2", (0.5, 1.0, 2.0)),
+        (Numbers(kind=int, several=True), "3", (3,)),
+    ],
+)
+def test_numbers_are_read(numbers: Numbers, text: str, value: object) -> None:
+    assert numbers.parse(text) == value
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text", "expected"),
+    [
+        (Numbers(), "half", "got 'half', expected a number"),
+        (Numbers(kind=int), "1.5", "got '1.5', expected a whole number"),
+        (Numbers(kind=int, least=2), "1", "got '1', expected a whole number, at least 2"),
+        (Numbers(several=True), "1;2", "expected numbers separated by commas, such as 1,2,3"),
+        (Numbers(kind=int, several=True), "1,2.5", "expected whole numbers separated by commas"),
+        (Numbers(several=True), " , ", "expected numbers separated by commas"),
+    ],
+)
+def test_what_is_no_number_is_told(numbers: Numbers, text: str, expected: str) -> None:
+    with pytest.raises(typer.BadParameter, match=re.escape(expected)):
+        numbers.parse(text)
 
 
 def layer(name: str, **more: str) -> Layer:

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 import secateur
+from secateur.cli.app import COMMANDS
 
 LARGE = ["PIL", "jinja2", "matplotlib", "nncf", "numpy", "onnx", "onnxruntime", "openvino"]
 LARGE += ["onnxscript", "safetensors", "scipy", "torch"]
@@ -26,10 +27,6 @@ def imported_by(program):
     """The large packages that are there after a program."""
     told = f"import sys\n{program}\nprint('imported', *({set(LARGE)} & set(sys.modules)))"
     return fresh(told).splitlines()[-1].split()[1:]
-
-
-COMMANDS = ["prune", "sweep", "inspect", "evaluate", "report", "compare", "bench", "recipe"]
-COMMANDS += ["fractals", "pack", "unpack"]
 
 
 def test_no_large_package_for_a_question_about_the_program():

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import os
 
-from secateur.cli.signals import ended_at_once
+from secateur.cli.signals import load
 
 
 def main() -> None:
     """Runs the command line; a polite kill (SIGTERM) is like Ctrl-C."""
-    with ended_at_once():
-        from secateur.cli.app import main as run
+    app = load("secateur.cli.app")
     try:
-        run()
+        app.run()
     except KeyboardInterrupt:
-        from secateur.support.files import interruption
-
-        os.write(2, f"secateur: error: {interruption()}\n".encode())
+        os.write(2, app.interrupted().encode())
         os._exit(2)
 
 

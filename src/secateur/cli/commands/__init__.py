@@ -1,0 +1,1 @@
+"""The commands, a file each: `run` does what its options say."""

@@ -1,0 +1,29 @@
+"""`secateur bench`."""
+
+from __future__ import annotations
+
+from secateur.cli import options
+from secateur.cli.output import working
+from secateur.hardware.bench import bench
+from secateur.render.terminal import bench_view, print_view
+from secateur.support.files import check_file
+
+
+def run(asked: options.Bench) -> None:
+    """Measures latencies, prints them, and writes them where that is asked for."""
+    if asked.json is not None:
+        check_file(asked.json, force=asked.force)
+    with working(asked.quiet) as teller:
+        teller.step("measuring")
+        result = bench(
+            *asked.files,
+            threads=asked.threads,
+            batch=asked.batch,
+            rounds=asked.rounds,
+            sparse_rate=asked.sparse_rate,
+            seed=asked.seed,
+            progress=lambda done, total: teller.step(f"measuring, {done} of {total} rounds done"),
+        )
+    if asked.json is not None:
+        result.save(asked.json, force=asked.force)
+    print_view(bench_view(result))

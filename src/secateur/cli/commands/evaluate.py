@@ -1,0 +1,50 @@
+"""`secateur evaluate`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Sequence
+
+import typer
+
+from secateur.cli import options
+from secateur.cli.inputs import asked_preprocess, with_own
+from secateur.cli.output import working
+from secateur.data.sources import open_images
+from secateur.errors import SecateurWarning
+from secateur.evaluation.inference import Evaluation, answer, compare, one_answer
+from secateur.frontends.loading import load_network
+from secateur.render.terminal import verdict_lines
+
+
+def run(asked: options.Evaluate) -> None:
+    """Prints how good a network is, and how it compares with another."""
+    preprocess = asked_preprocess(asked)
+    with working(asked.quiet) as teller:
+        teller.step("loading")
+        network = load_network(asked.file, asked.model)
+        others = [] if asked.against is None else [load_network(asked.against, asked.model)]
+        preprocess = with_own(preprocess, network, *others)
+        teller.step("evaluating")
+        images = open_images(asked.eval_data, preprocess=preprocess)
+        answers = answer([network, *others], images, needs_labels=not others)
+    output, *references = answers.outputs
+    reference = references[0] if references else None
+    evaluations = [(asked.file, compare(output, answers.labels, reference))]
+    doubts = images.doubts(answers.classes)
+    if reference is not None and answers.labels is None:
+        doubts += one_answer(reference, "images")
+    for doubt in doubts:
+        warnings.warn(doubt, SecateurWarning, stacklevel=2)
+    if reference is not None and asked.against is not None:
+        evaluations.append((asked.against, compare(reference, answers.labels, reference)))
+    typer.echo(_json(evaluations) if asked.json else "\n".join(verdict_lines(evaluations)))
+
+
+def _json(evaluations: Sequence[tuple[str, Evaluation]]) -> str:
+    """The evaluations of a file and of the one that it is compared with."""
+    plain = [{"file": file, **dataclasses.asdict(one)} for file, one in evaluations]
+    both = dict(zip(("network", "against"), plain, strict=False))
+    return json.dumps(both, indent=2, ensure_ascii=False)

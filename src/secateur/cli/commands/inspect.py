@@ -1,0 +1,29 @@
+"""`secateur inspect`."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+from secateur import api
+from secateur.cli import options
+from secateur.cli.output import working
+from secateur.frontends.loading import load_model
+from secateur.render.terminal import inspection_view, print_view
+
+
+def run(asked: options.Inspect) -> None:
+    """Prints a network's layers."""
+    shape = asked.shape
+    if shape is None and (asked.size is not None or asked.channels != 3):
+        shape = (asked.channels, asked.size or 224, asked.size or 224)
+    with working(asked.quiet) as teller:
+        teller.step("loading the network")
+        network = load_model(asked.model, asked.weights)
+        teller.step("tracing the network")
+        inspection = api.inspect(network, shape)
+    if asked.json:
+        typer.echo(json.dumps(inspection.data(), indent=2, ensure_ascii=False))
+    else:
+        print_view(inspection_view(inspection, verbose=asked.verbose))

@@ -1,0 +1,162 @@
+"""`secateur prune`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+from torch.nn.parameter import is_lazy
+
+from secateur import api
+from secateur.cli import options
+from secateur.cli.inputs import asked_preprocess, asked_recipe, common_arguments, with_own
+from secateur.cli.output import list_files, note_missing, sizes, working, write_page
+from secateur.cli.writing import INT8, INT8_IR, IR, ONNX, PROGRAM, REPORT, WEIGHTS, write_files
+from secateur.data.preprocess import Preprocess
+from secateur.data.sources import load_images
+from secateur.errors import ModelError, OptionError
+from secateur.export.files import rehearse
+from secateur.export.int8 import check_kind, require_nncf
+from secateur.frontends import require_onnx, saved_tensors
+from secateur.frontends.first_runs import one_first_run
+from secateur.frontends.loading import is_onnx_file, is_program_file, load_model
+from secateur.frontends.openvino.runtime import require_openvino
+from secateur.pruning.recipe import Recipe
+from secateur.pruning.targets import choose_target
+from secateur.render.terminal import plan_view, print_view, report_view, result_line
+from secateur.support.files import check_folder, check_space, output_folder
+from secateur.support.progress import Teller, on_terminal
+
+PAGE = "report.html"
+
+
+def run(asked: options.Prune) -> None:
+    """Prunes and writes the files, or shows the plan of a dry run."""
+    files = _files(asked)
+    if asked.out is not None:
+        check_folder(asked.out, [*files, REPORT, PAGE], force=asked.force)
+    elif not asked.dry_run:
+        raise OptionError("got no folder to write, expected -o OUT: or ask for --dry-run")
+    choose_target(**_target(asked))  # a mistake shows now, not after the images are read
+    recipe, preprocess = asked_recipe(asked), asked_preprocess(asked)
+    _require(asked)
+    if asked.dry_run or asked.out is None:
+        _show_plan(asked, recipe, preprocess)
+    else:
+        _prune(asked, asked.out, files, recipe, preprocess)
+
+
+def _show_plan(asked: options.Prune, recipe: Recipe, preprocess: Preprocess | None) -> None:
+    with working(asked.quiet) as teller:
+        network, images, arguments = _read(asked, [], recipe, preprocess, teller)
+        plan = api.plan(network, images, **arguments)
+    print_view(plan_view(plan))
+
+
+def _prune(
+    asked: options.Prune,
+    out: Path,
+    files: Sequence[str],
+    recipe: Recipe,
+    preprocess: Preprocess | None,
+) -> None:
+    with working(asked.quiet) as teller:
+        network, images, arguments = _read(asked, files, recipe, preprocess, teller)
+        with one_first_run(), output_folder(out, force=asked.force) as folder:
+            _rehearse(asked, files, network, images.tensor, teller)
+            result = api.prune(network, images, **arguments)
+            missing = write_files(result, folder, images.tensor, files, asked.model, teller)
+            no_page = write_page(result.report, folder / PAGE)
+            written = sizes(folder)
+    _show(result, out, asked.quiet)
+    list_files(out, written)
+    note_missing(PAGE, no_page)
+    if missing:
+        reasons = "; ".join(f"{name} was not written: {why}" for name, why in missing.items())
+        raise ModelError(f"{reasons}; the pruned network and the other files are in {out}")
+
+
+def _read(
+    asked: options.Prune,
+    files: Sequence[str],
+    recipe: Recipe,
+    preprocess: Preprocess | None,
+    teller: Teller,
+) -> tuple[Any, Any, dict[str, Any]]:
+    """The network, the images, and the other arguments of `secateur.prune`.
+
+    Args:
+        files: that are to be written; the disk has to have room for them.
+    """
+    teller.step("loading the network")
+    network = load_model(asked.model, asked.weights)
+    preprocess = with_own(preprocess, network)
+    quantize = "int8" if asked.int8 else None
+    check_kind(quantize, network)
+    if asked.out is not None and files:
+        check_space(asked.out, _least_bytes(network, files))
+    teller.step("reading the images")
+    images = load_images(
+        asked.data, preprocess=preprocess, max_images=asked.max_images, seed=asked.seed
+    )
+    common = common_arguments(asked, recipe, preprocess, teller)
+    return network, images, {"quantize": quantize, **_target(asked), **common}
+
+
+def _rehearse(
+    asked: options.Prune, files: Sequence[str], network: Any, images: Any, teller: Teller
+) -> None:
+    """Writes the dense network in the formats that may fail, before the long work."""
+    if {IR, INT8_IR} & {*files} or {WEIGHTS, ONNX} <= {*files}:
+        teller.step("trying the formats on the dense network")
+        rehearse(network, images, onnx=ONNX in files, openvino=asked.openvino, int8=asked.int8)
+
+
+def _files(asked: options.Prune) -> list[str]:
+    """The files to write, beside the report; the first must not fail."""
+    of_onnx = is_onnx_file(asked.model)
+    files = [ONNX] if of_onnx else [WEIGHTS, *([ONNX] if asked.onnx else [])]
+    files += [PROGRAM] * is_program_file(asked.model)
+    files += [INT8] * asked.int8 + [IR] * asked.openvino
+    return files + [INT8_IR] * (asked.openvino and asked.int8)
+
+
+def _target(asked: options.Prune) -> dict[str, float | None]:
+    return {
+        "sparsity": asked.sparsity,
+        "max_macs": asked.max_macs,
+        "max_bytes": asked.max_bytes,
+        "max_drop": asked.max_drop,
+    }
+
+
+def _require(asked: options.Prune) -> None:
+    """Tells before long work what an option needs and the extra that installs it all."""
+    formats = [name for name in ("openvino", "int8") if getattr(asked, name)]
+    formats = formats or ["onnx"] * (asked.onnx and not is_onnx_file(asked.model))
+    if formats:
+        purpose, extra = " ".join(f"--{name}" for name in formats), ",".join(formats)
+        require_onnx(purpose, "onnxscript", extra=extra)
+        if asked.openvino:
+            require_openvino(purpose, extra=extra)
+        if asked.int8:
+            require_nncf(purpose, extra=extra)
+
+
+def _least_bytes(network: Any, files: Sequence[str]) -> int:
+    """What the files of prune will hold at least: all weights each, a quarter of that in INT8."""
+    tensors = [tensor for tensor in saved_tensors(network).values() if not is_lazy(tensor)]
+    size = sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())  # tied ones once
+    quarters = len([name for name in files if name in (INT8, INT8_IR)])
+    return (len(files) - quarters) * size + quarters * size // 4
+
+
+def _show(result: api.PruneResult, out: Path, quiet: bool | None) -> None:
+    """Prints the whole report on a terminal, one line elsewhere."""
+    if quiet or (quiet is None and not on_terminal(sys.stdout)):
+        typer.echo(f"{out}: {result_line(result.report)}")
+    else:
+        print_view(report_view(result.report))

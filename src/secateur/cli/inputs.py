@@ -1,0 +1,73 @@
+"""What commands make of their options: preprocessing, images, the arguments of `prune`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from secateur.cli.options import Fit, Pictures
+from secateur.data.preprocess import Preprocess, completed
+from secateur.data.sources import open_images
+from secateur.data.streams import ImageStream
+from secateur.frontends.hubs import own_preprocess
+from secateur.pruning.recipe import Recipe, choose_recipe
+from secateur.support.progress import Teller
+
+
+def asked_preprocess(options: Pictures) -> Preprocess | None:
+    """The preprocessing that the options ask for; None where they say nothing."""
+    settings = {
+        "size": options.size,
+        "resize": options.resize,
+        "mean": options.mean,
+        "std": options.std,
+    }
+    if all(value is None for value in settings.values()) and options.channels == 3:
+        return None
+    return Preprocess(**settings, channels=options.channels)
+
+
+def with_own(asked: Preprocess | None, *networks: Any) -> Preprocess | None:
+    """What was asked for, with what a network from a hub brings where nothing was."""
+    own = next(filter(None, map(own_preprocess, networks)), None)
+    if own is not None:
+        typer.echo(
+            f"secateur: note: pictures are prepared as the network says ({own}), but for what "
+            "--size, --resize, --mean and --std say",
+            err=True,
+        )
+    return completed(asked, own)
+
+
+def evaluation_images(source: str | None, preprocess: Preprocess | None) -> ImageStream | None:
+    """All images of --eval, with labels where they have any; read when they are needed."""
+    return None if source is None else open_images(source, preprocess=preprocess)
+
+
+def asked_recipe(options: Fit) -> Recipe:
+    """The recipe, with the settings that options replace."""
+    return choose_recipe(
+        options.recipe,
+        method=options.method,
+        allocation=options.allocation,
+        inputs=options.inputs,
+    )
+
+
+def common_arguments(
+    options: Fit, recipe: Recipe, preprocess: Preprocess | None, teller: Teller
+) -> dict[str, Any]:
+    """The arguments that `secateur.prune`, `plan` and `sweep` share."""
+    return {
+        "evaluation": evaluation_images(options.eval_data, preprocess),
+        "recipe": recipe,
+        "preprocess": preprocess,  # for the report: the images are read already
+        "include": options.include or None,
+        "exclude": options.exclude or None,
+        "max_images": options.max_images,
+        "max_columns": options.max_columns,
+        "seed": options.seed,
+        "device": options.device,
+        "progress": teller,
+    }

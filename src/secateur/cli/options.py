@@ -1,0 +1,398 @@
+"""What each command takes: a class per command, whose fields are its arguments and options.
+
+The docstring of a class is the command's help. Nothing here imports PyTorch, so that help and
+mistakes in options come at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secateur.cli.parameters import Numbers
+
+_number = Numbers().parse
+_whole = Numbers(kind=int).parse
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="An .onnx or .pt2 file, file.py:callable, package.mod:callable, timm:NAME or hf:PATH.",
+    ),
+]
+Weights = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Weights to load: .safetensors, .pt or .pth.")
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        metavar="DATA",
+        help="Calibration images: a folder, .npz, file.py:callable or fractal:300.",
+    ),
+]
+Size = Annotated[
+    int | None,
+    typer.Option(parser=_whole, metavar="N", help="Side of the square centre crop, in pixels."),
+]
+Channels = Annotated[
+    int, typer.Option(parser=_whole, metavar="N", help="3 (RGB) or 1 (grayscale).")
+]
+Seed = Annotated[int, typer.Option(parser=_whole, metavar="N", help="Seed of every random choice.")]
+File = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="File to write.")]
+Folder = Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="Folder to write.")]
+Packed = Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="File to write.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Quiet = Annotated[
+    bool | None,
+    typer.Option(
+        "--quiet/--verbose",
+        help="No progress and one line / the whole report; the default depends on whether the "
+        "output is a terminal.",
+    ),
+]
+Silent = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """How images become inputs of the network."""
+
+    size: Size = None
+    resize: Annotated[
+        int | None,
+        typer.Option(parser=_whole, metavar="N", help="Short side before the crop; default: size."),
+    ] = None
+    mean: Annotated[
+        Sequence[float] | None,
+        typer.Option(
+            parser=Numbers(several=True).parse,
+            metavar="M,M,M",
+            help="Mean per channel, pixels scaled to [0, 1].",
+        ),
+    ] = None
+    std: Annotated[
+        Sequence[float] | None,
+        typer.Option(
+            parser=Numbers(several=True).parse,
+            metavar="S,S,S",
+            help="Standard deviation per channel, pixels scaled to [0, 1].",
+        ),
+    ] = None
+    channels: Channels = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit(Pictures):
+    """How a network is pruned, whatever the target."""
+
+    model: Model
+    data: Data
+    weights: Weights = None
+    eval_data: Annotated[
+        str | None,
+        typer.Option("--eval", metavar="DATA", help="Images to evaluate on, labelled or not."),
+    ] = None
+    recipe: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="default, tuned, paper or a .toml file.")
+    ] = "default"
+    method: Annotated[
+        str | None, typer.Option(help="Pruning method, e.g. admm (overrides the recipe).")
+    ] = None
+    allocation: Annotated[
+        str | None,
+        typer.Option(help="sensitivity, normalized-magnitude or uniform (overrides the recipe)."),
+    ] = None
+    inputs: Annotated[
+        str | None,
+        typer.Option(
+            help="Which network's inputs layers are fitted to: pruned or dense "
+            "(overrides the recipe)."
+        ),
+    ] = None
+    include: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Layers to prune, protected ones too; repeatable."),
+    ] = None
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Layers to leave dense; repeatable.")
+    ] = None
+    max_images: Annotated[
+        int, typer.Option(parser=_whole, metavar="N", help="Use at most this many images.")
+    ] = 1000
+    max_columns: Annotated[
+        int,
+        typer.Option(
+            parser=_whole, metavar="N", help="Fit layers with more inputs per output in blocks."
+        ),
+    ] = 8192
+    seed: Seed = 0
+    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda.")] = None
+    force: Force = False
+    quiet: Quiet = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune(Fit):
+    """Prune MODEL and write the result, report.json and report.html to OUT.
+
+    Exactly one of --sparsity, --max-macs, --max-bytes and --max-drop says how much. A PyTorch
+    network is written as model.safetensors and, with --onnx, as model.onnx; a .pt2 file also as
+    model.pt2; an .onnx file as model.onnx, which is that file with other weights. INT8 files are
+    calibrated on the same images; every zero stays a zero in each file.
+    """
+
+    model: Model
+    data: Data
+    sparsity: Annotated[
+        float | None,
+        typer.Option(
+            parser=_number,
+            metavar="S",
+            help="Fraction of zeros, in [0, 1). Give one of this and the next three.",
+        ),
+    ] = None
+    max_macs: Annotated[
+        float | None,
+        typer.Option(
+            parser=_number,
+            metavar="F",
+            help="Multiply-accumulates left, as a fraction, in (0, 1].",
+        ),
+    ] = None
+    max_bytes: Annotated[
+        float | None,
+        typer.Option(
+            parser=_number, metavar="F", help="Size of a packed file, as a fraction, in (0, 1]."
+        ),
+    ] = None
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            parser=_number,
+            metavar="POINTS",
+            help="Points of top-1 (or, without labels, of agreement) to lose at most.",
+        ),
+    ] = None
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="OUT", help="Folder to write.")
+    ] = None
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show how many zeros in each layer; write nothing.")
+    ] = False
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Also write model.onnx (always for an .onnx file).")
+    ] = False
+    openvino: Annotated[
+        bool, typer.Option("--openvino", help="Also write openvino/model.xml and .bin.")
+    ] = False
+    int8: Annotated[
+        bool,
+        typer.Option(
+            "--int8", help="Also write model-int8.onnx (with --openvino, the INT8 IR too)."
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep(Fit):
+    """Prune MODEL to several sparsities and write what each costs to OUT.
+
+    Writes sweep.json, sweep.html with the curve, and for each sparsity the report that prune
+    would write; no networks. The layers' sensitivity is measured once.
+    """
+
+    model: Model
+    data: Data
+    sparsities: Annotated[
+        Sequence[float],
+        typer.Option(
+            parser=Numbers(several=True).parse,
+            metavar="S,S,...",
+            help="Fractions of zeros, in [0, 1): 0.5,0.6,0.7.",
+        ),
+    ]
+    out: Folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Show a report, or write it to FILE as a page."""
+
+    file: Annotated[Path, typer.Argument(metavar="REPORT", help="A report.json.")]
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="The .html file to write.")
+    ] = None
+    bench: Annotated[
+        Path | None, typer.Option(metavar="JSON", help="Latencies to show, from bench --json.")
+    ] = None
+    force: Force = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Show what differs between two reports: settings, accuracy, bytes, layers."""
+
+    first: Annotated[Path, typer.Argument(metavar="FIRST", help="A report.json.")]
+    second: Annotated[
+        Path, typer.Argument(metavar="SECOND", help="Another one, of the same network.")
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Measure the latency of model files on ONNX Runtime and OpenVINO, on random inputs.
+
+    The first file is the dense one; the others are compared with it. Run nothing else on the
+    machine meanwhile.
+    """
+
+    files: Annotated[
+        list[Path], typer.Argument(metavar="DENSE PRUNED...", help=".onnx files (or .xml).")
+    ]
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            parser=_whole, metavar="N", help="Threads of each runtime; default: one per core."
+        ),
+    ] = None
+    batch: Annotated[
+        int,
+        typer.Option(
+            parser=_whole, metavar="N", help="Images per run, where the file leaves it open."
+        ),
+    ] = 1
+    rounds: Annotated[
+        int,
+        typer.Option(parser=_whole, metavar="N", help="Measurements of each file, at least 10."),
+    ] = 100
+    sparse_rate: Annotated[
+        float,
+        typer.Option(
+            parser=_number,
+            metavar="S",
+            help="Fraction of zeros from which OpenVINO computes a layer sparsely.",
+        ),
+    ] = 0.5
+    seed: Annotated[
+        int,
+        typer.Option(parser=_whole, metavar="N", help="Seed of the order of measurements."),
+    ] = 0
+    json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the result to FILE.")
+    ] = None
+    force: Force = False
+    quiet: Silent = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspect:
+    """List MODEL's layers: shapes, weights, MACs, which stay dense, and which runtimes profit."""
+
+    model: Model
+    weights: Weights = None
+    shape: Annotated[
+        Sequence[int] | None,
+        typer.Option(
+            parser=Numbers(kind=int, several=True).parse,
+            metavar="C,H,W",
+            help="One input's shape; default: the .onnx file's, or 3,224,224.",
+        ),
+    ] = None
+    size: Size = None
+    channels: Channels = 3
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Also show what each layer lacks for each runtime.")
+    ] = False
+    json: Json = False
+    quiet: Silent = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Pictures):
+    """Measure FILE's top-1 on labelled images, and compare it with OTHER.
+
+    Images without labels show only agreement with OTHER, or the error of the first output where
+    the network gives no class scores. OTHER may be anything that FILE may be; --model serves both.
+    """
+
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="An .onnx, .xml (OpenVINO) or .safetensors file, or as for prune."
+        ),
+    ]
+    eval_data: Annotated[
+        str,
+        typer.Option(
+            "--eval", metavar="DATA", help="Images, labelled or not, as for prune; all are used."
+        ),
+    ]
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="The network that weights are for: file.py:callable or the like."
+        ),
+    ] = None
+    against: Annotated[
+        str | None, typer.Option(metavar="OTHER", help="Compare with it on the same images.")
+    ] = None
+    json: Json = False
+    quiet: Silent = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Show a recipe as TOML, to be edited and passed to --recipe."""
+
+    name: Annotated[
+        str, typer.Argument(metavar="NAME|FILE", help="default, tuned, paper or a file.")
+    ]
+    out: File = None
+    force: Force = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fractals:
+    """Write synthetic images (PNG) to calibrate on where there are no real ones."""
+
+    out: Folder
+    count: Annotated[int, typer.Option(parser=_whole, metavar="N", help="Number of images.")] = 300
+    size: Annotated[
+        int, typer.Option(parser=_whole, metavar="N", help="Side of the square images, in pixels.")
+    ] = 224
+    channels: Channels = 3
+    seed: Seed = 0
+    force: Force = False
+    quiet: Silent = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pack:
+    """Write FILE smaller: zeros take almost no bytes, and unpack restores every bit."""
+
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors or .onnx file.")]
+    out: Packed
+    force: Force = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unpack:
+    """Write the file that was packed as FILE, bit for bit."""
+
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file made by pack.")]
+    out: Packed
+    force: Force = False
+    max_bytes: Annotated[
+        int | None,
+        typer.Option(
+            parser=Numbers(kind=int, least=0).parse,
+            metavar="N",
+            help="Write no more; default: 1 GiB, or 256 times FILE if that is more.",
+        ),
+    ] = None
