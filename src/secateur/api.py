@@ -1,4 +1,4 @@
-"""The main path: a network and some images in, the pruned network and a report out."""
+"""The public functions `prune`, `plan` and `inspect`: a network and images in, results out."""
 
 from __future__ import annotations
 
@@ -39,16 +39,15 @@ class PruneResult:
     """What `prune` returns.
 
     Attributes:
-        model: the pruned copy of the network: a module in eval mode, or an `onnx.ModelProto`
-            where that or an ONNX file was given.
-        report: what happened.
-        quantized: the pruned network in INT8, an `onnx.ModelProto`, where that was asked for.
-        evaluation_set: the evaluation data and what the dense network says to them, where there
-            are any.
-        steps: for a recipe of several steps, the parameters that differ from the dense
-            network's after each of them, by name; see `after`.
-        exported: what `quantized` was made from: the pruned network as an `onnx.ModelProto`.
-        missing: what was asked for and could not be made ("int8"), and why.
+        model: the pruned copy of the network: a module in eval mode, or an `onnx.ModelProto` if
+            the network was one or an ONNX file.
+        report: what happened to each layer, accuracy, size, settings and warnings.
+        quantized: the pruned network in INT8, an `onnx.ModelProto`, if requested.
+        evaluation_set: the evaluation data with the dense network's outputs; None without data.
+        steps: for a recipe with several steps, the parameters that differ from the dense
+            network's after each step, by name; see `after`.
+        exported: the pruned network as an `onnx.ModelProto`, from which `quantized` was made.
+        missing: results that were requested and could not be made ("int8"), with the reason.
     """
 
     model: Any
@@ -60,7 +59,11 @@ class PruneResult:
     missing: Mapping[str, str] = field(default_factory=dict)
 
     def after(self, step: str) -> Any:
-        """A copy of the network as it was after a step of the recipe."""
+        """Returns a copy of the network as it was after a step of the recipe.
+
+        Raises:
+            OptionError: the recipe has no such step.
+        """
         if step not in self.steps:
             known = ", ".join(self.steps) or "none, for the recipe has a single step"
             raise OptionError(f"no step {step!r}, expected one of: {known}")
@@ -95,62 +98,72 @@ def prune(
 ) -> PruneResult:
     """Prunes a trained network without retraining it.
 
-    Exactly one of `sparsity`, `max_macs`, `max_bytes` and `max_drop` says how much.
+    Give exactly one target: `sparsity`, `max_macs`, `max_bytes` or `max_drop`.
+
+    Example:
+        >>> import secateur
+        >>> from secateur import example
+        >>> result = secateur.prune(example.trained(), example.calibration(), sparsity=0.5)
+        >>> f"{result.report.sparsity:.2f}"
+        '0.50'
+        >>> images, labels = example.test()
+        >>> secateur.evaluate(result.model, images, labels).top1 > 90
+        True
 
     Args:
         model: any module that `torch.export` can trace, with its weights, or an ONNX model that
-            ONNX Runtime runs: the path of the file or an `onnx.ModelProto`; never modified. Of
+            ONNX Runtime can run, as a path or an `onnx.ModelProto`; never modified. Of
             `torch.compile(net)`, `DataParallel(net)`, `DistributedDataParallel(net)` and
-            `AveragedModel(net)` the network within is pruned and returned. Or
+            `AveragedModel(net)` the inner network is pruned and returned. Also
             "file.py:function" that returns a module, "timm:resnet18", or "hf:PATH".
         data: calibration images, without labels: a float tensor (N, C, H, W), a DataLoader or
-            other batches, a folder, an `.npz`, "file.py:callable", or "fractal:300" for
-            synthetic images where there are none. 300 to 1000 serve well.
-        sparsity: fraction of zeros among the weights of the pruned layers, in [0, 1); hit exactly.
-        max_macs: multiply-accumulates left, as a fraction of the dense network's, in (0, 1].
-            Those with zero weights count as saved, which only some runtimes do save.
-        max_bytes: size of a packed file (a bit per weight and the kept ones) as a fraction of
-            the dense network's, in (0, 1].
-        max_drop: points of top-1 that may be lost, in [0, 100): the largest sparsity that stays
-            within it, in at most 6 tries. Without labels points of agreement with the dense
-            network; without evaluation data on a quarter of `data`, held back.
-        evaluation: images to judge the result by, never fitted to: (images, labels), or any
+            other batches, a folder, an `.npz` file, "file.py:callable", or "fractal:300" for
+            synthetic images if you have none. Use 300 to 1000.
+        sparsity: fraction of zeros among the weights of the pruned layers, in [0, 1); met exactly.
+        max_macs: multiply-accumulates with nonzero weights, as a fraction of the dense
+            network's, in (0, 1]. Only some runtimes skip the others.
+        max_bytes: size of a packed file (one bit per weight, and the kept weights) as a fraction
+            of the dense network's, in (0, 1].
+        max_drop: points of top-1 to lose at most, in [0, 100). Finds the largest sparsity within
+            it in at most 6 tries. Without labels: points of agreement with the dense network.
+            Without evaluation data: measured on a quarter of `data`, held back.
+        evaluation: images to evaluate the result on, never fitted to: (images, labels), or any
             source as for `data`; all of them are used.
-        quantize: "int8" also makes an INT8 network of the pruned one, on the same images, with
-            every zero kept; see `secateur.quantize`. It is tried on the dense network first; where
-            it fails on the pruned one all the same, a warning tells.
-        preprocess: from images to inputs, see `Preprocess`; for folders and uint8 data. None = as
-            a network from a hub wants it, and none for any other.
-        recipe: how: an object, a name in `RECIPES` ("default", "tuned", "paper") or a TOML file.
-            The four settings below replace the recipe's where they are given.
+        quantize: "int8" also quantises the pruned network to INT8, on the same images, and keeps
+            every zero; see `secateur.quantize`. It is tried on the dense network first. If it
+            fails on the pruned network only, a warning says so.
+        preprocess: from images to inputs, see `Preprocess`; for folders and uint8 data. None =
+            what a network from a hub prescribes; no preprocessing for any other network.
+        recipe: all settings: an object, a name in `RECIPES` ("default", "tuned", "paper") or a
+            TOML file. The next four arguments override single settings.
         pattern: which zeros are allowed; an object or a name in `PATTERNS`.
-        method: which weights go and what the others become; an object or a name in `METHODS`.
-        allocation: how many zeros in each layer; an object or a name in `ALLOCATIONS`.
-        inputs: "pruned" fits each layer to the inputs it will get in the pruned network,
-            "dense" (the paper) to those it gets in the dense one.
+        method: chooses the weights to remove and fits the others; an object or a name in
+            `METHODS`.
+        allocation: decides how many zeros each layer gets; an object or a name in `ALLOCATIONS`.
+        inputs: "pruned" fits each layer to its inputs in the pruned network, "dense" (the paper)
+            to those in the dense network.
         include: names or globs of the layers to prune; None = all but the first layer, depthwise
             convolutions and tiny layers (one output of fewer than 64 weights).
         exclude: names or globs of layers to leave dense.
         max_images: use at most this many images; None = all.
         max_columns: layers with more inputs per output are fitted in blocks of columns.
-        seed: of every random choice.
+        seed: seed of every random choice.
         device: where to compute; None = where the model is (an ONNX model on the CPU).
-        progress: None shows a bar on a terminal and nothing elsewhere; True a bar on a terminal
-            and elsewhere a line now and then, on standard error; False nothing; a function is
-            called with (done, total, layer name) after each layer.
+        progress: None shows a bar on a terminal and nothing elsewhere. True shows a bar on a
+            terminal and prints a line now and then elsewhere, on standard error. False shows
+            nothing. A function is called with (done, total, layer name) after each layer.
 
     Returns:
         The pruned copy and the report.
 
     Raises:
-        OptionError, DataError, ModelError: a mistake that the message helps to put right.
-        MissingExtraError: an ONNX model, and onnx or onnxruntime is not installed; or INT8 and
-            nncf is not.
+        OptionError, DataError, ModelError: a mistake in the call; the message says how to fix it.
+        MissingExtraError: the model is an ONNX model and onnx or onnxruntime is not installed, or
+            INT8 is requested and nncf is not installed.
         NumericalError: a layer gets NaN or infinite values, or cannot be solved.
 
-    Cost: see the tables of README.md (benchmarks/default.py) and, for the paper's recipe,
-    docs/paper.md, in forward passes over the images. `max_drop`: that much per walk, and a pass
-    over the images that are judged on.
+    Cost: docs/results.md has it in forward passes over the images, docs/paper.md for the paper's
+    recipe. `max_drop` costs that much per try, and a pass over the evaluation images.
     Memory: the values at the widest cut for all images, twice; see `secateur.pruning.walk`.
     """
     options = Options(
@@ -227,18 +240,25 @@ def plan(
     device: torch.device | str | None = None,
     progress: bool | Callable[[int, int, str], Any] | None = None,
 ) -> Plan:
-    """What `prune` would do with these arguments, without pruning: zeros layer by layer.
+    """Shows what `prune` would do with the same arguments: the zeros of each layer.
 
-    Args: see `prune`. With `max_drop` the sparsity is guessed from the expected damage. Of
-    `evaluation` the first images are read, to see that they can be; no network is judged on them.
+    Example:
+        >>> import secateur
+        >>> from secateur import example
+        >>> plan = secateur.plan(example.trained(), example.calibration(), max_macs=0.4)
+        >>> plan.macs_fraction <= 0.4
+        True
+
+    Args: as for `prune`. With `max_drop` the sparsity is estimated from the measured layers. Only
+    the first images of `evaluation` are read, to check them; no network is evaluated.
 
     Returns:
-        The layers with their zeros, expected damage and MACs left, and the sums.
+        The layers with their zeros, expected loss and MACs left, and the totals.
 
     Raises:
-        OptionError, DataError, ModelError: a mistake that the message helps to put right.
+        OptionError, DataError, ModelError: a mistake in the call; the message says how to fix it.
 
-    Cost: what the allocation measures; nothing for those that look at weights only.
+    Cost: that of the allocation; next to nothing for allocations that look at weights only.
     """
     options = Options(
         target=choose_target(
@@ -273,14 +293,23 @@ def inspect(
     *,
     device: str | None = None,
 ) -> Inspection:
-    """Lists a network's layers, which of them `prune` leaves dense, and which runtimes could gain.
+    """Lists a network's layers, those that `prune` leaves dense, and runtimes that could be faster.
+
+    Example:
+        >>> import secateur
+        >>> from secateur import example
+        >>> print(secateur.inspect(example.trained(), (1, 28, 28)).layers[0].name)
+        stem.conv1
 
     Args:
         model: as for `prune`; never modified.
-        shape: of one input, without the batch axis; None = as an ONNX file says, with 3 channels
-            and 224 pixels for what it leaves open, as a network from a hub wants it, and
-            (3, 224, 224) for any other module.
+        shape: shape of one input, without the batch axis. None = the shape in an ONNX file, with
+            3 channels and 224 pixels for its free axes; for a network from a hub the shape that
+            it prescribes; (3, 224, 224) for any other module.
         device: where to trace; None = where the model is.
+
+    Returns:
+        The layers with the reason why one stays dense, and the runtimes.
 
     Raises:
         ModelError: the model cannot be exported or run with such an input.

@@ -1,4 +1,4 @@
-"""What pruning cost: top-1 with its uncertainty, and, without labels, agreement and KL."""
+"""Accuracy: top-1 with its uncertainty and, without labels, agreement and KL divergence."""
 
 from __future__ import annotations
 
@@ -39,22 +39,23 @@ class NoRowsError(ModelError):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """How a network does on some images, alone and against a reference network.
+    """A network's accuracy on some images, alone and against a reference network.
 
     Attributes:
-        images: how many.
-        top1: images whose label has the highest score, in percent; None without labels.
-        standard_error: of top1, in points (binomial).
-        drop: top1 of the reference minus this, in points; None without both.
+        images: number of images.
+        top1: percentage of images whose label has the highest score; None without labels.
+        standard_error: standard error of top1, in points (binomial).
+        drop: top1 of the reference minus this one, in points; None without labels or reference.
         drop_error: standard error of the drop, in points, paired on the same images.
-        p_value: how often chance alone would give a drop or a gain as large, where both networks
-            are equally good (McNemar's test, exact, two-sided).
-        agreement: images with the same highest score as the reference's, in percent.
-        kl: mean KL(reference || this) of the softmax outputs, in nats; where a network ends in a
-            softmax, of its outputs as they are.
-        output_error: mean squared difference of the first output from the reference's, over the
-            variance of that, each channel by its own (see `secateur.core.distance`); only where the
-            output is no table of scores, which agreement and KL are for.
+        p_value: probability of a drop or gain at least as large if both networks were equally
+            good (McNemar's test, exact, two-sided).
+        agreement: percentage of images whose highest score is of the same class as in the
+            reference.
+        kl: mean KL(reference || this) of the softmax outputs, in nats; if a network ends in a
+            softmax, of its outputs themselves.
+        output_error: for an output that is not (batch, classes) scores: mean squared difference
+            from the reference's first output / its variance, each channel by its own (see
+            `secateur.core.distance`). Agreement and KL are then None.
     """
 
     images: int
@@ -82,29 +83,37 @@ def evaluate(
     batch_size: int = BATCH,
     preprocess: Transform | None = None,
 ) -> Evaluation:
-    """Evaluates a classifier, alone or against a reference (the dense network).
+    """Evaluates a classifier, alone or against a reference (usually the dense network).
 
-    Of a network that gives anything but scores (batch, classes), such as a detector, the first
-    output is compared with the reference's.
+    If the output is not (batch, classes) scores, as for a detector, the first output is compared
+    with the reference's.
+
+    Example:
+        >>> import secateur
+        >>> from secateur import example
+        >>> images, labels = example.test()
+        >>> net = example.trained()
+        >>> found = secateur.evaluate(net, images, labels, reference=net)
+        >>> found.top1 > 90, found.agreement
+        (True, 100.0)
 
     Args:
-        model: a module, run in eval mode (its mode is put back), an ONNX model (the path of the
-            file or an `onnx.ModelProto`), run by ONNX Runtime, or the path of an OpenVINO file
-            (.xml), run by OpenVINO.
-        images: preprocessed inputs, a DataLoader or any other source as for `prune`; read batch
-            by batch, so that there may be more of them than memory holds.
-        labels: class numbers; None = those of the source, and where it has none label-free,
-            which needs a reference.
-        reference: the network to agree with.
+        model: a module, run in eval mode (its mode is restored), an ONNX model (a path or an
+            `onnx.ModelProto`), run by ONNX Runtime, or the path of an OpenVINO file (.xml), run
+            by OpenVINO.
+        images: preprocessed inputs, a DataLoader or any other source as for `prune`. They are read
+            batch by batch and need not fit into memory.
+        labels: class numbers; None = those of the source. Without any, a reference is needed.
+        reference: the network to compare with.
         batch_size: images per forward pass.
         preprocess: from images to inputs, see `Preprocess`; for folders and uint8 data.
 
     Raises:
         DataError: there are neither labels nor a reference, the numbers of labels and images
-            differ, or a label is no number of an output.
+            differ, or a label is not the number of a class.
         ModelError: labels are given and the model does not return scores (batch, classes), or its
             output has another shape than the reference's.
-        MissingExtraError: what runs the model is not installed.
+        MissingExtraError: the runtime of the model is not installed.
     """
     numbers = None if labels is None else label_numbers(labels)
     if numbers is not None and isinstance(images, Tensor | np.ndarray):

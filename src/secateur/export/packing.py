@@ -73,8 +73,8 @@ class PackedSize:
     """Bytes of a model before and after packing.
 
     Attributes:
-        dense: of the original file, with those beside it that hold its weights.
-        packed: of the packed file.
+        dense: bytes of the original file and its external data.
+        packed: bytes of the packed file.
     """
 
     dense: int
@@ -82,21 +82,29 @@ class PackedSize:
 
     @property
     def ratio(self) -> float:
-        """Packed / dense; 1 where nothing was packed."""
+        """Packed / dense; 1 for an empty file."""
         return self.packed / self.dense if self.dense else 1.0
 
 
 def pack(path: str | Path, out: str | Path, *, force: bool = False) -> PackedSize:
-    """Writes a smaller file, of which `unpack` makes the same bytes again.
+    """Writes a smaller file, from which `unpack` restores the same bytes.
 
-    Zeros are left out and marked in a mask; where some are negative, their signs are kept. The
-    other elements are split into their first, second, ... bytes, and zstd compresses each of these
-    parts. The result is read back before it counts. The same file gives the same bytes, with the
-    same version of zstd.
+    A mask marks the zeros, which are left out; the signs of negative zeros are kept. The other
+    elements are split into their first, second, ... bytes, and zstd compresses each of these
+    parts. The result is read back and compared. The same file gives the same packed bytes, with
+    the same version of zstd.
+
+    Example:
+        >>> import secateur, torch
+        >>> from safetensors.torch import save_file
+        >>> save_file({"weight": torch.zeros(1000, 1000)}, "model.safetensors")
+        >>> secateur.pack("model.safetensors", "model.packed").ratio < 0.01
+        True
+        >>> secateur.unpack("model.packed", "again.safetensors").ratio < 0.01
+        True
 
     Args:
-        path: a .safetensors or .onnx file. Files beside it that hold weights of an ONNX file are
-            packed with it.
+        path: a .safetensors or .onnx file. External data of an ONNX file are packed with it.
         out: the file to write.
         force: whether `out` may replace a file.
 
@@ -135,12 +143,12 @@ def pack(path: str | Path, out: str | Path, *, force: bool = False) -> PackedSiz
 def unpack(
     path: str | Path, out: str | Path, *, force: bool = False, max_bytes: int | None = None
 ) -> PackedSize:
-    """Writes the file that was packed, bit for bit, and those beside it if there were some.
+    """Restores the file that was packed, bit for bit, and its external data if it had any.
 
     Args:
         path: a file made by `pack`.
-        out: the file to write. Weights that an ONNX file keeps in others go beside it, under the
-            names they had.
+        out: the file to write. External data of an ONNX file go beside it, under their former
+            names.
         force: whether files may be replaced.
         max_bytes: refuse to write more than this; by default 1 GiB, or 256 times the bytes of
             `path` if that is more.
@@ -149,10 +157,10 @@ def unpack(
         Bytes before and after packing.
 
     Raises:
-        PackError: `path` is no packed file, it is damaged, or it holds more than `max_bytes`.
+        PackError: `path` is not a packed file, it is damaged, or it holds more than `max_bytes`.
         OutputError: a file exists and `force` is not given, or it cannot be written.
 
-    Memory does not grow with the file, nor with what a damaged one says.
+    Memory does not grow with the file, nor with the sizes that a damaged file claims.
     """
     path, out = Path(path), Path(out)
     packed = size_of(path)

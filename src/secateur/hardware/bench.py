@@ -1,12 +1,12 @@
-"""Measured latency: is a pruned file faster here, and did the runtime really leave zeros out?
+"""Measured latency: is a pruned file faster here, and does the runtime really skip zeros?
 
-Several processes are started one after the other, for the same file is faster in one process than
-in another, by where its memory lies. In each all files are loaded into all runtimes, and take turns
-in another order each round, so that whatever else the machine does falls on all alike. A process
-gives one number: the median over its rounds of the ratio of two files' times. From those of all
-processes comes an interval (Student's t, of the logarithms); where it holds 1 there is no
-measurable difference. (Georges, Buytaert and Eeckhout, "Statistically rigorous Java performance
-evaluation", 2007.)
+Several processes run one after the other, because the speed of a file depends on where its memory
+lies in a process. Each process loads all files into all runtimes. The files take turns, in another
+order each round, so that other work on the machine affects all of them alike. A process gives one
+number: the median over its rounds of the ratio of two files' times. The numbers of all processes
+give an interval (Student's t, of the logarithms). If it contains 1 there is no measurable
+difference. (Georges, Buytaert and Eeckhout, "Statistically rigorous Java performance evaluation",
+2007.)
 """
 
 from __future__ import annotations
@@ -41,17 +41,18 @@ _IDLE = 0.5  # load average of a machine that does nothing else
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """A file in a runtime.
+    """The latency of a file in a runtime.
 
     Attributes:
-        file: its name as given.
+        file: the file as given.
         runtime: "ONNX Runtime", "OpenVINO" or "OpenVINO, sparse on".
-        milliseconds: of a run: for each process one number per round.
-        median, low, high: geometric mean of the processes' medians, with its interval.
-        peak_bytes: memory that loading and running it took in a process of its own; None = the
+        milliseconds: time of a run: for each process one number per round.
+        median, low, high: geometric mean of the processes' medians, and its interval.
+        peak_bytes: memory that loading and running it took in a process of its own; None if the
             system does not tell.
-        precision: of what was computed, as far as the runtime tells.
-        layers, sparse_layers: executed layers, and those that left zeros out; None = not told.
+        precision: number types of the computation, as far as the runtime tells.
+        layers, sparse_layers: executed layers, and those that skipped zeros; None if the runtime
+            does not tell.
     """
 
     file: str
@@ -68,20 +69,20 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class Bench(Saved):
-    """What `bench` measured.
+    """The result of `bench`.
 
     Attributes:
         timings: by runtime, the first file first.
         files: as given; the others are compared with the first.
-        threads: that each runtime could use.
+        threads: threads of each runtime.
         batch: size of free axes.
-        rounds: measurements of each, all processes together.
-        processes: how many.
-        confidence: of the intervals.
-        sparse_rate: share of zeros from which OpenVINO was to take its sparse path.
-        cpu: its name.
-        versions: of the runtimes and of secateur.
-        warnings: why the numbers may mean little.
+        rounds: measurements of each file, over all processes.
+        processes: number of processes.
+        confidence: confidence level of the intervals.
+        sparse_rate: fraction of zeros from which OpenVINO was told to use its sparse path.
+        cpu: name of the processor.
+        versions: versions of the runtimes and of secateur.
+        warnings: why the figures may be unreliable.
         notes: what was not measured, and why a sparse path was not taken.
     """
 
@@ -106,21 +107,21 @@ class Bench(Saved):
         return next(one for one in self.timings if one.runtime == timing.runtime)
 
     def verdict(self, timing: Timing) -> str:
-        """A file against the first one in the same runtime; empty for that one itself."""
+        """How a file compares with the first in the same runtime; empty for the first itself."""
         return "" if self.first(timing) is timing else verdict(self.first(timing), timing)
 
     def ratio(self, timing: Timing) -> tuple[float, float, float]:
-        """Its time over the first file's in the same runtime: lower end, middle, upper end."""
+        """Its time / the first file's in the same runtime: lower end, middle, upper end."""
         return ratio(self.first(timing), timing)
 
     def label(self, timing: Timing) -> str:
-        """The file's name without its folder, where no other has the same."""
+        """The file's name, with its folder only if another file has the same name."""
         names = [Path(file).name for file in self.files]
         name = Path(timing.file).name
         return name if names.count(name) == 1 else timing.file
 
     def sparse_text(self, timing: Timing) -> str:
-        """In how many layers zeros were left out, as the runtime tells."""
+        """In how many layers the runtime skipped zeros."""
         if timing.layers is None:
             return "no such path"
         return f"in {timing.sparse_layers} of {timing.layers} layers"
@@ -140,24 +141,30 @@ def bench(
     seed: int = 0,
     progress: Callable[[int, int], Any] | None = None,
 ) -> Bench:
-    """Measures the latency of model files on ONNX Runtime and OpenVINO, on random inputs.
+    """Measures the latency of model files in ONNX Runtime and OpenVINO, on random inputs.
 
-    OpenVINO runs twice, with its sparse weights decompression off and on; how many layers really
-    took that path is read from the executed model.
+    OpenVINO runs twice, with sparse weights decompression off and on. The executed model says how
+    many layers really used it.
+
+    Example:
+        >>> import secateur
+        >>> found = secateur.bench("dense.onnx", "pruned.onnx", rounds=50)
+        >>> pruned = found.timings[1]
+        >>> comparison = found.verdict(pruned)  # such as "no measurable difference"
 
     Args:
         files: .onnx files, or OpenVINO's .xml files: the dense one first.
-        threads: that each runtime may use; None = the cores that this process may use.
+        threads: threads of each runtime; None = the cores that this process may use.
         batch: size of the free axes of the inputs.
         rounds: measurements of each file in each runtime, at least 10; rounded up to a multiple of
             the 5 processes that share them.
-        sparse_rate: share of zeros in a layer from which OpenVINO is to take its sparse path, in
+        sparse_rate: fraction of zeros in a layer from which OpenVINO uses its sparse path, in
             (0, 1).
-        seed: of the order in which the files take turns.
+        seed: seed of the order in which the files take turns.
         progress: called with (done, rounds).
 
     Raises:
-        OptionError, ModelError: a mistake that the message helps to put right.
+        OptionError, ModelError: a mistake in the call; the message says how to fix it.
         MissingExtraError: neither onnxruntime nor OpenVINO is installed.
 
     Memory: all files in all runtimes at once.

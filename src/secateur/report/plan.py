@@ -1,4 +1,4 @@
-"""What pruning would do, before anything is pruned: the zeros of each layer, and their cost."""
+"""The plan of a run, before anything is pruned: zeros, expected loss and cost of each layer."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from secateur.pruning.targets import MaxDrop, Sparsity, Target
 
 @dataclass(frozen=True, kw_only=True)
 class LayerPlan:
-    """A layer that would be pruned.
+    """A layer to be pruned.
 
     Attributes:
         name: as in the state dict, without ".weight".
-        shape: of the weight.
-        weights: how many there are.
-        kept: how many would not be zero.
+        shape: shape of the weight.
+        weights: number of weights.
+        kept: number of nonzero weights after pruning.
         sparsity: the fraction of zeros.
         damage: expected to the network's output when this layer alone is pruned so far (see
             `secateur.pruning.allocations.Curve`); None where the allocation measures none.
         dense_macs: multiply-accumulates per image, dense.
-        macs: those with weights that are not zero.
+        macs: multiply-accumulates with nonzero weights.
     """
 
     name: str
@@ -41,8 +41,8 @@ class Plan:
     """What `secateur.prune` would do with the same arguments.
 
     Attributes:
-        target, value: the option that was asked for, and how much.
-        layers: those that would be pruned, in execution order.
+        target, value: name and value of the target, such as "sparsity" and 0.7.
+        layers: the layers to be pruned, in execution order.
         sparsity: zeros / weights over these layers.
         macs_fraction, bytes_fraction: of the dense network's; see `secateur.pruning.targets.Costs`.
         damage: the layers' in sum: what they do together is not measured. The walk fits each

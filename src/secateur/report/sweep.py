@@ -1,4 +1,4 @@
-"""Several sparsities of one network, and what each costs.
+"""Several sparsities of one network, with the accuracy and size of each.
 
 The images are read, the network traced and the layers' sensitivity measured once.
 """
@@ -39,12 +39,12 @@ class SweepPoint:
     """A network pruned to one sparsity; fields as in `secateur.Report`.
 
     Attributes:
-        sparsity: of the pruned layers, as reached.
-        network_sparsity: of all parameters.
-        macs_fraction, bytes_fraction: of the dense network's.
+        sparsity: zeros / weights over the pruned layers, as achieved.
+        network_sparsity: zeros / all parameters.
+        macs_fraction, bytes_fraction: as fractions of the dense network's.
         calibration: against the dense network, on the calibration images; optimistic.
-        evaluation: on evaluation images, where they were given.
-        seconds: the walk and the evaluation of this point.
+        evaluation: on evaluation images; None without any.
+        seconds: time of the walk and the evaluation of this point.
     """
 
     sparsity: float
@@ -58,19 +58,20 @@ class SweepPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep(Saved):
-    """What `secateur.sweep` found.
+    """The result of `secateur.sweep`.
 
     Attributes:
-        synthetic: generator and seed of the calibration images, when they are not real.
+        synthetic: generator and seed of synthetic calibration images; None for real ones.
         points: one per sparsity, rising.
-        dense: the dense network on the evaluation images, where they were given.
+        dense: the dense network on the evaluation images; None without any.
         data: the calibration images.
-        requested: the settings of the call; `sparsities` in the place of a target.
+        requested: the settings of the call, with `sparsities` instead of a target.
         seconds: wall-clock time by step, and "total".
         warnings: read these first.
         notes: other departures from the ordinary.
-        versions: of secateur, torch and Python.
-        reports: one per point, as `secateur.prune` would give it; not in the file of `save`.
+        versions: versions of secateur, torch and Python.
+        reports: the report of each point, as `secateur.prune` would return it; not in the file
+            that `save` writes.
     """
 
     schema = "secateur.sweep"
@@ -128,11 +129,19 @@ def sweep(
     device: torch.device | str | None = None,
     progress: bool | Callable[[int, int, str], Any] | None = None,
 ) -> Sweep:
-    """Prunes a network to several sparsities, to see how far it can go.
+    """Prunes a network to several sparsities, to show accuracy against zeros.
 
-    Each point is what `secateur.prune` gives at that sparsity. What an allocation measures is
-    measured once; each sparsity has walks of its own, for what a layer is fitted to depends on how
-    far those before it were pruned.
+    Each point is the result of `secateur.prune` at that sparsity. The allocation measures the
+    layers once. Each sparsity has its own walks, because a layer's inputs depend on how far the
+    layers before it were pruned.
+
+    Example:
+        >>> import secateur
+        >>> from secateur import example
+        >>> images = example.calibration()[:64]  # few, to be quick
+        >>> found = secateur.sweep(example.trained(), images, sparsities=[0.3, 0.5])
+        >>> [f"{point.sparsity:.2f}" for point in found.points]
+        ['0.30', '0.50']
 
     Args:
         sparsities: fractions of zeros among the weights of the pruned layers, in [0, 1).
@@ -142,10 +151,10 @@ def sweep(
         Sparsity, accuracy, bytes and MACs of each point, and its report; no networks.
 
     Raises:
-        OptionError, DataError, ModelError: a mistake that the message helps to put right.
+        OptionError, DataError, ModelError: a mistake in the call; the message says how to fix it.
         NumericalError: a layer gets NaN or infinite values, or cannot be solved.
 
-    Cost: the allocation once, and for each sparsity what `prune` does after it.
+    Cost: the allocation once, and for each sparsity the rest of `prune`.
     """
     targets = [Sparsity(value) for value in sorted(set(check_sparsities(sparsities)))]
     options = Options(
