@@ -66,13 +66,6 @@ def shared_data() -> Path:
     return SHARED
 
 
-@pytest.fixture(autouse=True)
-def short_pages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real pages only in the tests of pages: their charts take most of a second."""
-    if Path(request.path).stem not in ("test_page", "test_compare", "test_bench"):
-        monkeypatch.setattr("secateur.render.page.report_page", lambda *_: "<!doctype html>")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if SHARED.is_dir():  # the longest tests first: at the end the other cores would wait for them
         items.sort(key=lambda item: "shared" not in item.keywords)

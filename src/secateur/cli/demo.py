@@ -19,7 +19,7 @@ from torch import nn
 
 from secateur import example
 from secateur.api import prune
-from secateur.errors import MissingExtraError, OutputError
+from secateur.errors import OutputError
 from secateur.evaluation.inference import Evaluation, compare, predict
 from secateur.export.files import save_safetensors
 from secateur.export.packing import pack
@@ -127,10 +127,7 @@ def _save(network: nn.Module, folder: Path, report: Report | None = None) -> int
 
 def _write_report(report: Report, folder: Path) -> None:
     report.save(folder / REPORT)
-    try:
-        report.save_page(folder / PAGE)
-    except MissingExtraError as error:
-        _tell(f"note: {PAGE} was not written: {error}")
+    report.save_page(folder / PAGE)
 
 
 def table_of(runs: list[Run]) -> Table:

@@ -1,4 +1,4 @@
-"""What commands print: the files that were written, and notes about those that were not."""
+"""What commands print: what is being done, and the files that were written."""
 
 from __future__ import annotations
 
@@ -8,30 +8,12 @@ from pathlib import Path
 
 import typer
 
-from secateur.errors import MissingExtraError
-from secateur.report.model import Report
-from secateur.report.sweep import Sweep
 from secateur.support.progress import Teller, telling
 
 
 def working(quiet: bool | None) -> AbstractContextManager[Teller]:
     """Tells on standard error what is being done; print the result after it."""
     return telling(not quiet)
-
-
-def write_page(data: Report | Sweep, path: Path) -> str:
-    """Writes a page; or gives the reason, where the extra is not installed."""
-    try:
-        data.save_page(path)
-    except MissingExtraError as error:
-        return str(error)
-    return ""
-
-
-def note_missing(name: str, reason: str) -> None:
-    """Prints that a page was not written, and what to install."""
-    if reason:
-        typer.echo(f"secateur: note: {name} was not written: {reason}", err=True)
 
 
 def sizes(folder: Path) -> dict[Path, int]:

@@ -1,62 +1,24 @@
-"""Charts as inline SVG, drawn by matplotlib: text stays text, colours follow the page's style.
+"""Charts as inline SVG: text stays text, and the page's style gives colours and fonts.
 
-Colours are placeholders that become CSS variables, so that a chart is light or dark as its page.
-The same data give the same bytes. Nothing global in matplotlib is changed.
+Every shape has a class that `templates/page.css` colours, so that a chart is light or dark as its
+page. The same data give the same bytes.
 """
 
 from __future__ import annotations
 
-import io
-import re
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from secateur.errors import MissingExtraError
+from secateur.render.axes import Scale, drawable, spanning
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-# Colours to draw with, and what stands for them in the page.
-_INK, _GRID, _MUTED = "#010203", "#010204", "#010205"
-SERIES = ("#010211", "#010212", "#010213", "#010214", "#010215")
-_CSS = {
-    _INK: "var(--ink)",
-    _GRID: "var(--grid)",
-    _MUTED: "var(--muted-line)",
-    **{colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, 1)},
-}
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "secateur",
-    "text.parse_math": False,  # names with a dollar sign are names
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.edgecolor": _GRID,
-    "axes.labelcolor": _INK,
-    "axes.titlecolor": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.formatter.useoffset": False,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.6,
-    "text.color": _INK,
-    "xtick.color": _GRID,
-    "ytick.color": _GRID,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
-    "legend.frameon": False,
-}
-_BARE = {"Creator": None, "Date": None, "Format": None, "Type": None}
-_WIDTH, _HEIGHT = 4.6, 2.7  # inches of 72 points: text of 10 points at any usual page width
-_LEFT, _RIGHT, _TOP, _BOTTOM = 0.82, 0.12, 0.1, 0.5  # margins, in inches
-_ENTRY = 0.19  # height of a line of a legend
+SERIES = 5  # colours there are
+_WIDTH, _HEIGHT = 330, 200  # units in which text is 10 high
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 10, 20, 36  # margins around the frame
+_ENTRY = 14  # height of a line of a legend
+_ROW = 30  # height of a row of intervals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +26,7 @@ class Line:
     """A line of a chart.
 
     Attributes:
-        name: in the legend; empty = one of many, in grey.
+        name: in the legend; empty = one of many, in gray.
         x, y: its points.
         error: half of the error bars at each point; empty = none.
         dashed: whether it is dashed.
@@ -75,15 +37,6 @@ class Line:
     y: Sequence[float]
     error: Sequence[float] = ()
     dashed: bool = False
-
-
-def require(purpose: str) -> None:
-    """Raises MissingExtraError where matplotlib or Jinja2 is not installed."""
-    try:
-        import jinja2  # noqa: F401
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(error.name or "matplotlib", "html", purpose) from error
 
 
 def bars(
@@ -104,19 +57,15 @@ def bars(
         ylabel: what they are.
         before: of each layer, dense: lighter bars behind.
     """
-
-    def draw(axes: Axes) -> None:
-        numbers = range(1, len(values) + 1)
-        if before:
-            axes.bar(numbers, before, color=_MUTED, width=0.8)
-        axes.bar(numbers, values, color=SERIES[0], width=0.5 if before else 0.8)
-        axes.set_xlim(0.4, len(values) + 0.6)
-        axes.set_ylim(bottom=0)
-        _whole_numbers(axes)
-        axes.set_xlabel("layer")
-        axes.set_ylabel(ylabel)
-
-    return _svg(name, title, describe, draw)
+    plot = _Plot(name, title, describe, _HEIGHT)
+    x = Scale(low=0.4, high=len(values) + 0.6, start=_LEFT, end=_WIDTH - _RIGHT, whole=True)
+    y = spanning([*values, *before], plot.bottom, plot.top, low=0)
+    plot.axes(x, y, xlabel="layer", ylabel=ylabel)
+    for number, value in enumerate(before, 1):
+        plot.bar(x, y, number, value, 0.8, "muted")
+    for number, value in enumerate(values, 1):
+        plot.bar(x, y, number, value, 0.5 if before else 0.8, "series-1")
+    return plot.markup()
 
 
 def curves(
@@ -130,7 +79,7 @@ def curves(
     marks: Sequence[tuple[float, float]] = (),
     logarithmic: bool = False,
 ) -> Markup:
-    """Lines with a legend below; those without a name are grey and behind.
+    """Lines with a legend below; those without a name are gray and behind.
 
     Args:
         name, title, describe: as for `bars`.
@@ -139,38 +88,21 @@ def curves(
         marks: points to mark.
         logarithmic: whether the y axis is.
     """
-
-    def draw(axes: Axes) -> None:
-        for line in (line for line in lines if not line.name):
-            axes.plot(line.x, line.y, color=_MUTED, linewidth=0.8)
-        for line, colour in zip((line for line in lines if line.name), SERIES, strict=False):
-            style: dict[str, Any] = {"linestyle": "--" if line.dashed else "-"}
-            marker = "" if line.dashed else "o"
-            axes.errorbar(
-                line.x,
-                line.y,
-                yerr=line.error or None,
-                color=colour,
-                marker=marker,
-                markersize=3.5,
-                capsize=2.5,
-                label=_short(line.name),
-                **style,
-            )
-        if marks:
-            axes.plot(*zip(*marks, strict=True), "D", color=_INK, markersize=3, zorder=5)
-        if logarithmic:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.minorticks_off()
-        axes.set_xlabel(xlabel)
-        axes.set_ylabel(ylabel)
-        if legend:
-            below = (_BOTTOM + 0.02) / (_HEIGHT - _TOP - _BOTTOM)
-            axes.legend(loc="upper left", bbox_to_anchor=(0, -below), borderaxespad=0)
-
-    legend = sum(bool(line.name) for line in lines)
-    return _svg(name, title, describe, draw, legend=_ENTRY * legend + 0.1 * bool(legend))
+    named = [line for line in lines if line.name][:SERIES]
+    plot = _Plot(name, title, describe, _HEIGHT, legend=len(named))
+    ends = [end for line in lines for points in _error_bars(line) for end in points[1:]]
+    heights = [*(value for line in lines for value in line.y), *ends]
+    x = spanning((value for line in lines for value in line.x), _LEFT, _WIDTH - _RIGHT)
+    y = spanning(heights, plot.bottom, plot.top, logarithmic=logarithmic)
+    plot.axes(x, y, xlabel=xlabel, ylabel=ylabel)
+    for line in (line for line in lines if not line.name):
+        plot.line(x, y, line, "muted")
+    for number, line in enumerate(named, 1):
+        plot.line(x, y, line, f"series-{number}")
+        plot.entry(number, line)
+    for mark in marks:
+        plot.diamond(x, y, *mark)
+    return plot.markup()
 
 
 def intervals(
@@ -182,79 +114,149 @@ def intervals(
     xlabel: str,
 ) -> Markup:
     """Medians with their intervals, a row each: (label, low, median, high)."""
-
-    def draw(axes: Axes) -> None:
-        for place, (label, low, middle, high) in enumerate(reversed(rows)):
-            axes.plot([low, high], [place, place], color=SERIES[0], linewidth=3)
-            axes.plot([middle], [place], "o", color=_INK, markersize=4)
-            axes.text(0.01, place + 0.22, _short(label), transform=axes.get_yaxis_transform())
-        axes.set_yticks([])
-        axes.set_ylim(-0.5, len(rows) - 0.2)
-        axes.set_xlim(0, 1.05 * max(row[3] for row in rows))
-        axes.grid(axis="x")
-        axes.set_xlabel(xlabel)
-
-    return _svg(name, title, describe, draw, height=0.7 + 0.42 * len(rows))
+    plot = _Plot(name, title, describe, _ROW * len(rows) + _BOTTOM, top=0)
+    x = spanning((value for row in rows for value in row[1:]), 10, _WIDTH - _RIGHT, low=0)
+    plot.axes(x, None, xlabel=xlabel)
+    for index, (label, low, middle, high) in enumerate(rows):
+        height = _ROW * (index + 0.7)
+        plot.text(12, height - 8, _short(label))
+        if drawable(low, middle, high):
+            plot.path([(x.place(low), height), (x.place(high), height)], "interval series-1")
+            plot.dot(x.place(middle), height, "ink")
+    return plot.markup()
 
 
-def _svg(
-    name: str,
-    title: str,
-    describe: str,
-    draw: Callable[[Axes], None],
-    *,
-    height: float = _HEIGHT,
-    legend: float = 0.0,
-) -> Markup:
-    """Draws; a legend takes room below, in inches."""
-    import matplotlib as mpl
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
+class _Plot:
+    """A drawing: a frame with its axes, and shapes in it.
 
-    file = io.StringIO()
-    with mpl.rc_context(_STYLE), warnings.catch_warnings():
-        # the page's own fonts show what matplotlib's lacks, it only measures with them
-        warnings.filterwarnings("ignore", message=r"(?s)Glyph .* missing from")
-        tall = height + legend
-        figure = Figure(figsize=(_WIDTH, tall))
-        FigureCanvasSVG(figure)
-        figure.subplots_adjust(
-            left=_LEFT / _WIDTH,
-            right=1 - _RIGHT / _WIDTH,
-            top=1 - _TOP / tall,
-            bottom=(_BOTTOM + legend) / tall,
+    Attributes:
+        top, bottom: places of the frame's upper and lower edge.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        title: str,
+        describe: str,
+        height: float,
+        *,
+        top: float = _TOP,
+        legend: int = 0,
+    ) -> None:
+        self.top, self.bottom = top, height - _BOTTOM
+        tall = height + legend * _ENTRY
+        self.svg = ElementTree.Element(
+            "svg",
+            {
+                "class": "chart",
+                "role": "img",
+                "aria-labelledby": f"{name}-title {name}-describe",
+                "viewBox": f"0 0 {_WIDTH} {tall}",
+            },
         )
-        draw(figure.subplots())
-        figure.savefig(file, format="svg", metadata=_BARE, transparent=True)
-    return _inline(file.getvalue(), name, title, describe)
+        for tag, words in (("title", title), ("desc", describe)):
+            part = "title" if tag == "title" else "describe"
+            self._add(tag, id=f"{name}-{part}").text = printable(words)
+
+    def axes(self, x: Scale, y: Scale | None, *, xlabel: str, ylabel: str = "") -> None:
+        """Draws the frame, grid lines, and the numbers beside them.
+
+        Args:
+            x, y: scales; without `y` the grid lines are upright.
+            xlabel, ylabel: what the numbers are; the latter is above the frame.
+        """
+        right = _WIDTH - _RIGHT
+        for value, label in x.ticks():
+            place = x.place(value)
+            if y is None:
+                self.path([(place, self.bottom), (place, self.top)], "grid")
+            self.text(place, self.bottom + 13, label, "middle")
+        if y is not None:
+            for value, label in y.ticks():
+                place = y.place(value)
+                self.path([(x.start, place), (right, place)], "grid")
+                self.text(x.start - 4, place + 3.5, label, "end")
+            self.text(2, 10, ylabel)
+        self.path([(x.start, self.top), (x.start, self.bottom), (right, self.bottom)], "frame")
+        self.text((x.start + right) / 2, self.bottom + 28, xlabel, "middle")
+
+    def bar(self, x: Scale, y: Scale, number: int, value: float, width: float, kind: str) -> None:
+        """A bar from zero, as wide as a share of the room there is for each."""
+        if drawable(value):
+            left, right = x.place(number - width / 2), x.place(number + width / 2)
+            ends = sorted((y.place(value), y.place(0)))
+            self._add(
+                "rect",
+                **{"class": f"fill {kind}"},
+                x=_number(left),
+                y=_number(ends[0]),
+                width=_number(right - left),
+                height=_number(ends[1] - ends[0]),
+            )
+
+    def line(self, x: Scale, y: Scale, line: Line, kind: str) -> None:
+        """A line through its points; a solid one with a name has dots and error bars."""
+        points = [
+            (x.place(a), y.place(b))
+            for a, b in zip(line.x, line.y, strict=True)
+            if drawable(a) and drawable(b, logarithmic=y.logarithmic)
+        ]
+        self.path(points, f"line {kind}" + " dashed" * line.dashed)
+        for a, low, high in _error_bars(line):
+            if drawable(a) and drawable(low, high, logarithmic=y.logarithmic):
+                self.path([(x.place(a), y.place(low)), (x.place(a), y.place(high))], f"line {kind}")
+        if line.name and not line.dashed:
+            for point in points:
+                self.dot(*point, kind)
+
+    def entry(self, number: int, line: Line) -> None:
+        """A line of the legend, below the drawing."""
+        height = self.bottom + _BOTTOM + _ENTRY * (number - 0.5)
+        kind = f"series-{number}"
+        self.path([(_LEFT, height), (_LEFT + 22, height)], f"line {kind}" + " dashed" * line.dashed)
+        if not line.dashed:
+            self.dot(_LEFT + 11, height, kind)
+        self.text(_LEFT + 28, height + 3.5, _short(line.name))
+
+    def diamond(self, x: Scale, y: Scale, a: float, b: float) -> None:
+        """A mark at a point."""
+        if drawable(a) and drawable(b, logarithmic=y.logarithmic):
+            at, height = x.place(a), y.place(b)
+            corners = [(at, height - 3), (at + 3, height), (at, height + 3), (at - 3, height)]
+            self.path(corners, "fill ink")
+
+    def path(self, points: Sequence[tuple[float, float]], kind: str) -> None:
+        """A line from point to point."""
+        if points:
+            pairs = " L".join(f"{_number(x)} {_number(y)}" for x, y in points)
+            self._add("path", **{"class": kind}, d=f"M{pairs}")
+
+    def dot(self, x: float, y: float, kind: str) -> None:
+        """A point."""
+        self._add("circle", **{"class": f"fill {kind}"}, cx=_number(x), cy=_number(y), r="2")
+
+    def text(self, x: float, y: float, words: str, anchor: str = "start") -> None:
+        """Words that begin, end or have their middle at a place."""
+        place = {"x": _number(x), "y": _number(y)}
+        other = {} if anchor == "start" else {"text-anchor": anchor}
+        self._add("text", **place, **other).text = printable(words)
+
+    def markup(self) -> Markup:
+        """The drawing as a part of a page."""
+        return Markup(ElementTree.tostring(self.svg, encoding="unicode"))
+
+    def _add(self, tag: str, **attributes: str) -> ElementTree.Element:
+        return ElementTree.SubElement(self.svg, tag, attributes)
 
 
-def _inline(svg: str, name: str, title: str, describe: str) -> Markup:
-    """A part of a page: no prolog, ids of its own, CSS colours, a name for those who cannot see."""
-    body = svg[svg.index("<svg") :]
-    view = re.search(r'viewBox="([^"]+)"', body)
-    head = (
-        f'<svg class="chart" role="img" aria-labelledby="{name}-title {name}-describe" '
-        f'viewBox="{view.group(1) if view else ""}" xmlns:xlink="http://www.w3.org/1999/xlink">'
-        f'<title id="{name}-title">{escape(title)}</title>'
-        f'<desc id="{name}-describe">{escape(describe)}</desc>'
-    )
-    body = re.sub(r"^<svg[^>]*>", "", body)
-    return Markup(head + re.sub(r"<[^>]*>", lambda tag: _tag(tag.group(), name), body))
+def _error_bars(line: Line) -> list[tuple[float, float, float]]:
+    """The place, the lower and the upper end of each."""
+    points = zip(line.x, line.y, line.error, strict=True) if line.error else ()
+    return [(x, y - error, y + error) for x, y, error in points]
 
 
-def _tag(tag: str, name: str) -> str:
-    """A tag of matplotlib's with ids of the chart's own, and the page's colours and fonts."""
-    tag = re.sub(r'\bid="', f'id="{name}-', tag)
-    tag = re.sub(r'(href="|url\()#', rf"\g<1>#{name}-", tag)
-    tag = re.sub(r"font: [^;\"]*?([\d.]+)px [^;\"]*", r"font-size: \1px", tag)
-    return re.sub(r"#0102\d\d", lambda colour: _CSS.get(colour.group(), colour.group()), tag)
-
-
-def _whole_numbers(axes: Axes) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=8))
+def _number(value: float) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
 def _short(name: str) -> str:

@@ -11,10 +11,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import jinja2
 import numpy as np
+from markupsafe import Markup, escape
 
 from secateur.hardware.requirements import NO_SPEED_UP, speed_up_expected
-from secateur.render.charts import Line, bars, curves, intervals, printable, require
+from secateur.render.charts import Line, bars, curves, intervals, printable
 from secateur.render.terminal import bench_conditions, lost_text, percent_text, shape_text
 from secateur.report.model import LayerReport, Report
 from secateur.support.serialization import to_plain
@@ -52,11 +54,7 @@ def report_page(report: Report, bench: Bench | None = None) -> str:
     Args:
         report: what `secateur.prune` has reported.
         bench: latencies to show with it (`secateur.Bench`); None = none.
-
-    Raises:
-        MissingExtraError: matplotlib or Jinja2 is not installed.
     """
-    require("the report as a page")
     totals = _Totals(report)
     return render(
         "report.html.j2",
@@ -79,12 +77,7 @@ def report_page(report: Report, bench: Bench | None = None) -> str:
 
 
 def sweep_page(sweep: Sweep) -> str:
-    """A sweep as a self-contained HTML page; the same sweep gives the same bytes.
-
-    Raises:
-        MissingExtraError: matplotlib or Jinja2 is not installed.
-    """
-    require("the sweep as a page")
+    """A sweep as a self-contained HTML page; the same sweep gives the same bytes."""
     judged = any(point.evaluation for point in sweep.points)
     return render(
         "sweep.html.j2",
@@ -156,8 +149,6 @@ def render(template: str, **values: Any) -> str:
 
 @functools.cache
 def _environment() -> Any:
-    import jinja2
-
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("secateur.render"),
         autoescape=True,
@@ -190,8 +181,6 @@ def _signed(value: float) -> str:
 
 
 def _plain(value: Any) -> Any:
-    from markupsafe import Markup, escape
-
     text = json.dumps(to_plain(value, "page"), indent=2, ensure_ascii=False)
     return Markup("\n").join(escape(printable(line)) for line in text.splitlines())
 

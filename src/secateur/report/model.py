@@ -207,7 +207,6 @@ class Report(Saved):
         """Writes the report as one HTML file that loads nothing, with latencies where given.
 
         Raises:
-            MissingExtraError: matplotlib or Jinja2 is not installed (the extra `html`).
             OutputError: the file exists and `force` is not given, or it cannot be written.
         """
         from secateur.render.page import report_page

@@ -94,7 +94,6 @@ class Sweep(Saved):
         """Writes the curve and the table as one HTML file that loads nothing.
 
         Raises:
-            MissingExtraError: matplotlib or Jinja2 is not installed (the extra `html`).
             OutputError: the file exists and `force` is not given, or it cannot be written.
         """
         from secateur.render.page import sweep_page

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from secateur import api
 from secateur.cli import options
 from secateur.cli.inputs import asked_preprocess, asked_recipe, common_arguments, with_own
-from secateur.cli.output import list_files, note_missing, sizes, working, write_page
+from secateur.cli.output import list_files, sizes, working
 from secateur.cli.writing import INT8, INT8_IR, IR, ONNX, PROGRAM, REPORT, WEIGHTS, write_files
 from secateur.data.preprocess import Preprocess
 from secateur.data.sources import load_images
@@ -69,11 +69,10 @@ def _prune(
             _rehearse(asked, files, network, images.tensor, teller)
             result = api.prune(network, images, **arguments)
             missing = write_files(result, folder, images.tensor, files, asked.model, teller)
-            no_page = write_page(result.report, folder / PAGE)
+            result.report.save_page(folder / PAGE)
             written = sizes(folder)
     _show(result, out, asked.quiet)
     list_files(out, written)
-    note_missing(PAGE, no_page)
     if missing:
         reasons = "; ".join(f"{name} was not written: {why}" for name, why in missing.items())
         raise ModelError(f"{reasons}; the pruned network and the other files are in {out}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from secateur.cli import options
 from secateur.cli.inputs import asked_preprocess, asked_recipe, common_arguments, with_own
-from secateur.cli.output import list_files, note_missing, sizes, working, write_page
+from secateur.cli.output import list_files, sizes, working
 from secateur.data.sources import load_images
 from secateur.frontends.loading import load_model
 from secateur.render.terminal import print_view, sweep_view
@@ -33,8 +33,7 @@ def run(asked: options.Sweep) -> None:
             result.save(folder / SWEEP)
             for report in result.reports:
                 report.save(folder / f"report-{report.requested['target']['value']:g}.json")
-            no_page = write_page(result, folder / PAGE)
+            result.save_page(folder / PAGE)
             written = sizes(folder)
     print_view(sweep_view(result))
     list_files(asked.out, written)
-    note_missing(PAGE, no_page)
