@@ -1,5 +1,6 @@
 """Programs that change nothing in place, whatever the module does."""
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -161,3 +162,16 @@ def test_networks_are_traced_one_at_a_time_whatever_the_thread(monkeypatch) -> N
         done = list(pool.map(lambda of: export(of.eval(), torch.zeros(2, 3, 8, 8)), networks))
     assert most == [1]
     assert [len(list(of.program.parameters())) for of in done] == [4] * 3
+
+
+def test_what_pytorch_logs_while_it_traces_stays_within(monkeypatch, caplog) -> None:
+    """PyTorch 2.14 logs a traceback of an error that it raises as well."""
+    real = torch.export.export
+
+    def logs(*arguments, **options):
+        logging.getLogger("torch._subclasses.fake_tensor").error("a traceback")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(torch.export, "export", logs)
+    trace(nn.Linear(3, 2).eval(), torch.randn(2, 3))
+    assert "a traceback" not in caplog.text

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -32,6 +31,7 @@ from secateur.frontends.openvino.runtime import as_ir, batch_of, ir_weights, rea
 from secateur.frontends.torch.modules import copy_module
 from secateur.frontends.torch.program import TRACING
 from secateur.network.rows import RowsFirst, judged_output
+from secateur.support.loggers import quiet
 
 _CHECKED_IMAGES = 8
 _WARN_DIFFERENCE = 1e-3  # relative to the largest output
@@ -405,14 +405,6 @@ def far_off(check: Mapping[str, Any]) -> bool:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Hides the exporter's own progress lines, logs and warnings about its internals."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings(), open(os.devnull, "w") as sink, redirect_stdout(sink):
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+    exporters = quiet("torch.onnx", "onnxscript", "onnx_ir", level=logging.ERROR)
+    with exporters, open(os.devnull, "w") as sink, redirect_stdout(sink):
+        yield

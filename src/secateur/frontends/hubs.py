@@ -7,12 +7,10 @@ their weights, so what is written goes back into them.
 from __future__ import annotations
 
 import ast
-import logging
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +20,7 @@ from secateur.data.preprocess import ModelPreprocess
 from secateur.errors import MissingExtraError, ModelError, OptionError, SecateurError
 from secateur.support.choices import did_you_mean
 from secateur.support.extras import require
+from secateur.support.loggers import quiet
 
 _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as Transformers writes them
 _PREPROCESS = "secateur_preprocess"  # where a module from a hub holds its own
@@ -260,20 +259,9 @@ def _same_torch() -> str:
     return f" torch=={version}{'+' if build else ''}{build}{index}"
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> AbstractContextManager[None]:
     """Hides what the hubs' packages write while they load: warnings, retries, their own bars."""
-    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "timm", "transformers")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+    return quiet("huggingface_hub", "timm", "transformers")
 
 
 @contextmanager

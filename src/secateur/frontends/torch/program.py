@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 import threading
-import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +15,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate, map_arg
 
 from secateur.errors import ModelError
+from secateur.support.loggers import quiet
 
 TRACING = threading.RLock()  # PyTorch's exporters change classes while they run: one at a time
 
@@ -56,8 +56,8 @@ def export(module: nn.Module, example: Tensor) -> Exported:
     """
     shapes = _dynamic_batch(module)
     try:
-        with TRACING, torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own, about its internals
+        # what torch warns of and logs there is about its internals; errors are raised
+        with TRACING, torch.no_grad(), quiet("torch._subclasses.fake_tensor"):
             program = torch.export.export(module, (example,), dynamic_shapes=shapes)
             autocasts = _autocasts(program)
             _inline_all(program)
