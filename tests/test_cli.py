@@ -768,6 +768,12 @@ def test_a_mistake_in_the_options_is_one_line(arguments, told):
     assert "--help" in stderr
 
 
+def test_the_terminal_wraps_the_paragraphs_of_the_help() -> None:
+    texts = [command.help or "" for command in app.registered_commands]
+    assert len(texts) > 10
+    assert all("\n" not in paragraph for text in texts for paragraph in text.split("\n\n"))
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 @pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("module", ["typer", "secateur.cli.app", "torch", "numpy"])

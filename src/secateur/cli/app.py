@@ -3,9 +3,9 @@
 A command is a class in `options` that says what it takes, a file in `commands` that does it, and
 a line in `COMMANDS`. The file is imported when the command runs; it may import PyTorch.
 
-Exit status: 0 done; 2 a mistake in the call or its inputs, an interruption or a full disk, told
-in one sentence on standard error with nothing written, or a file that could not be made, with the
-others written; 1 a defect of secateur (a traceback).
+Exit status: 0 success; 2 a mistake in the call or its inputs, an interruption or a full disk
+(one sentence on standard error, nothing written), or a file that could not be made (the others
+are written); 1 a defect of secateur (a traceback).
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
     """Prune a trained neural network without retraining it."""
@@ -74,7 +75,13 @@ def _add(name: str, kind: type) -> None:
             module.run(kind(**values))
 
     command.__signature__ = _signature(kind)  # type: ignore[attr-defined]
-    app.command(name, help=inspect.getdoc(kind))(command)
+    app.command(name, help=_help(kind))(command)
+
+
+def _help(kind: type) -> str:
+    """A class's docstring with one line for each paragraph, which the terminal wraps."""
+    paragraphs = (inspect.getdoc(kind) or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 def _signature(kind: type) -> inspect.Signature:

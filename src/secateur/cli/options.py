@@ -22,7 +22,8 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="An .onnx or .pt2 file, file.py:callable, package.mod:callable, timm:NAME or hf:PATH.",
+        help="Network: an .onnx or .pt2 file, file.py:callable, package.mod:callable, timm:NAME or "
+        "hf:PATH.",
     ),
 ]
 Weights = Annotated[
@@ -61,12 +62,14 @@ Silent = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """How images become inputs of the network."""
+    """Preprocessing of images."""
 
     size: Size = None
     resize: Annotated[
         int | None,
-        typer.Option(parser=_whole, metavar="N", help="Short side before the crop; default: size."),
+        typer.Option(
+            parser=_whole, metavar="N", help="Short side before the crop, in pixels; default: size."
+        ),
     ] = None
     mean: Annotated[
         Sequence[float] | None,
@@ -89,7 +92,7 @@ class Pictures:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit(Pictures):
-    """How a network is pruned, whatever the target."""
+    """What `prune` and `sweep` share."""
 
     model: Model
     data: Data
@@ -99,28 +102,36 @@ class Fit(Pictures):
         typer.Option("--eval", metavar="DATA", help="Images to evaluate on, labelled or not."),
     ] = None
     recipe: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="default, tuned, paper or a .toml file.")
+        str,
+        typer.Option(metavar="NAME|FILE", help="Recipe: default, tuned, paper or a .toml file."),
     ] = "default"
     method: Annotated[
         str | None, typer.Option(help="Pruning method, e.g. admm (overrides the recipe).")
     ] = None
     allocation: Annotated[
         str | None,
-        typer.Option(help="sensitivity, normalized-magnitude or uniform (overrides the recipe)."),
+        typer.Option(
+            help="How to allocate zeros to layers: sensitivity, normalized-magnitude or uniform "
+            "(overrides the recipe)."
+        ),
     ] = None
     inputs: Annotated[
         str | None,
         typer.Option(
-            help="Which network's inputs layers are fitted to: pruned or dense "
+            help="Fit layers to their inputs in the pruned or the dense network "
             "(overrides the recipe)."
         ),
     ] = None
     include: Annotated[
         list[str] | None,
-        typer.Option(metavar="GLOB", help="Layers to prune, protected ones too; repeatable."),
+        typer.Option(
+            metavar="GLOB",
+            help="Names or globs of layers to prune, protected ones too; repeatable.",
+        ),
     ] = None
     exclude: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="Layers to leave dense; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Names or globs of layers to leave dense; repeatable."),
     ] = None
     max_images: Annotated[
         int, typer.Option(parser=_whole, metavar="N", help="Use at most this many images.")
@@ -132,7 +143,9 @@ class Fit(Pictures):
         ),
     ] = 8192
     seed: Seed = 0
-    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda.")] = None
+    device: Annotated[str | None, typer.Option(help="Device to compute on, e.g. cpu or cuda.")] = (
+        None
+    )
     force: Force = False
     quiet: Quiet = None
 
@@ -141,10 +154,10 @@ class Fit(Pictures):
 class Prune(Fit):
     """Prune MODEL and write the result, report.json and report.html to OUT.
 
-    Exactly one of --sparsity, --max-macs, --max-bytes and --max-drop says how much. A PyTorch
-    network is written as model.safetensors and, with --onnx, as model.onnx; a .pt2 file also as
-    model.pt2; an .onnx file as model.onnx, which is that file with other weights. INT8 files are
-    calibrated on the same images; every zero stays a zero in each file.
+    Give exactly one target: --sparsity, --max-macs, --max-bytes or --max-drop. A PyTorch network
+    is written as model.safetensors and, with --onnx, as model.onnx; a .pt2 file also as model.pt2;
+    an .onnx file as model.onnx, which is that file with other weights. INT8 files are calibrated
+    on the same images. Every zero stays a zero in each file.
     """
 
     model: Model
@@ -154,7 +167,7 @@ class Prune(Fit):
         typer.Option(
             parser=_number,
             metavar="S",
-            help="Fraction of zeros, in [0, 1). Give one of this and the next three.",
+            help="Fraction of zeros, in [0, 1). Give exactly one of the four targets.",
         ),
     ] = None
     max_macs: Annotated[
@@ -162,13 +175,15 @@ class Prune(Fit):
         typer.Option(
             parser=_number,
             metavar="F",
-            help="Multiply-accumulates left, as a fraction, in (0, 1].",
+            help="Multiply-accumulates left, as a fraction of the dense network's, in (0, 1].",
         ),
     ] = None
     max_bytes: Annotated[
         float | None,
         typer.Option(
-            parser=_number, metavar="F", help="Size of a packed file, as a fraction, in (0, 1]."
+            parser=_number,
+            metavar="F",
+            help="Size of a packed file, as a fraction of the dense network's, in (0, 1].",
         ),
     ] = None
     max_drop: Annotated[
@@ -176,14 +191,15 @@ class Prune(Fit):
         typer.Option(
             parser=_number,
             metavar="POINTS",
-            help="Points of top-1 (or, without labels, of agreement) to lose at most.",
+            help="Points of top-1 to lose at most (without labels, of agreement).",
         ),
     ] = None
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="OUT", help="Folder to write.")
     ] = None
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show how many zeros in each layer; write nothing.")
+        bool,
+        typer.Option("--dry-run", help="Show the zeros planned for each layer; write nothing."),
     ] = False
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Also write model.onnx (always for an .onnx file).")
@@ -201,10 +217,10 @@ class Prune(Fit):
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep(Fit):
-    """Prune MODEL to several sparsities and write what each costs to OUT.
+    """Prune MODEL to several sparsities and write the accuracy of each to OUT.
 
     Writes sweep.json, sweep.html with the curve, and for each sparsity the report that prune
-    would write; no networks. The layers' sensitivity is measured once.
+    would write, but no networks. The sensitivity of the layers is measured once.
     """
 
     model: Model
@@ -214,7 +230,7 @@ class Sweep(Fit):
         typer.Option(
             parser=Numbers(several=True).parse,
             metavar="S,S,...",
-            help="Fractions of zeros, in [0, 1): 0.5,0.6,0.7.",
+            help="Fractions of zeros, in [0, 1), e.g. 0.5,0.6,0.7.",
         ),
     ]
     out: Folder
@@ -222,7 +238,7 @@ class Sweep(Fit):
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Show a report, or write it to FILE as a page."""
+    """Show a report, or write it to FILE as an HTML page."""
 
     file: Annotated[Path, typer.Argument(metavar="REPORT", help="A report.json.")]
     out: Annotated[
@@ -236,7 +252,7 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Compare:
-    """Show what differs between two reports: settings, accuracy, bytes, layers."""
+    """Show the differences between two reports: settings, accuracy, bytes, layers."""
 
     first: Annotated[Path, typer.Argument(metavar="FIRST", help="A report.json.")]
     second: Annotated[
@@ -246,10 +262,9 @@ class Compare:
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Measure the latency of model files on ONNX Runtime and OpenVINO, on random inputs.
+    """Measure the latency of model files in ONNX Runtime and OpenVINO, on random inputs.
 
-    The first file is the dense one; the others are compared with it. Run nothing else on the
-    machine meanwhile.
+    The other files are compared with the first, the dense one. Keep the machine otherwise idle.
     """
 
     files: Annotated[
@@ -264,7 +279,7 @@ class Bench:
     batch: Annotated[
         int,
         typer.Option(
-            parser=_whole, metavar="N", help="Images per run, where the file leaves it open."
+            parser=_whole, metavar="N", help="Images per run, if the file does not fix it."
         ),
     ] = 1
     rounds: Annotated[
@@ -276,7 +291,7 @@ class Bench:
         typer.Option(
             parser=_number,
             metavar="S",
-            help="Fraction of zeros from which OpenVINO computes a layer sparsely.",
+            help="Fraction of zeros from which OpenVINO uses its sparse path for a layer.",
         ),
     ] = 0.5
     seed: Annotated[
@@ -292,7 +307,7 @@ class Bench:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspect:
-    """List MODEL's layers: shapes, weights, MACs, which stay dense, and which runtimes profit."""
+    """List MODEL's layers, those that stay dense, and the runtimes that could be faster."""
 
     model: Model
     weights: Weights = None
@@ -301,7 +316,7 @@ class Inspect:
         typer.Option(
             parser=Numbers(kind=int, several=True).parse,
             metavar="C,H,W",
-            help="One input's shape; default: the .onnx file's, or 3,224,224.",
+            help="Shape of one input; default: the .onnx file's, or 3,224,224.",
         ),
     ] = None
     size: Size = None
@@ -317,8 +332,8 @@ class Inspect:
 class Evaluate(Pictures):
     """Measure FILE's top-1 on labelled images, and compare it with OTHER.
 
-    Images without labels show only agreement with OTHER, or the error of the first output where
-    the network gives no class scores. OTHER may be anything that FILE may be; --model serves both.
+    Without labels it shows only the agreement with OTHER, or the error of the first output if the
+    network gives no class scores. OTHER may be anything that FILE may be; --model serves both.
     """
 
     file: Annotated[
@@ -336,11 +351,12 @@ class Evaluate(Pictures):
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="MODEL", help="The network that weights are for: file.py:callable or the like."
+            metavar="MODEL", help="Network that the weights belong to, e.g. file.py:callable."
         ),
     ] = None
     against: Annotated[
-        str | None, typer.Option(metavar="OTHER", help="Compare with it on the same images.")
+        str | None,
+        typer.Option(metavar="OTHER", help="Network to compare with, on the same images."),
     ] = None
     json: Json = False
     quiet: Silent = False
@@ -359,7 +375,7 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Fractals:
-    """Write synthetic images (PNG) to calibrate on where there are no real ones."""
+    """Write synthetic calibration images (PNG), for use without real ones."""
 
     out: Folder
     count: Annotated[int, typer.Option(parser=_whole, metavar="N", help="Number of images.")] = 300
@@ -374,7 +390,7 @@ class Fractals:
 
 @dataclass(frozen=True, kw_only=True)
 class Pack:
-    """Write FILE smaller: zeros take almost no bytes, and unpack restores every bit."""
+    """Compress FILE: zeros take almost no bytes, and unpack restores every bit."""
 
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors or .onnx file.")]
     out: Packed
@@ -383,7 +399,7 @@ class Pack:
 
 @dataclass(frozen=True, kw_only=True)
 class Unpack:
-    """Write the file that was packed as FILE, bit for bit."""
+    """Restore the file that was packed as FILE, bit for bit."""
 
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A file made by pack.")]
     out: Packed
@@ -393,6 +409,6 @@ class Unpack:
         typer.Option(
             parser=Numbers(kind=int, least=0).parse,
             metavar="N",
-            help="Write no more; default: 1 GiB, or 256 times FILE if that is more.",
+            help="Largest output in bytes; default: 1 GiB, or 256 times FILE if that is more.",
         ),
     ] = None
