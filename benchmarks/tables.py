@@ -67,7 +67,7 @@ def accuracy(rows: Sequence[Row]) -> str:
 
 @table_of("default.csv")
 def default(rows: Sequence[Row]) -> str:
-    """The default recipe in short: what is lost with as many images as were measured."""
+    """The default recipe in short: accuracy by number of images."""
     lines = [
         [
             NAMES[network],
@@ -138,13 +138,13 @@ def cost(folder: Path) -> str:
     if rows := read_rows(folder / "cost.csv"):
         heads = ["network", "images", "one dense forward pass", "prune", "ratio", "runs"]
         parts.append(_markdown(heads, [_cost_line(rows)]))
-        parts.append(f"Medians over the runs, both by turns in one process. {_machine(rows)}")
+        parts.append(f"Medians over the runs; both ran in turns in one process. {_machine(rows)}")
     if rows := read_rows(folder / "memory.csv"):
         heads = ["network", "images", "zeros", "before", "peak", "prune"]
         parts.append(_markdown(heads, [_memory_line(row) for row in rows]))
         parts.append(
-            "Memory of the whole process (1 GB = 1e9 bytes), before and during the call, with "
-            f"random images; peak resident set size. {_machine(rows)}"
+            "Peak resident memory of the whole process (1 GB = 1e9 bytes), before and during the "
+            f"call, with random images. {_machine(rows)}"
         )
     return "\n\n".join(parts) or MISSING
 
@@ -157,7 +157,7 @@ STEPS = {  # columns of the paper's tables, in their order
     "adam-calibration": "+ Adam (the paper)",
     "least-squares": "least squares",
     "admm": "ADMM",
-    "admm-for-adam": "the paper, ADMM for Adam",
+    "admm-for-adam": "the paper, ADMM instead of Adam",
     "default": "default",
 }
 RUN_HEADS = {
@@ -205,8 +205,8 @@ def paper_cost(rows: Sequence[Row]) -> str:
         lines.append([NAMES[network], *cells])
     heads = ["network", *RUN_HEADS.values()]
     note = (
-        "Time of the whole `prune` call in dense forward passes over the same 300 images, measured "
-        "right before it in the same process: medians over the runs, whose number is in brackets."
+        "Time of the whole `prune` call in dense forward passes over the same 300 images, which "
+        "were measured just before in the same process. Median over the runs (number of runs)."
     )
     return f"{_markdown(heads, lines)}\n\n{note} {_machine(rows)}"
 
@@ -215,10 +215,11 @@ def _paper_notes(rows: Sequence[Row]) -> str:
     networks = _by("network", NAMES, rows)
     errors = ", ".join(f"{NAMES[name]} {_largest_error(here):.1f}" for name, here in networks)
     return (
-        "Top-1 in percent, cumulatively from left to right up to the paper; 300 images of each "
-        "kind; sparsity is that of the pruned layers. `a ± b (n)` is the median over n choices or "
-        "seeds of the images and the largest distance from it; without ± it is one. Standard "
-        f"error of the points lost, at most: {errors}. Judged on {_tests(rows)}. {_machine(rows)}"
+        "Top-1 in percent. The columns up to the paper are cumulative from left to right. 300 "
+        "images of each kind; sparsity is that of the pruned layers. `a ± b (n)`: median over n "
+        "choices or seeds of the images, and the largest distance from it; without ± it is one "
+        f"choice. Standard error of the points lost, at most: {errors}. Evaluated on "
+        f"{_tests(rows)}. {_machine(rows)}"
     )
 
 
@@ -242,8 +243,8 @@ def packing(rows: Sequence[Row]) -> str:
     seconds = (f"{name} {float(timed[f'{of}_seconds']):.1f} s" for of, name in steps.items())
     return (
         f"{_markdown(heads, lines)}\n\nKilobytes (1000 bytes) of whole `.safetensors` files, and "
-        'the share that the packed file is of the dense float32 one. "zeros" is the share among '
-        "the weights of the pruned layers, which are 96 % of all. INT8 files have their "
+        'the packed file as a share of the dense float32 file. "zeros" is the share among '
+        "the weights of the pruned layers, which are 96 % of all. INT8 files keep "
         "normalisation and scales in float32. Processor time for EfficientNet-Lite0 in float32 at "
         f"65 %: {', '.join(seconds)}. zstd {timed['zstd']}. {_machine(rows)}"
     )
@@ -283,15 +284,15 @@ def int8(rows: Sequence[Row]) -> str:
     heads += ["agreement", "zeros found", "kB"]
     return (
         f"{_markdown(heads, lines)}\n\nTop-1 in percent on {_tests(rows)}; points lost "
-        "against the dense network and against the pruned one as float32 ONNX, with their paired "
-        "standard errors; images in percent with the dense network's answer; zeros of the pruned "
-        f"network that were found in the file, which were all. {_machine(rows)}"
+        "against the dense network and against the pruned network as float32 ONNX, with their "
+        "paired standard errors; agreement with the dense network in percent of the images; zeros "
+        f"of the pruned network found in the file (always all of them). {_machine(rows)}"
     )
 
 
 @table_of("allocation.csv")
 def allocation(rows: Sequence[Row]) -> str:
-    """What each way to divide the zeros leads to, and what it takes."""
+    """Accuracy and cost of each allocation."""
     lines = [
         [
             NAMES[row["network"]],
@@ -307,7 +308,7 @@ def allocation(rows: Sequence[Row]) -> str:
     heads = ["network", "zeros", "allocation", "top-1", "points lost", "KL, nats", "cost"]
     return (
         f"{_markdown(heads, lines)}\n\n"
-        f"{rows[0]['images']} calibration images; judged on {_tests(rows)}. "
+        f"{rows[0]['images']} calibration images; evaluated on {_tests(rows)}. "
         "`exhaustive` is `sensitivity` at eight sparsities of every layer. "
         "Cost of the allocation alone, in dense forward passes over the "
         "same images. "
@@ -338,7 +339,7 @@ def speed(rows: Sequence[Row]) -> str:
     notes = "; ".join(sorted({row["note"] for row in rows if row["note"]}))
     (first, *_) = rows
     return (
-        f"{_markdown(heads, lines)}\n\n{notes}. {first['rounds']} rounds in which the files take "
+        f"{_markdown(heads, lines)}\n\n{notes}. {first['rounds']} rounds in which the files took "
         f"turns, in five processes; 95 % intervals; {first['threads']} threads, batch "
         f"{first['batch']}. ONNX Runtime {first['onnxruntime']}, OpenVINO {first['openvino']}. "
         f"{_machine(rows)}"
@@ -352,7 +353,7 @@ def _ratio(row: Row) -> str:
 
 @table_of("third_party.csv")
 def third_party(rows: Sequence[Row]) -> str:
-    """What came of ONNX files of other people's packages."""
+    """Third-party ONNX files, pruned."""
     heads = ["package", "file", "input", "layers pruned", "zeros", "output error", "result"]
     lines = [
         [
@@ -368,10 +369,10 @@ def third_party(rows: Sequence[Row]) -> str:
     ]
     images = max((row["images"] for row in rows), key=lambda count: int(count or 0))
     return (
-        f"{_markdown(heads, lines)}\n\nPruned to half on {images} fractals; the zeros are those "
-        "of the file written, read back. Error: squared error of the first output over its "
-        "variance, on 16 other fractals, which are nothing like what these networks are made for: "
-        f"it shows that the file runs, not how good it is. {_machine(rows)}"
+        f"{_markdown(heads, lines)}\n\nPruned to 50 % zeros on {images} fractals; zeros counted "
+        "in the written file. Output error: squared error of the first output / its variance, on "
+        "16 other fractals. These are unlike the networks' own images: the error shows that the "
+        f"file runs, not how accurate it is. {_machine(rows)}"
     )
 
 
@@ -403,7 +404,7 @@ def elsewhere(rows: Sequence[Row]) -> str:
     refused = "; ".join(sorted({row["result"] for row in rows if not row["top1"]}))
     return (
         f"{_markdown(['network: dense top-1', 'zeros', *recipes], lines)}\n\n"
-        "Top-1 in percent, in brackets the KL divergence from the dense network's outputs in nats. "
+        "Top-1 in percent; in brackets the KL divergence from the dense network's outputs in nats. "
         f"Standard error of the points lost, at most: {errors}. "
         f"{f'A dash: {refused}. ' if refused else ''}{_machine(rows)}"
     )
@@ -488,7 +489,7 @@ def _accuracy_notes(rows: Sequence[Row]) -> str:
     return (
         'Top-1 in percent. "zeros" is the share among the weights of the pruned layers. '
         "`a ± b (n)` is the median over n choices of the calibration images and the largest "
-        f"distance from it; without ± it is one choice. {images}. Judged on {_tests(rows)}. "
+        f"distance from it; without ± it is one choice. {images}. Evaluated on {_tests(rows)}. "
         f"{_machine(rows)}"
     )
 
@@ -529,7 +530,7 @@ def _machine(rows: Sequence[Row]) -> str:
     return f"Measured with {'; '.join(sorted(seen))}; commits: {commits}."
 
 
-HALVES = {  # what was done with the images that a row was judged on
+HALVES = {  # whether settings were chosen on the images of a row
     "choose": "on which settings were chosen",
     "quote": "on which nothing was chosen",
     "all": "on half of which settings were chosen",

@@ -1,27 +1,28 @@
 """Everything that Secateur raises or warns about.
 
 SecateurError
-├── UserError (also a ValueError: something the caller can put right)
+├── UserError (also a ValueError: a mistake that the caller can correct)
 │   ├── OptionError      an option is out of range, misspelt or matches nothing
 │   ├── ModelError       the model cannot be loaded, exported or pruned
 │   ├── DataError        the images or labels cannot be used
-│   ├── PackError        a file cannot be packed, or a packed one is damaged
-│   └── OutputError      the result cannot be written where it was asked for
+│   ├── PackError        a file cannot be packed, or a packed file is damaged
+│   └── OutputError      the result cannot be written to the given place
 ├── MissingExtraError    an optional package is not installed
 └── NumericalError       a layer cannot be solved: values overflow or no damping helps
 
-SecateurWarning (a UserWarning: the result stands, but read this; also kept in the report)
+SecateurWarning (a UserWarning: the result is valid, but may not be what you want; also in the
+report)
 
-Each message says what was found, what was expected and what to do next.
+Each message says what was given, what was expected and what to do next.
 """
 
 _LONGEST = 1500  # characters of a message
 
 
 class SecateurError(Exception):
-    """The root of every error raised on purpose by this package.
+    """The base class of every error that this package raises on purpose.
 
-    Its message is one printable line: names in it may come from files that anybody wrote.
+    Its message is one printable line, because names in it may come from untrusted files.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -29,7 +30,7 @@ class SecateurError(Exception):
 
 
 class UserError(SecateurError, ValueError):
-    """Something in the call or its inputs that the caller can put right."""
+    """A mistake in the call or its inputs that the caller can correct."""
 
 
 class OptionError(UserError):
@@ -45,11 +46,11 @@ class DataError(UserError):
 
 
 class PackError(UserError):
-    """A file cannot be packed, or a packed one is damaged."""
+    """A file cannot be packed, or a packed file is damaged."""
 
 
 class OutputError(UserError):
-    """The result cannot be written where it was asked for."""
+    """The result cannot be written to the given place."""
 
 
 class MissingExtraError(SecateurError, ImportError):
@@ -72,7 +73,7 @@ class NumericalError(SecateurError, ArithmeticError):
 
 
 class SecateurWarning(UserWarning):
-    """The result stands, but something about it should be known."""
+    """The result is valid, but may not be what you want; read the message."""
 
 
 def one_line(text: str) -> str:

@@ -1,11 +1,11 @@
-"""Synthetic calibration images for networks whose own images are not at hand.
+"""Synthetic calibration images, for networks without real ones.
 
-Each image is a pile of fractals: attractors of random affine maps, in colours, contrasts and
+Each image is a pile of fractals: attractors of random affine maps, with colours, contrasts and
 textures that follow the published statistics of photographs. No file is read and nothing is
-downloaded. Photographs like those in use remain the better choice wherever there are any.
+downloaded. Real images like those in use are better, even a few.
 
 Source: arXiv 2104.15023 (pruning without data), after Kataoka et al., "Pre-training without
-natural images" (FractalDB), 2020. The piling of occluding shapes is the dead leaves model: Lee,
+natural images" (FractalDB), 2020. Piling up occluding shapes is the dead leaves model: Lee,
 Mumford and Huang, "Occlusion models for natural images", 2001.
 """
 
@@ -54,16 +54,17 @@ def fractal_images(
 ) -> UInt8[Tensor, "count channels size size"]:
     """Draws synthetic images for calibration.
 
-    Each fractal of each image draws its system of 2 to 7 maps anew, and one of 25 variants of it
-    (one of the 6 coefficients scaled by 0.2, 0.6, 1.4 or 1.8, or none): more diversity than the
-    25 images per system of the paper. Several fractals are laid upon one another, each with a
-    colour, a texture with a 1/f spectrum, and its density as light; mirrored, turned by up to 30
-    degrees and blurred by up to 2.6 pixels at 224.
+    Each fractal of each image draws a new system of 2 to 7 maps, and one of 25 variants of it
+    (one of the 6 coefficients scaled by 0.2, 0.6, 1.4 or 1.8, or none). This is more diverse than
+    the paper's 25 images per system. An image has several fractals over one another, each with a
+    colour, a texture with a 1/f spectrum, and its density as brightness. They are mirrored,
+    rotated by up to 30 degrees and blurred by up to 2.6 pixels at 224.
 
     Args:
-        count: number of images, at least 1; some hundreds calibrate a network.
+        count: number of images, at least 1; use a few hundred.
         size: side in pixels, at least 8.
-        channels: 3 = RGB, 1 = grey, any other number = that many fixed mixtures of R, G and B.
+        channels: 3 = RGB, 1 = grayscale, any other number = that many fixed mixtures of R, G and
+            B.
         seed: at least 0. Image i depends on (seed, i, size, channels) only, so fewer images are
             a prefix of more; the bytes do not depend on the number of threads.
 

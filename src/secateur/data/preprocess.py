@@ -21,15 +21,18 @@ _LUMA = (0.299, 0.587, 0.114)  # of RGB, as Pillow makes grey of them
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """From an image to the network's input, as torchvision's evaluation transforms do it.
+    """Turns an image into the network's input, as torchvision's evaluation transforms do.
+
+    Use the values that the network was trained with::
+
+        Preprocess(size=224, resize=256, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
     Attributes:
         size: side of the square centre crop, in pixels; None = no crop.
-        resize: the short side is resized to this before the crop (antialiased); None = `size`
-            where that is given.
-        mean, std: per channel, for pixels scaled to [0, 1]; None = 0 and 1. Where neither is given,
-            images come with a warning: few networks are trained so.
-        channels: 3 (RGB) or 1 (grey); any number for synthetic images.
+        resize: short side before the crop, in pixels (antialiased); None = `size`, if given.
+        mean, std: per channel, for pixels scaled to [0, 1]; None = 0 and 1. Without either there
+            is a warning, because few networks are trained that way.
+        channels: 3 (RGB) or 1 (grayscale); any number for synthetic images.
         interpolation: "bilinear" or "bicubic", for resizing.
     """
 
@@ -68,8 +71,8 @@ class Preprocess:
     def __call__(self, image: Image.Image) -> Float[Tensor, "chan height width"]:
         """Converts, resizes, crops, scales to [0, 1] and normalises one image, of any mode.
 
-        As in torchvision and timm, alpha is left out (transparent pixels have the colour that is
-        stored) and an EXIF orientation is not applied.
+        As in torchvision and timm, alpha is dropped (transparent pixels keep their stored colour)
+        and the EXIF orientation is ignored.
 
         Raises:
             DataError: the range of its pixels is not known.
@@ -88,7 +91,7 @@ class Preprocess:
     def from_unit(
         self, pixels: Float[np.ndarray, "height width chan"]
     ) -> Float[Tensor, "chan height width"]:
-        """As for an image, from grey or RGB pixels in [0, 1] that are finer than 8 bits."""
+        """As for an image, from grayscale or RGB pixels in [0, 1] with more than 8 bits."""
         planes = np.moveaxis(pixels.astype(np.float32), -1, 0)
         cut = [np.array(self._cut(Image.fromarray(np.ascontiguousarray(of)))) for of in planes]
         found = torch.from_numpy(np.stack(cut))
@@ -97,7 +100,7 @@ class Preprocess:
         return self._standardised(found.expand(self.channels, -1, -1))
 
     def normalise(self, pixels: UInt8[Tensor, "*batch chan height width"]) -> Tensor:
-        """Scales pixels to [0, 1], then by mean and std."""
+        """Scales pixels to [0, 1] and normalises them by mean and std."""
         return self._standardised(pixels.float() / 255)
 
     def _cut(self, image: Image.Image) -> Image.Image:
@@ -203,7 +206,7 @@ def _unit_pixels(image: Image.Image) -> Float[np.ndarray, "height width"]:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelPreprocess(Preprocess):
-    """What a network brings with it; data that are inputs already go without."""
+    """The preprocessing that a network from a hub prescribes; preprocessed data skip it."""
 
     def __str__(self) -> str:
         parts = {
@@ -217,7 +220,7 @@ class ModelPreprocess(Preprocess):
 
 
 def completed(asked: Preprocess | None, own: ModelPreprocess | None) -> Preprocess | None:
-    """What was asked for, with what a network brings where nothing was."""
+    """The requested preprocessing, completed by what the network prescribes."""
     if asked is None or own is None:
         return own if asked is None else asked
     sized = asked.size is not None or asked.resize is not None

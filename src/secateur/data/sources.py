@@ -1,12 +1,12 @@
-"""Calibration and evaluation images from wherever they are, as inputs of a network.
+"""Calibration and evaluation images from any source, as inputs of a network.
 
 Accepted everywhere data are taken: a float tensor (N, C, ...), an array, a DataLoader or any
 iterable of batches (see `secateur.data.batches`), a Dataset of single images, a folder of images,
 an `.npz` file, a reference `file.py:callable` / `package.module:callable` to any of these, or
 synthetic images: "fractal:300" and, for comparison only, "gaussian:300" and "pink:300".
 
-Layers are fitted to all calibration images at once: `load_images` gives these as one tensor.
-Networks are judged on any number of images: `open_images` gives these batch by batch.
+Layers are fitted to all calibration images at once: `load_images` returns them as one tensor.
+Networks are evaluated on any number of images: `open_images` returns them batch by batch.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ class Images:
     Attributes:
         tensor: float32, batch first.
         source: where they come from, for the report.
-        labels: class numbers, where the source has them and they were asked for.
-        notes: what a reader of the report should know.
-        synthetic: generator and seed, when they were made rather than taken; None = real.
+        labels: class numbers, if the source has them and they were requested.
+        notes: facts for the report, such as how the images were chosen.
+        synthetic: generator and seed of synthetic images; None for real ones.
         classes: the class folders that the labels come from, in the order of their numbers.
-        warnings: what may be wrong with them; the report begins with these.
+        warnings: possible mistakes in the images; the report begins with these.
     """
 
     tensor: Float[Tensor, "batch ..."]
@@ -76,7 +76,7 @@ class Images:
     warnings: list[str] = field(default_factory=list)
 
     def doubts(self, outputs: int) -> list[str]:
-        """The warnings, and one where a network has more outputs than there are class folders."""
+        """The warnings, and one if the network has more outputs than there are class folders."""
         return [*self.warnings, *few_classes(self.source, self.classes, outputs)]
 
 
@@ -88,15 +88,18 @@ def load_images(
     seed: int = 0,
     labelled: bool = False,
 ) -> Images:
-    """Reads images from any accepted source (see the module).
+    """Reads images from any accepted source: a folder, an array, a DataLoader and others.
+
+    The guide (docs/guide.md) lists all sources.
 
     Args:
         data: the source.
-        preprocess: `Preprocess`, or any function from a PIL image to a float tensor; needed
-            for uint8 arrays and for images of different sizes, refused for float arrays.
-        max_images: at most this many are used: a random choice with `seed`, in their order
-            (the first ones of an iterable); None = all.
-        labelled: whether to return labels, where the source has them.
+        preprocess: `Preprocess`, or any function from a PIL image to a float tensor. Needed for
+            uint8 arrays and for images of different sizes, refused for float arrays.
+        max_images: use at most this many: a random choice with `seed`, in their order (of an
+            iterable the first ones); None = all.
+        seed: seed of that choice, and of synthetic images.
+        labelled: whether to return labels, if the source has them.
 
     Raises:
         DataError: the source does not exist, holds no images or broken ones, or they differ
@@ -128,11 +131,11 @@ def open_images(
     seed: int = 0,
     labelled: bool = True,
 ) -> ImageStream:
-    """The images of any accepted source, to be read batch by batch; arguments as `load_images`.
+    """Opens any accepted source to be read batch by batch; arguments as for `load_images`.
 
     Raises:
-        DataError: the source does not exist or holds no images, or its labels are wrong; what
-            only reading shows is raised then.
+        DataError: the source does not exist or holds no images, or its labels are wrong. Other
+            faults are raised when the images are read.
     """
     if max_images is not None and max_images < 1:
         raise OptionError(f"max_images is {max_images}, expected at least 1, or None for all")
