@@ -27,11 +27,11 @@ def preprocessing(model: object) -> secateur.Preprocess:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prunes, judges on labelled images if there are any, and writes weights and report."""
+    """Prunes, evaluates on labelled images if there are any, and writes weights and report."""
     parser = argparse.ArgumentParser(description="Prune a model of timm.")
     parser.add_argument("model", help="a name that timm.list_models() gives")
     parser.add_argument("images", help="calibration images: a folder, or fractal:300")
-    parser.add_argument("--labelled", help="images to judge by: a folder with labels")
+    parser.add_argument("--labelled", help="evaluation images: a folder with labels")
     parser.add_argument("--sparsity", type=float, default=0.5)
     parser.add_argument("--random", action="store_true", help="random weights, to try this out")
     parser.add_argument("-o", "--out", type=Path, default=Path("pruned-timm"))

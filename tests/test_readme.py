@@ -12,6 +12,7 @@ from secateur.data.sources import FEW_IMAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
 
 
 def python_blocks(page: str) -> list[str]:
@@ -86,9 +87,15 @@ def _anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", head.strip().lower()).replace(" ", "-") for head in heads}
 
 
-@pytest.mark.parametrize(
-    "page", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda of: of.name
-)
+@pytest.mark.parametrize("page", PAGES, ids=lambda of: of.name)
+def test_files_that_are_named_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"`(?:\./)?((?:src|tests|docs|scripts|benchmarks|examples)/[\w./-]+)", text)
+    missing = [path for path in named if not (ROOT / path).exists()]
+    assert [path for path in missing if "your_method" not in path] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda of: of.name)
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
     for link in links:
