@@ -24,7 +24,8 @@ from results_table import MACHINE, SCORES, append_row, key, machine, read_rows, 
 from torch import Tensor, nn
 
 import secateur
-from secateur.evaluation.inference import compare, predict
+from secateur.evaluation.inference import predict
+from secateur.evaluation.metrics import compare
 
 ALLOCATION = "normalized-magnitude"
 KEY = (

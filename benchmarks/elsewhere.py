@@ -24,7 +24,8 @@ from options import numbers, words
 from results_table import FOLDER, MACHINE, SCORES, append_row, key, machine, read_rows, scores
 
 import secateur
-from secateur.evaluation.inference import compare, predict
+from secateur.evaluation.inference import predict
+from secateur.evaluation.metrics import compare
 
 RUNS: dict[str, Any] = {
     "default": "default",

@@ -25,7 +25,8 @@ from torch import nn
 
 import secateur
 from secateur.data.sources import Images, open_images
-from secateur.evaluation.inference import EvaluationSet, compare
+from secateur.evaluation.evaluation_set import EvaluationSet
+from secateur.evaluation.metrics import compare
 from secateur.frontends.loading import read_state
 
 IMAGENET = secateur.Preprocess(

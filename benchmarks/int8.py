@@ -24,7 +24,8 @@ from results_table import MACHINE, append_row, key, machine, read_rows, scores
 from torch import Tensor
 
 import secateur
-from secateur.evaluation.inference import compare, predict
+from secateur.evaluation.inference import predict
+from secateur.evaluation.metrics import compare
 from secateur.export.files import as_onnx, save_int8, save_model, save_openvino
 from secateur.export.int8 import check_zeros, quantize
 from secateur.frontends.onnx import layer_weights, read

@@ -25,7 +25,7 @@ from results_table import MACHINE, machine, write_rows
 
 import secateur
 from secateur.export.files import save_onnx
-from secateur.hardware.bench import Bench, Timing
+from secateur.hardware.latency import Bench, Timing
 
 COLUMNS = (
     "network",

@@ -34,7 +34,7 @@ from secateur.frontends.onnx.file import read
 from secateur.frontends.onnx.graph import named_tensors
 from secateur.frontends.onnx.plan import Plan
 from secateur.frontends.torch.checkpoints import load_state, read_state
-from secateur.hardware.bench import Bench, Timing
+from secateur.hardware.latency import Bench, Timing
 from secateur.pruning.recipe import RECIPES, Recipe
 from secateur.pruning.search import Try
 from secateur.report.comparison import compare_reports

@@ -18,7 +18,9 @@ _HOOKED = [
     "core.normal_equations",
     "core.patterns",
     "core.problem",
+    "evaluation.evaluation_set",
     "evaluation.inference",
+    "evaluation.metrics",
     "network.geometry",
 ]
 with install_import_hook([f"secateur.{name}" for name in _HOOKED], "beartype.beartype"):

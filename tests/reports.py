@@ -6,19 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 from secateur import Bench
-from secateur.evaluation.inference import Evaluation
-from secateur.hardware.bench import Timing
-from secateur.hardware.requirements import LayerFacts, Machine, gates, survey
+from secateur.evaluation.metrics import Evaluation
+from secateur.hardware.latency import Timing
+from secateur.hardware.layer_facts import LayerFacts
+from secateur.hardware.machine import Machine
+from secateur.hardware.requirements import requirements, survey
 from secateur.pruning.allocations import Curve
 from secateur.pruning.search import Try
-from secateur.report.model import (
-    DataReport,
-    DenseLayer,
-    LayerReport,
-    Report,
-    SearchReport,
-    StepReport,
-)
+from secateur.report.layers import DenseLayer, LayerReport
+from secateur.report.model import DataReport, Report, SearchReport, StepReport
 
 MACHINE = Machine(cpu="a CPU", flags=frozenset({"avx2"}), versions={"torch": "2.13.0"})
 
@@ -40,7 +36,7 @@ def layer(name: str, index: int = 0, **more: Any) -> LayerReport:
         damping=0.1,
         samples=100,
         sensitivity=Curve((0.5, 0.75, 0.9), (0.001 * (index + 1), 0.02, 0.3 + index), index != 1),
-        gates=gates(facts),
+        requirements=requirements(facts),
         notes=(f"note of {name}",),
     )
     return replace(held, **more)
@@ -92,8 +88,9 @@ def report(*names: str, **more: Any) -> Report:
         "calibration": Evaluation(images=300, agreement=99.0, kl=0.01),
         "steps": [StepReport(name="first-step", calibration=None, evaluation=pruned)],
         "evaluation": {"dense": dense, "pruned": pruned},
-        "runtimes": survey([of.gates for of in layers], MACHINE),
+        "runtimes": survey([of.requirements for of in layers], MACHINE),
         "exports": {"model.safetensors": {"bytes": 12345, "relative_difference": 1e-7}},
+        "summary": ["How it was done, in a sentence."],
         "warnings": ["only 300 images of a warning"],
         "notes": ["a note of the report"],
         "versions": {"secateur": "0.1.0", "torch": "2.13.0"},

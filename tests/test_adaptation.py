@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import secateur
 from secateur.errors import OptionError
-from secateur.evaluation.inference import compare
+from secateur.evaluation.metrics import compare
 from secateur.frontends.torch.graph import trace
 from secateur.network.graph import Norm, alone
 from secateur.pruning.recalibration import Adaptation, adapt

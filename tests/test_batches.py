@@ -15,7 +15,7 @@ from secateur.data.batches import class_numbers, read_batch
 from secateur.data.preprocess import Preprocess
 from secateur.data.sources import load_images
 from secateur.errors import DataError, SecateurWarning
-from secateur.evaluation.inference import evaluate
+from secateur.evaluation.evaluation_set import evaluate
 
 IMAGES = torch.randn(12, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(12) % 4

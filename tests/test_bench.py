@@ -17,9 +17,16 @@ from test_page import Page
 
 from secateur import Bench, MissingExtraError, ModelError, OptionError, bench
 from secateur import bench as bench_function
-from secateur.hardware.bench import CONFIDENCE, NO_DIFFERENCE, PROCESSES, Timing, interval, verdict
 from secateur.hardware.bench_worker import measure
-from secateur.hardware.requirements import Machine
+from secateur.hardware.latency import (
+    CONFIDENCE,
+    NO_DIFFERENCE,
+    PROCESSES,
+    Timing,
+    interval,
+    verdict,
+)
+from secateur.hardware.machine import Machine
 from secateur.render.page import report_page
 
 onnx = pytest.importorskip("onnx")
@@ -201,14 +208,16 @@ def test_sparse_kernels_are_counted_by_their_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("openvino")
-    from secateur.hardware import bench_worker
+    from secateur.hardware.runtimes import openvino
+    from secateur.hardware.runtimes.protocol import EngineOptions
 
     kernels = iter(("brgemm_avx512_amx_sparse_I8", "brgemm_avx512_amx_I8", "x", "y", "z", "w", "v"))
     monkeypatch.setattr(
-        bench_worker, "_executed", lambda op: ("FullyConnected", next(kernels, "none"), "i8")
+        openvino, "_executed", lambda op: ("FullyConnected", next(kernels, "none"), "i8")
     )
     path = convolutions(tmp_path / "model.onnx", 1)
-    engine = bench_worker.start(path, bench_worker.OPENVINO_SPARSE, 1, 0.5, 1)
+    options = EngineOptions(threads=1, rate=0.5, batch=1)
+    engine = openvino.RUNTIME.engines["OpenVINO, sparse on"](path, options)
     assert engine.sparse_layers == 1
     assert engine.layers is not None
     assert engine.layers > 1

@@ -175,7 +175,7 @@ def test_the_report_counts_the_zeros_in_the_file(done):
 
 
 def test_the_written_weights_are_those_that_were_judged(done, place):
-    from secateur.evaluation.inference import evaluate
+    from secateur.evaluation.evaluation_set import evaluate
     from secateur.frontends.loading import load_model
 
     _, out = done
@@ -247,7 +247,7 @@ def test_a_drop_may_be_asked_for_and_is_measured_on_the_evaluation_images(place,
     assert report["search"]["measure"] == "top-1"
     assert report["evaluation"]["pruned"]["drop"] == pytest.approx(report["search"]["drop"])
     line = result.stdout.splitlines()[0]
-    assert "that lose at most 20 points of top-1, top-1 " in line
+    assert "that lose at most 20 points of top-1 (1 try), top-1 " in line
     assert line.count("points lost") + line.count("points gained") == 1
 
 
@@ -374,9 +374,9 @@ def test_inspect_tells_what_each_layer_lacks_where_asked(place):
     held = json.loads(invoke("inspect", *model, "--json").stdout)
     layers = {layer["name"]: layer for layer in held["layers"]}
     assert (layers["0"]["pruned"], layers["0"]["reason"]) == (False, "first layer")
-    gates = {gate["runtime"]: gate["obstacles"] for gate in layers["3"]["gates"]}
-    assert gates["XNNPACK (LiteRT)"] == ["3x3 convolution: only 1x1 convolutions"]
-    assert set(gates) == {runtime["name"] for runtime in held["runtimes"]}
+    lacks = {of["runtime"]: of["obstacles"] for of in layers["3"]["requirements"]}
+    assert lacks["XNNPACK (LiteRT)"] == ["3x3 convolution: only 1x1 convolutions"]
+    assert set(lacks) == {runtime["name"] for runtime in held["runtimes"]}
 
 
 def test_inspect_takes_size_and_channels_for_the_shape(place):
@@ -675,7 +675,7 @@ def test_the_papers_recipe_reports_its_steps(place, tmp_path):
     assert all(step.evaluation.top1 is not None for step in report.steps)
     assert report.steps[-1].evaluation == report.evaluation["pruned"]
     assert report.requested["recipe"]["method"]["iterations"] == 1
-    assert "after each step:" in result.stdout
+    assert "After each step, on the evaluation images" in result.stdout
     assert "adam-calibration" in result.stdout
 
 

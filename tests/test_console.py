@@ -10,13 +10,13 @@ from dataclasses import replace
 import pytest
 import reports
 import torch
-from rich.console import Console, Group
+from rich.console import Console
 from test_cli import invoke
 from torch import nn
 
 import secateur
-from secateur.evaluation.inference import Evaluation
-from secateur.hardware.bench import Timing
+from secateur.evaluation.metrics import Evaluation
+from secateur.hardware.latency import Timing
 from secateur.render import terminal
 
 LONG = "transformer.encoder.layer_stack_0.attention.query_projection"
@@ -69,24 +69,20 @@ def dense():
     return replace(held, dense_layers=layers)
 
 
-VIEWS = {
-    "report": (lambda: reports.report(*NAMES), terminal.report_view),
-    "layers left dense": (dense, terminal.report_view),
-    "inspection": (inspection, terminal.inspection_view),
-    "inspection, verbose": (
-        inspection,
-        lambda of: Group(*list(terminal.inspection_view(of, verbose=True).renderables)[4:]),
-    ),
-    "plan": (plan, terminal.plan_view),
-    "comparison": (comparison, terminal.comparison_view),
-    "bench": (bench, terminal.bench_view),
+SHOWN = {
+    "report": lambda: reports.report(*NAMES).blocks(),
+    "layers left dense": lambda: dense().blocks(),
+    "inspection": lambda: inspection().blocks(),
+    "inspection, verbose": lambda: inspection().blocks(verbose=True)[4:],
+    "plan": lambda: plan().blocks(),
+    "comparison": lambda: comparison().blocks(),
+    "bench": lambda: bench().blocks(),
 }
 
 
-@pytest.mark.parametrize("kind", VIEWS)
+@pytest.mark.parametrize("kind", SHOWN)
 def test_no_name_is_cut_or_folded_off_a_terminal(kind, capsys):
-    make, view = VIEWS[kind]
-    terminal.print_view(view(make()))
+    terminal.print_blocks(SHOWN[kind]())
     printed = capsys.readouterr().out
     names = [name.replace("/", "-") if kind == "bench" else name for name in NAMES]
     assert [name for name in names if name not in printed] == []
@@ -94,21 +90,19 @@ def test_no_name_is_cut_or_folded_off_a_terminal(kind, capsys):
     assert all(line == line.rstrip() for line in printed.splitlines())
 
 
-@pytest.mark.parametrize("kind", ["report", "inspection", "plan", "comparison", "bench"])
-def test_the_text_of_an_object_is_what_the_command_prints(kind, capsys):
-    make, view = VIEWS[kind]
-    held = make()
-    terminal.print_view(view(held))
-    printed = capsys.readouterr().out.removesuffix("\n")
-    assert printed == str(held)
+@pytest.mark.parametrize("make", [inspection, plan, comparison, bench, dense])
+def test_the_text_of_an_object_is_what_the_command_prints(make, capsys):
+    shown = make()
+    terminal.print_blocks(shown.blocks())
+    assert capsys.readouterr().out.removesuffix("\n") == str(shown)
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
 @pytest.mark.parametrize("kind", ["report", "inspection", "plan", "comparison"])
 def test_names_are_folded_on_a_terminal_not_cut(kind, width):
-    make, view = VIEWS[kind]
     file = io.StringIO()
-    Console(file=file, width=width, force_terminal=True, color_system=None).print(view(make()))
+    console = Console(file=file, width=width, force_terminal=True, color_system=None)
+    console.print(terminal.rendered(SHOWN[kind]()))
     printed = re.sub(r"\x1b\[[0-9;]*m", "", file.getvalue())
     assert "…" not in printed
     rows = printed[re.search(r"^layer ", printed, re.MULTILINE).start() :].splitlines()
@@ -119,7 +113,7 @@ def test_names_are_folded_on_a_terminal_not_cut(kind, width):
 
 
 def test_a_name_does_not_command_the_terminal(capsys):
-    terminal.print_view(terminal.report_view(reports.report("a\x1b[31m", "two\nlines")))
+    terminal.print_blocks(reports.report("a\x1b[31m", "two\nlines").blocks())
     printed = capsys.readouterr().out
     assert "\x1b" not in "".join(line for line in printed.splitlines() if line.startswith("a"))
     assert r"a\x1b[31m" in printed
@@ -150,13 +144,13 @@ def test_inspect_into_a_pipe_has_whole_names(tmp_path):
 )
 def test_an_output_error_is_told_in_plain_digits(share, text) -> None:
     found = Evaluation(images=40, output_error=share)
-    assert terminal.output_error_text(found) == f"output error {text} of the variance"
+    assert found.error_text == f"output error {text} of the variance"
 
 
 @pytest.mark.parametrize(("share", "told"), [(0.9, False), (1.5, True)])
 def test_outputs_further_off_than_their_mean_are_a_warning(share, told, monkeypatch) -> None:
     near = lambda *_: Evaluation(images=40, output_error=share)  # noqa: E731
-    monkeypatch.setattr("secateur.report.model._near", near)
+    monkeypatch.setattr("secateur.report.build._near", near)
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", secateur.SecateurWarning)

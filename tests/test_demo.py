@@ -88,9 +88,9 @@ def test_each_run_is_told_as_it_ends_and_the_last_lines_are_what_was_written(
         report = Report.load(out / name / "report.json")
         pruned = report.evaluation["pruned"]
         packed = (out / name / "model.packed").stat().st_size
-        assert row[:3] == [name, f"{report.sparsity:.0%}", f"{pruned.top1:.2f}"]
-        assert row[6:9] == [f"{pruned.drop:.2f}", "±", f"{pruned.drop_error:.2f}"]
-        assert float(row[9]) == round(packed / 1000)
+        assert row[:3] == [name, f"{100 * report.sparsity:.0f}", f"{pruned.top1:.2f}"]
+        assert row[5:8] == [f"{pruned.drop:.2f}", "±", f"{pruned.drop_error:.2f}"]
+        assert float(row[8]) == round(packed / 1000)
         assert report.exports["model.safetensors"]
 
 

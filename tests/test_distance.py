@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import secateur
 from secateur import Sensitivity
 from secateur.core.distance import is_probabilities, relative_error, value_error
-from secateur.evaluation.inference import compare, kl_divergence
+from secateur.evaluation.metrics import compare, kl_divergence
 
 QUICK = {"method": "magnitude", "allocation": Sensitivity(levels=(0.5, 0.9))}
 

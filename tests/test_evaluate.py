@@ -10,8 +10,9 @@ from torch import nn
 
 from secateur.core.distance import value_error
 from secateur.errors import DataError, ModelError
-from secateur.evaluation.inference import Evaluation, compare, evaluate, kl_divergence, predict
-from secateur.render.terminal import verdict_lines
+from secateur.evaluation.evaluation_set import evaluate
+from secateur.evaluation.inference import predict
+from secateur.evaluation.metrics import Evaluation, compare, kl_divergence, verdict_lines
 
 
 @pytest.fixture

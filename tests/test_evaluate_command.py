@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import secateur
 from secateur.cli.app import app
-from secateur.evaluation.inference import mcnemar
+from secateur.evaluation.metrics import mcnemar
 from secateur.frontends.onnx import first_run
 from secateur.frontends.onnx.trial import run
 

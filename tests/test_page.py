@@ -14,7 +14,7 @@ import reports
 from test_cli import assert_mistake, invoke
 
 from secateur import DataError, Report, compare_reports
-from secateur.evaluation.inference import Evaluation
+from secateur.evaluation.metrics import Evaluation
 from secateur.render.page import report_page
 
 CHROMIUM = next(
@@ -102,7 +102,7 @@ def test_a_page_of_a_network_without_scores() -> None:
     assert "first output differs from the dense one's by 1.2 % of its variance" in " ".join(
         text.split()
     )
-    assert "output error 1.2 % of variance" in text
+    assert "output error, % of variance" in text
     assert "output error 1.2 % of the variance (no table of scores" in " ".join(str(held).split())
     figures = {of.name: of for of in compare_reports(held, held).figures}
     assert figures["output error"].first == pytest.approx(1.23)

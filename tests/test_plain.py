@@ -14,7 +14,8 @@ from torch import nn
 import secateur
 from secateur.data.preprocess import Preprocess
 from secateur.errors import DataError, OptionError
-from secateur.report.model import Report, describe
+from secateur.report.build import describe
+from secateur.report.model import Report
 from secateur.support.serialization import to_plain
 
 IMAGES = torch.randn(40, 3, 6, 6, generator=torch.Generator().manual_seed(0))

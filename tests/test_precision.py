@@ -11,7 +11,7 @@ import secateur
 from secateur.core import precision
 from secateur.core.precision import widened, widest_float
 from secateur.core.problem import Statistics
-from secateur.evaluation.inference import kl_divergence
+from secateur.evaluation.metrics import kl_divergence
 from secateur.frontends.torch.graph import trace
 from secateur.network.cuts import network_errors
 from secateur.pruning.recalibration import adapt

@@ -21,7 +21,8 @@ from secateur import (
     Uniform,
     WeightCorrection,
 )
-from secateur.evaluation.inference import compare, predict
+from secateur.evaluation.inference import predict
+from secateur.evaluation.metrics import compare
 from secateur.frontends.torch.graph import trace, with_parameters
 from secateur.pruning.alignment import pairs_to_align
 from secateur.pruning.allocations.uniform import UniformDivision

@@ -12,19 +12,18 @@ import torch
 from torch import nn
 
 import secateur
+from secateur.hardware.layer_facts import LayerFacts
+from secateur.hardware.machine import Machine, read_cpu
 from secateur.hardware.requirements import (
     NO_SPEED_UP,
-    RUNTIMES,
-    SPARSE_RATE,
-    TORCH_SIZES,
-    LayerFacts,
-    Machine,
-    gates,
-    read_cpu,
+    requirements,
     speed_up_expected,
     survey,
 )
-from secateur.report.model import Inspection
+from secateur.hardware.runtimes import RUNTIMES
+from secateur.hardware.runtimes.openvino import SPARSE_RATE
+from secateur.hardware.runtimes.pytorch import TORCH_SIZES
+from secateur.report.inspection import Inspection
 
 # a layer that each runtime can make use of
 FIT = {
@@ -57,13 +56,13 @@ FAST = Machine(
     cpu="a fast one",
     flags=frozenset({"amx_int8"}),
     versions={"openvino": "1", "torch": "1", "tensorrt": "1", "xnnpack": "1", "onnxruntime": "1"},
-    openvino_settings=frozenset({SPARSE_RATE}),
+    settings={"openvino": frozenset({SPARSE_RATE})},
     cuda=(9, 0),
 )
 
 
 def obstacles(runtime: str, layer: LayerFacts) -> tuple[str, ...]:
-    (found,) = [gate.obstacles for gate in gates(layer) if gate.runtime == runtime]
+    (found,) = [of.obstacles for of in requirements(layer) if of.runtime == runtime]
     return found
 
 
@@ -91,7 +90,11 @@ def test_onnx_runtime_never_gains(layer: LayerFacts) -> None:
     [
         ("OpenVINO, CPU", {"flags": frozenset({"avx2"})}, "this CPU has no AMX"),
         ("OpenVINO, CPU", {"flags": None}, "does not tell whether this CPU has AMX"),
-        ("OpenVINO, CPU", {"openvino_settings": frozenset({"OTHER"})}, "no setting CPU_SPARSE"),
+        (
+            "OpenVINO, CPU",
+            {"settings": {"openvino": frozenset({"OTHER"})}},
+            "no setting CPU_SPARSE",
+        ),
         ("OpenVINO, CPU", {"versions": {}}, "not installed"),
         ("PyTorch, CUDA", {"cuda": None}, "no CUDA GPU"),
         ("PyTorch, CUDA", {"cuda": (7, 5)}, "capability 7.5, 8.0 needed"),
@@ -101,23 +104,23 @@ def test_onnx_runtime_never_gains(layer: LayerFacts) -> None:
     ],
 )
 def test_what_the_machine_lacks_is_told(runtime: str, change: dict[str, Any], says: str) -> None:
-    layers = [gates(FIT[runtime])]
+    layers = [requirements(FIT[runtime])]
     before = {of.name: of for of in survey(layers, FAST)}[runtime]
-    assert before.passed
+    assert before.met
     assert before.reason == "1 of 1 layers fit: measure"
     after = {of.name: of for of in survey(layers, replace(FAST, **change))}[runtime]
-    assert not after.passed
+    assert not after.met
     assert after.reason.startswith(f"{NO_SPEED_UP}: ")
     assert after.reason.endswith(" (1 of 1 layers would fit)")
     assert says in after.reason
 
 
-def test_where_no_gate_passes_no_speed_up_is_expected() -> None:
+def test_where_no_requirement_is_met_no_speed_up_is_expected() -> None:
     plain = LayerFacts(kind="conv", shape=(8, 8, 3, 3), sparsity=0.9, two_of_four=False)
-    found = survey([gates(plain)], FAST)
+    found = survey([requirements(plain)], FAST)
     assert not speed_up_expected(found)
     assert all(of.reason.startswith(NO_SPEED_UP) for of in found)
-    assert speed_up_expected(survey([gates(FIT["TensorRT"])], FAST))
+    assert speed_up_expected(survey([requirements(FIT["TensorRT"])], FAST))
 
 
 def test_the_machine_is_looked_at_and_not_guessed() -> None:
@@ -127,8 +130,7 @@ def test_the_machine_is_looked_at_and_not_guessed() -> None:
     if Path("/proc/cpuinfo").exists():
         assert found.flags == read_cpu(Path("/proc/cpuinfo"))[1]
     if "openvino" in found.versions:
-        assert found.openvino_settings is not None
-        assert SPARSE_RATE in found.openvino_settings
+        assert SPARSE_RATE in found.settings["openvino"]
 
 
 def test_the_cpu_is_read_as_linux_lists_it(tmp_path: Path) -> None:
@@ -174,16 +176,16 @@ def trace(network: nn.Module, kind: str) -> Any:
     return trace(network.eval(), torch.zeros(shape))
 
 
-def test_inspect_and_reports_hold_the_gates() -> None:
+def test_inspect_and_reports_hold_the_requirements() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU()).eval()
     shown: Inspection = secateur.inspect(network, (64,))
     assert [of.name for of in shown.runtimes] == [of.name for of in RUNTIMES]
-    (torch_gate,) = [gate for gate in shown.gates[0] if gate.runtime == "PyTorch, CUDA"]
-    assert torch_gate.obstacles == ("zeros anywhere: only the 2:4 pattern",)  # as this makes them
+    (of_torch,) = [of for of in shown.requirements[0] if of.runtime == "PyTorch, CUDA"]
+    assert of_torch.obstacles == ("zeros anywhere: only the 2:4 pattern",)  # as this makes them
     report = secateur.prune(network, torch.randn(40, 64), sparsity=0.5, include="*").report
     assert [of.name for of in report.runtimes] == [of.name for of in RUNTIMES]
-    says = {gate.runtime: gate.obstacles for gate in report.layers[0].gates}
+    says = {of.runtime: of.obstacles for of in report.layers[0].requirements}
     assert says["OpenVINO, CPU"] == ("float32 weights: only INT8 ones",)
     assert any("2:4" in text for text in says["PyTorch, CUDA"])
 

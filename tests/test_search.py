@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import secateur
 from secateur import DataError, OptionError, example
-from secateur.evaluation.inference import compare, predict
+from secateur.evaluation.inference import predict
+from secateur.evaluation.metrics import compare
 from secateur.pruning.recipe import RECIPES
 from secateur.pruning.search import WALKS, WIDTH, PredictedLoss, Try, bracket, search
 

@@ -16,7 +16,9 @@ from secateur.data import streams
 from secateur.data.sources import Images, load_images, open_images
 from secateur.data.streams import ImageStream, Part, batched
 from secateur.errors import DataError, OptionError
-from secateur.evaluation.inference import EvaluationSet, answer, compare, evaluate, first_output
+from secateur.evaluation.evaluation_set import EvaluationSet, evaluate
+from secateur.evaluation.inference import answer, first_output
+from secateur.evaluation.metrics import compare
 
 IMAGES = torch.randn(23, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(23) % 4

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from secateur.version import __version__
 
 if TYPE_CHECKING:  # for type checkers and editors; _HOME says the same at run time
-    from secateur.api import PruneResult, inspect, plan, prune
+    from secateur.api import PruneResult, inspect, plan, prune, sweep
     from secateur.core.methods import (
         ADMM,
         AdamCalibration,
@@ -38,18 +38,21 @@ if TYPE_CHECKING:  # for type checkers and editors; _HOME says the same at run t
         SecateurWarning,
         UserError,
     )
-    from secateur.evaluation.inference import Evaluation, evaluate
+    from secateur.evaluation.evaluation_set import evaluate
+    from secateur.evaluation.metrics import Evaluation
     from secateur.export.int8 import quantize
     from secateur.export.packing import PackedSize, pack, unpack
-    from secateur.hardware.bench import Bench, bench
+    from secateur.hardware.bench import bench
+    from secateur.hardware.latency import Bench
     from secateur.pruning.alignment import ChannelAlignment
     from secateur.pruning.allocations import NormalizedMagnitude, Sensitivity, Uniform
     from secateur.pruning.recipe import RECIPES, Recipe
     from secateur.pruning.reconstruction import BlockTuning
+    from secateur.render.page import save_page
     from secateur.report.comparison import Comparison, compare_reports
     from secateur.report.model import Report
     from secateur.report.plan import Plan
-    from secateur.report.sweep import Sweep, sweep
+    from secateur.report.sweep import Sweep
 
 __all__ = [
     "ADMM",
@@ -96,6 +99,7 @@ __all__ = [
     "plan",
     "prune",
     "quantize",
+    "save_page",
     "sweep",
     "unpack",
 ]
@@ -104,7 +108,7 @@ __all__ = [
 _HOME = {
     "AdamCalibration": "secateur.core.methods",
     "ADMM": "secateur.core.methods",
-    "Bench": "secateur.hardware.bench",
+    "Bench": "secateur.hardware.latency",
     "bench": "secateur.hardware.bench",
     "BiasCorrection": "secateur.core.methods",
     "BlockTuning": "secateur.pruning.reconstruction",
@@ -112,8 +116,8 @@ _HOME = {
     "compare_reports": "secateur.report.comparison",
     "Comparison": "secateur.report.comparison",
     "DataError": "secateur.errors",
-    "evaluate": "secateur.evaluation.inference",
-    "Evaluation": "secateur.evaluation.inference",
+    "evaluate": "secateur.evaluation.evaluation_set",
+    "Evaluation": "secateur.evaluation.metrics",
     "Plan": "secateur.report.plan",
     "fractal_images": "secateur.data.fractals",
     "inspect": "secateur.api",
@@ -137,11 +141,12 @@ _HOME = {
     "Recipe": "secateur.pruning.recipe",
     "RECIPES": "secateur.pruning.recipe",
     "Report": "secateur.report.model",
+    "save_page": "secateur.render.page",
     "SecateurError": "secateur.errors",
     "SecateurWarning": "secateur.errors",
     "Sensitivity": "secateur.pruning.allocations",
     "Sweep": "secateur.report.sweep",
-    "sweep": "secateur.report.sweep",
+    "sweep": "secateur.api",
     "Uniform": "secateur.pruning.allocations",
     "unpack": "secateur.export.packing",
     "Unstructured": "secateur.core.patterns",

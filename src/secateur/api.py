@@ -16,7 +16,7 @@ from secateur.core.patterns import Pattern
 from secateur.data.preprocess import Transform
 from secateur.data.sources import MAX_IMAGES, open_images
 from secateur.errors import ModelError, OptionError, SecateurWarning
-from secateur.evaluation.inference import EvaluationSet
+from secateur.evaluation.evaluation_set import EvaluationSet
 from secateur.export.files import as_onnx, rehearse
 from secateur.export.int8 import Quantized, check_kind, in_int8
 from secateur.frontends import device_of, input_shape, trace, with_parameters
@@ -25,10 +25,13 @@ from secateur.frontends.hubs import own_input_shape
 from secateur.frontends.loading import read_model
 from secateur.pruning.allocations import Allocation
 from secateur.pruning.recipe import Recipe, choose_recipe
-from secateur.pruning.targets import choose_target
+from secateur.pruning.targets import Sparsity, choose_target
 from secateur.pruning.walk import Sampling
-from secateur.report.model import Inspection, Report, step_reports
+from secateur.report.build import step_reports
+from secateur.report.inspection import Inspection
+from secateur.report.model import Report
 from secateur.report.plan import Plan, make_plan
+from secateur.report.sweep import Sweep
 from secateur.session import Options, prepare
 from secateur.support.choices import check_device
 from secateur.support.progress import telling
@@ -322,3 +325,89 @@ def inspect(
         raise OptionError(f"shape is {tuple(shape)}, expected positive sizes such as (3, 224, 224)")
     example = torch.zeros(2, *shape, device=device or device_of(model))
     return Inspection.of(trace(model, example))
+
+
+@one_first_run()
+@torch.inference_mode(False)  # as in `prune`
+def sweep(
+    model: nn.Module | str | Path | Any,
+    data: Any,
+    *,
+    sparsities: Sequence[float],
+    evaluation: Any = None,
+    preprocess: Transform | None = None,
+    recipe: Recipe | str | Path = "default",
+    pattern: Pattern | str | None = None,
+    method: Method | str | None = None,
+    allocation: Allocation | str | None = None,
+    inputs: str | None = None,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    max_images: int | None = MAX_IMAGES,
+    max_columns: int = Sampling.max_columns,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool | Callable[[int, int, str], Any] | None = None,
+) -> Sweep:
+    """Prunes a network to several sparsities, to show accuracy against zeros.
+
+    Each point is the result of `secateur.prune` at that sparsity. The allocation measures the
+    layers once. Each sparsity has its own walks, because a layer's inputs depend on how far the
+    layers before it were pruned.
+
+    Example:
+        >>> import secateur
+        >>> from secateur import example
+        >>> images = example.calibration()[:64]  # few, to be quick
+        >>> found = secateur.sweep(example.trained(), images, sparsities=[0.3, 0.5])
+        >>> [f"{point.sparsity:.2f}" for point in found.points]
+        ['0.30', '0.50']
+
+    Args:
+        sparsities: fractions of zeros among the weights of the pruned layers, in [0, 1).
+        model, data, evaluation and all others: see `secateur.prune`.
+
+    Returns:
+        Sparsity, accuracy, bytes and MACs of each point, and its report; no networks.
+
+    Raises:
+        OptionError, DataError, ModelError: a mistake in the call; the message says how to fix it.
+        NumericalError: a layer gets NaN or infinite values, or cannot be solved.
+
+    Cost: the allocation once, and for each sparsity the rest of `prune`.
+    """
+    targets = [Sparsity(value) for value in sorted(set(check_sparsities(sparsities)))]
+    options = Options(
+        target=targets[0],
+        recipe=choose_recipe(
+            recipe, pattern=pattern, method=method, allocation=allocation, inputs=inputs
+        ),
+        preprocess=preprocess,
+        include=include,
+        exclude=exclude,
+        max_images=max_images,
+        max_columns=max_columns,
+        seed=seed,
+        device=device,
+    )
+    with telling(progress) as teller:
+        job = prepare(read_model(model), data, options, evaluation, teller=teller)
+        job = job.measure(job.visits(targets))
+        reports = [job.report_at(target) for target in targets]
+    result = Sweep.of(reports, [of.value for of in targets], job.watch.seconds)
+    for warning in result.warnings:
+        warnings.warn(warning, SecateurWarning, stacklevel=2)
+    return result
+
+
+def check_sparsities(sparsities: Sequence[float]) -> Sequence[float]:
+    """The sparsities, at least one.
+
+    Raises:
+        OptionError: none are given, or one is out of range.
+    """
+    if isinstance(sparsities, float | int | str) or not len(sparsities):
+        raise OptionError(
+            f"sparsities is {sparsities!r}, expected fractions of zeros: write them like [0.5, 0.7]"
+        )
+    return [Sparsity(value).value for value in sparsities]

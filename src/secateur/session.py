@@ -15,11 +15,8 @@ from secateur.data.preprocess import Transform
 from secateur.data.sources import Images, load_images, open_images
 from secateur.data.streams import ImageStream
 from secateur.errors import DataError, OptionError
-from secateur.evaluation.inference import (
-    Evaluation,
-    EvaluationSet,
-    one_answer,
-)
+from secateur.evaluation.evaluation_set import EvaluationSet
+from secateur.evaluation.metrics import Evaluation, one_answer
 from secateur.frontends import device_of, saved_tensors, trace, with_parameters
 from secateur.frontends.hubs import own_preprocess
 from secateur.network import judging
@@ -38,7 +35,8 @@ from secateur.pruning.search import Try
 from secateur.pruning.search import search as search_sparsity
 from secateur.pruning.targets import Costs, MaxDrop, MaxMacs, Sparsity, Target
 from secateur.pruning.walk import Sampling, Walked
-from secateur.report.model import Report, SearchReport, StepReport, build_report, describe
+from secateur.report.build import build_report, describe
+from secateur.report.model import Report, SearchReport, StepReport
 from secateur.report.plan import predict_loss
 from secateur.support.choices import (
     check_device,
@@ -211,6 +209,25 @@ class Job:
             search=search,
             evaluation=evaluation,
         )
+
+    def visits(self, targets: Sequence[Target]) -> int:
+        """How often layers are visited by the allocation and by the walks to several targets."""
+        walks = (replace(self.run, target=of).visits - self.run.measured for of in targets)
+        return self.run.measured + sum(walks)
+
+    def report_at(self, target: Sparsity) -> Report:
+        """The report of a walk to one of several sparsities."""
+        job = replace(self, options=replace(self.options, target=target))
+        before = job.watch.seconds
+        job.watch.begin(f"pruning to {target.value:.2%} zeros")
+        walked = job.run.prune_to(target)
+        pruned = job.network(walked)
+        job.watch.lap("walk")
+        report = job.report(pruned, walked, job.evaluations(pruned))
+        after = report.seconds
+        steps = ("walk", "evaluation", "total")
+        report.seconds = {name: after[name] - before.get(name, 0.0) for name in steps}
+        return report
 
     def carry_out(self) -> tuple[Walked, Target, SearchReport | None]:
         """Walks; for a drop as often as the search needs. Also the target walked to."""

@@ -14,18 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import nn
 
 from secateur import example
 from secateur.api import prune
 from secateur.errors import OutputError
-from secateur.evaluation.inference import Evaluation, compare, predict
+from secateur.evaluation.inference import predict
+from secateur.evaluation.metrics import Evaluation, compare
 from secateur.export.files import save_safetensors
 from secateur.export.packing import pack
-from secateur.render.terminal import add_row, new_table, print_view, top1_text
+from secateur.render.page import save_page
+from secateur.render.terminal import print_blocks
 from secateur.report.model import Report
 from secateur.support.files import clean_up_when_killed, output_folder
+from secateur.support.tables import Column, Table
 
 SPARSITIES = (0.5, 0.7)
 METHODS: dict[str, dict[str, Any]] = {  # by the name of the run, what `prune` is told
@@ -33,6 +35,14 @@ METHODS: dict[str, dict[str, Any]] = {  # by the name of the run, what `prune` i
     "default": {},
 }
 WEIGHTS, PACKED, REPORT, PAGE = "model.safetensors", "model.packed", "report.json", "report.html"
+_COLUMNS = (
+    Column("network"),
+    Column("zeros", "{:.0f}", unit="%"),
+    Column("top-1", "{:.2f} ± {:.2f}", unit="%"),
+    Column("points lost", "{:.2f} ± {:.2f}"),
+    Column("packed", "{:.0f}", unit="KB"),
+    Column("time", "{:.0f}", unit="s"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +90,7 @@ def demonstrate(out: Path) -> None:
             if run.seconds:
                 _tell(f"{len(runs) - 1} of {total}: {run.name} in {run.seconds:.0f} s")
         files = sorted(path.relative_to(folder) for path in (folder / runs[-1].name).iterdir())
-    print_view(table_of(runs))
+    print_blocks([table_of(runs)])
     _tell(f"all in {time.perf_counter() - began:.0f} s; look at")
     for file in files:
         _tell(f"  {out / file}")
@@ -127,25 +137,25 @@ def _save(network: nn.Module, folder: Path, report: Report | None = None) -> int
 
 def _write_report(report: Report, folder: Path) -> None:
     report.save(folder / REPORT)
-    report.save_page(folder / PAGE)
+    save_page(report, folder / PAGE)
 
 
 def table_of(runs: list[Run]) -> Table:
     """One line per network."""
-    table = new_table("network", right=("zeros", "top-1", "points lost", "packed, KB", "seconds"))
-    for run in runs:
-        lost = run.found.drop
-        add_row(
-            table,
+    rows = (
+        (
             run.name,
-            f"{run.sparsity:.0%}",
-            top1_text(run.found),
-            "-" if lost is None else f"{lost:.2f} ± {run.found.drop_error:.2f}",
-            f"{run.packed / 1000:.0f}",
-            f"{run.seconds:.0f}" if run.seconds else "-",
+            100 * run.sparsity,
+            (run.found.top1 or 0.0, run.found.standard_error or 0.0),
+            None if run.found.drop is None else (run.found.drop, run.found.drop_error or 0.0),
+            run.packed / 1000,
+            run.seconds or None,
         )
-    table.caption = f"on {runs[0].found.images} test images that nothing was fitted to"
-    return table
+        for run in runs
+    )
+    images = runs[0].found.images
+    title = f"On {images} test images that nothing was fitted to"
+    return Table(name="runs", columns=_COLUMNS, rows=tuple(rows), title=title)
 
 
 def _tell(line: str) -> None:

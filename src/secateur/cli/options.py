@@ -9,22 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from secateur.cli.parameters import Numbers
 
-
-def _number(metavar: str, help: str, **kind: Any) -> Any:
-    """An option that takes a number; `kind` as in `Numbers`."""
-    return typer.Option(parser=Numbers(**kind).parse, metavar=metavar, help=help)
-
-
-def _whole(help: str, **kind: Any) -> Any:
-    """An option that takes a whole number."""
-    return _number("N", help, kind=int, **kind)
-
+_number = Numbers().parse
+_whole = Numbers(kind=int).parse
 
 Model = Annotated[
     str,
@@ -40,12 +32,18 @@ Weights = Annotated[
 Data = Annotated[
     str,
     typer.Option(
-        metavar="DATA", help="Calibration images: a folder, .npz, file.py:callable or fractal:300."
+        metavar="DATA",
+        help="Calibration images: a folder, .npz, file.py:callable or fractal:300.",
     ),
 ]
-Size = Annotated[int | None, _whole("Side of the square centre crop, in pixels.")]
-Channels = Annotated[int, _whole("3 (RGB) or 1 (grayscale).")]
-Seed = Annotated[int, _whole("Seed of every random choice.")]
+Size = Annotated[
+    int | None,
+    typer.Option(parser=_whole, metavar="N", help="Side of the square centre crop, in pixels."),
+]
+Channels = Annotated[
+    int, typer.Option(parser=_whole, metavar="N", help="3 (RGB) or 1 (grayscale).")
+]
+Seed = Annotated[int, typer.Option(parser=_whole, metavar="N", help="Seed of every random choice.")]
 File = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="File to write.")]
 Folder = Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="Folder to write.")]
 Packed = Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="File to write.")]
@@ -68,15 +66,26 @@ class Pictures:
 
     size: Size = None
     resize: Annotated[
-        int | None, _whole("Short side before the crop, in pixels; default: size.")
+        int | None,
+        typer.Option(
+            parser=_whole, metavar="N", help="Short side before the crop, in pixels; default: size."
+        ),
     ] = None
     mean: Annotated[
         Sequence[float] | None,
-        _number("M,M,M", "Mean per channel, pixels scaled to [0, 1].", several=True),
+        typer.Option(
+            parser=Numbers(several=True).parse,
+            metavar="M,M,M",
+            help="Mean per channel, pixels scaled to [0, 1].",
+        ),
     ] = None
     std: Annotated[
         Sequence[float] | None,
-        _number("S,S,S", "Standard deviation per channel, pixels scaled to [0, 1].", several=True),
+        typer.Option(
+            parser=Numbers(several=True).parse,
+            metavar="S,S,S",
+            help="Standard deviation per channel, pixels scaled to [0, 1].",
+        ),
     ] = None
     channels: Channels = 3
 
@@ -124,8 +133,15 @@ class Fit(Pictures):
         list[str] | None,
         typer.Option(metavar="GLOB", help="Names or globs of layers to leave dense; repeatable."),
     ] = None
-    max_images: Annotated[int, _whole("Use at most this many images.")] = 1000
-    max_columns: Annotated[int, _whole("Fit layers with more inputs per output in blocks.")] = 8192
+    max_images: Annotated[
+        int, typer.Option(parser=_whole, metavar="N", help="Use at most this many images.")
+    ] = 1000
+    max_columns: Annotated[
+        int,
+        typer.Option(
+            parser=_whole, metavar="N", help="Fit layers with more inputs per output in blocks."
+        ),
+    ] = 8192
     seed: Seed = 0
     device: Annotated[str | None, typer.Option(help="Device to compute on, e.g. cpu or cuda.")] = (
         None
@@ -148,19 +164,35 @@ class Prune(Fit):
     data: Data
     sparsity: Annotated[
         float | None,
-        _number("S", "Fraction of zeros, in [0, 1). Give exactly one of the four targets."),
+        typer.Option(
+            parser=_number,
+            metavar="S",
+            help="Fraction of zeros, in [0, 1). Give exactly one of the four targets.",
+        ),
     ] = None
     max_macs: Annotated[
         float | None,
-        _number("F", "Multiply-accumulates left, as a fraction of the dense network's, in (0, 1]."),
+        typer.Option(
+            parser=_number,
+            metavar="F",
+            help="Multiply-accumulates left, as a fraction of the dense network's, in (0, 1].",
+        ),
     ] = None
     max_bytes: Annotated[
         float | None,
-        _number("F", "Size of a packed file, as a fraction of the dense network's, in (0, 1]."),
+        typer.Option(
+            parser=_number,
+            metavar="F",
+            help="Size of a packed file, as a fraction of the dense network's, in (0, 1].",
+        ),
     ] = None
     max_drop: Annotated[
         float | None,
-        _number("POINTS", "Points of top-1 to lose at most (without labels, of agreement)."),
+        typer.Option(
+            parser=_number,
+            metavar="POINTS",
+            help="Points of top-1 to lose at most (without labels, of agreement).",
+        ),
     ] = None
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="OUT", help="Folder to write.")
@@ -195,7 +227,11 @@ class Sweep(Fit):
     data: Data
     sparsities: Annotated[
         Sequence[float],
-        _number("S,S,...", "Fractions of zeros, in [0, 1), e.g. 0.5,0.6,0.7.", several=True),
+        typer.Option(
+            parser=Numbers(several=True).parse,
+            metavar="S,S,...",
+            help="Fractions of zeros, in [0, 1), e.g. 0.5,0.6,0.7.",
+        ),
     ]
     out: Folder
 
@@ -234,14 +270,34 @@ class Bench:
     files: Annotated[
         list[Path], typer.Argument(metavar="DENSE PRUNED...", help=".onnx files (or .xml).")
     ]
-    threads: Annotated[int | None, _whole("Threads of each runtime; default: one per core.")] = None
-    batch: Annotated[int, _whole("Images per run, if the file does not fix it.")] = 1
-    rounds: Annotated[int, _whole("Measurements of each file, at least 10.")] = 100
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            parser=_whole, metavar="N", help="Threads of each runtime; default: one per core."
+        ),
+    ] = None
+    batch: Annotated[
+        int,
+        typer.Option(
+            parser=_whole, metavar="N", help="Images per run, if the file does not fix it."
+        ),
+    ] = 1
+    rounds: Annotated[
+        int,
+        typer.Option(parser=_whole, metavar="N", help="Measurements of each file, at least 10."),
+    ] = 100
     sparse_rate: Annotated[
         float,
-        _number("S", "Fraction of zeros from which OpenVINO uses its sparse path for a layer."),
+        typer.Option(
+            parser=_number,
+            metavar="S",
+            help="Fraction of zeros from which OpenVINO uses its sparse path for a layer.",
+        ),
     ] = 0.5
-    seed: Annotated[int, _whole("Seed of the order of measurements.")] = 0
+    seed: Annotated[
+        int,
+        typer.Option(parser=_whole, metavar="N", help="Seed of the order of measurements."),
+    ] = 0
     json: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the result to FILE.")
     ] = None
@@ -257,11 +313,10 @@ class Inspect:
     weights: Weights = None
     shape: Annotated[
         Sequence[int] | None,
-        _number(
-            "C,H,W",
-            "Shape of one input; default: the .onnx file's, or 3,224,224.",
-            kind=int,
-            several=True,
+        typer.Option(
+            parser=Numbers(kind=int, several=True).parse,
+            metavar="C,H,W",
+            help="Shape of one input; default: the .onnx file's, or 3,224,224.",
         ),
     ] = None
     size: Size = None
@@ -323,8 +378,10 @@ class Fractals:
     """Write synthetic calibration images (PNG), for use without real ones."""
 
     out: Folder
-    count: Annotated[int, _whole("Number of images.")] = 300
-    size: Annotated[int, _whole("Side of the square images, in pixels.")] = 224
+    count: Annotated[int, typer.Option(parser=_whole, metavar="N", help="Number of images.")] = 300
+    size: Annotated[
+        int, typer.Option(parser=_whole, metavar="N", help="Side of the square images, in pixels.")
+    ] = 224
     channels: Channels = 3
     seed: Seed = 0
     force: Force = False
@@ -349,7 +406,9 @@ class Unpack:
     force: Force = False
     max_bytes: Annotated[
         int | None,
-        _whole(
-            "Largest output in bytes; default: 1 GiB, or 256 times FILE if that is more.", least=0
+        typer.Option(
+            parser=Numbers(kind=int, least=0).parse,
+            metavar="N",
+            help="Largest output in bytes; default: 1 GiB, or 256 times FILE if that is more.",
         ),
     ] = None

@@ -9,6 +9,7 @@ from typing import Any
 
 from secateur.api import PruneResult
 from secateur.errors import ModelError, SecateurWarning
+from secateur.evaluation.metrics import percent_text
 from secateur.export.files import (
     as_onnx,
     differs,
@@ -23,7 +24,6 @@ from secateur.export.int8 import recurrent_note
 from secateur.frontends import is_onnx, named_tensors, read
 from secateur.frontends.openvino.runtime import read_ir
 from secateur.frontends.torch.exported_programs import save_program
-from secateur.render.terminal import percent_text
 from secateur.support.progress import Teller
 
 WEIGHTS, ONNX, INT8 = "model.safetensors", "model.onnx", "model-int8.onnx"

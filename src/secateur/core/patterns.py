@@ -11,11 +11,13 @@ score marks an entry that is zero for good: others are kept before it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from secateur.support.choices import by_name
 
 
 @runtime_checkable
@@ -32,6 +34,9 @@ class Pattern(Protocol):
 @dataclass(frozen=True)
 class Unstructured:
     """Any weight of the layer may go: the `kept` highest scores of the whole layer stay."""
+
+    name: ClassVar[str] = "unstructured"
+    summary: ClassVar[str] = "Any weight of a layer could become zero."
 
     def mask(
         self, scores: Float[Tensor, "groups rows cols"], kept: int
@@ -51,4 +56,5 @@ class Unstructured:
         return mask.view_as(scores)
 
 
-PATTERNS = {"unstructured": Unstructured}
+PatternName = Literal["unstructured"]
+PATTERNS = by_name(Unstructured)

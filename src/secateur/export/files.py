@@ -16,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from secateur.errors import ModelError
-from secateur.evaluation.inference import NoRowsError, first_output, output_error
+from secateur.evaluation.inference import NoRowsError, first_output
+from secateur.evaluation.metrics import output_error
 from secateur.export.int8 import check_zeros, in_int8, parts, quantized
 from secateur.frontends import (
     is_onnx,

@@ -66,7 +66,7 @@ def load_model(reference: str, weights: str | Path | None = None) -> Any:
         return frontends.read(reference)
     if kind is not None and kind is not PROGRAM:
         _check_readable(kind, reference)
-        raise ModelError(kind.refusal(reference, _NETWORKS))
+        raise ModelError(kind.told(reference, _NETWORKS))
     if weights is not None:
         _check_weights(Path(weights))
     if kind is PROGRAM:
@@ -178,4 +178,4 @@ def _check_weights(path: Path) -> None:
             f"{str(path)[:200]} cannot be read ({error.strerror}), expected {_WEIGHTS}: check it"
         ) from error
     if kind not in (CHECKPOINT, SAFETENSORS):
-        raise ModelError(kind.refusal(path, _WEIGHTS))
+        raise ModelError(kind.told(path, _WEIGHTS))

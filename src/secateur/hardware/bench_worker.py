@@ -1,8 +1,8 @@
-"""Runtimes that `secateur.bench` times, and, as a program, the processes in which it does.
+"""The processes in which `secateur.bench` measures, as a program.
 
-The program reads a pair from standard input, "trial" or "turns" and the arguments of that function
-by name, and writes what the function returns, both as JSON. It imports nothing of secateur, so that
-only the runtimes themselves are in the process.
+It reads a pair from standard input, "trial" or "turns" and the arguments of that function by name,
+and writes what the function returns, both as JSON. It does not import PyTorch, so that only the
+runtimes are in the process.
 """
 
 from __future__ import annotations
@@ -13,71 +13,28 @@ import json
 import math
 import sys
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-ONNX_RUNTIME, OPENVINO, OPENVINO_SPARSE = "ONNX Runtime", "OpenVINO", "OpenVINO, sparse on"
-_SPARSE_RATE = "CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE"  # 1 = off
-_LAYERS = ("FullyConnected", "Convolution", "MatMul")  # of OpenVINO's executed model
+from secateur.hardware.runtimes import RUNTIMES, Runtime
+from secateur.hardware.runtimes.protocol import Engine, EngineOptions, Input
+
 _WARM_UP = 3  # runs
 _LEAST_SECONDS = 2e-3  # of one measurement: shorter runs are repeated
-_TYPES = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(double)": np.float64,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(uint8)": np.uint8,
-    "tensor(int8)": np.int8,
-}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Input:
-    """An input of a model: its name, shape (the batch size in place of a free axis) and type."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
+def runtime_of(engine: str) -> Runtime:
+    """The runtime that has an engine of this name."""
+    (runtime,) = (of for of in RUNTIMES if engine in of.engines)
+    return runtime
 
 
-@dataclass(frozen=True, kw_only=True)
-class Engine:
-    """A model in a runtime.
-
-    Attributes:
-        inputs: what it takes.
-        run: one inference on arrays by name.
-        precision: of what was computed, as far as the runtime tells.
-        layers: executed convolutions, linear layers and matrix products; None = not told.
-        sparse_layers: those of them that leave zeros out, by the name of the executed kernel.
-    """
-
-    inputs: tuple[Input, ...]
-    run: Callable[[Mapping[str, np.ndarray]], Any]
-    precision: str
-    layers: int | None = None
-    sparse_layers: int | None = None
-
-
-def start(path: Path, runtime: str, threads: int, rate: float, batch: int) -> Engine:
-    """A model file in a runtime.
-
-    Args:
-        path: an .onnx file, or for OpenVINO an .xml file.
-        runtime: one of the names above.
-        threads: how many it may use.
-        rate: share of zeros in a layer from which OpenVINO takes its sparse path.
-        batch: size of the free axes.
-    """
-    if runtime == ONNX_RUNTIME:
-        return _onnxruntime(path, threads, batch)
-    return _openvino(path, threads, rate if runtime == OPENVINO_SPARSE else 1.0, batch)
+def start(path: Path, engine: str, options: EngineOptions) -> Engine:
+    """A model file in a runtime, by the name of one of its engines."""
+    return runtime_of(engine).engines[engine](path, options)
 
 
 def example(inputs: tuple[Input, ...], seed: int) -> dict[str, np.ndarray]:
@@ -89,84 +46,6 @@ def example(inputs: tuple[Input, ...], seed: int) -> dict[str, np.ndarray]:
         else np.zeros(one.shape, one.dtype)
         for one in inputs
     }
-
-
-def _onnxruntime(path: Path, threads: int, batch: int) -> Engine:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # threads that wait would take time from the other runtimes, which run in turn
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    inputs = tuple(
-        Input(name=of.name, shape=_sizes(of.shape, batch), dtype=np.dtype(_TYPES[of.type]).name)
-        for of in session.get_inputs()
-    )
-    return Engine(
-        inputs=inputs,
-        run=lambda feed: session.run(None, dict(feed)),
-        precision="not told",
-    )
-
-
-def _openvino(path: Path, threads: int, rate: float, batch: int) -> Engine:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import openvino
-
-    core = openvino.Core()
-    model = core.read_model(path)
-    inputs = tuple(
-        Input(
-            name=of.get_any_name(),
-            shape=_sizes(
-                [d.get_length() if d.is_static else None for d in of.partial_shape], batch
-            ),
-            dtype=np.dtype(of.get_element_type().to_dtype()).name,
-        )
-        for of in model.inputs
-    )
-    model.reshape({one.name: list(one.shape) for one in inputs})
-    settings = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": threads,
-        _SPARSE_RATE: rate,
-    }
-    compiled = core.compile_model(model, "CPU", settings)
-    request = compiled.create_infer_request()
-    executed = [_executed(op) for op in compiled.get_runtime_model().get_ordered_ops()]
-    layers = [(kernel, kind) for of, kernel, kind in executed if of in _LAYERS]
-    return Engine(
-        inputs=inputs,
-        run=lambda feed: request.infer(dict(feed)),
-        precision=_precision(compiled, layers),
-        layers=len(layers),
-        sparse_layers=sum("sparse" in kernel for kernel, _ in layers),
-    )
-
-
-def _executed(op: Any) -> tuple[str, str, str]:
-    """What an operation of the executed model is: layer type, kernel, precision."""
-    info = op.get_rt_info()
-    kind, kernel, precision = (
-        info[key].astype(str) if key in info else ""
-        for key in ("layerType", "primitiveType", "runtimePrecision")
-    )
-    return kind, kernel, precision
-
-
-def _precision(compiled: Any, layers: list[tuple[str, str]]) -> str:
-    """Of the executed layers, and what OpenVINO was free to use."""
-    hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-    found = sorted({kind for _, kind in layers})
-    return f"{hint} allowed; layers in {', '.join(found)}" if found else f"{hint} allowed"
-
-
-def _sizes(shape: list[Any], batch: int) -> tuple[int, ...]:
-    return tuple(size if isinstance(size, int) and size > 0 else batch for size in shape)
 
 
 def _memory(key: str) -> int | None:
@@ -181,43 +60,41 @@ def _memory(key: str) -> int | None:
     return next((1024 * int(of.split()[1]) for of in lines if of.startswith(f"{key}:")), None)
 
 
-def trial(path: str, runtime: str, threads: int, rate: float, batch: int) -> dict[str, Any]:
+def trial(path: str, engine: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """What a file is in a runtime, and the memory that loading and three runs take.
 
-    Args: see `start`.
+    Args:
+        path: of the model file.
+        engine: name of one of the runtimes' engines.
+        options: fields of `EngineOptions`.
 
     Returns:
         `inputs`, `precision`, `layers` and `sparse_layers` of `Engine`, and `peak`: the growth of
         the process's peak memory in bytes; None = the system does not tell.
     """
-    __import__("onnxruntime" if runtime == ONNX_RUNTIME else "openvino")
+    __import__(runtime_of(engine).package)
     before = _memory("VmRSS")
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts from what is held now
-    engine = start(Path(path), runtime, threads, rate, batch)
-    feed = example(engine.inputs, 0)
+    started = start(Path(path), engine, EngineOptions(**options))
+    feed = example(started.inputs, 0)
     for _ in range(_WARM_UP):
-        engine.run(feed)
+        started.run(feed)
     after = _memory("VmHWM")
     return {
-        "inputs": [dataclasses.asdict(one) for one in engine.inputs],
-        "precision": engine.precision,
-        "layers": engine.layers,
-        "sparse_layers": engine.sparse_layers,
+        "inputs": [dataclasses.asdict(one) for one in started.inputs],
+        "precision": started.precision,
+        "layers": started.layers,
+        "sparse_layers": started.sparse_layers,
         "peak": None if before is None or after is None else after - before,
     }
 
 
 def turns(
-    cases: Sequence[tuple[str, str]],
-    threads: int,
-    rate: float,
-    batch: int,
-    rounds: int,
-    seed: Sequence[int],
+    cases: Sequence[tuple[str, str]], options: Mapping[str, Any], rounds: int, seed: Sequence[int]
 ) -> list[list[float]]:
-    """Milliseconds of each case, a file and a runtime, by round: see `measure`."""
-    engines = [start(Path(path), of, threads, rate, batch) for path, of in cases]
+    """Milliseconds of each case, a file and an engine, by round: see `measure`."""
+    engines = [start(Path(path), of, EngineOptions(**options)) for path, of in cases]
     feeds = [example(engine.inputs, 0) for engine in engines]
     runs = [_bound(engine, feed) for engine, feed in zip(engines, feeds, strict=True)]
     return measure(runs, rounds, seed)

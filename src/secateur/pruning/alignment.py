@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -52,6 +53,12 @@ class ChannelAlignment:
         quantile: of the outputs that the range leaves out at each end.
         limits: least and greatest scale.
     """
+
+    name: ClassVar[str] = "channel-alignment"
+    summary: ClassVar[str] = (
+        "Before that, the channels between neighbouring convolutions were brought to the same "
+        "range."
+    )
 
     quantile: float = 1e-4
     limits: tuple[float, float] = (1e-2, 1e2)

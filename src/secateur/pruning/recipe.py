@@ -25,6 +25,7 @@ from secateur.core.methods import (
     BiasCorrection,
     Method,
     WeightCorrection,
+    chain,
 )
 from secateur.core.patterns import PATTERNS, Pattern, Unstructured
 from secateur.errors import OptionError
@@ -32,7 +33,7 @@ from secateur.pruning.alignment import ChannelAlignment
 from secateur.pruning.allocations import ALLOCATIONS, Allocation, NormalizedMagnitude, Sensitivity
 from secateur.pruning.reconstruction import BlockTuning
 from secateur.pruning.targets import Target
-from secateur.support.choices import choose, did_you_mean
+from secateur.support.choices import choose, did_you_mean, name_of
 from secateur.support.files import write_file
 from secateur.support.settings import Range, check_settings, from_to
 
@@ -100,6 +101,16 @@ class Recipe:
         """The target and its levels; those at which nothing is asked for are left out."""
         return [level for by in self.levels[:-1] if (level := target.relaxed(by))] + [target]
 
+    def summary(self, *, tuned: bool) -> list[str]:
+        """What it does, in sentences for readers new to pruning.
+
+        Args:
+            tuned: whether blocks were tuned.
+        """
+        parts = [self.alignment, self.allocation, *chain(self.method)]
+        parts += [self.tuning] if tuned else []
+        return [summary_of(part) for part in parts if part is not None]
+
     def settings(self) -> dict[str, Any]:
         """The recipe as plain data: what `save` writes."""
         return _plain(self)
@@ -157,13 +168,10 @@ def choose_recipe(recipe: Recipe | str | Path, **changes: Any) -> Recipe:
     return dataclasses.replace(chosen, **given)
 
 
-def name_of(setting: Any) -> str:
-    """A pattern's, method's or allocation's name in its table; of others the class's."""
-    for table in (METHODS, PATTERNS, ALLOCATIONS):
-        for name, kind in table.items():
-            if type(setting) is kind:
-                return name
-    return type(setting).__name__
+def summary_of(part: Any) -> str:
+    """What a part of a recipe does, in a sentence; of somebody else's its name."""
+    summary = getattr(part, "summary", None)
+    return summary if isinstance(summary, str) else f"Weights were chosen by {name_of(part)}."
 
 
 def _plain(setting: Any) -> Any:

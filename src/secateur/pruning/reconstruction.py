@@ -24,7 +24,7 @@ import math
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -55,6 +55,12 @@ class BlockTuning:
             falls to 0 along half a cosine.
         held_back: one of so many images is not trained on but judged on.
     """
+
+    name: ClassVar[str] = "block-tuning"
+    summary: ClassVar[str] = (
+        "After that, the remaining weights of neighbouring layers were trained together to "
+        "give the values that the dense network has there."
+    )
 
     layers: int = 16
     steps: int = 150

@@ -19,10 +19,11 @@ from secateur.network.sample_layout import Layouts, find_layouts
 from secateur.pruning.alignment import Alignment
 from secateur.pruning.allocations import Division, Subject
 from secateur.pruning.recalibration import Adaptation
-from secateur.pruning.recipe import Recipe, name_of
+from secateur.pruning.recipe import Recipe
 from secateur.pruning.search import WALKS
 from secateur.pruning.targets import Costs, MaxDrop, Sparsity, Target
 from secateur.pruning.walk import Sampling, Walked, folded_weight, outputs, walk
+from secateur.support.choices import name_of
 
 Changes = dict[str, Tensor]
 

@@ -106,10 +106,12 @@ class Target(Protocol):
 
     Attributes:
         name: the option that asks for it.
+        meaning: of its value, in a few words for readers new to pruning.
         value: how much.
     """
 
     name: ClassVar[str]
+    meaning: ClassVar[str]
 
     @property
     def value(self) -> float: ...  # noqa: D102
@@ -132,6 +134,7 @@ class Sparsity:
     """A fraction of zeros among the weights of the pruned layers, in [0, 1); hit exactly."""
 
     name: ClassVar[str] = "sparsity"
+    meaning: ClassVar[str] = "this share of zeros among the weights of the pruned layers"
     value: float
 
     def __post_init__(self) -> None:
@@ -151,6 +154,7 @@ class _Share:
     """A fraction of the dense network's cost, in (0, 1]."""
 
     name: ClassVar[str]
+    meaning: ClassVar[str]
     value: float
 
     def __post_init__(self) -> None:
@@ -171,6 +175,7 @@ class MaxMacs(_Share):
     """
 
     name: ClassVar[str] = "max_macs"
+    meaning: ClassVar[str] = "at most this share of the multiplications left"
 
     def budget(self, costs: Costs) -> Budget:
         """What the layers left dense do not take."""
@@ -198,6 +203,7 @@ class MaxBytes(_Share):
     """
 
     name: ClassVar[str] = "max_bytes"
+    meaning: ClassVar[str] = "at most this share of the bytes left, packed"
 
     def budget(self, costs: Costs) -> Budget:
         """What is left by the masks and by all that stays dense."""
@@ -212,6 +218,7 @@ class MaxDrop:
     """
 
     name: ClassVar[str] = "max_drop"
+    meaning: ClassVar[str] = "as many zeros as possible with at most so many points lost"
     value: float
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 from markupsafe import Markup
 
 from secateur.render.axes import Scale, drawable, spanning
+from secateur.support.tables import printable
 
 SERIES = 5  # colours there are
 _WIDTH, _HEIGHT = 330, 200  # units in which text is 10 high
@@ -263,10 +264,3 @@ def _short(name: str) -> str:
     """A name that fits into a legend, its end kept: that is what tells layers apart."""
     name = printable(name)
     return name if len(name) <= 44 else "…" + name[-43:]
-
-
-def printable(text: str) -> str:
-    """Text with control characters and the like written out as escapes."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from secateur.errors import DataError
-from secateur.report.model import LayerReport, Report
+from secateur.report.layers import LayerReport
+from secateur.report.model import Report
+from secateur.support.tables import Block, Cell, Column, Document, Table, count
 
 _SHOWN = 3  # layers named in the sentence about different networks
 
@@ -48,6 +50,18 @@ class Figure:
             return None
         return self.second - self.first
 
+    def row(self) -> tuple[Cell, ...]:
+        """Name, both figures, their difference and the note."""
+        digits = {"nats": 4, "s": 1}.get(self.unit, 2)
+        first, second = (
+            None if of is None else f"{of:.{digits}f}" for of in (self.first, self.second)
+        )
+        error = "" if self.error is None else f" ± {self.error:.2f}"
+        difference = None
+        if self.difference is not None:
+            difference = f"{self.difference:+.{digits}f}{error}"
+        return f"{self.name}, {self.unit}", first, second, difference, self.note
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerPair:
@@ -70,7 +84,7 @@ class LayerPair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class Comparison(Document):
     """What differs between two reports.
 
     Attributes:
@@ -78,17 +92,64 @@ class Comparison:
         figures: sparsity, accuracy, bytes and cost of both.
         layers: those that differ, the largest difference in zeros first.
         same_layers: how many do not differ.
+        names: of the two reports.
     """
 
     settings: tuple[Setting, ...]
     figures: tuple[Figure, ...]
     layers: tuple[LayerPair, ...]
     same_layers: int
+    names: tuple[str, str] = ("first", "second")
 
-    def __str__(self) -> str:
-        from secateur.render.terminal import render_comparison
+    def setting_table(self) -> Table:
+        """The settings that differ."""
+        rows = ((of.name, _setting(of.first), _setting(of.second)) for of in self.settings)
+        columns = (Column("setting"), Column("A"), Column("B"))
+        return Table(name="settings", columns=columns, rows=tuple(rows))
 
-        return render_comparison(self)
+    def figure_table(self) -> Table:
+        """The figures of both, with as many digits as their unit deserves."""
+        columns = (Column("figure"), *(Column(of, "{}") for of in ("A", "B", "B - A")), Column(""))
+        rows = tuple(of.row() for of in self.figures)
+        return Table(name="figures", columns=columns, rows=rows)
+
+    def layer_table(self) -> Table:
+        """The layers that differ."""
+        rows = (
+            (
+                of.name,
+                *(100 * sparsity for sparsity in of.sparsities),
+                100 * of.difference,
+                *(100 * error for error in of.errors),
+                100 * (of.errors[1] - of.errors[0]),
+            )
+            for of in self.layers
+        )
+        title = "Zeros and errors in percent, the largest difference first"
+        return Table(name="layers", columns=_LAYER_COLUMNS, rows=tuple(rows), title=title)
+
+    def blocks(self) -> list[Block]:
+        """What differs in the settings, what came of it, and in which layers."""
+        names: list[Block] = [f"{of}: {name}" for of, name in zip("AB", self.names, strict=True)]
+        settings = self.setting_table() if self.settings else "same settings"
+        layers: list[Block] = [self.layer_table()] if self.layers else []
+        same = f"{count(self.same_layers, 'layer')} without a difference"
+        return [*names, "", settings, "", self.figure_table(), "", *layers, same]
+
+
+_LAYER_COLUMNS = (
+    Column("layer"),
+    Column("zeros A", "{:.1f}"),
+    Column("zeros B", "{:.1f}"),
+    Column("B - A", "{:+.1f}"),
+    Column("error A", "{:.3g}"),
+    Column("error B", "{:.3g}"),
+    Column("B - A", "{:+.3g}"),
+)
+
+
+def _setting(value: Any) -> str | None:
+    return None if value is None else str(value)
 
 
 def compare_reports(
@@ -98,7 +159,7 @@ def compare_reports(
 
     Args:
         first, second: what `secateur.prune` has reported.
-        names: of the two, for the message.
+        names: of the two.
 
     Raises:
         DataError: they are of different networks; names layers that only one has.
@@ -111,6 +172,7 @@ def compare_reports(
         figures=tuple(_figures(first, second)),
         layers=tuple(sorted(differ, key=lambda pair: (-abs(pair.difference), -_moved(pair)))),
         same_layers=len(pairs) - len(differ),
+        names=names,
     )
 
 

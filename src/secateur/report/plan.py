@@ -8,6 +8,8 @@ from secateur.errors import OptionError
 from secateur.pruning.run import PruningRun
 from secateur.pruning.search import PredictedLoss
 from secateur.pruning.targets import MaxDrop, Sparsity, Target
+from secateur.report.model import left_text
+from secateur.support.tables import Block, Column, Document, Table, shape_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,7 @@ class LayerPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(Document):
     """What `secateur.prune` would do with the same arguments.
 
     Attributes:
@@ -59,10 +61,47 @@ class Plan:
     damage: float | None
     notes: tuple[str, ...] = field(default=())
 
-    def __str__(self) -> str:
-        from secateur.render.terminal import render_plan
+    def table(self) -> Table:
+        """A row for each layer that would be pruned."""
+        rows = (
+            (
+                of.name,
+                shape_text(of.shape),
+                of.weights,
+                of.kept,
+                100 * of.sparsity,
+                of.damage,
+                of.macs,
+            )
+            for of in self.layers
+        )
+        return Table(name="layers", columns=_COLUMNS, rows=tuple(rows))
 
-        return render_plan(self)
+    def blocks(self) -> list[Block]:
+        """The layers, the sums, and notes."""
+        weights = sum(layer.weights for layer in self.layers)
+        blocks: list[Block] = [
+            self.table(),
+            f"plan for {self.target} {self.value:g}: {self.sparsity:.2%} of {weights:,} prunable "
+            f"weights zero; {left_text(self.macs_fraction, self.bytes_fraction)}",
+        ]
+        if self.damage is not None:
+            blocks.append(
+                f"expected damage to the output {self.damage:.2g} in sum (squared error relative "
+                "to the outputs' variance; each layer alone)"
+            )
+        return [*blocks, *self.notes]
+
+
+_COLUMNS = (
+    Column("layer"),
+    Column("shape"),
+    Column("weights", "{:,}"),
+    Column("kept", "{:,}"),
+    Column("zeros", "{:.1f}", unit="%"),
+    Column("damage", "{:.2g}"),
+    Column("MACs left", "{:,}"),
+)
 
 
 def predict_loss(run: PruningRun) -> PredictedLoss:

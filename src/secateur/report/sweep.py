@@ -1,37 +1,15 @@
-"""Several sparsities of one network, with the accuracy and size of each.
-
-The images are read, the network traced and the layers' sensitivity measured once.
-"""
+"""Several sparsities of one network, and what each costs, as data."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import nn
-
-from secateur.core.methods import Method
-from secateur.core.patterns import Pattern
-from secateur.data.preprocess import Transform
-from secateur.data.sources import MAX_IMAGES
-from secateur.errors import OptionError, SecateurWarning
-from secateur.evaluation.inference import Evaluation
-from secateur.frontends.first_runs import one_first_run
-from secateur.frontends.loading import read_model
-from secateur.pruning.allocations import Allocation
-from secateur.pruning.recipe import Recipe, choose_recipe
-from secateur.pruning.run import PruningRun
-from secateur.pruning.targets import Sparsity
-from secateur.pruning.walk import Sampling
+from secateur.evaluation.metrics import Evaluation, evaluation_table
 from secateur.report.model import DataReport, Report
-from secateur.session import Job, Options, prepare
-from secateur.support.files import write_file
-from secateur.support.progress import telling
 from secateur.support.serialization import Saved
+from secateur.support.tables import Block, Cell, Column, Document, Table, warnings_first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +33,27 @@ class SweepPoint:
     evaluation: Evaluation | None
     seconds: float
 
+    @classmethod
+    def of(cls, report: Report) -> SweepPoint:
+        """What a report says of the whole network."""
+        return cls(
+            sparsity=report.sparsity,
+            network_sparsity=report.network_sparsity,
+            macs_fraction=report.macs_fraction,
+            bytes_fraction=report.bytes_fraction,
+            calibration=report.calibration,
+            evaluation=report.evaluation.get("pruned"),
+            seconds=report.seconds["total"],
+        )
+
+    def costs(self) -> tuple[Cell, ...]:
+        """What is left of the network, and the time that pruning it took."""
+        shares = (self.sparsity, self.network_sparsity, self.bytes_fraction, self.macs_fraction)
+        return *(100 * share for share in shares), self.seconds
+
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep(Saved):
+class Sweep(Saved, Document):
     """The result of `secateur.sweep`.
 
     Attributes:
@@ -90,127 +86,71 @@ class Sweep(Saved):
         default=(), compare=False, repr=False, metadata={"saved": False}
     )
 
-    def save_page(self, path: str | Path, *, force: bool = False) -> None:
-        """Writes the curve and the table as one HTML file that loads nothing.
+    @classmethod
+    def of(
+        cls, reports: Sequence[Report], sparsities: Sequence[float], seconds: dict[str, float]
+    ) -> Sweep:
+        """Puts the reports of several sparsities together.
 
-        Raises:
-            OutputError: the file exists and `force` is not given, or it cannot be written.
+        Args:
+            reports: one for each sparsity, rising.
+            sparsities: as asked for.
+            seconds: of the whole call, by step.
         """
-        from secateur.render.page import sweep_page
-
-        write_file(Path(path), sweep_page(self).encode(), force=force)
-
-    def __str__(self) -> str:
-        from secateur.render.terminal import render_sweep
-
-        return render_sweep(self)
-
-
-@one_first_run()
-@torch.inference_mode(False)  # as in `prune`
-def sweep(
-    model: nn.Module | str | Path | Any,
-    data: Any,
-    *,
-    sparsities: Sequence[float],
-    evaluation: Any = None,
-    preprocess: Transform | None = None,
-    recipe: Recipe | str | Path = "default",
-    pattern: Pattern | str | None = None,
-    method: Method | str | None = None,
-    allocation: Allocation | str | None = None,
-    inputs: str | None = None,
-    include: str | Sequence[str] | None = None,
-    exclude: str | Sequence[str] | None = None,
-    max_images: int | None = MAX_IMAGES,
-    max_columns: int = Sampling.max_columns,
-    seed: int = 0,
-    device: torch.device | str | None = None,
-    progress: bool | Callable[[int, int, str], Any] | None = None,
-) -> Sweep:
-    """Prunes a network to several sparsities, to show accuracy against zeros.
-
-    Each point is the result of `secateur.prune` at that sparsity. The allocation measures the
-    layers once. Each sparsity has its own walks, because a layer's inputs depend on how far the
-    layers before it were pruned.
-
-    Example:
-        >>> import secateur
-        >>> from secateur import example
-        >>> images = example.calibration()[:64]  # few, to be quick
-        >>> found = secateur.sweep(example.trained(), images, sparsities=[0.3, 0.5])
-        >>> [f"{point.sparsity:.2f}" for point in found.points]
-        ['0.30', '0.50']
-
-    Args:
-        sparsities: fractions of zeros among the weights of the pruned layers, in [0, 1).
-        model, data, evaluation and all others: see `secateur.prune`.
-
-    Returns:
-        Sparsity, accuracy, bytes and MACs of each point, and its report; no networks.
-
-    Raises:
-        OptionError, DataError, ModelError: a mistake in the call; the message says how to fix it.
-        NumericalError: a layer gets NaN or infinite values, or cannot be solved.
-
-    Cost: the allocation once, and for each sparsity the rest of `prune`.
-    """
-    targets = [Sparsity(value) for value in sorted(set(check_sparsities(sparsities)))]
-    options = Options(
-        target=targets[0],
-        recipe=choose_recipe(
-            recipe, pattern=pattern, method=method, allocation=allocation, inputs=inputs
-        ),
-        preprocess=preprocess,
-        include=include,
-        exclude=exclude,
-        max_images=max_images,
-        max_columns=max_columns,
-        seed=seed,
-        device=device,
-    )
-    with telling(progress) as teller:
-        job = prepare(read_model(model), data, options, evaluation, teller=teller)
-        job = job.measure(_visits(job.run, targets))
-        reports = [_point(job, target) for target in targets]
-    found = _sweep(job, reports, [of.value for of in targets])
-    for warning in found.warnings:
-        warnings.warn(warning, SecateurWarning, stacklevel=2)
-    return found
-
-
-def check_sparsities(sparsities: Sequence[float]) -> Sequence[float]:
-    """The sparsities, at least one.
-
-    Raises:
-        OptionError: none are given, or one is out of range.
-    """
-    if isinstance(sparsities, float | int | str) or not len(sparsities):
-        raise OptionError(
-            f"sparsities is {sparsities!r}, expected fractions of zeros: write them like [0.5, 0.7]"
+        first = reports[0]
+        settings = {key: value for key, value in first.requested.items() if key != "target"}
+        return cls(
+            synthetic=first.synthetic,
+            points=tuple(map(SweepPoint.of, reports)),
+            dense=first.evaluation.get("dense"),
+            data=first.data,
+            requested={**settings, "sparsities": list(sparsities)},
+            seconds=seconds,
+            warnings=_together([of.warnings for of in reports], sparsities),
+            notes=_together([of.notes for of in reports], sparsities),
+            versions=first.versions,
+            reports=tuple(reports),
         )
-    return [Sparsity(value).value for value in sparsities]
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether the networks were judged on evaluation images."""
+        return any(point.evaluation for point in self.points)
+
+    def evaluations(self) -> list[Evaluation | None]:
+        """What is known of each point's accuracy: on evaluation images where there are any."""
+        return [of.evaluation if self.is_judged else of.calibration for of in self.points]
+
+    def table(self) -> Table:
+        """A row for the dense network, where it was judged, and one for each sparsity."""
+        judged = evaluation_table(
+            [("", of) for of in (self.dense, *self.evaluations())], name="points"
+        )
+        costs: list[tuple[Cell, ...]] = [("dense", None, 100.0, 100.0, None)]
+        costs += [of.costs() for of in self.points]
+        rows = tuple((*cost, *row[1:]) for cost, row in zip(costs, judged.rows, strict=True))
+        on = "evaluation images" if self.is_judged else "calibration images (optimistic)"
+        return Table(
+            name="points",
+            columns=(*_COST_COLUMNS, *judged.columns[1:]),
+            rows=rows if self.dense is not None else rows[1:],
+            title=f"On the {on}",
+            note="" if self.is_judged else "No images to judge by were given (--eval).",
+        )
+
+    def blocks(self) -> list[Block]:
+        """Warnings, and a row for each sparsity."""
+        total = f"{self.seconds['total']:.1f} s in all"
+        return [*warnings_first(self.warnings, self.synthetic), self.table(), total]
 
 
-def _visits(run: PruningRun, targets: Sequence[Sparsity]) -> int:
-    """How often layers are visited in all."""
-    walks = (replace(run, target=target).visits - run.measured for target in targets)
-    return run.measured + sum(walks)
-
-
-def _point(job: Job, target: Sparsity) -> Report:
-    """The report of a walk to one sparsity."""
-    job = replace(job, options=replace(job.options, target=target))
-    before = job.watch.seconds
-    job.watch.begin(f"pruning to {target.value:.2%} zeros")
-    walked = job.run.prune_to(target)
-    pruned = job.network(walked)
-    job.watch.lap("walk")
-    report = job.report(pruned, walked, job.evaluations(pruned))
-    after = report.seconds
-    steps = ("walk", "evaluation", "total")
-    report.seconds = {name: after[name] - before.get(name, 0.0) for name in steps}
-    return report
+_COST_COLUMNS = (
+    Column("zeros", "{:.2f}", unit="%"),
+    Column("of all parameters", "{:.1f}", unit="%", detail=True),
+    Column("bytes left", "{:.1f}", unit="%"),
+    Column("MACs left", "{:.1f}", unit="%"),
+    Column("time", "{:.1f}", unit="s"),
+)
 
 
 def _together(of: Sequence[Sequence[str]], sparsities: Sequence[float]) -> tuple[str, ...]:
@@ -224,32 +164,4 @@ def _together(of: Sequence[Sequence[str]], sparsities: Sequence[float]) -> tuple
         if len(at) == len(sparsities)
         else f"at {', '.join(f'{sparsity:.4g}' for sparsity in at)}: {remark}"
         for remark, at in found.items()
-    )
-
-
-def _sweep(job: Job, reports: Sequence[Report], sparsities: list[float]) -> Sweep:
-    first = reports[0]
-    settings = {key: value for key, value in first.requested.items() if key != "target"}
-    return Sweep(
-        synthetic=first.synthetic,
-        points=tuple(
-            SweepPoint(
-                sparsity=of.sparsity,
-                network_sparsity=of.network_sparsity,
-                macs_fraction=of.macs_fraction,
-                bytes_fraction=of.bytes_fraction,
-                calibration=of.calibration,
-                evaluation=of.evaluation.get("pruned"),
-                seconds=of.seconds["total"],
-            )
-            for of in reports
-        ),
-        dense=first.evaluation.get("dense"),
-        data=first.data,
-        requested={**settings, "sparsities": sparsities},
-        seconds=job.watch.seconds,
-        warnings=_together([of.warnings for of in reports], sparsities),
-        notes=_together([of.notes for of in reports], sparsities),
-        versions=first.versions,
-        reports=tuple(reports),
     )

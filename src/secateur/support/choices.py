@@ -12,6 +12,17 @@ import torch
 from secateur.errors import OptionError
 
 
+def by_name(*kinds: Any) -> dict[str, Any]:
+    """Classes by the name that each gives itself."""
+    return {kind.name: kind for kind in kinds}
+
+
+def name_of(setting: Any) -> str:
+    """A setting's name as it gives it itself; of others the class's."""
+    name = getattr(setting, "name", None)
+    return name if isinstance(name, str) else type(setting).__name__
+
+
 def choose(what: str, value: Any, table: Mapping[str, type]) -> Any:
     """An object for an option given as an object, a class or a name of the table.
 

@@ -16,108 +16,139 @@ class FileKind:
 
     Attributes:
         what: it is, with an article.
-        advice: what to do with such a file; `{path}` stands for its path.
+        way_out: what to do with such a file; `{path}` stands for its path.
     """
 
     what: str
-    advice: str
+    way_out: str
 
-    def refusal(self, path: str | Path, expected: str) -> str:
+    def told(self, path: str | Path, expected: str) -> str:
         """The sentence that refuses a file of this kind where something else is expected."""
-        advice = self.advice.replace("{path}", str(path))
-        return f"{path} is {self.what}, expected {expected}: {advice}"
-
-
-_AS_NETWORK = "pass it in the place of the network"
-_AS_WEIGHTS = "pass net.py:build --weights {path}, where build returns the network without weights"
-_SOURCE = "pass the .onnx file or PyTorch module that it was made from"
-_TF2ONNX = "pass an .onnx file: tf2onnx makes one of a Keras or TensorFlow model"
-_INSIDE = "unpack it, and pass the file that is in it"
+        way_out = self.way_out.replace("{path}", str(path))
+        return f"{path} is {self.what}, expected {expected}: {way_out}"
 
 
 # what Secateur can read
-ONNX = FileKind(what="an ONNX file, which is a network with its weights", advice=_AS_NETWORK)
-CHECKPOINT = FileKind(what="a PyTorch checkpoint, which holds weights only", advice=_AS_WEIGHTS)
-SAFETENSORS = FileKind(what="a safetensors file, which holds weights only", advice=_AS_WEIGHTS)
+ONNX = FileKind(
+    what="an ONNX file, which is a network with its weights",
+    way_out="pass it in the place of the network",
+)
+CHECKPOINT = FileKind(
+    what="a PyTorch checkpoint, which holds weights only",
+    way_out="pass net.py:build --weights {path}, where build returns the network without weights",
+)
+SAFETENSORS = FileKind(
+    what="a safetensors file, which holds weights only", way_out=CHECKPOINT.way_out
+)
 PROGRAM = FileKind(
-    what="an exported program, which is a network with its weights", advice=_AS_NETWORK
+    what="an exported program, which is a network with its weights",
+    way_out="pass it in the place of the network",
 )
 IR = FileKind(
     what="an OpenVINO file, which cannot be pruned",
-    advice=f"{_SOURCE}, with --openvino to get an OpenVINO file of the pruned network",
+    way_out="pass the .onnx file or PyTorch module that it was made from, with --openvino to get "
+    "an OpenVINO file of the pruned network",
 )
 
 # what it cannot
 LFS_POINTER = FileKind(
     what="a Git LFS pointer, a text in the place of the real file",
-    advice="run git lfs pull in its repository to fetch that",
+    way_out="run git lfs pull in its repository to fetch that",
 )
-EMPTY = FileKind(what="an empty file", advice="copy, download or export it again")
+EMPTY = FileKind(
+    what="an empty file",
+    way_out="copy, download or export it again",
+)
 WEB_PAGE = FileKind(
     what="a web page, perhaps an error or a login in the place of a download",
-    advice="download the file itself",
+    way_out="download the file itself",
 )
 TORCHSCRIPT = FileKind(
     what="a TorchScript file, whose network cannot be pruned",
-    advice="pass the Python module that it was made from as net.py:build, with weights that "
+    way_out="pass the Python module that it was made from as net.py:build, with weights that "
     "torch.save(torch.jit.load('{path}').state_dict(), 'weights.pt') writes, or export that module "
     "to ONNX",
 )
 COMPILED = FileKind(
     what="a package of compiled code (AOTInductor)",
-    advice="pass what torch.export.save wrote of the same program, or the Python module",
+    way_out="pass what torch.export.save wrote of the same program, or the Python module",
 )
 PICKLE = FileKind(
     what="a pickle, which may run any code when it is read and is never unpickled here",
-    advice="pass net.py:build, where build reads it and returns the network, if you trust it",
+    way_out="pass net.py:build, where build reads it and returns the network, if you trust it",
 )
-KERAS = FileKind(what="an HDF5 file, such as Keras writes", advice=_TF2ONNX)
-KERAS_ZIP = FileKind(what="a Keras file", advice=_TF2ONNX)
-TENSORFLOW = FileKind(what="a TensorFlow model", advice=_TF2ONNX)
+KERAS = FileKind(
+    what="an HDF5 file, such as Keras writes",
+    way_out="pass an .onnx file: tf2onnx makes one of a Keras model",
+)
+KERAS_ZIP = FileKind(
+    what="a Keras file", way_out="pass an .onnx file: tf2onnx makes one of a Keras model"
+)
+TENSORFLOW = FileKind(
+    what="a TensorFlow model", way_out="pass an .onnx file: tf2onnx makes one of such a model"
+)
 TFLITE = FileKind(
     what="a TFLite file",
-    advice="pass the .onnx file that it was made from, or what tf2onnx --tflite makes of it",
+    way_out="pass the .onnx file that it was made from, or what tf2onnx --tflite makes of it",
 )
 ORT = FileKind(
-    what="an ONNX Runtime file (.ort)", advice="pass the .onnx file that it was made from"
+    what="an ONNX Runtime file (.ort)", way_out="pass the .onnx file that it was made from"
 )
 ENGINE = FileKind(
     what="a TensorRT engine, which is compiled for one GPU",
-    advice="pass the .onnx file that it was built from, and build an engine of the result",
+    way_out="pass the .onnx file that it was built from, and build an engine of the result",
 )
-CORE_ML = FileKind(what="a Core ML model", advice=f"{_SOURCE}, and convert the result")
+CORE_ML = FileKind(
+    what="a Core ML model",
+    way_out="pass the PyTorch module or .onnx file that it was made from, and convert the result",
+)
 GGUF = FileKind(
     what="a GGUF file, which holds the weights of a language model",
-    advice="pass a PyTorch module or an .onnx file with float weights",
+    way_out="pass a PyTorch module or an .onnx file with float weights",
 )
 IR_WEIGHTS = FileKind(
     what="a .bin file that is no PyTorch checkpoint, such as the weights of an OpenVINO file",
-    advice=_SOURCE,
+    way_out="pass the .onnx file or PyTorch module that it was made from",
 )
 PACKED = FileKind(
     what="a file that secateur pack wrote",
-    advice="run secateur unpack {path} -o FILE, and pass that",
+    way_out="run secateur unpack {path} -o FILE, and pass that",
 )
 SHARDS = FileKind(
     what="the index of weights in several files",
-    advice="pass hf:FOLDER with the folder that holds it, or save the weights as one file",
+    way_out="pass hf:FOLDER with the folder that holds it, or save the weights as one file",
 )
-ARRAYS = FileKind(what="an archive of NumPy arrays", advice="pass it to --data if it holds images")
-ZIP = FileKind(what="a zip archive", advice=_INSIDE)
-TAR = FileKind(what="a tar or gzip archive", advice=_INSIDE)
+ARRAYS = FileKind(
+    what="an archive of NumPy arrays",
+    way_out="pass it to --data if it holds images",
+)
+ZIP = FileKind(
+    what="a zip archive",
+    way_out="unpack it, and pass the file that is in it",
+)
+TAR = FileKind(
+    what="a tar or gzip archive",
+    way_out="unpack it, and pass the file that is in it",
+)
 BROKEN_ZIP = FileKind(
     what="a zip archive without its end, as all of PyTorch's files are zip archives",
-    advice="it was not copied or downloaded whole: do that again",
+    way_out="it was not copied or downloaded whole: do that again",
 )
 HF_FOLDER = FileKind(
-    what="a folder with a Hugging Face model", advice="pass hf:{path}, or a file in it"
+    what="a folder with a Hugging Face model", way_out="pass hf:{path}, or a file in it"
 )
-FOLDER = FileKind(what="a folder", advice="pass a file in it")
+FOLDER = FileKind(
+    what="a folder",
+    way_out="pass a file in it",
+)
 PYTHON = FileKind(
     what="a Python file",
-    advice="name the function in it that returns the network, such as {path}:build",
+    way_out="name the function in it that returns the network, such as {path}:build",
 )
-UNKNOWN = FileKind(what="a file that holds no network", advice="pass one of these")
+UNKNOWN = FileKind(
+    what="a file that holds no network",
+    way_out="pass one of these",
+)
 
 _BEGINNINGS = {
     b"version https://git-lfs.github.com/spec/": LFS_POINTER,

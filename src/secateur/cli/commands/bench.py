@@ -5,7 +5,7 @@ from __future__ import annotations
 from secateur.cli import options
 from secateur.cli.output import working
 from secateur.hardware.bench import bench
-from secateur.render.terminal import bench_view, print_view
+from secateur.render.terminal import print_blocks
 from secateur.support.files import check_file
 
 
@@ -26,4 +26,4 @@ def run(asked: options.Bench) -> None:
         )
     if asked.json is not None:
         result.save(asked.json, force=asked.force)
-    print_view(bench_view(result))
+    print_blocks(result.blocks())

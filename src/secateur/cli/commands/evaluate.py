@@ -14,9 +14,9 @@ from secateur.cli.inputs import asked_preprocess, with_own
 from secateur.cli.output import working
 from secateur.data.sources import open_images
 from secateur.errors import SecateurWarning
-from secateur.evaluation.inference import Evaluation, answer, compare, one_answer
+from secateur.evaluation.inference import answer
+from secateur.evaluation.metrics import Evaluation, compare, one_answer, verdict_lines
 from secateur.frontends.loading import load_network
-from secateur.render.terminal import verdict_lines
 
 
 def run(asked: options.Evaluate) -> None:

@@ -10,7 +10,7 @@ from secateur import api
 from secateur.cli import options
 from secateur.cli.output import working
 from secateur.frontends.loading import load_model
-from secateur.render.terminal import inspection_view, print_view
+from secateur.render.terminal import print_blocks
 
 
 def run(asked: options.Inspect) -> None:
@@ -26,4 +26,4 @@ def run(asked: options.Inspect) -> None:
     if asked.json:
         typer.echo(json.dumps(inspection.data(), indent=2, ensure_ascii=False))
     else:
-        print_view(inspection_view(inspection, verbose=asked.verbose))
+        print_blocks(inspection.blocks(verbose=asked.verbose))

@@ -26,7 +26,8 @@ from secateur.frontends.loading import is_onnx_file, is_program_file, load_model
 from secateur.frontends.openvino.runtime import require_openvino
 from secateur.pruning.recipe import Recipe
 from secateur.pruning.targets import choose_target
-from secateur.render.terminal import plan_view, print_view, report_view, result_line
+from secateur.render.page import save_page
+from secateur.render.terminal import print_blocks
 from secateur.support.files import check_folder, check_space, output_folder
 from secateur.support.progress import Teller, on_terminal
 
@@ -53,7 +54,7 @@ def _show_plan(asked: options.Prune, recipe: Recipe, preprocess: Preprocess | No
     with working(asked.quiet) as teller:
         network, images, arguments = _read(asked, [], recipe, preprocess, teller)
         plan = api.plan(network, images, **arguments)
-    print_view(plan_view(plan))
+    print_blocks(plan.blocks())
 
 
 def _prune(
@@ -69,7 +70,7 @@ def _prune(
             _rehearse(asked, files, network, images.tensor, teller)
             result = api.prune(network, images, **arguments)
             missing = write_files(result, folder, images.tensor, files, asked.model, teller)
-            result.report.save_page(folder / PAGE)
+            save_page(result.report, folder / PAGE)
             written = sizes(folder)
     _show(result, out, asked.quiet)
     list_files(out, written)
@@ -156,6 +157,6 @@ def _least_bytes(network: Any, files: Sequence[str]) -> int:
 def _show(result: api.PruneResult, out: Path, quiet: bool | None) -> None:
     """Prints the whole report on a terminal, one line elsewhere."""
     if quiet or (quiet is None and not on_terminal(sys.stdout)):
-        typer.echo(f"{out}: {result_line(result.report)}")
+        typer.echo(f"{out}: {result.report.result}")
     else:
-        print_view(report_view(result.report))
+        print_blocks(result.report.blocks())

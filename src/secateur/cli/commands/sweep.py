@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from secateur.api import check_sparsities, sweep
 from secateur.cli import options
 from secateur.cli.inputs import asked_preprocess, asked_recipe, common_arguments, with_own
 from secateur.cli.output import list_files, sizes, working
 from secateur.data.sources import load_images
 from secateur.frontends.loading import load_model
-from secateur.render.terminal import print_view, sweep_view
-from secateur.report.sweep import check_sparsities, sweep
+from secateur.render.page import save_page
+from secateur.render.terminal import print_blocks
 from secateur.support.files import check_folder, output_folder
 
 SWEEP, PAGE = "sweep.json", "sweep.html"
@@ -33,7 +34,7 @@ def run(asked: options.Sweep) -> None:
             result.save(folder / SWEEP)
             for report in result.reports:
                 report.save(folder / f"report-{report.requested['target']['value']:g}.json")
-            result.save_page(folder / PAGE)
+            save_page(result, folder / PAGE)
             written = sizes(folder)
-    print_view(sweep_view(result))
+    print_blocks(result.blocks())
     list_files(asked.out, written)

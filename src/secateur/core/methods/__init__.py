@@ -4,12 +4,15 @@ A method is a frozen keyword-only dataclass (its fields are its settings) with
 
     solve(problem, pattern, kept) -> Solution
 
-tensors in, tensors out. To add one: write its file, add it to `METHODS`, and the conformance
-suite (`tests/test_methods.py`) runs it. A method that improves another's solution takes that
-other one as `start`: `BiasCorrection(start=WeightCorrection(start=Magnitude()))`.
+tensors in, tensors out, a `name`, and a `summary` for reports. To add one: write its file and add
+it to `METHODS`; the conformance suite (`tests/test_methods.py`) runs it. A method that improves
+another's solution takes that other one as `start`:
+`BiasCorrection(start=WeightCorrection(start=Magnitude()))`.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 from secateur.core.methods.adam_calibration import AdamCalibration
 from secateur.core.methods.admm import ADMM
@@ -18,6 +21,7 @@ from secateur.core.methods.least_squares import LeastSquares
 from secateur.core.methods.magnitude import Magnitude
 from secateur.core.methods.protocol import Method, chain, compares_halves, stored_patches
 from secateur.core.methods.weight_correction import WeightCorrection
+from secateur.support.choices import by_name
 
 __all__ = [
     "ADMM",
@@ -27,17 +31,19 @@ __all__ = [
     "LeastSquares",
     "Magnitude",
     "Method",
+    "MethodName",
     "WeightCorrection",
     "chain",
     "compares_halves",
     "stored_patches",
 ]
 
-METHODS = {
-    "magnitude": Magnitude,
-    "weight-correction": WeightCorrection,
-    "bias-correction": BiasCorrection,
-    "adam-calibration": AdamCalibration,
-    "least-squares": LeastSquares,
-    "admm": ADMM,
-}
+MethodName = Literal[
+    "admm",
+    "least-squares",
+    "magnitude",
+    "weight-correction",
+    "bias-correction",
+    "adam-calibration",
+]
+METHODS = by_name(ADMM, LeastSquares, Magnitude, WeightCorrection, BiasCorrection, AdamCalibration)

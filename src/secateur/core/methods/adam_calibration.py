@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -44,6 +45,12 @@ class AdamCalibration:
         patches: patches stored per layer, at most.
         seed: of the order of the patches.
     """
+
+    name: ClassVar[str] = "adam-calibration"
+    summary: ClassVar[str] = (
+        "The weights left in each layer were trained, by Adam, to give the outputs that the "
+        "layer had."
+    )
 
     start: Method = field(default_factory=Magnitude)
     learning_rate: float = 1e-5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -51,6 +52,12 @@ class ADMM:
         tolerance: relative residual at which conjugate gradients stop.
         iterations: their greatest number.
     """
+
+    name: ClassVar[str] = "admm"
+    summary: ClassVar[str] = (
+        "Which weights of a layer to remove, and what the others become, was decided "
+        "together, step by step (by ADMM, an optimisation method)."
+    )
 
     damping: float = 0.3
     dampings: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from secateur.core.methods.magnitude import Magnitude
 from secateur.core.methods.protocol import Method
@@ -26,6 +27,9 @@ class BiasCorrection:
     Attributes:
         start: the method whose solution is corrected.
     """
+
+    name: ClassVar[str] = "bias-correction"
+    summary: ClassVar[str] = "The mean output of each layer was corrected in its biases."
 
     start: Method = field(default_factory=Magnitude)
 

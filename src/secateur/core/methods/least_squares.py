@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from secateur.core.normal_equations import NormalEquations, damping_for
 from secateur.core.patterns import Pattern
@@ -25,6 +26,12 @@ class LeastSquares:
         tolerance: relative residual at which conjugate gradients stop.
         iterations: their greatest number.
     """
+
+    name: ClassVar[str] = "least-squares"
+    summary: ClassVar[str] = (
+        "In each layer the weights that matter least, by their size, were removed, and the "
+        "others were fitted again by least squares."
+    )
 
     damping: float = 1e-2
     tolerance: float = 1e-4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from secateur.core.patterns import Pattern
 from secateur.core.problem import Problem, Solution
@@ -15,6 +16,9 @@ class Magnitude:
     Choose it as a baseline only: it needs no data and no time, and it loses accuracy soonest.
     Source: Han et al., "Learning both weights and connections", 2015.
     """
+
+    name: ClassVar[str] = "magnitude"
+    summary: ClassVar[str] = "In each layer the smallest weights were removed."
 
     def solve(self, problem: Problem, pattern: Pattern, kept: int) -> Solution:
         """Cost: one top-k of the weights."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from secateur.core.methods.magnitude import Magnitude
 from secateur.core.methods.protocol import Method
@@ -27,6 +28,12 @@ class WeightCorrection:
     Attributes:
         start: the method whose weights are corrected.
     """
+
+    name: ClassVar[str] = "weight-correction"
+    summary: ClassVar[str] = (
+        "The weights left in each layer were scaled and shifted, so that each output has the "
+        "mean and spread of weights that it had."
+    )
 
     start: Method = field(default_factory=Magnitude)
 

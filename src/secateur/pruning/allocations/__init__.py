@@ -11,6 +11,8 @@ add it to `ALLOCATIONS`, and the laws in `tests/test_allocations.py` run it.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from secateur.pruning.allocations.normalized_magnitude import NormalizedMagnitude
 from secateur.pruning.allocations.protocol import (
     Allocation,
@@ -22,10 +24,12 @@ from secateur.pruning.allocations.protocol import (
 )
 from secateur.pruning.allocations.sensitivity import Sensitivity
 from secateur.pruning.allocations.uniform import Uniform
+from secateur.support.choices import by_name
 
 __all__ = [
     "ALLOCATIONS",
     "Allocation",
+    "AllocationName",
     "Budget",
     "Curve",
     "Division",
@@ -36,8 +40,5 @@ __all__ = [
     "total_kept",
 ]
 
-ALLOCATIONS = {
-    "sensitivity": Sensitivity,
-    "normalized-magnitude": NormalizedMagnitude,
-    "uniform": Uniform,
-}
+AllocationName = Literal["sensitivity", "normalized-magnitude", "uniform"]
+ALLOCATIONS = by_name(Sensitivity, NormalizedMagnitude, Uniform)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -19,6 +20,9 @@ class NormalizedMagnitude:
     A layer with few weights, or with its energy in few of them, keeps more of them.
     Source: arXiv 2104.15023, section 3.1 (global threshold on normalised magnitudes).
     """
+
+    name: ClassVar[str] = "normalized-magnitude"
+    summary: ClassVar[str] = "How many zeros each layer gets follows from the size of its weights."
 
     def measure(self, subject: Subject) -> MagnitudeDivision:
         """Cost: one pass over the weights; no images."""

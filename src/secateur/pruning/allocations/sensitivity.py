@@ -49,6 +49,12 @@ class Sensitivity:
         method: what fits a layer again.
     """
 
+    name: ClassVar[str] = "sensitivity"
+    summary: ClassVar[str] = (
+        "How many zeros each layer gets was measured: each layer was pruned alone, and zeros "
+        "went where they hurt the output of the network least."
+    )
+
     visits: ClassVar[int] = 1  # calls of `Subject.on_layer` per layer
 
     levels: tuple[float, ...] = (0.5, 0.75, 0.9, 0.97)

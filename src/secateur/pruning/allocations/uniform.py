@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from secateur.pruning.allocations.protocol import Budget, Curve, Subject
 @dataclass(frozen=True)
 class Uniform:
     """The same sparsity in every layer: the choice when layers must stay alike."""
+
+    name: ClassVar[str] = "uniform"
+    summary: ClassVar[str] = "Each layer got the same share of zeros."
 
     def measure(self, subject: Subject) -> UniformDivision:
         """Costs nothing."""

@@ -1,0 +1,145 @@
+"""Networks judged on images that they were not fitted to: one at a time, or many on one set."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from secateur.data.batches import class_numbers, in_words
+from secateur.data.preprocess import Transform
+from secateur.data.sources import open_images
+from secateur.data.streams import BATCH, ImageStream
+from secateur.errors import DataError, ModelError, SecateurWarning
+from secateur.evaluation.inference import answer
+from secateur.evaluation.metrics import Evaluation, check_labels, compare, one_answer
+
+
+def evaluate(
+    model: nn.Module | str | Path | Any,
+    images: Any,
+    labels: Int[Tensor, " batch"] | Any = None,
+    *,
+    reference: nn.Module | str | Path | Any = None,
+    batch_size: int = BATCH,
+    preprocess: Transform | None = None,
+) -> Evaluation:
+    """Evaluates a classifier, alone or against a reference (usually the dense network).
+
+    If the output is not (batch, classes) scores, as for a detector, the first output is compared
+    with the reference's.
+
+    Example:
+        >>> import secateur
+        >>> from secateur import example
+        >>> images, labels = example.test()
+        >>> net = example.trained()
+        >>> found = secateur.evaluate(net, images, labels, reference=net)
+        >>> found.top1 > 90, found.agreement
+        (True, 100.0)
+
+    Args:
+        model: a module, run in eval mode (its mode is restored), an ONNX model (a path or an
+            `onnx.ModelProto`), run by ONNX Runtime, or the path of an OpenVINO file (.xml), run
+            by OpenVINO.
+        images: preprocessed inputs, a DataLoader or any other source as for `prune`. They are read
+            batch by batch and need not fit into memory.
+        labels: class numbers; None = those of the source. Without any, a reference is needed.
+        reference: the network to compare with.
+        batch_size: images per forward pass.
+        preprocess: from images to inputs, see `Preprocess`; for folders and uint8 data.
+
+    Raises:
+        DataError: there are neither labels nor a reference, the numbers of labels and images
+            differ, or a label is not the number of a class.
+        ModelError: labels are given and the model does not return scores (batch, classes), or its
+            output has another shape than the reference's.
+        MissingExtraError: the runtime of the model is not installed.
+    """
+    numbers = None if labels is None else label_numbers(labels)
+    if numbers is not None and isinstance(images, Tensor | np.ndarray):
+        _check_count(numbers, len(images))
+    stream = open_images(images, preprocess=preprocess, labelled=labels is None)
+    models = [model] if reference is None else [model, reference]
+    answers = answer(
+        models, stream, batch_size=batch_size, needs_labels=numbers is reference is None
+    )
+    numbers = answers.labels if numbers is None else numbers
+    if numbers is not None:
+        _check_count(numbers, answers.images)
+    doubts = stream.doubts(answers.classes)
+    if numbers is None:
+        doubts += one_answer(answers.outputs[1], "images")
+    for doubt in doubts:
+        warnings.warn(doubt, SecateurWarning, stacklevel=2)
+    return compare(answers.outputs[0], numbers, None if reference is None else answers.outputs[1])
+
+
+def label_numbers(labels: Any) -> Int[Tensor, " batch"]:
+    """Class numbers, one per image, from a tensor, an array or a list.
+
+    Raises:
+        DataError: they are something else.
+    """
+    count = len(labels) if hasattr(labels, "__len__") else 1
+    found = class_numbers(labels, count)
+    if found is None:
+        raise DataError(
+            f"the labels are {in_words(labels)}, expected one class number per image: pass "
+            "whole numbers"
+        )
+    return found
+
+
+def _check_count(labels: Tensor, images: int) -> None:
+    if len(labels) != images:
+        raise DataError(f"got {len(labels)} labels for {images} images, expected one each")
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Images to judge networks on, with the dense network's scores on them.
+
+    Of the images none is held, unless they take little room; see `secateur.data.streams`.
+
+    Attributes:
+        images: read batch by batch, for each network anew.
+        dense: the dense network's scores, or first output of another kind.
+        labels: class numbers; None = label-free.
+    """
+
+    images: ImageStream
+    dense: Float[Tensor, "batch ..."]
+    labels: Int[Tensor, " batch"] | None = None
+
+    @classmethod
+    def of(cls, model: Any, images: ImageStream) -> EvaluationSet:
+        """What the dense network says to some images.
+
+        Raises:
+            DataError: the network does not take them, has no output for a label, or they are not
+                the same when they are read again.
+        """
+        try:
+            answers = answer([model], images)
+            if answers.labels is not None:
+                check_labels(answers.labels, answers.outputs[0])
+        except (DataError, ModelError) as error:
+            raise DataError(f"evaluation images from {images.source}: {error}") from error
+        images.check_repeats()
+        return cls(images, answers.outputs[0], answers.labels)
+
+    def evaluate(self, model: Any) -> Evaluation:
+        """A network against the dense one. Cost: a forward pass over the images."""
+        return compare(answer([model], self.images).outputs[0], self.labels, self.dense)
+
+    def evaluations(self, pruned: Any, int8: Any = None) -> dict[str, Evaluation]:
+        """The dense network's, the pruned one's and, where there is one, that in INT8."""
+        dense = compare(self.dense, self.labels, self.dense)
+        found = {"dense": dense, "pruned": self.evaluate(pruned)}
+        return found if int8 is None else {**found, "int8": self.evaluate(int8)}

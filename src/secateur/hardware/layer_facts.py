@@ -1,0 +1,67 @@
+"""What decides whether a runtime can leave out the zeros of a layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from secateur.network.geometry import Convolution
+from secateur.network.graph import Layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerFacts:
+    """What decides whether a layer's zeros can be left out.
+
+    Attributes:
+        kind: "conv", "linear" or another operation's name.
+        shape: of the weight, (out, in, ...).
+        groups: of a convolution; 1 for others.
+        dtype: of the weights, such as "float32".
+        sparsity: the fraction of zeros; None = not pruned yet.
+        two_of_four: whether at least two of each four weights in a row are zero; None = not
+            known.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    groups: int = 1
+    dtype: str = "float32"
+    sparsity: float | None = None
+    two_of_four: bool | None = None
+
+    @classmethod
+    def of(cls, layer: Layer, weight: Tensor | None, *, pruned: bool) -> LayerFacts:
+        """Of a layer and its weight; `pruned` tells whether its zeros count."""
+        dtype = "unknown type" if weight is None else str(weight.dtype).removeprefix("torch.")
+        known = weight if pruned else None
+        return cls(
+            kind=layer.kind,
+            shape=tuple(layer.shape),
+            groups=_groups(layer),
+            dtype=dtype,
+            sparsity=None if known is None else float((known == 0).double().mean()),
+            two_of_four=None if known is None else _two_of_four(layer, known),
+        )
+
+    @property
+    def operation(self) -> str:
+        """What a person calls it: "3x3 convolution of 8 groups", or the operation's name."""
+        if self.kind != "conv":
+            return self.kind
+        groups = f" of {self.groups} groups" if self.groups > 1 else ""
+        return f"{'x'.join(map(str, self.shape[2:]))} convolution{groups}"
+
+
+def _groups(layer: Layer) -> int:
+    geometry = layer.calls[0].geometry if layer.calls else None
+    return geometry.groups if isinstance(geometry, Convolution) else 1
+
+
+def _two_of_four(layer: Layer, weight: Tensor) -> bool:
+    """Whether at least two of each four neighbours along the inputs are zero."""
+    if not layer.calls or layer.shape[1] % 4:
+        return False
+    matrix = layer.calls[0].geometry.matrix(weight)  # columns: the inputs lie side by side
+    return bool(((matrix != 0).reshape(-1, 4).sum(1) <= 2).all())

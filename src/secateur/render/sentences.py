@@ -1,0 +1,106 @@
+"""What a page says in words about a report, for readers new to pruning."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from secateur.evaluation.metrics import percent_text
+from secateur.hardware.requirements import NO_SPEED_UP, speed_up_expected
+from secateur.support.tables import count, shape_text
+
+if TYPE_CHECKING:
+    from secateur.report.model import Report
+    from secateur.report.sweep import Sweep
+
+
+def percent(value: float, digits: int) -> str:
+    """A fraction in percent."""
+    return f"{100 * value:.{digits}f} %"
+
+
+def lede(report: Report) -> str:
+    """The first sentences of the page."""
+    layers = count(len(report.layers), "layer")
+    return (
+        f"{percent(report.sparsity, 1)} of the weights of {layers} of a trained network were set "
+        "to zero. The network was not trained again."
+    )
+
+
+def cards(report: Report) -> list[dict[str, str]]:
+    """The figures that matter most."""
+    return [
+        _card(
+            "zeros",
+            percent(report.sparsity, 1),
+            f"of the weights of pruned layers, {percent(report.network_sparsity, 1)} of all",
+        ),
+        _accuracy_card(report),
+        _card("size, packed", percent(report.bytes_fraction, 1), "of the dense network's bytes"),
+        _card(
+            "multiplications left",
+            percent(report.macs_fraction, 1),
+            "if a runtime leaves out those with zeros; most do not",
+        ),
+        _card("took", _duration(report.seconds.get("total", 0.0)), "for the whole call"),
+    ]
+
+
+def _card(what: str, figure: str, small: str) -> dict[str, str]:
+    return {"what": what, "figure": figure, "small": small}
+
+
+def _accuracy_card(report: Report) -> dict[str, str]:
+    found = report.evaluation.get("pruned")
+    if found is None:
+        return _card("accuracy", "not measured", "no evaluation images were given")
+    if found.drop is not None and found.top1 is not None:
+        figure = found.lost_text
+        right = f"{found.top1 + found.drop:.2f} % before, {found.top1:.2f} % now (top-1)"
+        return _card("accuracy", figure, f"{right}, on {found.images:,} images")
+    if found.output_error is not None:
+        figure = percent_text(found.output_error)
+        return _card("output error", figure, f"of the variance, on {found.images:,} images")
+    agreement = 0.0 if found.agreement is None else found.agreement
+    return _card(
+        "same answer as before", f"{agreement:.2f} %", f"on {found.images:,} images without labels"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def size_sentence(report: Report) -> str:
+    """What zeros do to the size of a file."""
+    return (
+        "Zeros do not make a model file smaller by themselves: it holds them like other numbers. "
+        f"Packed (secateur pack), the network takes about {percent(report.bytes_fraction, 1)} of "
+        "the dense one's bytes or less: a bit per weight, and the weights that are not zero."
+    )
+
+
+def speed_sentence(report: Report) -> str:
+    """Whether zeros can make the network faster here."""
+    if speed_up_expected(report.runtimes):
+        names = ", ".join(one.name for one in report.runtimes if one.met)
+        return f"A speed-up is possible here with {names}. Measure it on your own inputs."
+    return (
+        f"On this machine: {NO_SPEED_UP}. Most programs that run networks multiply with zeros as "
+        "slowly as with other numbers; the table says what each would need."
+    )
+
+
+def data_sentence(report: Report | Sweep) -> str:
+    """Which images the layers were fitted to."""
+    data = report.data
+    many = "" if data.images == 1 else "s"
+    real = "" if report.synthetic is None else "synthetic "
+    return (
+        f"{data.images:,} {real}image{many} of shape {shape_text(data.shape)} from {data.source}. "
+        "The network is fitted to images like these: on others it may do worse, which this page "
+        "cannot show."
+    )

@@ -1,0 +1,207 @@
+"""A report put together: from what a walk did, and from the pruned network itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateur.data.sources import Images
+from secateur.errors import ModelError
+from secateur.evaluation.evaluation_set import EvaluationSet
+from secateur.evaluation.inference import first_output
+from secateur.evaluation.metrics import Evaluation, compare
+from secateur.frontends import named_tensors, parameters, with_parameters
+from secateur.hardware.layer_facts import LayerFacts
+from secateur.hardware.machine import Machine
+from secateur.hardware.requirements import requirements, survey
+from secateur.network.graph import Layer
+from secateur.pruning.allocations import Curve
+from secateur.pruning.run import PruningRun
+from secateur.pruning.walk import LayerResult, Walked
+from secateur.report import cautions
+from secateur.report.layers import DenseLayer, LayerReport
+from secateur.report.model import DataReport, Report, SearchReport, StepReport
+from secateur.support.serialization import to_plain
+from secateur.version import __version__
+
+
+def build_report(
+    pruned: Any,
+    run: PruningRun,
+    walked: Walked,
+    images: Images,
+    settings: dict[str, Any],
+    seconds: dict[str, float],
+    notes: Sequence[str],
+    warnings: Sequence[str],
+    *,
+    steps: list[StepReport],
+    search: SearchReport | None,
+    evaluation: dict[str, Evaluation],
+) -> Report:
+    """Puts together what a walk did; zeros are counted in the pruned model itself."""
+    tensors, asked = named_tensors(pruned), settings["target"]
+    curves = list(run.division.curves) or [None] * len(walked.results)
+    layers = [
+        _layer_report(result, tensors, curve)
+        for result, curve in zip(walked.results, curves, strict=True)
+    ]
+    chosen = {layer.name for layer in layers}
+    others = [layer for layer in run.graph.layers if layer.name not in chosen]
+    kept = [layer.weights - layer.zeros for layer in layers]
+    cast = any(of.is_floating_point() and of.dtype != torch.float32 for of in tensors.values())
+    outputs = None if cast else walked.pruned  # the walk's are those of float32 weights
+    calibration = _near(outputs, pruned, images.tensor, walked.dense)
+    return Report(
+        synthetic=images.synthetic,
+        sparsity=sum(layer.zeros for layer in layers) / sum(layer.weights for layer in layers),
+        network_sparsity=_zero_share(parameters(pruned)),
+        macs_fraction=run.costs.macs.share(kept),
+        bytes_fraction=run.costs.bytes.share(kept),
+        requested=settings,
+        search=search,
+        layers=layers,
+        dense_layers=[_dense_layer(layer, tensors) for layer in others],
+        data=DataReport(
+            source=images.source,
+            images=len(images.tensor),
+            shape=tuple(images.tensor.shape[1:]),
+            notes=tuple(images.notes),
+        ),
+        seconds=seconds,
+        calibration=calibration,
+        steps=steps,
+        evaluation=evaluation,
+        runtimes=survey([layer.requirements for layer in layers], Machine.here()),
+        summary=[
+            *run.recipe.summary(tuned=walked.tuned is not None),
+            f"Asked for: {asked['name']} {asked['value']:g}, {run.target.meaning}.",
+        ],
+        warnings=[
+            *cautions.few(len(images.tensor)),
+            *cautions.alike(images.tensor),
+            *warnings,
+            *run.departures(walked, kept),
+            *cautions.computed(run.graph.layers),
+            *cautions.undecided(search, run.target.value),
+            *cautions.gone(layers, run.present),
+            *cautions.doubtful(calibration),
+            *cautions.same_answers(calibration, walked.dense, evaluation),
+        ],
+        notes=[*run.graph.notes, *cautions.thin(layers, len(images.tensor)), *notes],
+        versions={
+            "secateur": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    )
+
+
+def describe(setting: Any) -> Any:
+    """A settings object as plain data: its name and its fields; of others what they print."""
+    if dataclasses.is_dataclass(setting) and not isinstance(setting, type):
+        fields = dataclasses.fields(setting)
+        held = {of.name: _described(getattr(setting, of.name)) for of in fields}
+        return {"name": type(setting).__name__, **held}
+    text = getattr(setting, "__name__", str(setting))
+    return re.sub(r" at 0x[0-9a-f]+", "", text)  # an address tells nothing, and is never the same
+
+
+def _described(value: Any) -> Any:
+    """A field of a settings object, which may be somebody else's, as plain data."""
+    try:
+        return to_plain(value, "setting")
+    except TypeError:
+        return describe(value)
+
+
+def _layer_report(
+    result: LayerResult, tensors: Mapping[str, Tensor], curve: Curve | None
+) -> LayerReport:
+    layer = result.layer
+    weight = tensors[str(layer.parameter)]
+    zeros = int((weight == 0).sum())
+    return LayerReport(
+        name=layer.name,
+        kind=layer.kind,
+        shape=tuple(layer.shape),
+        weights=layer.weights,
+        zeros=zeros,
+        sparsity=zeros / layer.weights,
+        macs=layer.macs,
+        bytes=weight.nbytes,
+        packed_bytes=math.ceil(layer.weights / 8) + (layer.weights - zeros) * weight.element_size(),
+        relative_error=result.relative_error,
+        damping=result.damping,
+        samples=result.samples,
+        sensitivity=curve,
+        requirements=requirements(LayerFacts.of(layer, weight, pruned=True)),
+        notes=result.notes,
+    )
+
+
+def _dense_layer(layer: Layer, tensors: Mapping[str, Tensor]) -> DenseLayer:
+    reason = layer.obstacle or layer.protected or "not among the layers asked for"
+    weight = tensors.get(str(layer.parameter))
+    return DenseLayer(
+        name=layer.name,
+        kind=layer.kind,
+        shape=tuple(layer.shape),
+        weights=layer.weights,
+        macs=layer.macs,
+        bytes=0 if weight is None else weight.nbytes,
+        reason=reason,
+    )
+
+
+def _zero_share(tensors: Any) -> float:
+    held = list(tensors)
+    return sum(int((t == 0).sum()) for t in held) / sum(t.numel() for t in held)
+
+
+def step_reports(
+    model: Any,
+    steps: Mapping[str, Mapping[str, Tensor]],
+    images: Tensor,
+    dense: Tensor | None,
+    evaluation_set: EvaluationSet | None = None,
+) -> list[StepReport]:
+    """Compares the network after each step with the dense one.
+
+    Args:
+        model: the dense network.
+        steps: changed parameters after each step, by its name.
+        images: calibration inputs.
+        dense: the dense network's first output for them.
+        evaluation_set: evaluation data, where there are any.
+    """
+    reports = []
+    for name, changes in steps.items():
+        network = with_parameters(model, changes)
+        near = _near(None, network, images, dense)
+        far = None if evaluation_set is None else evaluation_set.evaluate(network)
+        reports.append(StepReport(name=name, calibration=near, evaluation=far))
+    return reports
+
+
+def _near(
+    outputs: Tensor | None, network: Any, images: Tensor, dense: Tensor | None
+) -> Evaluation | None:
+    """A network against the dense one's first output, from its own or from a forward pass.
+
+    None where these are no tensors of one shape with a row for each image.
+    """
+    if dense is None or dense.dim() == 0 or len(dense) != len(images):
+        return None
+    try:
+        outputs = first_output(network, images) if outputs is None else outputs
+        return compare(outputs.float(), reference=dense.float())
+    except ModelError:  # the warnings say so
+        return None

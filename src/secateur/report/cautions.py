@@ -1,0 +1,140 @@
+"""What a reader of a report has to know first: each function gives a warning, or none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from secateur.data.sources import FEW_IMAGES, MAX_IMAGES
+from secateur.data.streams import digests
+from secateur.evaluation.metrics import Evaluation, one_answer
+from secateur.network.graph import ON_THE_FLY, Layer, Shares
+from secateur.report.layers import LayerReport
+from secateur.report.model import SearchReport
+
+_LOST = 0.99  # error of a layer, relative to its variance, that leaves nothing of it
+_SHOWN = 5  # layers that a warning names
+_BLANK = 0.9  # of the images
+
+
+def few(images: int) -> list[str]:
+    """A warning where there are fewer images than serve."""
+    if images >= FEW_IMAGES:
+        return []
+    return [
+        f"only {images} calibration image{'s' if images > 1 else ''}, expected a few hundred: "
+        "the accuracy lost may be large; add images if you can"
+    ]
+
+
+def alike(images: Tensor) -> list[str]:
+    """A warning where many calibration images are few different ones, or blank."""
+    count = len(images)
+    if count < FEW_IMAGES:  # which is a warning already
+        return []
+    different = len(set(digests(images)))
+    if different < FEW_IMAGES:
+        return [
+            f"the {count} calibration images are copies of only {different}, expected a few "
+            "hundred different ones: check what gives them; the accuracy lost may be large"
+        ]
+    channels = images.flatten(2) if images.dim() > 3 else images.flatten(1)
+    blank = (channels.amax(-1) == channels.amin(-1)).reshape(count, -1).all(1)
+    if channels.shape[-1] == 1 or blank.sum() < _BLANK * count:
+        return []
+    return [
+        f"{int(blank.sum())} of {count} calibration images are blank, one value in each channel: "
+        "check what gives them; the accuracy lost may be large"
+    ]
+
+
+def gone(layers: Sequence[LayerReport], present: Sequence[int]) -> list[str]:
+    """A warning that names the layers of which nothing is left.
+
+    Args:
+        layers: the pruned ones.
+        present: their weights that were not zero in the dense network.
+    """
+    gone = [
+        layer.name
+        for layer, before in zip(layers, present, strict=True)
+        if before and (layer.zeros == layer.weights or layer.relative_error >= _LOST)
+    ]
+    if not gone:
+        return []
+    shown = ", ".join(gone[:_SHOWN]) + (f" and {len(gone) - _SHOWN} more" * (len(gone) > _SHOWN))
+    return [
+        f"{len(gone)} of {len(layers)} layers have no weight left or have lost {_LOST:.0%} or more "
+        f"of what they compute ({shown}): ask for fewer zeros, or exclude them"
+    ]
+
+
+def thin(layers: Sequence[LayerReport], images: int) -> list[str]:
+    """What more images would be good for, where they would: layers with few samples."""
+    thin = [of for of in layers if of.samples < math.prod(of.shape[1:])]
+    if not thin or not FEW_IMAGES <= images < MAX_IMAGES:
+        return []
+    worst = min(thin, key=lambda of: of.samples / math.prod(of.shape[1:]))
+    return [
+        f"{images} images give {len(thin)} of {len(layers)} layers fewer samples than inputs "
+        f"({worst.name}: {worst.samples} for {math.prod(worst.shape[1:])}): more images, up to "
+        f"{MAX_IMAGES}, would keep more accuracy"
+    ]
+
+
+def computed(layers: Sequence[Layer]) -> list[str]:
+    """A warning where most weights stay dense for they are computed in each run."""
+    share = Shares.of(layers).computed
+    if share <= 0.5:
+        return []
+    of = [layer for layer in layers if str(layer.obstacle).startswith(ON_THE_FLY)]
+    names = ", ".join(layer.name for layer in of[:3]) + (", ..." if len(of) > 3 else "")
+    reasons = "; ".join(dict.fromkeys(str(layer.obstacle) for layer in of))
+    return [f"{share:.0%} of the weights stay dense, in the layers {names}: {reasons}"]
+
+
+def doubtful(calibration: Evaluation | None) -> list[str]:
+    """A warning where nothing tells how far the outputs are from the dense ones, or they are far.
+
+    An error of the whole variance is what the mean output would have, whatever goes in.
+    """
+    if calibration is None:
+        return [
+            "the network's first output is not one tensor with a row for each image: how far it "
+            "is from the dense network's was not measured"
+        ]
+    error = calibration.output_error
+    if error is None or error <= 1:
+        return []
+    return [
+        f"on the calibration images the outputs' error is {100 * error:,.0f} % of their variance, "
+        "more than their mean alone would have: prune less, exclude the last layers, or bring "
+        "more images"
+    ]
+
+
+def same_answers(
+    calibration: Evaluation | None, dense: Tensor | None, evaluation: Mapping[str, Evaluation]
+) -> list[str]:
+    """A warning where agreement on the calibration images, and no other figure, means nothing."""
+    if calibration is None or dense is None or evaluation:
+        return []
+    return one_answer(dense, "calibration images")
+
+
+def undecided(search: SearchReport | None, limit: float) -> list[str]:
+    """A warning where the images are too few to tell whether the loss is within the limit.
+
+    The standard error counts as that of one image at least: few images may show no loss at all.
+    """
+    if search is None:
+        return []
+    error = max(search.error, 100 / search.images)
+    if error <= limit / 2:
+        return []
+    return [
+        f"{search.images} {search.judged_on} cannot tell a drop of {limit:g} points: its standard "
+        f"error is {error:.2f}; add images"
+    ]

@@ -1,0 +1,171 @@
+"""The layers of a pruned network: what was done to each, or why it stayed dense."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from secateur.hardware.requirements import Requirement
+from secateur.pruning.allocations import Curve
+from secateur.support.tables import Cell, Column, Table, shape_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerReport:
+    """A pruned layer.
+
+    Attributes:
+        name: as in the state dict, without ".weight".
+        kind: "conv" or "linear".
+        shape: of the weight.
+        weights, zeros: counts.
+        sparsity: zeros / weights.
+        macs: multiply-accumulates per image, dense.
+        bytes: of the weights, dense.
+        packed_bytes: of a mask (one bit per weight) and the weights that are not zero.
+        relative_error: mean squared output error over the outputs' variance, on the
+            calibration samples the layer was fitted to.
+        damping: relative damping used in the solve; 0 for methods that solve nothing.
+        samples: output positions the statistics were taken from.
+        sensitivity: damage to the network's output when this layer alone is pruned, where the
+            allocation has measured it.
+        requirements: by runtime, what this layer lacks for its zeros to be left out; see
+            `secateur.hardware.requirements`.
+        notes: whatever departed from the ordinary.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    weights: int
+    zeros: int
+    sparsity: float
+    macs: int
+    bytes: int
+    packed_bytes: int
+    relative_error: float
+    damping: float
+    samples: int
+    sensitivity: Curve | None = None
+    requirements: tuple[Requirement, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseLayer:
+    """A layer that was left dense, and why; `macs` and `bytes` as in `LayerReport`."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    weights: int
+    macs: int
+    bytes: int
+    reason: str
+
+
+class Totals:
+    """What shares are of: all layers with weights, pruned or not."""
+
+    def __init__(self, layers: Sequence[LayerReport], dense_layers: Sequence[DenseLayer]) -> None:
+        every = [*layers, *dense_layers]
+        self.bytes = sum(layer.bytes for layer in every) or 1
+        self.macs = sum(layer.macs for layer in every) or 1
+
+    def bytes_shares(self, layer: LayerReport) -> tuple[float, float]:
+        """Percent of all bytes, dense and packed."""
+        return 100 * layer.bytes / self.bytes, 100 * layer.packed_bytes / self.bytes
+
+    def macs_shares(self, layer: LayerReport) -> tuple[float, float]:
+        """Percent of all multiply-accumulates, dense and without those with zeros."""
+        share = 100 * layer.macs / self.macs
+        return share, share * (1 - layer.sparsity)
+
+
+_LAYER_COLUMNS = (
+    Column("no.", "{:d}", detail=True),
+    Column("layer"),
+    Column("kind", detail=True),
+    Column("shape"),
+    Column("weights", "{:,}"),
+    Column("zeros", "{:.1f}", unit="%"),
+    Column("error", "{:.3g}", unit="%"),
+    Column("damping", "{:.2g}"),
+    Column("samples", "{:,}"),
+    Column("bytes", "{:.1f} → {:.1f}", unit="% of all", detail=True),
+    Column("MACs", "{:.1f} → {:.1f}", unit="% of all", detail=True),
+    Column("can be left out by", detail=True),
+    Column("notes"),
+)
+
+
+def layer_table(layers: Sequence[LayerReport], totals: Totals) -> Table:
+    """The pruned layers, in execution order."""
+    return Table(
+        name="layers",
+        columns=_LAYER_COLUMNS,
+        rows=tuple(_layer_row(*numbered, totals) for numbered in enumerate(layers, 1)),
+        label=1,
+        note="The pruned layers. “before → after” counts a packed file's bytes, and "
+        "multiplications with weights that are not zero, as shares of those of all layers.",
+    )
+
+
+def _layer_row(number: int, layer: LayerReport, totals: Totals) -> tuple[Cell, ...]:
+    fit = (of.runtime for of in layer.requirements if of.met)
+    return (
+        number,
+        layer.name,
+        layer.kind,
+        shape_text(layer.shape),
+        layer.weights,
+        100 * layer.sparsity,
+        100 * layer.relative_error,
+        layer.damping,
+        layer.samples,
+        totals.bytes_shares(layer),
+        totals.macs_shares(layer),
+        ", ".join(fit) or "none",
+        "; ".join(layer.notes),
+    )
+
+
+def dense_table(layers: Sequence[DenseLayer]) -> Table:
+    """The layers that stayed dense, by the reason."""
+    by_reason: dict[str, list[DenseLayer]] = {}
+    for layer in layers:
+        by_reason.setdefault(layer.reason, []).append(layer)
+    columns = (
+        Column("reason"),
+        Column("layers", "{:,}"),
+        Column("weights", "{:,}"),
+        Column("names"),
+    )
+    rows = (
+        (reason, len(of), sum(layer.weights for layer in of), ", ".join(layer.name for layer in of))
+        for reason, of in by_reason.items()
+    )
+    return Table(name="dense", columns=columns, rows=tuple(rows), title="Layers left dense")
+
+
+def sensitivity_table(layers: Sequence[LayerReport]) -> Table | None:
+    """The damage curves of those layers that have one at the same sparsities as the first."""
+    curves = [(number, of, of.sensitivity) for number, of in enumerate(layers, 1) if of.sensitivity]
+    if not curves:
+        return None
+    levels = curves[0][2].sparsities
+    damage = (Column(f"{100 * level:.0f} % zeros", "{:.2g}") for level in levels)
+    columns = (Column("no.", "{:d}"), Column("layer"), *damage, Column("found by"))
+    rows = (
+        (number, layer.name, *curve.damage, "measuring" if curve.measured else "estimate")
+        for number, layer, curve in curves
+        if curve.sparsities == levels
+    )
+    return Table(
+        name="curves",
+        columns=columns,
+        rows=tuple(rows),
+        label=1,
+        note="Squared error of the outputs, relative to their variance, when a layer alone has so "
+        "many zeros.",
+    )
