@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import AttributeProto, TensorProto, helper
+from onnx_models import as_onnx, network
 from PIL import Image
 from reports import report
 from safetensors.torch import save_file
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from secateur.data.sources import load_images
 from secateur.errors import DataError, MissingExtraError, ModelError, OptionError, SecateurError
 from secateur.export.packing import pack
+from secateur.frontends.onnx import check
 from secateur.frontends.torch.checkpoints import read_state
 from secateur.pruning.recipe import Recipe
 from secateur.report.model import Report
@@ -182,6 +184,22 @@ def test_a_file_that_changes_while_it_is_read_is_one_sentence(
         read(tmp_path / name)
     assert seen
     assert not (tmp_path / "packed").exists()
+
+
+def test_an_attribute_of_no_function_is_one_sentence():
+    model = as_onnx(network())
+    node = next(of for of in model.graph.node if of.op_type == "Conv")
+    del node.attribute[:]
+    node.attribute.add(name="pads", ref_attr_name="other", type=AttributeProto.INTS)
+    with pytest.raises(ModelError, match="pads stands for one of a function"):
+        check(model)
+
+
+@pytest.mark.parametrize("number", ["9" * 400, "-" + "9" * 400])
+def test_a_number_beyond_floats_is_one_sentence(tmp_path, number):
+    (tmp_path / "a.toml").write_text(f"[method]\nname = 'admm'\ndamping = {number}\n")
+    with pytest.raises(OptionError, match="damping"):
+        Recipe.load(tmp_path / "a.toml")
 
 
 def test_contents_that_change_at_the_same_time_and_size_are_told(tmp_path):

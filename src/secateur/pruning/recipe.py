@@ -213,7 +213,10 @@ def _value(key: str, value: Any, default: Any, where: str) -> Any:
     if isinstance(default, tuple) and isinstance(value, list):
         return tuple(_value("", item, 0.0, where) for item in value)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise OptionError(f"{where} is {value!r}, expected a number that is smaller") from error
     if type(value) is not type(default):
         wanted = {"int": "a whole number", "float": "a number", "str": "a text"}
         name = wanted.get(type(default).__name__, f"a {type(default).__name__}")

@@ -77,6 +77,21 @@ def check(model: ModelProto, name: str = "the ONNX model") -> None:
             "accepts: export it again"
         ) from error
     _check_functions(model, name)
+    _check_references(model.graph, name)
+
+
+def _check_references(graph: GraphProto, name: str) -> None:
+    """Raises ModelError for attributes that name one of a function, outside of any."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.ref_attr_name:
+                raise ModelError(
+                    f"{name} has a node ({node.name or node.op_type}) whose attribute "
+                    f"{attribute.name} stands for one of a function, expected a value: export the "
+                    "file again"
+                )
+        for inner in _bodies(node):
+            _check_references(inner, name)
 
 
 def _check_size(size: int, name: str) -> None:
