@@ -47,7 +47,7 @@ def layer_charts(report: Report) -> list[dict[str, Any]]:
         _chart(
             "size",
             "Share of the network's bytes by layer",
-            "Grey: dense. Blue: packed, zeros left out.",
+            "Grey: dense. Blue: packed, without zeros.",
             packed,
             ylabel="share of bytes, %",
             before=sizes,
@@ -55,7 +55,7 @@ def layer_charts(report: Report) -> list[dict[str, Any]]:
         _chart(
             "macs",
             "Share of the network's multiplications by layer",
-            "Grey: dense. Blue: those with weights that are not zero.",
+            "Grey: dense. Blue: with nonzero weights only.",
             left,
             ylabel="share of MACs, %",
             before=macs,
@@ -104,7 +104,7 @@ def sensitivity(report: Report) -> dict[str, Any] | None:
     return {
         "svg": curves(
             "chart-sensitivity",
-            "Damage to the output when one layer alone is pruned",
+            "Change of the output when one layer alone is pruned",
             f"The most sensitive layers, most first: {names}. The table below has the numbers.",
             lines,
             xlabel="zeros in this layer alone, %",
@@ -112,10 +112,10 @@ def sensitivity(report: Report) -> dict[str, Any] | None:
             marks=[mark for layer in ranked[:_NAMED] if (mark := _mark(layer)) is not None],
             logarithmic=True,
         ),
-        "caption": "Change of the network's output against the zeros in one layer, on a "
-        "logarithmic scale: higher is worse. Coloured: the "
-        f"{min(_NAMED, len(layers))} most sensitive.{others} A diamond marks how many zeros such "
-        "a layer got, where that is among those measured.",
+        "caption": "Change of the network's output against the zeros in one layer alone, on a "
+        "logarithmic scale; higher is worse. Coloured: the "
+        f"{min(_NAMED, len(layers))} most sensitive layers.{others} A diamond marks the zeros that "
+        "such a layer got, if they are in the measured range.",
     }
 
 
@@ -144,24 +144,22 @@ def latency_chart(bench: Bench) -> dict[str, Any]:
         xlabel="milliseconds",
     )
     caption = (
-        f"Time for one run: the dot is what is typical, the bar its {bench.confidence:.0%} "
-        "interval. The files took turns: which differences can be measured, the table tells."
+        f"Time of one run: the dot is the median, the bar its {bench.confidence:.0%} interval. The "
+        "files took turns; the table says which differences are measurable."
     )
     return {"svg": svg, "caption": caption}
 
 
 def sweep_charts(sweep: Sweep) -> list[dict[str, Any]]:
-    """The answers, where the network gives scores, and what is left of bytes and MACs."""
+    """Accuracy, if the network gives scores, and the bytes and MACs left."""
     x = [100 * point.sparsity for point in sweep.points]
     known = [of for of in sweep.evaluations() if of is not None]
     charts = [_answers(x, known, sweep)]
     left = {
         "bytes, packed": [100 * point.bytes_fraction for point in sweep.points],
-        "multiplications, those with zeros left out": [
-            100 * point.macs_fraction for point in sweep.points
-        ],
+        "multiplications, without zeros": [100 * point.macs_fraction for point in sweep.points],
     }
-    title = "What is left of the dense network's bytes and multiplications"
+    title = "Bytes and multiplications left of the dense network"
     svg = curves(
         "chart-left",
         title,

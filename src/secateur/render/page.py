@@ -1,4 +1,4 @@
-"""A report as a page: one HTML file for people, with everything in it and nothing loaded.
+"""A report as a page: one self-contained HTML file for people.
 
 The templates are in `templates/`, the charts are drawn by `secateur.render.charts`. All text is
 escaped: names of layers and files are whatever a model file says.
@@ -34,8 +34,8 @@ def save_page(
     """Writes a report or a sweep as one HTML file that loads nothing.
 
     Args:
-        report: what to show.
-        path: of the file.
+        report: the report or sweep to show.
+        path: the file to write.
         bench: latencies to show with a report; None = none.
         overwrite: whether to replace a file that exists.
 
@@ -50,12 +50,12 @@ def report_page(report: Report, bench: Bench | None = None) -> str:
     """A report as a self-contained HTML page; the same report gives the same bytes.
 
     Args:
-        report: what `secateur.prune` has reported.
+        report: the report of `secateur.prune`.
         bench: latencies to show with it (`secateur.Bench`); None = none.
     """
     return render(
         "report.html.j2",
-        title="What pruning did",
+        title="Pruning report",
         versions=report.versions,
         report=report,
         lede=lede(report),
@@ -75,7 +75,7 @@ def sweep_page(sweep: Sweep) -> str:
     """A sweep as a self-contained HTML page; the same sweep gives the same bytes."""
     return render(
         "sweep.html.j2",
-        title="How far the network can be pruned",
+        title="Accuracy against sparsity",
         versions=sweep.versions,
         sweep=sweep,
         charts=sweep_charts(sweep),

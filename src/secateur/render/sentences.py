@@ -1,4 +1,4 @@
-"""What a page says in words about a report, for readers new to pruning."""
+"""The sentences of a page about a report, for readers new to pruning."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def lede(report: Report) -> str:
     layers = count(len(report.layers), "layer")
     return (
         f"{percent(report.sparsity, 1)} of the weights of {layers} of a trained network were set "
-        "to zero. The network was not trained again."
+        "to zero, without retraining."
     )
 
 
@@ -40,9 +40,9 @@ def cards(report: Report) -> list[dict[str, str]]:
         _card(
             "multiplications left",
             percent(report.macs_fraction, 1),
-            "if a runtime leaves out those with zeros; most do not",
+            "if the runtime skips zeros; most do not",
         ),
-        _card("took", _duration(report.seconds.get("total", 0.0)), "for the whole call"),
+        _card("time", _duration(report.seconds.get("total", 0.0)), "for the whole call"),
     ]
 
 
@@ -77,9 +77,9 @@ def _duration(seconds: float) -> str:
 def size_sentence(report: Report) -> str:
     """What zeros do to the size of a file."""
     return (
-        "Zeros do not make a model file smaller by themselves: it holds them like other numbers. "
-        f"Packed (secateur pack), the network takes about {percent(report.bytes_fraction, 1)} of "
-        "the dense one's bytes or less: a bit per weight, and the weights that are not zero."
+        "Zeros alone do not make a model file smaller, because it stores them like other numbers. "
+        f"secateur pack reduces the network to about {percent(report.bytes_fraction, 1)} of the "
+        "dense network's bytes or less: one bit per weight, and the nonzero weights."
     )
 
 
@@ -87,10 +87,10 @@ def speed_sentence(report: Report) -> str:
     """Whether zeros can make the network faster here."""
     if speed_up_expected(report.runtimes):
         names = ", ".join(one.name for one in report.runtimes if one.met)
-        return f"A speed-up is possible here with {names}. Measure it on your own inputs."
+        return f"On this machine {names} may run faster. Measure it on your own inputs."
     return (
-        f"On this machine: {NO_SPEED_UP}. Most programs that run networks multiply with zeros as "
-        "slowly as with other numbers; the table says what each would need."
+        f"On this machine: {NO_SPEED_UP}. Most runtimes multiply by zero as slowly as by any other "
+        "number; the table says what each runtime needs."
     )
 
 
@@ -101,6 +101,6 @@ def data_sentence(report: Report | Sweep) -> str:
     real = "" if report.synthetic is None else "synthetic "
     return (
         f"{data.images:,} {real}image{many} of shape {shape_text(data.shape)} from {data.source}. "
-        "The network is fitted to images like these: on others it may do worse, which this page "
-        "cannot show."
+        "The network was fitted to these images. On images of another kind it may be less "
+        "accurate, which this page cannot show."
     )

@@ -1,4 +1,4 @@
-"""The layers of a pruned network: what was done to each, or why it stayed dense."""
+"""The layers of a pruned network: the result for each, or the reason why it stayed dense."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ class LayerReport:
     Attributes:
         name: as in the state dict, without ".weight".
         kind: "conv" or "linear".
-        shape: of the weight.
+        shape: shape of the weight.
         weights, zeros: counts.
         sparsity: zeros / weights.
         macs: multiply-accumulates per image, dense.
-        bytes: of the weights, dense.
-        packed_bytes: of a mask (one bit per weight) and the weights that are not zero.
-        relative_error: mean squared output error over the outputs' variance, on the
-            calibration samples the layer was fitted to.
-        damping: relative damping used in the solve; 0 for methods that solve nothing.
-        samples: output positions the statistics were taken from.
-        sensitivity: damage to the network's output when this layer alone is pruned, where the
-            allocation has measured it.
-        requirements: by runtime, what this layer lacks for its zeros to be left out; see
+        bytes: bytes of the weights, dense.
+        packed_bytes: bytes of a mask (one bit per weight) and the nonzero weights.
+        relative_error: mean squared output error / the outputs' variance, on the calibration
+            samples that the layer was fitted to.
+        damping: relative damping of the fit; 0 for methods without one.
+        samples: number of output positions in the statistics.
+        sensitivity: change of the network's output when this layer alone is pruned; None if the
+            allocation does not measure it.
+        requirements: by runtime, what this layer lacks for its zeros to be skipped; see
             `secateur.hardware.requirements`.
-        notes: whatever departed from the ordinary.
+        notes: departures from the ordinary.
     """
 
     name: str
@@ -53,7 +53,7 @@ class LayerReport:
 
 @dataclass(frozen=True, kw_only=True)
 class DenseLayer:
-    """A layer that was left dense, and why; `macs` and `bytes` as in `LayerReport`."""
+    """A layer that stayed dense, and why; `macs` and `bytes` as in `LayerReport`."""
 
     name: str
     kind: str
@@ -65,7 +65,7 @@ class DenseLayer:
 
 
 class Totals:
-    """What shares are of: all layers with weights, pruned or not."""
+    """The totals over all layers with weights, pruned or not, for shares."""
 
     def __init__(self, layers: Sequence[LayerReport], dense_layers: Sequence[DenseLayer]) -> None:
         every = [*layers, *dense_layers]
@@ -94,7 +94,7 @@ _LAYER_COLUMNS = (
     Column("samples", "{:,}"),
     Column("bytes", "{:.1f} → {:.1f}", unit="% of all", detail=True),
     Column("MACs", "{:.1f} → {:.1f}", unit="% of all", detail=True),
-    Column("can be left out by", detail=True),
+    Column("runtimes that can skip its zeros", detail=True),
     Column("notes"),
 )
 
@@ -106,8 +106,8 @@ def layer_table(layers: Sequence[LayerReport], totals: Totals) -> Table:
         columns=_LAYER_COLUMNS,
         rows=tuple(_layer_row(*numbered, totals) for numbered in enumerate(layers, 1)),
         label=1,
-        note="The pruned layers. “before → after” counts a packed file's bytes, and "
-        "multiplications with weights that are not zero, as shares of those of all layers.",
+        note="The pruned layers. “before → after”: bytes in a packed file, and multiplications "
+        "with nonzero weights, as shares of those of all layers.",
     )
 
 
@@ -155,9 +155,9 @@ def sensitivity_table(layers: Sequence[LayerReport]) -> Table | None:
         return None
     levels = curves[0][2].sparsities
     damage = (Column(f"{100 * level:.0f} % zeros", "{:.2g}") for level in levels)
-    columns = (Column("no.", "{:d}"), Column("layer"), *damage, Column("found by"))
+    columns = (Column("no.", "{:d}"), Column("layer"), *damage, Column("source"))
     rows = (
-        (number, layer.name, *curve.damage, "measuring" if curve.measured else "estimate")
+        (number, layer.name, *curve.damage, "measured" if curve.measured else "estimated")
         for number, layer, curve in curves
         if curve.sparsities == levels
     )
@@ -166,6 +166,6 @@ def sensitivity_table(layers: Sequence[LayerReport]) -> Table | None:
         columns=columns,
         rows=tuple(rows),
         label=1,
-        note="Squared error of the outputs, relative to their variance, when a layer alone has so "
-        "many zeros.",
+        note="Squared error of the outputs, relative to their variance, when one layer alone has "
+        "this many zeros.",
     )

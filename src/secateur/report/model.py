@@ -1,4 +1,4 @@
-"""What was done to a network and what came of it, as data; saved as JSON."""
+"""The report of a pruned network, as data; saved as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from secateur.support.tables import Block, Cell, Column, Document, Table, count,
 
 @dataclass(frozen=True, kw_only=True)
 class DataReport:
-    """What the network was calibrated on."""
+    """The calibration images."""
 
     source: str
     images: int
@@ -26,12 +26,12 @@ class DataReport:
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """The network after a step of a recipe, this one and those before it together.
+    """The network after a step of a recipe and all earlier steps.
 
     Attributes:
-        name: of the step.
+        name: name of the step.
         calibration: agreement and KL against the dense network on the calibration images.
-        evaluation: on evaluation data, where they were given.
+        evaluation: on evaluation data; None without any.
     """
 
     name: str
@@ -46,9 +46,9 @@ class SearchReport:
     Attributes:
         measure: what a drop is, in points: "top-1" lost, or "disagreement" with the dense network.
         judged_on: "evaluation images", or "held-back calibration images".
-        images: how many.
-        sparsity, drop, error: of the try that was kept; its drop has this standard error.
-        tries: all, one walk each, in their order.
+        images: number of images.
+        sparsity, drop, error: of the result; `error` is the standard error of the drop.
+        tries: every sparsity tried, one walk each, in order.
     """
 
     measure: str
@@ -61,11 +61,11 @@ class SearchReport:
 
     @property
     def lost(self) -> str:
-        """Points that were lost with the sparsity that was kept, or gained."""
+        """Points lost (or gained) at the sparsity of the result."""
         return lost_text(self.drop, self.error)
 
     def rows(self) -> tuple[tuple[Cell, ...], ...]:
-        """Sparsity and points lost of each try, and which was kept."""
+        """Sparsity and points lost of each try, and which one is the result."""
         return tuple(
             (100 * of.sparsity, (of.drop, of.error), "yes" * (of.sparsity == self.sparsity))
             for of in self.tries
@@ -74,32 +74,32 @@ class SearchReport:
 
 @dataclass(kw_only=True)
 class Report(Saved, Document):
-    """Everything worth knowing about a pruned network.
+    """The report of a pruned network; `print` shows it, `save` writes it as JSON.
 
     Attributes:
-        synthetic: generator and seed of the calibration images, when they are not real.
-        sparsity: zeros / weights over the pruned layers, as reached.
+        synthetic: generator and seed of synthetic calibration images; None for real ones.
+        sparsity: zeros / weights over the pruned layers, as achieved.
         network_sparsity: zeros / parameters over the whole network.
-        macs_fraction: multiply-accumulates with weights that are not zero, over all of the dense
-            network's; only a runtime that leaves out the others is faster.
-        bytes_fraction: of a packed file over the dense network's; see `Costs`.
+        macs_fraction: multiply-accumulates with nonzero weights / all of the dense network's;
+            only a runtime that skips zeros gets faster by it.
+        bytes_fraction: bytes of a packed file / the dense network's; see `Costs`.
         requested: the settings of the call.
-        search: how the sparsity was found, where `max_drop` was asked for.
+        search: how the sparsity was found for `max_drop`; None for other targets.
         layers: the pruned layers, in execution order.
-        dense_layers: the others, with the reason.
+        dense_layers: the other layers with weights, with the reason.
         data: the calibration images.
         seconds: wall-clock time by step, and "total".
         calibration: agreement and KL against the dense network on the calibration images
-            themselves (optimistic: the layers were fitted to them), or the output error where
-            the output is no table of scores; None when not measured.
-        steps: what each step of a recipe of several steps led to.
-        evaluation: by network ("dense", "pruned"), where evaluation data were given.
+            (optimistic: the layers were fitted to them), or the output error if the output is
+            not class scores; None if not measured.
+        steps: the result of each step, for recipes with several steps.
+        evaluation: by network ("dense", "pruned"), on evaluation data; empty without any.
         runtimes: which could be faster with these zeros on the machine that wrote the report.
-        exports: what was found out about each file written, by file name.
-        summary: how it was pruned, in sentences for readers new to pruning.
+        exports: facts about each written file, by file name.
+        summary: how the network was pruned, in sentences for readers new to pruning.
         warnings: read these first.
         notes: other departures from the ordinary.
-        versions: of secateur, torch and Python.
+        versions: versions of secateur, torch and Python.
     """
 
     schema = "secateur.report"
@@ -130,7 +130,7 @@ class Report(Saved, Document):
         target = self.requested.get("target")
         value = target.get("value") if isinstance(target, dict) else None
         if self.search is not None and type(value) not in (int, float):
-            raise ValueError("requested has no target, which the search went by")
+            raise ValueError("requested has no target, which the search needs")
 
     @property
     def totals(self) -> Totals:
@@ -183,7 +183,7 @@ class Report(Saved, Document):
             name="evaluation",
             title="On the evaluation images",
             note="The network was not fitted to these images. The number after ± is the standard "
-            "error: with other images of the same kind, two results in three fall within it.",
+            "error: with other images of the same kind, two out of three results fall within it.",
         )
 
     def step_table(self) -> Table:
@@ -197,7 +197,7 @@ class Report(Saved, Document):
         )
 
     def search_table(self) -> Table:
-        """Every sparsity that was tried."""
+        """Every sparsity tried."""
         search = self.search
         columns = (Column("zeros", "{:.2f}", unit="%"), Column("points lost", "{:.2f} ± {:.2f}"))
         rows = () if search is None else search.rows()
@@ -206,7 +206,7 @@ class Report(Saved, Document):
             name="search",
             columns=(*columns, Column("kept")),
             rows=rows,
-            title=f"Search for {self.searched}, judged on {on}",
+            title=f"Search for {self.searched}, on {on}",
         )
 
     def layer_table(self) -> Table:
@@ -221,9 +221,8 @@ class Report(Saved, Document):
         """What each runtime could gain."""
         return runtime_table(
             self.runtimes,
-            title="Zeros on the machine where the network was pruned",
-            note="A layer that fits is a chance of a speed-up, not a promise: secateur bench "
-            "measures.",
+            title="Runtimes on the machine where the network was pruned",
+            note="Layers that qualify may run faster; secateur bench measures whether they do.",
         )
 
     def export_table(self) -> Table:
@@ -231,7 +230,7 @@ class Report(Saved, Document):
         rows = ((name, _facts(of)) for name, of in self.exports.items())
         return Table(
             name="files",
-            columns=(Column("file"), Column("found when it was read back")),
+            columns=(Column("file"), Column("facts, from reading it back")),
             rows=tuple(rows),
             title="Files written",
         )
@@ -244,7 +243,7 @@ class Report(Saved, Document):
         return Table(name="seconds", columns=columns, rows=rows, title=title)
 
     def blocks(self) -> list[Block]:
-        """Warnings first, then the layers, then what it cost, and what the zeros are good for."""
+        """Warnings first, then the layers, the accuracy, and the use of the zeros."""
         blocks: list[Block] = [*warnings_first(self.warnings, self.synthetic), self.layer_table()]
         weights = sum(layer.weights for layer in self.layers)
         if self.dense_layers:

@@ -1,4 +1,4 @@
-"""Several sparsities of one network, and what each costs, as data."""
+"""Several sparsities of one network, with the accuracy and size of each, as data."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Sweep(Saved, Document):
 
     @property
     def is_judged(self) -> bool:
-        """Whether the networks were judged on evaluation images."""
+        """Whether there are evaluation images."""
         return any(point.evaluation for point in self.points)
 
     def evaluations(self) -> list[Evaluation | None]:
@@ -135,7 +135,7 @@ class Sweep(Saved, Document):
             columns=(*_COST_COLUMNS, *judged.columns[1:]),
             rows=rows if self.dense is not None else rows[1:],
             title=f"On the {on}",
-            note="" if self.is_judged else "No images to judge by were given (--eval).",
+            note="" if self.is_judged else "There were no evaluation images (--eval).",
         )
 
     def blocks(self) -> list[Block]:
