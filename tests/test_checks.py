@@ -17,7 +17,7 @@ from secateur.pruning.alignment import ChannelAlignment
 from secateur.pruning.allocations import ALLOCATIONS, Sensitivity
 from secateur.pruning.recipe import RECIPES, Recipe
 from secateur.pruning.reconstruction import BlockTuning
-from secateur.pruning.walk import Sampling
+from secateur.pruning.sampling import Sampling
 
 KINDS = [
     Recipe,

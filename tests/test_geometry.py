@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from secateur.network.geometry import Convolution, Linear, sample_positions
+from secateur.network.geometry import Convolution, Linear
 
 GEOMETRIES = [
     Convolution(kernel=k, stride=s, padding=p, dilation=d, groups=g)
@@ -90,24 +86,3 @@ def test_three_spatial_axes() -> None:
     product = geometry.inputs(x, every, y.shape) @ geometry.matrix(weight).mT
     torch.testing.assert_close(product, geometry.outputs(y, every), rtol=1e-4, atol=1e-4)
     assert torch.equal(geometry.weight(geometry.matrix(weight), weight.shape), weight)
-
-
-@given(total=st.integers(1, 5000), count=st.integers(1, 6000), seed=st.integers(0, 99))
-@settings(deadline=None, max_examples=60)
-def test_positions_are_spread_seeded_and_all_when_few(total: int, count: int, seed: int) -> None:
-    draw = lambda: sample_positions(total, count, torch.Generator().manual_seed(seed))  # noqa: E731
-    positions = draw()
-    assert torch.equal(positions, draw())
-    if count >= total:
-        assert torch.equal(positions, torch.arange(total))
-        return
-    assert len(positions) == count
-    assert positions.min() >= 0
-    assert positions.max() < total
-    strata = torch.arange(count, dtype=torch.float64) * total / count
-    assert ((positions - strata).abs() <= total / count + 1).all()
-
-
-def test_different_seeds_take_different_positions() -> None:
-    draws = [sample_positions(10_000, 50, torch.Generator().manual_seed(s)) for s in range(3)]
-    assert all(not torch.equal(a, b) for a, b in itertools.combinations(draws, 2))

@@ -18,7 +18,8 @@ from secateur.network.stream import Stream
 from secateur.pruning.layer_selection import (
     select_layers,
 )
-from secateur.pruning.walk import Sampling, walk
+from secateur.pruning.sampling import Sampling
+from secateur.pruning.walk import walk
 
 
 class Zoo(nn.Module):

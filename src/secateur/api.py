@@ -25,8 +25,8 @@ from secateur.frontends.hubs import own_input_shape
 from secateur.frontends.loading import read_model
 from secateur.pruning.allocations import Allocation
 from secateur.pruning.recipe import Recipe, choose_recipe
+from secateur.pruning.sampling import Sampling
 from secateur.pruning.targets import Sparsity, choose_target
-from secateur.pruning.walk import Sampling
 from secateur.report.build import step_reports
 from secateur.report.inspection import Inspection
 from secateur.report.model import Report

@@ -31,10 +31,11 @@ from secateur.pruning.layer_selection import (
 from secateur.pruning.recalibration import Adaptation, adapt
 from secateur.pruning.recipe import Recipe
 from secateur.pruning.run import PruningRun
+from secateur.pruning.sampling import Sampling
 from secateur.pruning.search import Try
 from secateur.pruning.search import search as search_sparsity
 from secateur.pruning.targets import Costs, MaxDrop, MaxMacs, Sparsity, Target
-from secateur.pruning.walk import Sampling, Walked
+from secateur.pruning.walk import Walked
 from secateur.report.build import build_report, describe
 from secateur.report.model import Report, SearchReport, StepReport
 from secateur.report.plan import predict_loss

@@ -153,18 +153,6 @@ def _unravel(place: Tensor, shape: torch.Size) -> tuple[Tensor, ...]:
     return torch.unravel_index(place, shape)
 
 
-def sample_positions(total: int, count: int, generator: torch.Generator) -> Int[Tensor, " samples"]:
-    """Random output positions: one from each of `count` equal strata, or all when count >= total.
-
-    Strata spread the samples evenly over images and over the places within them.
-    """
-    if count >= total:
-        return torch.arange(total)
-    offsets = torch.rand(count, generator=generator, dtype=torch.float64)
-    strata = (torch.arange(count, dtype=torch.float64) + offsets) * (total / count)
-    return strata.floor().long().clamp_max(total - 1)
-
-
 def per_output(values: Tensor, weight: Tensor) -> Tensor:
     """A value for each output, (out,), shaped so that it meets that output's weights."""
     return values.view(-1, *[1] * (weight.dim() - 1))

@@ -34,9 +34,9 @@ class Layout:
 
     Attributes:
         inner: positions behind the axis of samples; None where there is no such axis.
-        count: positions that belong to each sample; of a constant the positions that differ.
+        count: positions that belong to each sample; of a constant those that differ.
         constant: whether no position depends on the samples: the layer's input is a parameter,
-            a buffer, or made of such.
+            a buffer, or made of such. It may be repeated for each sample.
     """
 
     inner: int | None
@@ -117,16 +117,17 @@ def _layout(values: Sequence[Tensor], geometry: Geometry) -> Layout:
     base, *replaced, fewer = values
     count, less = geometry.count(base), geometry.count(fewer)
     unknown = Layout(inner=None, count=max(1, count // _TRIED))
-    if any(other.shape != base.shape for other in replaced):
+    if count == 0 or any(other.shape != base.shape for other in replaced):
         return unknown
     changed = [_changed(base, other, geometry) for other in replaced]
-    if not any(bool(of.any()) for of in changed):
-        return Layout(inner=None, count=count - less or count, constant=True)
+    constant = not any(bool(of.any()) for of in changed)
+    if constant:
+        unknown = Layout(inner=None, count=count - less or count, constant=True)
     if count % _TRIED or count - less != count // _TRIED:
         return unknown
     for inner in _divisors(count // _TRIED):
-        if _explains(inner, changed):
-            return Layout(inner=inner, count=count // _TRIED)
+        if _repeats(inner, base, geometry) if constant else _explains(inner, changed):
+            return Layout(inner=inner, count=count // _TRIED, constant=constant)
     return unknown
 
 
@@ -142,6 +143,13 @@ def _explains(inner: int, changed: Sequence[Bool[Tensor, " positions"]]) -> bool
     at = torch.arange(len(changed[0]), device=changed[0].device)
     sample = at.div(inner, rounding_mode="floor") % len(changed)
     return not any(bool(of[sample != index].any()) for index, of in enumerate(changed))
+
+
+def _repeats(inner: int, value: Tensor, geometry: Geometry) -> bool:
+    """Whether a constant is the same for each sample."""
+    every = torch.arange(geometry.count(value), device=value.device)
+    parts = geometry.outputs(value, every).unflatten(1, (-1, _TRIED, inner))
+    return torch.allclose(parts, parts[:, :, :1].expand_as(parts), equal_nan=True)
 
 
 def _divisors(number: int) -> Iterator[int]:

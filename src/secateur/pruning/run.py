@@ -20,9 +20,10 @@ from secateur.pruning.alignment import Alignment
 from secateur.pruning.allocations import Division, Subject
 from secateur.pruning.recalibration import Adaptation
 from secateur.pruning.recipe import Recipe
+from secateur.pruning.sampling import Sampling
 from secateur.pruning.search import WALKS
 from secateur.pruning.targets import Costs, MaxDrop, Sparsity, Target
-from secateur.pruning.walk import Sampling, Walked, folded_weight, outputs, walk
+from secateur.pruning.walk import Walked, folded_weight, outputs, walk
 from secateur.support.choices import name_of
 
 Changes = dict[str, Tensor]

@@ -19,7 +19,7 @@ import itertools
 import math
 import sys
 from collections import ChainMap, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -33,12 +33,11 @@ from secateur.core.methods import Method, compares_halves, stored_patches
 from secateur.core.patterns import Pattern
 from secateur.core.problem import Problem, Shift, Solution, Statistics, merged
 from secateur.errors import NumericalError
-from secateur.network.geometry import sample_positions
 from secateur.network.graph import BiasParameter, Graph, Layer, LayerCall
 from secateur.network.sample_layout import Layout, Layouts, find_layouts
 from secateur.network.stream import Stream
 from secateur.pruning.reconstruction import Tuned
-from secateur.support.settings import SEEDS, at_least, check_settings
+from secateur.pruning.sampling import Draw, Sampling
 
 Inputs = Literal["pruned", "dense"]
 
@@ -63,36 +62,6 @@ class LayerResult:
     damping: float
     samples: int
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How many output positions a layer's statistics are taken from.
-
-    Attributes:
-        per_column: samples per column of the layer.
-        least: samples at least, where the layer has as many.
-        max_columns: wider layers are fitted in blocks of at most this many columns.
-        seed: of the generator that picks the positions.
-    """
-
-    per_column: int = 16
-    least: int = 8192
-    max_columns: int = 8192
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_settings(
-            self,
-            per_column=at_least(1),
-            least=at_least(1),
-            max_columns=at_least(1),
-            seed=SEEDS,
-        )
-
-    def count(self, columns: int) -> int:
-        """Samples to take for a layer."""
-        return max(self.least, self.per_column * min(columns, self.max_columns))
 
 
 @dataclass(frozen=True)
@@ -133,6 +102,7 @@ class _Samples(NamedTuple):
     dense_inputs: Tensor
     outputs: Tensor  # less the bias
     middle: int  # where those of the second half of the images begin
+    patches: Tensor  # which of them are stored
 
 
 @dataclass
@@ -168,42 +138,55 @@ class _Block:
         positions = self.call.geometry.count(self.outputs)
         return self.layout is not None and self.layout.has_samples(positions, self.images)
 
-    def sample(self, count: int, generator: torch.Generator) -> _Samples:
-        """Samples in the order of the images."""
+    @property
+    def belongs_to_no_image(self) -> bool:
+        """Whether it is a constant that is not repeated for each image."""
+        return self.constant and not self.has_halves
+
+    def sample(self, positions: Draw, patches: Draw | None) -> _Samples:
+        """Samples of all images: those of even numbers first, which are one of the halves.
+
+        Args:
+            positions: which output positions to take of each image.
+            patches: which of these to store.
+        """
         geometry, shape = self.call.geometry, self.outputs.shape
-        available = geometry.count(self.outputs)
-        ranks = sample_positions(available, count, generator)
-        # Odd chunks give the image in the middle to the one half and to the other by turns.
-        half = (self.first + self.images) // 2 - self.first // 2
-        middle = int((ranks < available * half // self.images).sum())
-        positions = ranks
-        if self.layout is not None:
-            positions = self.layout.positions(ranks, available, self.images)
-        positions = positions.to(self.outputs.device)
-        x = geometry.inputs(self.inputs, positions, shape)
+        image, at = self._positions(self._own(positions))
+        odd = (self.first + image) % 2
+        order = odd.argsort(stable=True)
+        chosen = at[order].to(self.outputs.device)
+        x = geometry.inputs(self.inputs, chosen, shape)
         same = self.dense_inputs is self.inputs
-        dense = x if same else geometry.inputs(self.dense_inputs, positions, shape)
-        y = geometry.outputs(self.outputs, positions)
+        dense = x if same else geometry.inputs(self.dense_inputs, chosen, shape)
+        y = geometry.outputs(self.outputs, chosen)
         y = y if self.bias is None else y - geometry.rows(self.bias).unsqueeze(1)
-        return _Samples(x, dense, y, middle)
+        stored = image[:0] if patches is None else _within(image, self._own(patches))
+        stored = order.argsort()[stored].to(x.device)
+        return _Samples(x, dense, y, int((odd == 0).sum()), stored)
+
+    def _own(self, draw: Draw) -> Draw:
+        """The part of a choice that is about this chunk: image by image, where they are known."""
+        if self.belongs_to_no_image:
+            return draw.merged()
+        own = draw.part(self.first, self.images)
+        return own.merged() if self.call.geometry.count(self.outputs) % self.images else own
+
+    def _positions(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        """The image of each position that is sampled, and the position."""
+        available = self.call.geometry.count(self.outputs)
+        each = available // len(draw.counts)
+        image, place = draw.choose(each)
+        ranks = image * each + place
+        if self.layout is None or self.belongs_to_no_image:
+            return image, ranks
+        return image, self.layout.positions(ranks, available, self.images)
 
 
-def _once(blocks: Iterable[_Block]) -> list[_Block]:
-    """Without the repetitions of constants, which each chunk sees again."""
-    found: list[_Block] = []
-    for block in blocks:
-        known = [of for of in found if of.call.op == block.call.op] if block.constant else []
-        if not any(_is_repeated(block, of) for of in known):
-            found.append(block)
-    return found
-
-
-def _is_repeated(block: _Block, known: _Block) -> bool:
-    """Whether a constant is the same as in a chunk before; a shorter last chunk has less of it."""
-    if block.outputs.shape != known.outputs.shape:
-        return True
-    same = torch.equal(block.inputs, known.inputs)
-    return same and torch.equal(block.dense_inputs, known.dense_inputs)
+def _within(image: Tensor, draw: Draw) -> Tensor:
+    """Numbers of some of the items that lie in the order of their images."""
+    counts = image.bincount(minlength=len(draw.counts))
+    chosen, rank = draw.choose(counts)
+    return (counts.cumsum(0) - counts)[chosen] + rank
 
 
 class Walker:
@@ -238,11 +221,12 @@ class Walker:
             self.pruned = [stream.fork(self.pruned_parameters) for stream in self.dense]
         begins = [0, *itertools.accumulate(self.images)]
         streams = zip(self.dense, self.pruned or self.dense, strict=True)
-        return _once(
+        found = [
             replace(block, first=begin, images=images)
             for (dense, pruned), begin, images in zip(streams, begins, self.images, strict=False)
             for block in self._blocks(layer, dense, pruned)
-        )
+        ]
+        return [block for block in found if not (block.first and block.belongs_to_no_image)]
 
     def _blocks(self, layer: Layer, dense: Stream, pruned: Stream) -> Iterator[_Block]:
         pruned.advance(layer.calls[0].op)
@@ -508,13 +492,14 @@ class Fit:
     @property
     def _different(self) -> int:
         """Positions that differ from each other, at most: a constant is repeated for each image."""
-        counts = [of.layout.count for of in self.blocks if of.layout and of.layout.constant]
-        return sum(counts) if len(counts) == len(self.blocks) else sys.maxsize
+        if not self.constant:
+            return sys.maxsize
+        return sum({of.call.op: of.layout.count for of in self.blocks if of.layout}.values())
 
     @cached_property
     def _no_halves(self) -> str:
         """Why the halves of the images cannot be kept apart; empty where they can."""
-        if all(block.constant for block in self.blocks):
+        if self.constant:
             return "its input does not depend on the images"
         if self.images < 2:
             return "there is one image"
@@ -572,12 +557,10 @@ class Fit:
         """
         apart = compares_halves(method) and not self._no_halves
         found: list[Statistics] = []
-        patches = stored_patches(method)
-        generator = torch.Generator().manual_seed(self.sampling.seed * 1_000_003 + self.index)
-        total = self.sampling.count(self.layer.columns)
+        draws = self._draws(stored_patches(method))
+        patches: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         for block in self.blocks:
-            part = 1 if block.constant else block.images / self.images
-            x, dense_x, dense_y, middle = block.sample(math.ceil(total * part), generator)
+            x, dense_x, dense_y, middle, stored = block.sample(*draws[block.call.op])
             y = dense_y
             if new is not None:
                 y = y - x[..., : columns.start] @ new[..., : columns.start].mT
@@ -588,20 +571,29 @@ class Fit:
             if not found:  # one shift, so that the halves' sums add up to the whole's
                 shift = Shift.of(x, y)
                 found = [Statistics(shift) for _ in range(2 if apart else 1)]
-            if not apart or block.constant:
+            if not apart or block.belongs_to_no_image:
                 middle = x.shape[1]
             for half, at in zip(found, (slice(middle), slice(middle, None)), strict=False):
                 half.add(x[:, at], y[:, at], None if new is None else dense_y[:, at])
-            if patches:
-                chosen = sample_positions(x.shape[1], math.ceil(patches * part), generator)
-                chosen = chosen.to(x.device)
-                found[0].store(x[:, chosen], y[:, chosen])
+            if len(stored):
+                patches[block.call.op, block.first] = x[:, stored], y[:, stored]
         if not found:
             raise NumericalError(
                 f"layer {self.layer.name}: it gets no input at all from the calibration images, "
                 "expected some: add images, or leave it out with exclude"
             )
+        for key in sorted(patches):  # in an order that does not depend on the chunks
+            found[0].store(*patches[key])
         return found
+
+    def _draws(self, patches: int) -> dict[int, tuple[Draw, Draw | None]]:
+        """Which positions are sampled at each call, and which of these are stored."""
+        calls = [call.op for call in self.layer.calls]
+        positions = self.sampling.count(self.layer.columns)
+        counts = [positions] * len(calls) + [patches] * len(calls) * (patches > 0)
+        draws = self.sampling.draws(self.index, self.images, *counts)
+        stored = draws[len(calls) :] or [None] * len(calls)
+        return dict(zip(calls, zip(draws, stored, strict=False), strict=True))
 
     def _check(self, *tensors: Tensor) -> None:
         if all(bool(tensor.isfinite().all()) for tensor in tensors):

@@ -13,7 +13,8 @@ from torch import Tensor
 from secateur.core.patterns import Pattern, Unstructured
 from secateur.network.graph import Graph, Layer
 from secateur.network.sample_layout import Layouts
-from secateur.pruning.walk import Sampling, folded_weight
+from secateur.pruning.sampling import Sampling
+from secateur.pruning.walk import folded_weight
 
 
 @dataclass(frozen=True, kw_only=True)

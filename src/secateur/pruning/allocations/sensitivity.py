@@ -18,7 +18,8 @@ from secateur.core.methods import LeastSquares, Method
 from secateur.network.graph import Graph, Layer
 from secateur.network.stream import Stream
 from secateur.pruning.allocations.protocol import Budget, Curve, Subject, remove_in_order
-from secateur.pruning.walk import Fit, Sampling, Walker
+from secateur.pruning.sampling import Sampling
+from secateur.pruning.walk import Fit, Walker
 from secateur.support.settings import at_least, between, check_settings, from_to
 
 _POWER = 3.0  # damage grows like sparsity to this power below the first measured level
