@@ -18,6 +18,7 @@ _HOOKED = [
     "core.normal_equations",
     "core.patterns",
     "core.problem",
+    "core.statistics",
     "evaluation.evaluation_set",
     "evaluation.inference",
     "evaluation.metrics",

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from secateur.core.problem import Problem, Statistics
+from secateur.core.problem import Problem
+from secateur.core.statistics import Statistics
 
 
 def correlated(samples: int, cols: int, *, groups: int = 1, seed: int = 0) -> Tensor:

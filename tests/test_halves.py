@@ -16,7 +16,8 @@ import secateur
 from secateur.core.methods import ADMM, AdamCalibration, LeastSquares
 from secateur.core.normal_equations import choose_damping
 from secateur.core.patterns import Unstructured
-from secateur.core.problem import Problem, Shift, Statistics, merged
+from secateur.core.problem import Problem
+from secateur.core.statistics import Statistics, merged
 from secateur.frontends.torch.graph import trace
 from secateur.network.cuts import find_cuts
 from secateur.network.graph import Graph
@@ -188,7 +189,7 @@ def test_stored_samples_stay_when_there_are_no_halves() -> None:
 def test_a_sample_without_sums_is_kept_when_statistics_are_merged() -> None:
     x, y = correlated(20, 4), correlated(20, 3)
     for first in (True, False):
-        empty, full = Statistics(Shift.of(x, y)), Statistics(Shift.of(x, y))
+        empty, full = Statistics(), Statistics()
         empty.store(x, y)
         full.add(x, y)
         whole = merged([empty, full] if first else [full, empty])
@@ -227,8 +228,7 @@ def halves(samples: int, noise: float, seed: int) -> tuple[Problem, list[tuple[T
         x = correlated(samples, 12, seed=seed + 10 * half)
         disturbed = x + noise * correlated(samples, 12, seed=seed + 10 * half + 1)
         parts.append((disturbed.float(), (x @ weight.mT).float()))
-    shift = Shift.of(*(torch.cat(of, 1) for of in zip(*parts, strict=True)))
-    sums = [Statistics(shift) for _ in parts]
+    sums = [Statistics() for _ in parts]
     for statistics, (x, y) in zip(sums, parts, strict=True):
         statistics.add(x, y)
     problems = [statistics.problem(weight.float()) for statistics in sums]

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import secateur
 from secateur.core.methods import ADMM, BiasCorrection, LeastSquares, Magnitude
 from secateur.core.patterns import Unstructured
-from secateur.core.problem import Shift, Statistics, merged
+from secateur.core.statistics import Statistics, merged
 from secateur.frontends.torch.graph import trace, with_parameters
 from secateur.pruning.layer_selection import (
     select_layers,
@@ -148,8 +148,7 @@ def test_the_sums_weigh_what_is_documented() -> None:
     x = torch.randn(1, 16, cols)
     weight = torch.randn(1, rows, cols)
     with Weighed() as weighed:
-        shift = Shift.of(x, x[..., :rows])
-        halves = [Statistics(shift), Statistics(shift)]
+        halves = [Statistics(), Statistics()]
         for half, part in zip(halves, x.split(8, 1), strict=True):
             half.add(part, part[..., :rows])
         problems = [half.problem(weight, fits_bias=False) for half in halves]

@@ -10,7 +10,7 @@ from torch import nn
 import secateur
 from secateur.core import precision
 from secateur.core.precision import widened, widest_float
-from secateur.core.problem import Statistics
+from secateur.core.statistics import Statistics
 from secateur.evaluation.metrics import kl_divergence
 from secateur.frontends.torch.graph import trace
 from secateur.network.cuts import network_errors
@@ -51,8 +51,9 @@ def test_sums_are_held_in_float32(without_float64) -> None:
     x = correlated(40, 5).float()
     statistics = Statistics()
     statistics.add(x, x[..., :3])
-    for name in ("gram", "cross", "energy", "input_sum", "output_sum", "dense_sum"):
-        assert getattr(statistics, name).dtype == torch.float32
+    (chunk,) = statistics.chunks
+    for sums in (statistics.gram, statistics.cross, chunk.energy, chunk.inputs, chunk.outputs):
+        assert sums.dtype == torch.float32
     assert widened(torch.zeros(2, dtype=torch.bool)).dtype == torch.float32
     assert statistics.problem(torch.zeros(1, 3, 5)).gram.dtype == torch.float32
 

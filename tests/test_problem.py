@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from problems import correlated, problem, random_weight
 
 from secateur.core.patterns import Unstructured
-from secateur.core.problem import Statistics
+from secateur.core.statistics import ChunkSums, Statistics
 
 
 @given(cuts=st.lists(st.integers(1, 59), max_size=4, unique=True), groups=st.integers(1, 2))
@@ -27,9 +27,52 @@ def test_streaming_equals_one_shot_for_any_split(cuts: list[int], groups: int) -
     for start, stop in itertools.pairwise(bounds):
         parts.add(x[:, start:stop], y[:, start:stop])
     one, many = whole.problem(weight), parts.problem(weight)
-    for name in ("gram", "cross", "energy", "input_mean", "output_mean"):
+    for name in ("gram", "cross", "energy", "variance", "input_mean", "output_mean"):
         torch.testing.assert_close(getattr(one, name), getattr(many, name))
     assert one.samples == many.samples == 60
+
+
+@given(order=st.permutations(range(6)), shared=st.integers(0, 6))
+@settings(deadline=None, max_examples=25)
+def test_the_order_and_the_sharing_out_of_chunks_do_not_change_a_byte(
+    order: list[int], shared: int
+) -> None:
+    """Chunks computed by two, and added as they come."""
+    x, weight = correlated(61, 5).float() + 100, random_weight(1, 3, 5).float()
+    chunks = list(zip(x.split(11, 1), (x @ weight.mT).split(11, 1), strict=True))
+    one, other = Statistics(), Statistics()
+    for number, (inputs, outputs) in enumerate(chunks):
+        one.include(number, ChunkSums.of(inputs, outputs))
+    mine, theirs = order[:shared], order[shared:]
+    computed = {number: ChunkSums.of(*chunks[number]) for number in [*theirs, *mine]}
+    for number in order:
+        other.include(number, computed[number])
+    for key in ("gram", "cross", "energy", "variance", "input_mean", "output_mean"):
+        first, second = (getattr(of.problem(weight), key) for of in (one, other))
+        assert torch.equal(first, second)
+
+
+def test_a_missing_chunk_is_no_sum_and_none_counts_twice() -> None:
+    x = correlated(20, 4)
+    statistics = Statistics()
+    statistics.include(0, ChunkSums.of(x, x))
+    statistics.include(2, ChunkSums.of(x, x))
+    with pytest.raises(ValueError, match="chunk 1 is missing"):
+        statistics.problem(random_weight(1, 4, 4))
+    statistics.include(1, ChunkSums.of(x[:, :0], x[:, :0]))
+    assert statistics.problem(random_weight(1, 4, 4)).samples == 40
+    with pytest.raises(ValueError, match="chunk 1 is there already"):
+        statistics.include(1, None)
+
+
+def test_a_gram_matrix_is_symmetric_to_the_last_bit() -> None:
+    x = correlated(400, 300).float()
+    statistics = Statistics()
+    for part in x.split(70, 1):
+        statistics.add(part, part[..., :2])
+    for fits_bias in (True, False):
+        gram = statistics.problem(torch.zeros(1, 2, 300), fits_bias=fits_bias).gram
+        assert torch.equal(gram, gram.mT)
 
 
 @pytest.mark.parametrize("fits_bias", [True, False])

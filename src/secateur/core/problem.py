@@ -7,7 +7,7 @@ For a layer with weight W (rows = outputs, cols = inputs per output) the calibra
 where x are the inputs the layer will see and y the outputs it should give. A bias that can be
 fitted is eliminated by centring x and y (the Frisch-Waugh theorem), which is exact and leaves
 methods with weights only. After one pass over the data a layer is the triple
-(gram, cross, energy): no images, no framework, no model.
+(gram, cross, energy), see `secateur.core.statistics`: no images, no framework, no model.
 
 Every tensor has a leading `groups` axis: a grouped convolution is `groups` independent problems
 of the same size, an ordinary layer is one.
@@ -15,7 +15,7 @@ of the same size, an ordinary layer is one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -24,7 +24,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from secateur.core.patterns import Pattern
-from secateur.core.precision import widest_float
 
 
 @dataclass(frozen=True)
@@ -189,211 +188,3 @@ class Solution:
         if self.before is not None:
             yield from self.before.steps()
         yield self
-
-
-@dataclass(frozen=True)
-class Shift:
-    """What samples are shifted by before they are multiplied: about their means."""
-
-    inputs: Float[Tensor, "groups 1 cols"]
-    outputs: Float[Tensor, "groups 1 rows"]
-
-    @classmethod
-    def of(
-        cls,
-        inputs: Float[Tensor, "groups samples cols"],
-        outputs: Float[Tensor, "groups samples rows"],
-    ) -> Shift:
-        """The means of some samples."""
-        return cls(inputs.mean(1, keepdim=True), outputs.mean(1, keepdim=True))
-
-
-class Statistics:
-    """Streaming sums of a layer's samples: float32 products, float64 totals.
-
-    Values are shifted by a mean before they are multiplied, so that inputs far from zero lose no
-    digits when they are centred. The result does not depend on how the samples are split into
-    blocks, up to rounding.
-
-    Memory: groups * cols * (cols + rows) * 8 bytes, half as much again during `add`, plus the
-    stored samples.
-    """
-
-    def __init__(self, shift: Shift | None = None) -> None:
-        """Without a shift the mean of the first block is taken; sums to be merged need one."""
-        self.samples = 0
-        self.shift = shift
-        self.stored: list[tuple[Tensor, Tensor]] = []
-
-    def store(
-        self,
-        inputs: Float[Tensor, "groups samples cols"],
-        outputs: Float[Tensor, "groups samples rows"],
-    ) -> None:
-        """Keeps samples as they are, for the problem's patches."""
-        self.stored.append((inputs, outputs))
-
-    def add(
-        self,
-        inputs: Float[Tensor, "groups samples cols"],
-        outputs: Float[Tensor, "groups samples rows"],
-        dense: Float[Tensor, "groups samples rows"] | None = None,
-    ) -> None:
-        """Adds a block of samples; cost: one product of cols x samples x (cols + rows).
-
-        Args:
-            inputs, outputs: what is given, and what the layer is to make of it.
-            dense: what the dense layer makes of it in all, where `outputs` are a part of that.
-        """
-        if inputs.shape[1] == 0:
-            return
-        if self.samples == 0:
-            self._start(inputs, outputs)
-        assert self.shift is not None
-        x, y = inputs - self.shift.inputs, outputs - self.shift.outputs
-        whole = y if dense is None else dense - self.shift.outputs
-        self.samples += x.shape[1]
-        self.input_sum += x.sum(1)
-        self.output_sum += y.sum(1)
-        self.energy += y.square().sum(1)
-        self.dense_sum += whole.sum(1)
-        self.dense_energy += whole.square().sum(1)
-        self.gram += x.mT @ x
-        self.cross += y.mT @ x
-
-    def merge(self, other: Statistics) -> None:
-        """Adds another's sums, which have the same shift, and its stored samples.
-
-        The other one is not to be used after that: the sums may be the same tensors.
-        """
-        self.stored += other.stored
-        if other.samples == 0:
-            return
-        if self.samples == 0:
-            stored = self.stored
-            self.__dict__.update(other.__dict__)
-            self.stored = stored
-            return
-        if self.shift is not other.shift:
-            raise ValueError("the statistics have different shifts, expected the same one")
-        self.samples += other.samples
-        for name in _SUMS:
-            getattr(self, name).add_(getattr(other, name))
-
-    def _start(self, inputs: Tensor, outputs: Tensor) -> None:
-        groups, _, cols = inputs.shape
-        rows = outputs.shape[-1]
-        self.shift = self.shift or Shift.of(inputs, outputs)
-        total = widest_float(inputs.device)
-        zeros = lambda *shape: torch.zeros(shape, dtype=total, device=inputs.device)  # noqa: E731
-        self.input_sum, self.output_sum = zeros(groups, cols), zeros(groups, rows)
-        self.gram, self.cross = zeros(groups, cols, cols), zeros(groups, rows, cols)
-        self.energy = zeros(groups, rows)
-        self.dense_sum, self.dense_energy = zeros(groups, rows), zeros(groups, rows)
-
-    def problem(
-        self,
-        weight: Float[Tensor, "groups rows cols"],
-        *,
-        scale: Float[Tensor, "groups rows"] | None = None,
-        bias: Float[Tensor, "groups rows"] | None = None,
-        fits_bias: bool = True,
-    ) -> Problem:
-        """Turns the sums into a problem; they stay as they are.
-
-        Args:
-            weight: dense weights, before scaling; its dtype is the problem's.
-            scale: factor per output row (a following BatchNorm's slope); None = 1.
-            bias: the layer's present bias, subtracted from the outputs, so that the problem's
-                own bias is the change of it.
-            fits_bias: whether a bias may be fitted.
-
-        Memory: groups * cols * (cols + rows) * 4 bytes in float32, which is the problem.
-        """
-        assert self.shift is not None
-        dtype, n = weight.dtype, self.samples
-        x, y = self.input_sum / n, self.output_sum / n
-        energy = self.energy / n - y.square()
-        mean_x = x + self.shift.inputs.squeeze(1)
-        mean_y = y + self.shift.outputs.squeeze(1) - (0 if bias is None else bias)
-        back_x = back_y = None
-        if not fits_bias:  # put the means back: without a bias the weights must explain them
-            back_x, back_y = (mean_x, mean_x), (mean_y, mean_x)
-            energy += mean_y.square()
-            mean_x, mean_y = torch.zeros_like(mean_x), torch.zeros_like(mean_y)
-        scale = torch.ones_like(mean_y) if scale is None else scale
-        return Problem(
-            weight=weight * scale.unsqueeze(-1).to(dtype),
-            gram=_moments(self.gram, n, dtype, less=(x, x), plus=back_x, symmetric=True),
-            cross=_moments(self.cross, n, dtype, less=(y, x), plus=back_y, scale=scale),
-            energy=(energy * scale.square()).clamp_min(0).to(dtype),
-            variance=self._variance(scale).to(dtype),
-            input_mean=mean_x.to(dtype),
-            output_mean=(mean_y * scale).to(dtype),
-            samples=n,
-            fits_bias=fits_bias,
-            patches=self._patches(scale, bias),
-        )
-
-    def _variance(self, scale: Tensor) -> Float[Tensor, "groups rows"]:
-        """See `Problem.variance`; what is left of equal values by rounding counts as nothing."""
-        assert self.shift is not None
-        mean = self.dense_sum / self.samples
-        variance = (self.dense_energy / self.samples - mean.square()).clamp_min(0) * scale.square()
-        square = (mean + self.shift.outputs.squeeze(1)).square() * scale.square()
-        return variance if variance.sum() > _CONSTANT * square.sum() else variance + square
-
-    def _patches(self, scale: Tensor, bias: Tensor | None) -> Patches | None:
-        if not self.stored:
-            return None
-        inputs, outputs = (torch.cat(parts, 1) for parts in zip(*self.stored, strict=True))
-        if bias is not None:
-            outputs = outputs - bias.unsqueeze(1)
-        return Patches(inputs, outputs * scale.unsqueeze(1).to(outputs))
-
-
-_SUMS = ("input_sum", "output_sum", "energy", "dense_sum", "dense_energy", "gram", "cross")
-_CONSTANT = 1e-12  # variance of outputs that do not vary, relative to their mean square
-_ROWS = 128  # of a matrix of sums that are turned into float32 at a time
-
-
-def merged(parts: Sequence[Statistics]) -> Statistics:
-    """The statistics of all samples together; those given are used up."""
-    whole, *others = parts
-    for part in others:
-        whole.merge(part)
-    return whole
-
-
-def _moments(
-    sums: Float[Tensor, "groups rows cols"],
-    count: int,
-    dtype: torch.dtype,
-    *,
-    less: tuple[Tensor, Tensor],
-    plus: tuple[Tensor, Tensor] | None = None,
-    scale: Tensor | None = None,
-    symmetric: bool = False,
-) -> Float[Tensor, "groups rows cols"]:
-    """Sums over a count, less one outer product, plus another, times a factor per row.
-
-    Some rows at a time, so that no second matrix of float64 is held. Products of floats are
-    symmetric only nearly: of those that should be, the mean with the transpose is taken.
-    """
-    found = torch.empty(sums.shape, dtype=dtype, device=sums.device)
-    for at in range(0, sums.shape[1], _ROWS):
-        rows = slice(at, at + _ROWS)
-        part = sums[:, rows] / count
-        if symmetric:
-            part.add_(sums[:, :, rows].mT / count).div_(2)
-        part -= _outer(less[0][:, rows], less[1])
-        if plus is not None:
-            part += _outer(plus[0][:, rows], plus[1])
-        if scale is not None:
-            part *= scale[:, rows].unsqueeze(-1)
-        found[:, rows] = part
-    return found
-
-
-def _outer(left: Tensor, right: Tensor) -> Tensor:
-    return left.unsqueeze(-1) * right.unsqueeze(-2)

@@ -31,7 +31,8 @@ from torch import Tensor
 
 from secateur.core.methods import Method, compares_halves, stored_patches
 from secateur.core.patterns import Pattern
-from secateur.core.problem import Problem, Shift, Solution, Statistics, merged
+from secateur.core.problem import Problem, Solution
+from secateur.core.statistics import ChunkSums, Statistics, merged
 from secateur.errors import NumericalError
 from secateur.network.graph import BiasParameter, Graph, Layer, LayerCall
 from secateur.network.sample_layout import Layout, Layouts, find_layouts
@@ -112,6 +113,7 @@ class _Block:
     Attributes:
         call: the call.
         layout: which position belongs to which image; None where nothing is known.
+        number: of the chunk and the call, in their order.
         first, images: the chunk's first image, and how many it has.
         inputs, outputs: what the layer gets, and what it should give.
         dense_inputs: what it gets in the dense network.
@@ -120,6 +122,7 @@ class _Block:
 
     call: LayerCall
     layout: Layout | None
+    number: int
     first: int
     images: int
     inputs: Tensor
@@ -166,8 +169,8 @@ class _Block:
 
     def _own(self, draw: Draw) -> Draw:
         """The part of a choice that is about this chunk: image by image, where they are known."""
-        if self.belongs_to_no_image:
-            return draw.merged()
+        if self.belongs_to_no_image:  # and is sampled once
+            return (draw if self.first == 0 else draw.part(0, 0)).merged()
         own = draw.part(self.first, self.images)
         return own.merged() if self.call.geometry.count(self.outputs) % self.images else own
 
@@ -221,12 +224,12 @@ class Walker:
             self.pruned = [stream.fork(self.pruned_parameters) for stream in self.dense]
         begins = [0, *itertools.accumulate(self.images)]
         streams = zip(self.dense, self.pruned or self.dense, strict=True)
-        found = [
+        blocks = [
             replace(block, first=begin, images=images)
             for (dense, pruned), begin, images in zip(streams, begins, self.images, strict=False)
             for block in self._blocks(layer, dense, pruned)
         ]
-        return [block for block in found if not (block.first and block.belongs_to_no_image)]
+        return [replace(block, number=number) for number, block in enumerate(blocks)]
 
     def _blocks(self, layer: Layer, dense: Stream, pruned: Stream) -> Iterator[_Block]:
         pruned.advance(layer.calls[0].op)
@@ -247,7 +250,7 @@ class Walker:
         dense.advance(call.op + 1)
         outputs = dense.values[self.graph.ops[call.op].name]
         layout = self.layouts.get(call.op)
-        return _Block(call, layout, 0, 0, inputs, outputs, dense_inputs, bias)
+        return _Block(call, layout, 0, 0, 0, inputs, outputs, dense_inputs, bias)
 
     def outputs(self, streams: list[Stream] | None) -> Tensor | None:
         """Runs streams to the end; the first output for all images, if it has a row for each."""
@@ -556,7 +559,7 @@ class Fit:
         to come count as in the dense network.
         """
         apart = compares_halves(method) and not self._no_halves
-        found: list[Statistics] = []
+        halves = [Statistics() for _ in range(2 if apart else 1)]
         draws = self._draws(stored_patches(method))
         patches: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         for block in self.blocks:
@@ -566,25 +569,21 @@ class Fit:
                 y = y - x[..., : columns.start] @ new[..., : columns.start].mT
                 y -= dense_x[..., columns.stop :] @ self.dense[..., columns.stop :].mT
             x = x[..., columns]
-            if not x.shape[1]:  # a layer on what was found in the images, and nothing was
-                continue
-            if not found:  # one shift, so that the halves' sums add up to the whole's
-                shift = Shift.of(x, y)
-                found = [Statistics(shift) for _ in range(2 if apart else 1)]
             if not apart or block.belongs_to_no_image:
                 middle = x.shape[1]
-            for half, at in zip(found, (slice(middle), slice(middle, None)), strict=False):
-                half.add(x[:, at], y[:, at], None if new is None else dense_y[:, at])
+            for half, at in zip(halves, (slice(middle), slice(middle, None)), strict=False):
+                whole = None if new is None else dense_y[:, at]
+                half.include(block.number, ChunkSums.of(x[:, at], y[:, at], whole))
             if len(stored):
                 patches[block.call.op, block.first] = x[:, stored], y[:, stored]
-        if not found:
+        if not any(half.samples for half in halves):  # a layer on what was found in the images
             raise NumericalError(
                 f"layer {self.layer.name}: it gets no input at all from the calibration images, "
                 "expected some: add images, or leave it out with exclude"
             )
         for key in sorted(patches):  # in an order that does not depend on the chunks
-            found[0].store(*patches[key])
-        return found
+            halves[0].store(*patches[key])
+        return halves
 
     def _draws(self, patches: int) -> dict[int, tuple[Draw, Draw | None]]:
         """Which positions are sampled at each call, and which of these are stored."""
