@@ -288,17 +288,19 @@ def test_a_plan_without_curves_expects_nothing_and_needs_them_for_a_drop(network
 def test_a_plan_says_whether_blocks_will_be_tuned(network, images) -> None:
     def notes(sparsity, count=48):
         found = secateur.plan(network, images[:count], sparsity=sparsity, allocation="uniform")
-        return [note for note in found.notes if "tuned" in note]
+        return [note for note in found.notes if "reconstruction" in note]
 
     assert notes(0.6) == []
-    assert [note.split(",")[0] for note in notes(0.8)] == ["blocks are tuned after each walk"]
-    assert [note.split(",")[0] for note in notes(0.8, 7)] == ["blocks are not tuned: 7 images"]
+    assert [note.split(",")[0] for note in notes(0.8)] == [
+        "block reconstruction follows each walk and reduces the loss expected here"
+    ]
+    assert [note.split(",")[0] for note in notes(0.8, 7)] == ["no block reconstruction: 7 images"]
 
 
 def test_a_plan_for_a_drop_is_a_guess_and_says_so(network, images) -> None:
     little, much = (secateur.plan(network, images, max_drop=drop) for drop in (1, 8))
     assert 0 < little.sparsity < much.sparsity < 1
-    assert "guess" in str(little)
+    assert "is an estimate" in str(little)
 
 
 def test_a_plan_visits_layers_for_the_allocation_only(network, images) -> None:

@@ -230,8 +230,10 @@ def test_easy_targets_are_not_tuned(network) -> None:
 def test_magnitude_pruning_changes_no_weight_that_stays(network) -> None:
     how = {"method": "magnitude", "allocation": "uniform", "progress": False}
     result = secateur.prune(network, images(40), sparsity=0.8, **how)
-    (note,) = [note for note in result.report.notes if "tuned" in note]
-    assert note.startswith("blocks not tuned: magnitude pruning leaves the weights that stay")
+    (note,) = [note for note in result.report.notes if "reconstruction" in note]
+    assert note.startswith(
+        "no block reconstruction: magnitude pruning leaves the weights that stay"
+    )
     dense = network.state_dict()
     for name, value in result.model.state_dict().items():
         torch.testing.assert_close(value, torch.where(value == 0, 0, dense[name]))
@@ -247,7 +249,7 @@ def test_an_onnx_model_is_not_tuned_and_the_report_says_so(tmp_path, network) ->
         result = secateur.prune(
             tmp_path / "net.onnx", images(40), sparsity=sparsity, recipe=recipe, **how
         )
-        notes = [note for note in result.report.notes if "not tuned" in note]
+        notes = [note for note in result.report.notes if "no block reconstruction" in note]
         assert len(notes) == told
         assert all("ONNX Runtime gives no gradients" in note for note in notes)
 
@@ -258,8 +260,8 @@ def test_with_too_few_images_to_hold_one_back_nothing_is_tuned_and_the_report_sa
     recipe = replace(RECIPES["default"], tuning=BRIEF)
     with pytest.warns(secateur.SecateurWarning, match="only 7 calibration images"):
         result = secateur.prune(network, images(7), sparsity=0.8, recipe=recipe, progress=False)
-    (note,) = [note for note in result.report.notes if "tuned" in note]
-    assert "blocks not tuned: 7 images, expected at least 8" in note
+    (note,) = [note for note in result.report.notes if "reconstruction" in note]
+    assert "no block reconstruction: 7 images, expected at least 8" in note
     graph = trace(network, images(2))
     with pytest.raises(DataError, match="7 images to tune blocks on, expected at least 8"):
         BRIEF.tune(graph, images(7), graph.layers, {}, chunk=4)

@@ -1,11 +1,11 @@
-"""Which zeros are allowed? A pattern turns scores into a mask; methods project onto it.
+"""Patterns say which zeros are allowed: they turn scores into a mask.
 
 A pattern is a frozen dataclass with one method,
 
     mask(scores, kept) -> bool tensor like scores, True = kept
 
-that keeps the best total score among the masks it allows, with exactly `kept` entries. A negative
-score marks an entry that is zero for good: others are kept before it.
+that keeps the best total score among the allowed masks, with exactly `kept` entries. A negative
+score marks an entry that is already zero: others are kept before it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from secateur.support.choices import by_name
 
 @runtime_checkable
 class Pattern(Protocol):
-    """What methods ask of a pattern."""
+    """The interface of a pattern."""
 
     def mask(
         self, scores: Float[Tensor, "groups rows cols"], kept: int
@@ -33,7 +33,7 @@ class Pattern(Protocol):
 
 @dataclass(frozen=True)
 class Unstructured:
-    """Any weight of the layer may go: the `kept` highest scores of the whole layer stay."""
+    """Any weight may become zero: keeps the `kept` highest scores of the whole layer."""
 
     name: ClassVar[str] = "unstructured"
     summary: ClassVar[str] = "Any weight of a layer could become zero."

@@ -1,4 +1,4 @@
-"""What pruning cost: top-1 with its uncertainty, and, without labels, agreement and KL."""
+"""Accuracy: top-1 with its uncertainty and, without labels, agreement and KL divergence."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ class Evaluation:
 
     @property
     def difference_text(self) -> str:
-        """How far the outputs are from the reference's, for which no labels are needed."""
+        """The difference from the reference's outputs, for which no labels are needed."""
         if self.output_error is not None:
             return f"{self.error_text} (no table of scores: agreement does not apply)"
         return f"agreement with dense {self.agreement:.2f} %, KL {self.kl:.4f} nats"
 
     @property
     def error_text(self) -> str:
-        """How far the first output is from the reference's, where it is no table of scores."""
+        """The difference from the reference's first output, if it is not class scores."""
         return f"output error {percent_text(self.output_error or 0.0)} of the variance"
 
     def __str__(self) -> str:

@@ -1,9 +1,9 @@
-"""Measured latency: is a pruned file faster here, and did the runtime really leave zeros out?
+"""Measured latency: is a pruned file faster here, and does the runtime really skip zeros?
 
-Several processes are started one after the other, for the same file is faster in one process than
-in another, by where its memory lies. In each all files are loaded into all runtimes, and take turns
-in another order each round, so that whatever else the machine does falls on all alike. What the
-times tell is worked out in `secateur.hardware.latency`.
+Several processes run one after the other, because the speed of a file depends on where its memory
+lies in a process. Each process loads all files into all runtimes. The files take turns, in another
+order each round, so that other work on the machine affects all of them alike.
+`secateur.hardware.latency` has the statistics.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Latencies as data: each file's times in each runtime, and which differences can be told.
+"""Latencies as data: each file's times in each runtime, and which differences are measurable.
 
-A process gives one number: the median over its rounds of the ratio of two files' times. From those
-of all processes comes an interval (Student's t, of the logarithms); where it holds 1 there is no
+A process gives one number: the median over its rounds of the ratio of two files' times. The numbers
+of all processes give an interval (Student's t, of the logarithms). If it contains 1 there is no
 measurable difference. (Georges, Buytaert and Eeckhout, "Statistically rigorous Java performance
 evaluation", 2007.)
 """

@@ -105,7 +105,7 @@ class PruningRun:
         walked = replace(
             walked,
             before=[f"{one.name} {one.value:g}" for one in before],
-            notes=[f"blocks not tuned: {self.cannot_tune}"] * untuned + self.zeros_before(),
+            notes=[f"no block reconstruction: {self.cannot_tune}"] * untuned + self.zeros_before(),
         )
         return self._unfold(walked)
 

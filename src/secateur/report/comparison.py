@@ -1,4 +1,4 @@
-"""Two reports of the same network side by side: what was done differently, and what came of it."""
+"""Two reports of the same network side by side: settings, results and layers that differ."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Figure:
         name: what it is.
         unit: "%", "points", "nats" or "s".
         first, second: in that unit; None = not measured.
-        error: standard error of the difference, where it is known.
-        note: what a reader should know about it.
+        error: standard error of the difference, if known.
+        note: a remark, such as on which images.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerPair:
-    """A layer in both reports; a layer that was left dense has no zeros and no error.
+    """A layer in both reports; a layer that stayed dense has no zeros and no error.
 
     Attributes:
         name: of the layer.
@@ -88,11 +88,11 @@ class Comparison(Document):
     """What differs between two reports.
 
     Attributes:
-        settings: those that differ, sources of images and versions among them.
+        settings: the settings that differ, including sources of images and versions.
         figures: sparsity, accuracy, bytes and cost of both.
-        layers: those that differ, the largest difference in zeros first.
-        same_layers: how many do not differ.
-        names: of the two reports.
+        layers: the layers that differ, largest difference in zeros first.
+        same_layers: number of layers that do not differ.
+        names: names of the two reports.
     """
 
     settings: tuple[Setting, ...]
@@ -129,7 +129,7 @@ class Comparison(Document):
         return Table(name="layers", columns=_LAYER_COLUMNS, rows=tuple(rows), title=title)
 
     def blocks(self) -> list[Block]:
-        """What differs in the settings, what came of it, and in which layers."""
+        """The differences in settings, results and layers."""
         names: list[Block] = [f"{of}: {name}" for of, name in zip("AB", self.names, strict=True)]
         settings = self.setting_table() if self.settings else "same settings"
         layers: list[Block] = [self.layer_table()] if self.layers else []
@@ -158,11 +158,11 @@ def compare_reports(
     """Compares two reports of the same network.
 
     Args:
-        first, second: what `secateur.prune` has reported.
-        names: of the two.
+        first, second: reports of `secateur.prune`.
+        names: names of the two, for tables and messages.
 
     Raises:
-        DataError: they are of different networks; names layers that only one has.
+        DataError: they are of different networks; the message names layers that only one has.
     """
     _check_same(first, second, names)
     pairs = [_pair(name, first, second) for name in _layers(first)]

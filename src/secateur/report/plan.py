@@ -22,8 +22,9 @@ class LayerPlan:
         weights: number of weights.
         kept: number of nonzero weights after pruning.
         sparsity: the fraction of zeros.
-        damage: expected to the network's output when this layer alone is pruned so far (see
-            `secateur.pruning.allocations.Curve`); None where the allocation measures none.
+        damage: expected change of the network's output when only this layer is pruned to this
+            sparsity (see `secateur.pruning.allocations.Curve`); None if the allocation does not
+            measure it.
         dense_macs: multiply-accumulates per image, dense.
         macs: multiply-accumulates with nonzero weights.
     """
@@ -47,9 +48,9 @@ class Plan(Document):
         layers: the layers to be pruned, in execution order.
         sparsity: zeros / weights over these layers.
         macs_fraction, bytes_fraction: of the dense network's; see `secateur.pruning.targets.Costs`.
-        damage: the layers' in sum: what they do together is not measured. The walk fits each
-            layer to what the others have lost, so that it is usually less.
-        notes: what a reader should know.
+        damage: sum over the layers. The joint effect is not measured; it is usually smaller,
+            because each layer compensates for the errors of the layers before it.
+        notes: remarks, such as on gradual pruning.
     """
 
     target: str
@@ -126,9 +127,9 @@ def make_plan(run: PruningRun) -> Plan:
             "measures again"
         )
     if run.tunes(target):
-        notes.append("blocks are tuned after each walk, so that less is lost than expected here")
+        notes.append("block reconstruction follows each walk and reduces the loss expected here")
     elif run.asks_for_tuning(target):
-        notes.append(f"blocks are not tuned: {run.cannot_tune}")
+        notes.append(f"no block reconstruction: {run.cannot_tune}")
     notes += run.zeros_before()
     kept = run.kept(division, target)
     damage = division.damage(kept) or [None] * len(kept)
@@ -168,5 +169,5 @@ def _without_search(run: PruningRun, target: Target) -> tuple[Target, list[str]]
         )
     guess = predict_loss(run).sparsity(max(target.value, 1e-3))
     return Sparsity(guess), [
-        "the sparsity is a guess from the expected damage: prune searches it by measuring"
+        "the sparsity is an estimate from the measured layers: prune searches by measuring"
     ]

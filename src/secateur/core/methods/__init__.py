@@ -1,12 +1,12 @@
-"""Which weights go, and what do the others become? One method per file.
+"""Methods choose the weights of a layer to remove, and fit the others. One method per file.
 
 A method is a frozen keyword-only dataclass (its fields are its settings) with
 
     solve(problem, pattern, kept) -> Solution
 
 tensors in, tensors out, a `name`, and a `summary` for reports. To add one: write its file and add
-it to `METHODS`; the conformance suite (`tests/test_methods.py`) runs it. A method that improves
-another's solution takes that other one as `start`:
+it to `METHODS`; the conformance suite (`tests/test_methods.py`) runs it. A method that refines
+another's solution takes that method as `start`:
 `BiasCorrection(start=WeightCorrection(start=Magnitude()))`.
 """
 

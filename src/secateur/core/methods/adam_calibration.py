@@ -21,35 +21,35 @@ from secateur.support.settings import SEEDS, at_least, check_settings
 class AdamCalibration:
     """Trains the kept weights and the bias on the mean squared output error, with Adam.
 
-    Choose it to reproduce the paper; `LeastSquares` finds the minimum of the same error on the
-    same mask exactly, at a fraction of the cost.
+    Choose it to reproduce the paper. `LeastSquares` finds the exact minimum of the same error on
+    the same mask, at a fraction of the cost.
     Source: arXiv 2104.15023, section 3.3, with the defaults of its release in OpenVINO POT
     (Adam, learning rates 1e-5 and 1e-4, 30 iterations of 2000 samples in batches of 50 images,
     gradients of zeroed weights masked).
 
-    Where it departs from the release, and why:
+    Differences from the release, with the reason:
         - It trains on stored patches (input windows and their outputs at random positions), not
           on whole activations: memory is bounded, and the gradient has the same expectation. A
           batch holds `batch` patches, about 5 positions of each of 50 images.
         - Patches are drawn without replacement within a pass over the store.
-        - The gradient is written down (the layer is linear), not traced by autograd.
+        - The gradient is computed in closed form (the layer is linear), not by autograd.
         - The release changes its gradients only when the loss has grown; here every step counts.
-        - Rows are scaled by a following BatchNorm, which is what folding it does there.
+        - Rows are scaled by a following BatchNorm; the release folds it.
 
     Attributes:
-        start: the method whose mask, weights and bias training starts from.
+        start: the method that gives the initial mask, weights and bias.
         learning_rate, bias_learning_rate: Adam's step sizes, in units of the weights.
         iterations: groups of batches; only their product with `batches` matters.
         batches: batches per iteration.
         batch: patches per batch.
-        patches: patches stored per layer, at most.
-        seed: of the order of the patches.
+        patches: largest number of patches stored per layer.
+        seed: seed of the order of the patches.
     """
 
     name: ClassVar[str] = "adam-calibration"
     summary: ClassVar[str] = (
-        "The weights left in each layer were trained, by Adam, to give the outputs that the "
-        "layer had."
+        "Adam trained the remaining weights of each layer to reproduce the layer's outputs in the "
+        "dense network."
     )
 
     start: Method = field(default_factory=Magnitude)

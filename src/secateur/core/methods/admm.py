@@ -19,8 +19,8 @@ from secateur.support.settings import at_least, between, check_settings, from_to
 class ADMM:
     """Chooses the mask by the alternating direction method of multipliers, then fits it.
 
-    Choose it always, unless the mask is fixed for another reason: it is the default because it
-    keeps more accuracy than the others at every sparsity measured.
+    Use it unless the mask is fixed for another reason. It is the default because it keeps more
+    accuracy than the other methods at nearly every sparsity measured (docs/paper.md).
 
     In columns scaled to unit diagonal, W is split into a dense copy and a copy Z in the pattern::
 
@@ -29,34 +29,34 @@ class ADMM:
         U <- W + U - Z                   and U <- U * (old rho / rho) when rho grows
 
     rho starts small and grows every third step, faster while many entries of the mask still
-    move; when the mask stands still, the weights on it are fitted by conjugate gradients.
+    change. When the mask stops changing, conjugate gradients fit the weights on it.
     Source: Meng et al., "ALPS: Improved optimization for highly sparse one-shot pruning", 2024
-    (splitting and schedule); here on any layer kind, with damping towards the dense weights and
-    one Cholesky factor per rho in place of an eigendecomposition.
+    (splitting and schedule); here for all kinds of layers, with damping towards the dense weights
+    and one Cholesky factor per rho instead of an eigendecomposition.
 
-    At the end each row is scaled so that its outputs spread as the dense ones do: a fit explains
-    a part of them only, and what is missing adds up layer after layer. On EfficientNet-Lite0 at
-    50 % zeros this took the KL divergence of the outputs from 0.41 to 0.29 nats
+    Finally each row is scaled to the standard deviation of its dense outputs. A fit explains only
+    a part of them, and the missing part accumulates from layer to layer. On EfficientNet-Lite0 at
+    50 % zeros the scaling reduced the KL divergence of the outputs from 0.41 to 0.29 nats
     (docs/experiments.md).
 
     Attributes:
-        damping: relative damping while the mask is chosen; it grows when samples are fewer than
-            columns.
-        dampings: relative dampings to choose from for the fit on the mask, by `choose_damping`;
-            empty = the fit has the splitting's.
+        damping: relative damping while the mask is chosen; larger if there are fewer samples
+            than columns.
+        dampings: relative dampings from which `choose_damping` chooses that of the fit on the
+            mask; empty = `damping` for the fit too.
         widest: greatest factor by which a row is scaled; 1 = leave rows as they were fitted.
         rho: first penalty, relative to the unit diagonal.
-        steps: greatest number of ADMM steps.
-        settled: fraction of kept entries that may still move when the splitting ends; 1e-3
-            took 12 % fewer steps than 0 for the same error on EfficientNet-Lite0's layers.
+        steps: largest number of ADMM steps.
+        settled: ADMM stops when at most this fraction of the kept entries changes; 1e-3 took 12 %
+            fewer steps than 0 for the same error on EfficientNet-Lite0's layers.
         tolerance: relative residual at which conjugate gradients stop.
-        iterations: their greatest number.
+        iterations: largest number of their iterations.
     """
 
     name: ClassVar[str] = "admm"
     summary: ClassVar[str] = (
-        "Which weights of a layer to remove, and what the others become, was decided "
-        "together, step by step (by ADMM, an optimisation method)."
+        "In each layer, ADMM (an optimisation method) chose the weights to remove and fitted the "
+        "others to the layer's outputs in the dense network."
     )
 
     damping: float = 0.3

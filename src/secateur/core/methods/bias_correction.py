@@ -1,4 +1,4 @@
-"""Bias correction: every output gets back its mean."""
+"""Bias correction: restores the mean of every output."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from secateur.support.settings import check_settings
 
 @dataclass(frozen=True, kw_only=True)
 class BiasCorrection:
-    """Adds to each bias what pruning took from the mean output.
+    """Adds the change of the mean output to each bias.
 
         bias <- bias + mean(dense output) - mean(sparse output) = bias + mean(y) - W mean(x)
 
     Exact for the mean over the sampled positions, because a layer is linear ("fast" in the
-    release: no second run of the layer is needed). Choose it to mend a solution whose weights
-    must not change; methods that fit weights fit the bias with them.
+    release: no second run of the layer is needed). Choose it to correct a solution whose weights
+    must not change; methods that fit weights also fit the bias.
     Source: arXiv 2104.15023, section 3.2; Nagel et al., "Data-free quantization through weight
     equalization and bias correction", 2019.
 
@@ -29,7 +29,7 @@ class BiasCorrection:
     """
 
     name: ClassVar[str] = "bias-correction"
-    summary: ClassVar[str] = "The mean output of each layer was corrected in its biases."
+    summary: ClassVar[str] = "The biases of each layer were corrected to restore its mean outputs."
 
     start: Method = field(default_factory=Magnitude)
 

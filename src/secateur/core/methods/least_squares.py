@@ -1,4 +1,4 @@
-"""Least squares on a fixed mask: the smallest weights go, the others are fitted again."""
+"""Least squares on a fixed mask: removes the smallest weights and fits the others."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from secateur.support.settings import at_least, between, check_settings
 class LeastSquares:
     """Keeps the largest `abs(w)` (BatchNorm folded in) and fits them to the dense outputs.
 
-    Choose it when the mask is given by other reasons, or to tell what fitting alone buys;
-    `ADMM` also chooses the mask and is better at every sparsity measured.
+    Choose it if the mask has to follow magnitudes, or to measure the effect of fitting alone.
+    `ADMM` also chooses the mask, and keeps more accuracy at nearly every sparsity measured.
 
     Minimises, over W with the mask's support and all rows at once,
         <W G, W> - 2 <W, C> + damping * mean(diag G) * ||W - W_dense||^2
 
     Attributes:
-        damping: least relative damping; it grows when samples are fewer than columns.
+        damping: relative damping; larger if there are fewer samples than columns.
         tolerance: relative residual at which conjugate gradients stop.
-        iterations: their greatest number.
+        iterations: largest number of their iterations.
     """
 
     name: ClassVar[str] = "least-squares"
     summary: ClassVar[str] = (
-        "In each layer the weights that matter least, by their size, were removed, and the "
-        "others were fitted again by least squares."
+        "In each layer the smallest weights were removed, and least squares fitted the others to "
+        "the layer's outputs in the dense network."
     )
 
     damping: float = 1e-2

@@ -1,4 +1,4 @@
-"""Magnitude pruning: the smallest weights go, the others stay as they are."""
+"""Magnitude pruning: removes the smallest weights and keeps the others unchanged."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from secateur.core.problem import Problem, Solution
 
 @dataclass(frozen=True, kw_only=True)
 class Magnitude:
-    """Keeps the largest `abs(w)` (BatchNorm folded in), unchanged, and leaves biases alone.
+    """Keeps the largest `abs(w)` (BatchNorm folded in), unchanged, and does not change biases.
 
-    Choose it as a baseline only: it needs no data and no time, and it loses accuracy soonest.
+    Choose it as a baseline only: it needs no data and no time, but loses the most accuracy.
     Source: Han et al., "Learning both weights and connections", 2015.
     """
 

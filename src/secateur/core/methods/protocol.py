@@ -1,4 +1,4 @@
-"""What a method is, and how methods build on each other."""
+"""The interface of a method, and how methods build on each other."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from secateur.core.problem import Problem, Solution
 
 @runtime_checkable
 class Method(Protocol):
-    """What the walk asks of a method.
+    """The interface of a method.
 
-    A method that improves another's solution has that other one in a field `start`. One that
-    trains on samples instead of on sums says in a field `patches` how many a layer should keep.
+    A method that refines another's solution has that method in a field `start`. One that trains
+    on samples instead of sums states in a field `patches` how many a layer should keep.
     One that judges a fit to half of the images on the other half has `halves` True.
     """
 
@@ -24,7 +24,7 @@ class Method(Protocol):
 
 
 def chain(method: Any) -> Iterator[Any]:
-    """A method and those it builds on, the first one to act first."""
+    """A method and those it builds on, in the order in which they act."""
     if (start := getattr(method, "start", None)) is not None:
         yield from chain(start)
     yield method

@@ -1,4 +1,4 @@
-"""Weight correction: every output channel gets back its weights' mean and spread."""
+"""Weight correction: restores the mean and standard deviation of each channel's weights."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _TINY = 1e-9  # the released code's guard against channels that are all zero
 
 @dataclass(frozen=True, kw_only=True)
 class WeightCorrection:
-    """Scales and shifts each row's kept weights towards the dense row's mean and deviation.
+    """Scales and shifts each row's kept weights to the dense row's mean and standard deviation.
 
         factor = std(dense row) / (std(sparse row, zeros included) + 1e-9)
         row   <- mask * (factor * sparse row + mean(dense row) - mean(factor * sparse row))
 
-    Choose it when there are no images at all; anything fitted to images is better. The shift is
-    masked too, so that the mean is met only in part: so does the paper's code.
+    Choose it only if there are no images at all; methods fitted to images are better. The shift is
+    masked too, as in the paper's code, so the mean is restored only in part.
     Source: arXiv 2104.15023, section 3.2 (weight correction), and its release in OpenVINO POT.
 
     Attributes:
@@ -31,8 +31,8 @@ class WeightCorrection:
 
     name: ClassVar[str] = "weight-correction"
     summary: ClassVar[str] = (
-        "The weights left in each layer were scaled and shifted, so that each output has the "
-        "mean and spread of weights that it had."
+        "The remaining weights of each layer were scaled and shifted towards the mean and standard "
+        "deviation that the weights of each output had."
     )
 
     start: Method = field(default_factory=Magnitude)
