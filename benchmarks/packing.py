@@ -104,8 +104,8 @@ def measure(state: State, folder: Path) -> dict[str, object]:
     with zipfile.ZipFile(folder / "m.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         archive.write(path, path.name)
     squeezed, zstd_seconds = timed(lambda: zstd.compress(content, 19))
-    size, pack_seconds = timed(lambda: secateur.pack(path, packed, force=True))
-    _, unpack_seconds = timed(lambda: secateur.unpack(packed, folder / "back", force=True))
+    size, pack_seconds = timed(lambda: secateur.pack(path, packed, overwrite=True))
+    _, unpack_seconds = timed(lambda: secateur.unpack(packed, folder / "back", overwrite=True))
     if (folder / "back").read_bytes() != content:
         raise AssertionError(f"{path} did not come back")
     weights = [tensor for name, tensor in state.items() if tensor.ndim > 1]

@@ -42,7 +42,7 @@ def main() -> None:
     cost = secateur.evaluate(result.model, images, labels, reference=dense)
     result.report.evaluation["pruned"] = cost
     print(result.report)
-    result.report.save(Path("report.json"), force=True)
+    result.report.save(Path("report.json"), overwrite=True)
 
 
 if __name__ == "__main__":

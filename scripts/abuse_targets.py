@@ -248,7 +248,7 @@ def _reports() -> list[Case]:
     saved: Case = {}
     with tempfile.TemporaryDirectory() as name:
         for key, held in {"report": one, "sweep": several, "bench": bench}.items():
-            held.save(Path(name) / "a.json", force=True)
+            held.save(Path(name) / "a.json", overwrite=True)
             saved[key] = (Path(name) / "a.json").read_bytes()
     two = {"report.json": saved["report"], "other.json": saved["report"]}
     return [two, {"sweep.json": saved["sweep"]}, {"bench.json": saved["bench"]}]

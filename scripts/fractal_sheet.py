@@ -37,7 +37,7 @@ def main() -> None:
     images = fractal_images(ROWS * COLUMNS, size=options.size, seed=options.seed)
     jpeg = io.BytesIO()
     sheet(images).save(jpeg, "JPEG", quality=88, optimize=True)
-    write_file(options.output, jpeg.getvalue(), force=True)
+    write_file(options.output, jpeg.getvalue(), overwrite=True)
 
 
 if __name__ == "__main__":

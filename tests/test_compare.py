@@ -86,7 +86,7 @@ def test_the_command_shows_both_or_says_why_not(tmp_path: Path) -> None:
     rows = {line.split()[0]: line.split() for line in shown.stdout.splitlines() if line.split()}
     assert rows["seed"] == ["seed", "0", "7"]
     assert rows["b.conv"] == ["b.conv", "52.0", "80.0", "+28.0", "2", "50", "+48"]
-    reports.report("a.conv").save(two, force=True)
+    reports.report("a.conv").save(two, overwrite=True)
     assert_mistake(invoke("compare", one, two), f"{one} and {two} are reports of different")
 
 

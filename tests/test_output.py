@@ -1,4 +1,4 @@
-"""Results appear whole or not at all, and nothing existing is lost without `force`."""
+"""Results appear whole or not at all, and nothing existing is lost without `overwrite`."""
 
 import errno
 import os
@@ -74,7 +74,7 @@ def test_an_existing_file_is_kept_without_force(tmp_path):
     with pytest.raises(OutputError, match=r"a\.json exists"):
         write_file(path, b"new")
     assert path.read_bytes() == b"old"
-    write_file(path, b"new", force=True)
+    write_file(path, b"new", overwrite=True)
     assert path.read_bytes() == b"new"
 
 
@@ -95,7 +95,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, existed
 
     monkeypatch.setattr(type(path), "replace", full)
     with pytest.raises(OutputError, match="the disk is full"):
-        write_file(path, b"new", force=True)
+        write_file(path, b"new", overwrite=True)
     assert everything_in(tmp_path) == before
     assert not existed or path.read_bytes() == b"old"
 
@@ -131,7 +131,7 @@ def test_several_files_appear_only_at_the_end(tmp_path):
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_none_of_several_files_is_left_after_an_error(tmp_path, error):
     def write_and_raise():
-        with output_files(tmp_path, ["a", "b"], force=True) as staging:
+        with output_files(tmp_path, ["a", "b"], overwrite=True) as staging:
             (staging / "a").write_text("new")
             (staging / "b").write_text("new")
             raise error
@@ -154,7 +154,7 @@ def test_one_existing_file_refuses_all_before_the_block(tmp_path, taken):
 def test_force_leaves_a_folder_in_a_files_place(tmp_path):
     (tmp_path / "a").mkdir()
     with pytest.raises(OutputError, match="a is a folder, expected a file"):
-        write_file(tmp_path / "a", b"", force=True)
+        write_file(tmp_path / "a", b"", overwrite=True)
     assert everything_in(tmp_path) == ["a"]
 
 
@@ -199,7 +199,7 @@ def test_an_exception_keeps_a_filled_folder_as_it_was(tmp_path):
     target.mkdir()
     (target / "a").write_text("old")
     with pytest.raises(RuntimeError):
-        fill_and_raise(target, RuntimeError, force=True)
+        fill_and_raise(target, RuntimeError, overwrite=True)
     assert everything_in(tmp_path) == ["out", "out/a"]
     assert (target / "a").read_text() == "old"
 
@@ -219,7 +219,7 @@ def test_force_replaces_files_of_the_same_name_and_keeps_others(tmp_path):
     target.mkdir()
     (target / "a").write_text("old")
     (target / "mine").write_text("mine")
-    with output_folder(target, force=True) as staging:
+    with output_folder(target, overwrite=True) as staging:
         (staging / "a").write_text("new")
         assert (target / "a").read_text() == "old"
     assert (target / "a").read_text() == "new"
@@ -235,7 +235,7 @@ def test_force_replaces_nothing_where_a_file_and_a_folder_have_one_name(tmp_path
     (target / old).write_text("mine")
     before = everything_in(tmp_path)
     refused = pytest.raises(OutputError, match=r"out.[bc] is a f")
-    with refused, output_folder(target, force=True) as new:
+    with refused, output_folder(target, overwrite=True) as new:
         for name in ("a", "b"):
             (new / name).write_text("new")
         (new / "c").mkdir()
@@ -249,7 +249,7 @@ def test_force_replaces_a_link_to_a_folder_by_a_file(tmp_path):
     target.mkdir()
     (tmp_path / "elsewhere").mkdir()
     (target / "a").symlink_to(tmp_path / "elsewhere")
-    with output_folder(target, force=True) as staging:
+    with output_folder(target, overwrite=True) as staging:
         (staging / "a").write_text("new")
     assert everything_in(tmp_path) == ["elsewhere", "out", "out/a"]
     assert (target / "a").read_text() == "new"
@@ -258,7 +258,7 @@ def test_force_replaces_a_link_to_a_folder_by_a_file(tmp_path):
 def test_a_file_in_place_of_the_folder_is_refused_even_with_force(tmp_path):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(OutputError, match="is a file"):
-        check_folder(tmp_path / "out", force=True)
+        check_folder(tmp_path / "out", overwrite=True)
     assert (tmp_path / "out").read_text() == "mine"
 
 

@@ -71,10 +71,10 @@ def there_and_back(folder, content, suffix=".safetensors"):
     """What unpack makes of what pack makes of `content`, and the packed bytes."""
     path = folder / f"model{suffix}"
     path.write_bytes(content)
-    sizes = secateur.pack(path, folder / "packed", force=True)
+    sizes = secateur.pack(path, folder / "packed", overwrite=True)
     packed = (folder / "packed").read_bytes()
     assert (sizes.dense, sizes.packed) == (len(content), len(packed))
-    assert secateur.unpack(folder / "packed", folder / "back", force=True) == sizes
+    assert secateur.unpack(folder / "packed", folder / "back", overwrite=True) == sizes
     return (folder / "back").read_bytes(), packed
 
 
@@ -330,7 +330,7 @@ def test_a_part_of_a_file_beside_an_onnx_file_may_be_named(tmp_path, entries):
     (tmp_path / "m.onnx").write_bytes(external(location="./data", **entries))
     secateur.pack(tmp_path / "m.onnx", tmp_path / "packed")
     (tmp_path / "data").unlink()
-    secateur.unpack(tmp_path / "packed", tmp_path / "m.onnx", force=True)
+    secateur.unpack(tmp_path / "packed", tmp_path / "m.onnx", overwrite=True)
     assert (tmp_path / "data").read_bytes() == bytes(1200)
 
 
@@ -825,7 +825,7 @@ def test_an_existing_file_is_kept_without_force(tmp_path, weights, command):
     with pytest.raises(OutputError, match="exists"):
         run(tmp_path / source, tmp_path / out)
     assert (tmp_path / out).read_text() == "mine"
-    run(tmp_path / source, tmp_path / out, force=True)
+    run(tmp_path / source, tmp_path / out, overwrite=True)
     assert (tmp_path / out).read_bytes()[:3] != b"min"
 
 

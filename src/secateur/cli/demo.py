@@ -84,7 +84,7 @@ def demonstrate(out: Path) -> None:
     total = len(METHODS) * len(SPARSITIES)
     _tell(f"pruning a network for Fashion-MNIST in {total} runs; about a minute")
     runs = []
-    with output_folder(out, force=True) as folder:
+    with output_folder(out, overwrite=True) as folder:
         for run in _runs(folder):
             runs.append(run)
             if run.seconds:

@@ -86,7 +86,7 @@ class PackedSize:
         return self.packed / self.dense if self.dense else 1.0
 
 
-def pack(path: str | Path, out: str | Path, *, force: bool = False) -> PackedSize:
+def pack(path: str | Path, out: str | Path, *, overwrite: bool = False) -> PackedSize:
     """Writes a smaller file, from which `unpack` restores the same bytes.
 
     A mask marks the zeros, which are left out; the signs of negative zeros are kept. The other
@@ -106,14 +106,14 @@ def pack(path: str | Path, out: str | Path, *, force: bool = False) -> PackedSiz
     Args:
         path: a .safetensors or .onnx file. External data of an ONNX file are packed with it.
         out: the file to write.
-        force: whether `out` may replace a file.
+        overwrite: whether `out` may replace a file.
 
     Returns:
         Bytes before and after.
 
     Raises:
         PackError: `path` is no such file, or it is damaged.
-        OutputError: `out` exists and `force` is not given, or it cannot be written.
+        OutputError: `out` exists and `overwrite` is not given, or it cannot be written.
 
     Memory does not grow with the weights: they are read in blocks of 1 MiB, one at a time.
     """
@@ -126,7 +126,7 @@ def pack(path: str | Path, out: str | Path, *, force: bool = False) -> PackedSiz
     sizes = [size_of(file) for file in paths]
     versions |= {file: version(file, PackError) for file in paths[1:]}
     with (
-        output_files(out.parent, [out.name], force=force) as staging,
+        output_files(out.parent, [out.name], overwrite=overwrite) as staging,
         (staging / out.name).open("w+b") as target,
     ):
         target.write(_MAGIC)
@@ -141,7 +141,7 @@ def pack(path: str | Path, out: str | Path, *, force: bool = False) -> PackedSiz
 
 
 def unpack(
-    path: str | Path, out: str | Path, *, force: bool = False, max_bytes: int | None = None
+    path: str | Path, out: str | Path, *, overwrite: bool = False, max_bytes: int | None = None
 ) -> PackedSize:
     """Restores the file that was packed, bit for bit, and its external data if it had any.
 
@@ -149,7 +149,7 @@ def unpack(
         path: a file made by `pack`.
         out: the file to write. External data of an ONNX file go beside it, under their former
             names.
-        force: whether files may be replaced.
+        overwrite: whether files may be replaced.
         max_bytes: refuse to write more than this; by default 1 GiB, or 256 times the bytes of
             `path` if that is more.
 
@@ -158,7 +158,7 @@ def unpack(
 
     Raises:
         PackError: `path` is not a packed file, it is damaged, or it holds more than `max_bytes`.
-        OutputError: a file exists and `force` is not given, or it cannot be written.
+        OutputError: a file exists and `overwrite` is not given, or it cannot be written.
 
     Memory does not grow with the file, nor with the sizes that a damaged file claims.
     """
@@ -177,7 +177,7 @@ def unpack(
                 "choose another"
             )
         # The model is renamed last, so that it is never there without its weights.
-        with output_files(out.parent, [*names[1:], names[0]], force=force) as staging:
+        with output_files(out.parent, [*names[1:], names[0]], overwrite=overwrite) as staging:
             check_space(staging.parent, dense)
             for name, (_, size) in zip(names, files, strict=True):
                 with (staging / name).open("wb") as target:

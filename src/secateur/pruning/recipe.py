@@ -115,13 +115,13 @@ class Recipe:
         """The recipe as plain data: what `save` writes."""
         return _plain(self)
 
-    def save(self, path: str | Path, *, force: bool = False) -> None:
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Writes TOML.
 
         Raises:
-            OutputError: the file exists and `force` is not given, or it cannot be written.
+            OutputError: the file exists and `overwrite` is not given, or it cannot be written.
         """
-        write_file(Path(path), tomli_w.dumps(self.settings()).encode(), force=force)
+        write_file(Path(path), tomli_w.dumps(self.settings()).encode(), overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:

@@ -43,7 +43,7 @@ def save_page(
         OutputError: the file exists and `overwrite` is not given, or it cannot be written.
     """
     page = sweep_page(report) if isinstance(report, Sweep) else report_page(report, bench)
-    write_file(Path(path), page.encode(), force=overwrite)
+    write_file(Path(path), page.encode(), overwrite=overwrite)
 
 
 def report_page(report: Report, bench: Bench | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Writing results: whole or not at all, and nothing existing without `force`.
+"""Writing results: whole or not at all, and nothing existing without `overwrite`.
 
 Files are written in a hidden folder, `.name.random.partial`, and renamed at the end. A run that is
 killed (`kill -9`) leaves that folder; the next run with the same name removes it. It is locked
@@ -84,18 +84,18 @@ def interruption() -> str:
     return f"interrupted after {_written[-1]} was written" if _written else _NOTHING
 
 
-def write_file(path: Path, content: bytes, *, force: bool = False) -> None:
+def write_file(path: Path, content: bytes, *, overwrite: bool = False) -> None:
     """Writes a file under a temporary name, then renames it.
 
     Raises:
-        OutputError: it exists and `force` is not given, or it cannot be written.
+        OutputError: it exists and `overwrite` is not given, or it cannot be written.
     """
-    with output_files(path.parent, [path.name], force=force) as staging:
+    with output_files(path.parent, [path.name], overwrite=overwrite) as staging:
         (staging / path.name).write_bytes(content)
 
 
 @contextmanager
-def output_files(folder: Path, names: Sequence[str], *, force: bool = False) -> Iterator[Path]:
+def output_files(folder: Path, names: Sequence[str], *, overwrite: bool = False) -> Iterator[Path]:
     """A folder to write files into that get their places in `folder` only when the block ends well.
 
     They go to a hidden folder inside `folder`, and are renamed at the end. After an error or
@@ -104,25 +104,25 @@ def output_files(folder: Path, names: Sequence[str], *, force: bool = False) -> 
     Args:
         folder: where the files go; it has to exist.
         names: of the files, all of which the block has to write; renamed in this order.
-        force: whether existing files are replaced.
+        overwrite: whether existing files are replaced.
 
     Raises:
-        OutputError: a file exists and `force` is not given, a folder is in a file's place, or the
-            disk refuses.
+        OutputError: a file exists and `overwrite` is not given, a folder is in a file's place, or
+            the disk refuses.
     """
     folder = Path(os.path.abspath(folder))
     with _plain_errors(folder / names[-1]):
         for name in names:
-            _check_free(folder / name, force=force)
+            _check_free(folder / name, overwrite=overwrite)
         with _staging(folder, names[-1]) as staging:
             yield staging
-            _place([(staging / name, folder / name) for name in names], force=force)
+            _place([(staging / name, folder / name) for name in names], overwrite=overwrite)
 
 
-def check_file(path: Path, *, force: bool = False) -> None:
+def check_file(path: Path, *, overwrite: bool = False) -> None:
     """Raises OutputError when a file cannot take its place; call it before long work."""
     with _plain_errors(path):
-        _check_free(path, force=force)
+        _check_free(path, overwrite=overwrite)
         if not os.access(path.absolute().parent, os.W_OK):
             raise OutputError(
                 f"{path.parent} is no folder that can be written to, expected one: choose another"
@@ -150,25 +150,25 @@ def _nearest(folder: Path) -> Path:
     return next(path for path in (folder, *folder.resolve().parents) if path.exists())
 
 
-def _check_free(path: Path, *, force: bool) -> None:
-    if os.path.lexists(path) and not force:
+def _check_free(path: Path, *, overwrite: bool) -> None:
+    if os.path.lexists(path) and not overwrite:
         raise OutputError(
-            f"{path} exists, expected a new name: choose another or pass --force (force=True)"
+            f"{path} exists, expected a new name: choose another or pass --force (overwrite=True)"
         )
     _check_place(path, wanted="file")
 
 
-def check_folder(folder: Path, files: Iterable[str] = (), *, force: bool = False) -> None:
+def check_folder(folder: Path, files: Iterable[str] = (), *, overwrite: bool = False) -> None:
     """Raises OutputError when `output_folder` would refuse; call it before long work.
 
     Args:
         folder: where to write.
         files: names of those that will be written, as far as they are known.
-        force: whether files of the same name are replaced.
+        overwrite: whether files of the same name are replaced.
     """
     with _plain_errors(folder):
         _check_place(folder, wanted="folder")
-        if not force:
+        if not overwrite:
             _check_empty(folder)
         for name in files:
             for inner in list(Path(name).parents)[:-1]:
@@ -190,7 +190,7 @@ def _check_empty(folder: Path) -> None:
 
 
 @contextmanager
-def output_folder(folder: Path, *, force: bool = False) -> Iterator[Path]:
+def output_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A folder to write into that becomes `folder` only when the block ends well.
 
     Files go to a hidden folder beside `folder`, which is renamed at the end. Where `folder` exists,
@@ -198,11 +198,11 @@ def output_folder(folder: Path, *, force: bool = False) -> Iterator[Path]:
     After an error or Ctrl-C nothing is left.
 
     Raises:
-        OutputError: `folder` is not empty and `force` is not given, a file would replace a
+        OutputError: `folder` is not empty and `overwrite` is not given, a file would replace a
             folder or the other way round, or the disk refuses.
     """
     folder = Path(os.path.abspath(folder))
-    check_folder(folder, force=force)
+    check_folder(folder, overwrite=overwrite)
     with _plain_errors(folder):
         missing = [path for path in (folder.parent, *folder.parents) if not path.exists()]
         try:
@@ -212,7 +212,7 @@ def output_folder(folder: Path, *, force: bool = False) -> Iterator[Path]:
             with _staging(place, folder.name) as staging:
                 yield staging
                 _open_to_others(staging)
-                _move(staging, folder, force=force)
+                _move(staging, folder, overwrite=overwrite)
         except BaseException:
             for parent in missing:
                 with suppress(OSError):  # somebody else may use it by now
@@ -295,13 +295,13 @@ def _open_to_others(staging: Path) -> None:
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
-def _move(staging: Path, folder: Path, *, force: bool) -> None:
+def _move(staging: Path, folder: Path, *, overwrite: bool) -> None:
     if not folder.exists():
         with _undisturbed():
             staging.rename(folder)
             _note(folder)
         return
-    if not force:  # somebody may have filled it meanwhile
+    if not overwrite:  # somebody may have filled it meanwhile
         _check_empty(folder)
     paths = sorted(staging.rglob("*"))
     pairs = [(path, folder / path.relative_to(staging)) for path in paths]
@@ -310,16 +310,16 @@ def _move(staging: Path, folder: Path, *, force: bool) -> None:
     for path, target in pairs:
         if path.is_dir():
             target.mkdir(exist_ok=True)
-    _place([pair for pair in pairs if not pair[0].is_dir()], force=force)
+    _place([pair for pair in pairs if not pair[0].is_dir()], overwrite=overwrite)
 
 
-def _place(pairs: Sequence[tuple[Path, Path]], *, force: bool) -> None:
-    """Renames files; without `force` all of them or none, and none that would replace another."""
+def _place(pairs: Sequence[tuple[Path, Path]], *, overwrite: bool) -> None:
+    """Renames files; without `overwrite` all or none, and none that would replace another."""
     placed: list[Path] = []
     with _undisturbed():
         try:
             for path, target in pairs:
-                if force:
+                if overwrite:
                     path.replace(target)
                 else:
                     _link(path, target)
@@ -342,10 +342,10 @@ def _link(path: Path, target: Path) -> None:
     try:
         os.link(path, target)
     except FileExistsError:
-        _check_free(target, force=False)
+        _check_free(target, overwrite=False)
         raise
     except OSError:  # file systems without hard links
-        _check_free(target, force=False)
+        _check_free(target, overwrite=False)
         path.rename(target)
 
 

@@ -20,16 +20,16 @@ class Saved:
     schema: ClassVar[str]
     schema_version: ClassVar[int]
 
-    def save(self, path: str | Path, *, force: bool = False) -> None:
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Writes JSON (UTF-8, `schema` and `schema_version` first).
 
         Raises:
-            OutputError: the file exists and `force` is not given, or it cannot be written.
+            OutputError: the file exists and `overwrite` is not given, or it cannot be written.
         """
         content = to_plain(self, self.schema.removeprefix("secateur."))
         plain = {"schema": self.schema, "schema_version": self.schema_version, **content}
         text = json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
-        write_file(Path(path), text.encode(), force=force)
+        write_file(Path(path), text.encode(), overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -12,7 +12,7 @@ from secateur.support.files import check_file
 def run(asked: options.Bench) -> None:
     """Measures latencies, prints them, and writes them where that is asked for."""
     if asked.json is not None:
-        check_file(asked.json, force=asked.force)
+        check_file(asked.json, overwrite=asked.force)
     with working(asked.quiet) as teller:
         teller.step("measuring")
         result = bench(
@@ -25,5 +25,5 @@ def run(asked: options.Bench) -> None:
             progress=lambda done, total: teller.step(f"measuring, {done} of {total} rounds done"),
         )
     if asked.json is not None:
-        result.save(asked.json, force=asked.force)
+        result.save(asked.json, overwrite=asked.force)
     print_blocks(result.blocks())

@@ -16,7 +16,7 @@ def run(asked: options.Fractals) -> None:
     """Writes fractal images, a PNG file each."""
     if asked.channels not in (1, 3):
         raise OptionError(f"--channels is {asked.channels}, expected 3 (RGB) or 1 (grayscale)")
-    with working(asked.quiet) as teller, output_folder(asked.out, force=asked.force) as folder:
+    with working(asked.quiet) as teller, output_folder(asked.out, overwrite=asked.force) as folder:
         teller.step("making images")
         images = fractal_images(
             asked.count, size=asked.size, channels=asked.channels, seed=asked.seed

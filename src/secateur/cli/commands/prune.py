@@ -38,7 +38,7 @@ def run(asked: options.Prune) -> None:
     """Prunes and writes the files, or shows the plan of a dry run."""
     files = _files(asked)
     if asked.out is not None:
-        check_folder(asked.out, [*files, REPORT, PAGE], force=asked.force)
+        check_folder(asked.out, [*files, REPORT, PAGE], overwrite=asked.force)
     elif not asked.dry_run:
         raise OptionError("got no folder to write, expected -o OUT: or ask for --dry-run")
     choose_target(**_target(asked))  # a mistake shows now, not after the images are read
@@ -66,7 +66,7 @@ def _prune(
 ) -> None:
     with working(asked.quiet) as teller:
         network, images, arguments = _read(asked, files, recipe, preprocess, teller)
-        with one_first_run(), output_folder(out, force=asked.force) as folder:
+        with one_first_run(), output_folder(out, overwrite=asked.force) as folder:
             _rehearse(asked, files, network, images.tensor, teller)
             result = api.prune(network, images, **arguments)
             missing = write_files(result, folder, images.tensor, files, asked.model, teller)

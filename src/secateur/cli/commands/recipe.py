@@ -15,4 +15,4 @@ def run(asked: options.Recipe) -> None:
     if asked.out is None:
         typer.echo(tomli_w.dumps(recipe.settings()), nl=False)
     else:
-        recipe.save(asked.out, force=asked.force)
+        recipe.save(asked.out, overwrite=asked.force)

@@ -17,7 +17,7 @@ SWEEP, PAGE = "sweep.json", "sweep.html"
 
 def run(asked: options.Sweep) -> None:
     """Prunes to each sparsity, writes the reports and prints the table."""
-    check_folder(asked.out, [SWEEP, PAGE], force=asked.force)
+    check_folder(asked.out, [SWEEP, PAGE], overwrite=asked.force)
     sparsities = check_sparsities(asked.sparsities)
     recipe, preprocess = asked_recipe(asked), asked_preprocess(asked)
     with working(asked.quiet) as teller:
@@ -29,7 +29,7 @@ def run(asked: options.Sweep) -> None:
             asked.data, preprocess=preprocess, max_images=asked.max_images, seed=asked.seed
         )
         common = common_arguments(asked, recipe, preprocess, teller)
-        with output_folder(asked.out, force=asked.force) as folder:
+        with output_folder(asked.out, overwrite=asked.force) as folder:
             result = sweep(network, images, sparsities=sparsities, **common)
             result.save(folder / SWEEP)
             for report in result.reports:

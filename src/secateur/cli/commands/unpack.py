@@ -11,5 +11,5 @@ from secateur.export.packing import unpack
 
 def run(asked: options.Unpack) -> None:
     """Restores a packed file."""
-    size = unpack(asked.file, asked.out, force=asked.force, max_bytes=asked.max_bytes)
+    size = unpack(asked.file, asked.out, overwrite=asked.force, max_bytes=asked.max_bytes)
     typer.echo(file_line(asked.out, size.dense))
