@@ -1,6 +1,7 @@
 """Whatever a file holds gives a result or one sentence; each case was found by scripts/abuse."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -239,3 +240,8 @@ def test_arrays_of_images_without_a_value_are_one_sentence(tmp_path, shape):
     for data in (tmp_path / "a.npz", torch.zeros(shape)):
         with pytest.raises(DataError, match="has shape"):
             load_images(data)
+
+
+def test_a_report_without_its_seconds_is_shown_all_the_same():
+    held = replace(report(), seconds={})
+    assert "0.0 s" in str(held)

@@ -253,7 +253,7 @@ class Report(Saved, Document):
             f"{self.sparsity:.2%} of {weights:,} prunable weights are zero "
             f"({self.network_sparsity:.2%} of all parameters); {self.left}; "
             f"{count(self.data.images, 'image')} from {self.data.source}, "
-            f"{self.seconds['total']:.1f} s",
+            f"{self.seconds.get('total', 0.0):.1f} s",
         ]
         if self.calibration is not None:
             blocks.append(

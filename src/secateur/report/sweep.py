@@ -140,7 +140,7 @@ class Sweep(Saved, Document):
 
     def blocks(self) -> list[Block]:
         """Warnings, and a row for each sparsity."""
-        total = f"{self.seconds['total']:.1f} s in all"
+        total = f"{self.seconds.get('total', 0.0):.1f} s in all"
         return [*warnings_first(self.warnings, self.synthetic), self.table(), total]
 
 
