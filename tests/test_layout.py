@@ -71,3 +71,19 @@ def test_files_import_each_other_in_no_circle():
             if name in edges and not edges[name]:
                 free.append(name)
     assert sorted(edges) == []
+
+
+# what need not be installed, or not on every system; the front-end of ONNX files imports onnx
+OPTIONAL = {"openvino", "onnxruntime", "resource", "secateur.frontends.onnx"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: module(path).removeprefix("secateur."))
+def test_a_function_imports_only_what_is_optional(path):
+    tree = ast.parse(path.read_text())
+    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+    inner = [node for function in functions for node in ast.walk(function)]
+    names = [of.name for node in inner if isinstance(node, ast.Import) for of in node.names]
+    for node in (node for node in inner if isinstance(node, ast.ImportFrom)):
+        whole = {f"{node.module}.{of.name}" for of in node.names}
+        names.append(whole.pop() if whole <= OPTIONAL else node.module or "")
+    assert [name for name in names if not {name, name.partition(".")[0]} & OPTIONAL] == []

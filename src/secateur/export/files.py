@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -59,17 +60,17 @@ def save_safetensors(
     Raises:
         ModelError: a pruned weight is not in the file, or a zero was lost.
     """
-    from safetensors.torch import load_file, save_file, save_model
-
     twin = copy_module(model).cpu()
     # One metadata key only: safetensors writes several in varying order, and a seed gives bytes.
     metadata = {"format": "pt"}
     try:
-        save_model(twin, str(path), metadata=metadata)
+        safetensors.torch.save_model(twin, str(path), metadata=metadata)
     except RuntimeError:  # it finds none to keep
         state = {name: tensor.clone() for name, tensor in twin.state_dict().items()}
-        save_file({name: of.contiguous() for name, of in state.items()}, str(path), metadata)
-    known, held = named_tensors(model), load_file(path)
+        safetensors.torch.save_file(
+            {name: of.contiguous() for name, of in state.items()}, str(path), metadata
+        )
+    known, held = named_tensors(model), safetensors.torch.load_file(path)
     stored = {name: _stored_as(name, known, held) for name in parameters}
     return {
         "bytes": path.stat().st_size,

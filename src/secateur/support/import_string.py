@@ -12,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from torch import nn
+
 from secateur.errors import ModelError, UserError
 from secateur.support.choices import did_you_mean
 
@@ -48,8 +50,6 @@ def resolve(reference: str, error: type[UserError] = ModelError) -> Any:
 
 def call(reference: str, error: type[UserError] = ModelError) -> Any:
     """The object behind a reference or, where that is a function or a class, what it returns."""
-    from torch import nn
-
     found = resolve(reference, error)
     if isinstance(found, nn.Module) or not callable(found):
         return found
