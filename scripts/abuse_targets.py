@@ -21,6 +21,7 @@ import torch
 from abuse_mutate import Case
 from PIL import Image
 from safetensors.torch import save
+from secateur.frontends.onnx.plan import Plan
 from torch import nn
 
 import secateur
@@ -32,7 +33,6 @@ from secateur.frontends.loading import load_network
 from secateur.frontends.onnx import declared_batch, first_run, input_shape, layer_weights
 from secateur.frontends.onnx.file import read
 from secateur.frontends.onnx.graph import named_tensors
-from secateur.frontends.onnx.plan import Plan
 from secateur.frontends.torch.checkpoints import load_state, read_state
 from secateur.hardware.latency import Bench, Timing
 from secateur.pruning.recipe import RECIPES, Recipe

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import secateur
 from secateur.export.files import save_onnx
 from secateur.frontends import trace, with_parameters
+from secateur.network.folding import fold
 from secateur.network.graph import Graph
 from secateur.network.stream import Stream
 from secateur.pruning.recipe import RECIPES
@@ -69,8 +70,8 @@ def outputs(graph: Graph, x: Tensor, changes: dict[str, Tensor] | None = None) -
 
 def test_the_folded_network_is_the_same_function_with_fewer_operations() -> None:
     graph = trace(trained(Normed()), images(2))
-    folding = graph.folded()
-    assert [fold.weight for fold in folding.folds] == [f"{name}.weight" for name in FOLDED]
+    folding = fold(graph)
+    assert [of.weight for of in folding.folds] == [f"{name}.weight" for name in FOLDED]
     assert not folding.graph.norms
     assert len(graph.norms) == 4
     torch.testing.assert_close(outputs(folding.graph, images()), outputs(graph, images()))
@@ -84,7 +85,7 @@ def test_the_folded_network_is_the_same_function_with_fewer_operations() -> None
 
 def test_changes_of_the_folded_network_are_changes_of_the_module() -> None:
     module = trained(Normed())
-    folding = trace(module, images(2)).folded()
+    folding = fold(trace(module, images(2)))
     generator = torch.Generator().manual_seed(2)
     changes = {}
     for layer in folding.graph.layers:
@@ -108,9 +109,9 @@ def test_changes_of_the_folded_network_are_changes_of_the_module() -> None:
 
 
 def test_what_was_not_changed_comes_back_to_the_last_bit() -> None:
-    folding = trace(trained(Normed()), images(2)).folded()
+    folding = fold(trace(trained(Normed()), images(2)))
     changes = dict(folding.graph.parameters)
-    changes = {fold.weight: changes[fold.weight].clone() for fold in folding.folds}
+    changes = {of.weight: changes[of.weight].clone() for of in folding.folds}
     changes["plain.weight"][0, 0] = 0
     found = folding.unfold(changes)
     original = folding.original.parameters
@@ -159,8 +160,8 @@ def flat() -> nn.Module:
 )
 def test_a_layer_that_cannot_be_folded_stays_and_is_pruned(network: nn.Module, left: str) -> None:
     graph = trace(network, images(2))
-    folding = graph.folded()
-    folded = [fold.weight for fold in folding.folds]
+    folding = fold(graph)
+    folded = [of.weight for of in folding.folds]
     assert folded == [f"{name}.weight" for name in FOLDED if name != left]
     torch.testing.assert_close(outputs(folding.graph, images()), outputs(graph, images()))
     result = secateur.prune(network, images(), sparsity=0.5, include="*", progress=False)
@@ -181,7 +182,7 @@ class RawToo(Normed):
 
 
 def test_a_layer_that_gives_an_output_is_fitted_to_that() -> None:
-    folding = trace(trained(RawToo()), images(2)).folded()
+    folding = fold(trace(trained(RawToo()), images(2)))
     (plain, *_) = folding.graph.layers
     assert plain.name == "plain"
     assert plain.bn_scale is None
@@ -209,8 +210,8 @@ def test_outputs_that_are_switched_off_stay_so_when_blocks_are_tuned() -> None:
     )
     for name, value in result.model.state_dict().items():
         assert value.abs().max() < 100, name
-    folding = trace(network, images(2)).folded()
-    assert {fold.offset for fold in folding.folds} >= {"plain_norm.bias", "grouped_norm.bias"}
+    folding = fold(trace(network, images(2)))
+    assert {of.offset for of in folding.folds} >= {"plain_norm.bias", "grouped_norm.bias"}
 
 
 def test_a_module_without_operations_has_no_layer() -> None:
@@ -235,7 +236,7 @@ class Positions(nn.Module):
 def test_a_norm_of_positions_is_no_norm_of_the_outputs() -> None:
     network = trained(Positions())
     graph = trace(network, images(2))
-    folding = graph.folded()
+    folding = fold(graph)
     assert not folding.folds
     assert graph.layers[0].bn_scale is None
     result = secateur.prune(network, images(), sparsity=0.5, include="*", progress=False)
@@ -248,21 +249,21 @@ def test_the_folded_numbers_are_those_of_the_exported_file(tmp_path: Path) -> No
     network = trained(nn.Sequential(*body, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
     save_onnx(network, tmp_path / "model.onnx", images(2), [])
     in_file = stored(onnx.load(tmp_path / "model.onnx"))
-    folding = trace(network, images(2)).folded()
-    (fold,) = folding.folds
+    folding = fold(trace(network, images(2)))
+    (stem,) = folding.folds
     found = folding.graph.parameters
     for name, value in in_file.items():
-        mine = found[fold.weight if name == fold.weight else fold.bias]
+        mine = found[stem.weight if name == stem.weight else stem.bias]
         if value.shape == mine.shape:
             assert torch.equal(value, mine), name
-    assert {value.shape for value in in_file.values()} >= {found[fold.weight].shape, (512,)}
+    assert {value.shape for value in in_file.values()} >= {found[stem.weight].shape, (512,)}
 
 
 def test_an_onnx_file_with_normalisations_is_folded_as_the_module_is() -> None:
     x = images()[..., :11, :11]
     original, file = trace(network(), x[:2]), trace(as_onnx(network()), x[:2])
-    module, onnx_file = original.folded(), file.folded()
-    assert [fold.weight for fold in onnx_file.folds] == ["stem.weight", "last.weight"]
+    module, onnx_file = fold(original), fold(file)
+    assert [of.weight for of in onnx_file.folds] == ["stem.weight", "last.weight"]
     for mine, other in zip(onnx_file.folds, module.folds, strict=True):
         assert (mine.weight, mine.bias_parameter) == (other.weight, other.bias_parameter)
         assert torch.equal(mine.bn_scale, other.bn_scale)

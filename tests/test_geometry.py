@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from secateur.network.geometry import Convolution, Linear
+from secateur.network.geometry import ConvolutionGeometry, LinearGeometry
 
 GEOMETRIES = [
-    Convolution(kernel=k, stride=s, padding=p, dilation=d, groups=g)
+    ConvolutionGeometry(kernel=k, stride=s, padding=p, dilation=d, groups=g)
     for k, s, p, d, g in [
         ((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
         ((3, 2), (2, 1), ((0, 1), (1, 0)), (1, 1), 1),
@@ -45,7 +45,7 @@ def test_patches_times_the_matrix_are_the_convolution(geometry, layout) -> None:
 def test_patches_hold_what_unfold_holds() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 3, 6, 6, generator=generator)
-    geometry = Convolution(
+    geometry = ConvolutionGeometry(
         kernel=(3, 3), stride=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1), groups=1
     )
     found = geometry.inputs(x, torch.arange(72), torch.Size((2, 5, 6, 6)))[0]
@@ -57,7 +57,9 @@ def test_conv1d_and_linear_of_any_rank() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 4, 9, generator=generator)
     weight = torch.randn(6, 2, 3, generator=generator)
-    geometry = Convolution(kernel=(3,), stride=(2,), padding=((1, 1),), dilation=(1,), groups=2)
+    geometry = ConvolutionGeometry(
+        kernel=(3,), stride=(2,), padding=((1, 1),), dilation=(1,), groups=2
+    )
     y = F.conv1d(x, weight, stride=2, padding=1, groups=2)
     every = torch.arange(geometry.count(y))
     product = geometry.inputs(x, every, y.shape) @ geometry.matrix(weight).mT
@@ -65,15 +67,15 @@ def test_conv1d_and_linear_of_any_rank() -> None:
     tokens, matrix = torch.randn(2, 5, 7, generator=generator), torch.randn(3, 7)
     out = F.linear(tokens, matrix)
     some = torch.tensor([0, 3, 9])
-    product = Linear().inputs(tokens, some, out.shape) @ Linear().matrix(matrix).mT
-    torch.testing.assert_close(product, Linear().outputs(out, some))
+    product = LinearGeometry().inputs(tokens, some, out.shape) @ LinearGeometry().matrix(matrix).mT
+    torch.testing.assert_close(product, LinearGeometry().outputs(out, some))
 
 
 def test_three_spatial_axes() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 4, 5, 6, 7, generator=generator)
     weight = torch.randn(6, 2, 2, 3, 2, generator=generator)
-    geometry = Convolution(
+    geometry = ConvolutionGeometry(
         kernel=(2, 3, 2),
         stride=(1, 2, 1),
         padding=((0, 1), (1, 0), (2, 1)),

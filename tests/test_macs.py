@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import secateur
 from secateur.frontends.torch.graph import trace
-from secateur.frontends.torch.products import einsum_macs
-from secateur.network.graph import ACTIVATIONS
+from secateur.network.einsum import einsum_macs
+from secateur.network.layers import ACTIVATIONS
 
 
 class Given(nn.Module):

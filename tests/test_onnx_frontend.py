@@ -24,9 +24,9 @@ from secateur.evaluation.inference import predict
 from secateur.frontends import trace
 from secateur.frontends.first_runs import one_first_run
 from secateur.frontends.onnx import first_run
-from secateur.frontends.onnx.plan import FOLD
+from secateur.frontends.onnx.translation import FOLD
 from secateur.frontends.onnx.trial import run
-from secateur.network.graph import ON_THE_FLY, BiasParameter
+from secateur.network.layers import ON_THE_FLY, BiasParameter
 from secateur.network.stream import Stream
 
 NEWEST = min(onnx.defs.onnx_opset_version(), 26)  # the last that ONNX Runtime 1.31 runs

@@ -9,7 +9,7 @@ from onnx import ModelProto, helper
 from onnx_models import Builder
 
 import secateur
-from secateur.network.graph import ACTIVATIONS
+from secateur.network.layers import ACTIVATIONS
 
 STEPS, WIDTH = 6, 8
 

@@ -16,8 +16,8 @@ import secateur
 from secateur import ModelError, OptionError
 from secateur.cli.app import app
 from secateur.cli.parameters import Numbers
-from secateur.network.geometry import Linear
-from secateur.network.graph import Layer, LayerCall
+from secateur.network.geometry import LinearGeometry
+from secateur.network.layers import Layer, LayerCall
 from secateur.pruning.layer_selection import (
     select_layers,
 )
@@ -74,7 +74,7 @@ def layer(name: str, **more: str) -> Layer:
         parameter=f"{name}.weight",
         kind="linear",
         shape=torch.Size((8, 8)),
-        calls=(LayerCall(0, "x", Linear(), "y"),),
+        calls=(LayerCall(0, "x", LinearGeometry(), "y"),),
         **more,  # type: ignore[arg-type]
     )
 

@@ -13,7 +13,7 @@ import secateur
 from secateur.core.methods import LeastSquares
 from secateur.core.patterns import Unstructured
 from secateur.frontends.torch.graph import trace, with_parameters
-from secateur.network.graph import BiasParameter
+from secateur.network.layers import BiasParameter
 from secateur.network.stream import Stream
 from secateur.pruning.layer_selection import (
     select_layers,

@@ -20,6 +20,7 @@ from secateur.evaluation.metrics import Evaluation, one_answer
 from secateur.frontends import device_of, saved_tensors, trace, with_parameters
 from secateur.frontends.hubs import own_preprocess
 from secateur.network import judging
+from secateur.network.folding import fold
 from secateur.network.graph import Graph
 from secateur.network.layout import (
     to_channels_last,
@@ -343,7 +344,7 @@ def prepare(
     graph = original.changed(aligned.changes) if aligned.changes else original
     wanted = {"all": True, "none": False}.get(how.adaptation, images.synthetic is not None)
     adaptation = adapt(graph, batch, chunk=chunk) if wanted else Adaptation(graph)
-    folding = adaptation.graph.folded()
+    folding = fold(adaptation.graph)
     graph = folding.graph
     layers = select_layers(graph.layers, options.include, options.exclude)
     run = PruningRun(

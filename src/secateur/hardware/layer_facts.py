@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from secateur.network.geometry import Convolution
-from secateur.network.graph import Layer
+from secateur.network.geometry import ConvolutionGeometry
+from secateur.network.layers import Layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class LayerFacts:
 
 def _groups(layer: Layer) -> int:
     geometry = layer.calls[0].geometry if layer.calls else None
-    return geometry.groups if isinstance(geometry, Convolution) else 1
+    return geometry.groups if isinstance(geometry, ConvolutionGeometry) else 1
 
 
 def _two_of_four(layer: Layer, weight: Tensor) -> bool:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from secateur.core.precision import widened
-from secateur.network.graph import Graph, Layer
+from secateur.network.graph import Graph
+from secateur.network.layers import Layer
 from secateur.network.stream import Stream
 
 Values = tuple[Tensor, ...]

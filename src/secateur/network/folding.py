@@ -6,24 +6,26 @@ that it alone follows; afterwards the new weights and biases go back to where th
     W' = W * bn_scale,  b' = (b - mean) * bn_scale + beta
     bn_scale = gamma / sqrt(variance + epsilon)
 
-This saves the BatchNorms' time, and the arithmetic is that of PyTorch's ONNX exporter, so that a
-module and the file made of it are the same numbers to the last bit. That matters more than it
-seems: which of two weights goes may hang on a rounding, and a layer's mask on that (see
-"How reproducible a mask is" in docs/experiments.md).
+This saves the BatchNorms' time, and a module and the file made of it are the same numbers to the
+last bit (see `batch_norm`). That matters more than it seems: which of two weights goes may hang on
+a rounding, and a layer's mask on that (see "How reproducible a mask is" in docs/experiments.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from secateur.network.batch_norm import FoldedLayer, fold_layer
 from secateur.network.geometry import per_output
-from secateur.network.graph import BiasParameter, Graph
+from secateur.network.graph import Graph
+from secateur.network.layers import BiasParameter, Layer, LayerFinder, Multiplication
+from secateur.network.ops import BatchNorm, Op
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,38 +86,50 @@ class Folding:
         return found
 
 
-@dataclass(frozen=True)
-class Folded:
-    """New values of a layer's parameters: see the module."""
+def fold(graph: Graph) -> Folding:
+    """A network with BatchNorms in the layers that they alone follow, where there is a way back.
 
-    weight: Float[Tensor, "out ..."]
-    bias: Float[Tensor, " out"]
-    bn_scale: Float[Tensor, " out"]
-
-
-def folded(
-    weight: Float[Tensor, "out ..."],
-    bias: Float[Tensor, " out"] | None,
-    gamma: Float[Tensor, " out"] | None,
-    beta: Float[Tensor, " out"] | None,
-    mean: Float[Tensor, " out"],
-    variance: Float[Tensor, " out"],
-    epsilon: float,
-) -> Folded | None:
-    """A BatchNorm in the layer before it; None where a scale is 0 or infinite: no way back.
-
-    In NumPy, in float32: PyTorch's square root differs from it in the last bit of some numbers.
+    A folded layer writes the value that its BatchNorm wrote; the BatchNorm is gone.
     """
-    own, centre, spread = (of.detach().cpu().numpy() for of in (weight, mean, variance))
-    shift, offset = (_numbers(of, 0.0, spread) for of in (bias, beta))
-    scale = _numbers(gamma, 1.0, spread)
-    slope = scale / np.sqrt(spread + epsilon)
-    size = np.abs(slope)
-    if not (np.isfinite(size) & (size > np.finfo(np.float32).tiny)).all():
-        return None
-    new = (own * slope.reshape(-1, *[1] * (weight.dim() - 1)), (shift - centre) * slope + offset)
-    return Folded(*(torch.from_numpy(of).to(weight) for of in (*new, slope)))
+    finder = LayerFinder(graph)
+    parameters, folds = dict(graph.parameters), list[Fold]()
+    merged: dict[str, Op | None] = {}  # what comes in the place of an operation, by its value
+    for layer in graph.layers:
+        norm, new = _foldable(layer, finder)
+        if norm is None or new is None or layer.bias is None:
+            continue
+        op = cast(Multiplication, graph.ops[layer.calls[0].op])
+        bias = op.bias or _fresh(f"{layer.name}.bias", parameters)
+        parameters |= {op.weight: new.weight, bias: new.bias}
+        merged |= {op.name: replace(op, name=norm.name, bias=bias), norm.name: None}
+        offset = norm.beta if norm.beta and finder.is_free(norm.beta, [norm]) else None
+        folds.append(
+            Fold(
+                weight=op.weight,
+                bias=bias,
+                bn_scale=new.bn_scale,
+                bias_parameter=layer.bias,
+                offset=offset,
+            )
+        )
+    if not folds:
+        return Folding(graph, graph)
+    ops = [new for op in graph.ops if (new := merged.get(op.name, op)) is not None]
+    return Folding(graph, replace(graph, ops=ops, parameters=parameters), folds)
 
 
-def _numbers(value: Tensor | None, default: float, like: np.ndarray) -> np.ndarray:
-    return np.full_like(like, default) if value is None else value.detach().cpu().numpy()
+def _foldable(layer: Layer, finder: LayerFinder) -> tuple[BatchNorm | None, FoldedLayer | None]:
+    """The BatchNorm behind a layer, and the layer's new parameters; None where there are none."""
+    if layer.obstacle or len(layer.calls) != 1 or layer.bias is None:
+        return None, None
+    (call,), parameters = layer.calls, finder.graph.parameters
+    norm = finder.batch_norm(finder.graph.ops[call.op])
+    if norm is None:
+        return None, None
+    return norm, fold_layer(str(layer.parameter), call.bias, norm, parameters)
+
+
+def _fresh(name: str, taken: Mapping[str, Tensor]) -> str:
+    while name in taken:
+        name += "_"
+    return name

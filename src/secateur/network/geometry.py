@@ -9,8 +9,9 @@ from channels-last memory, and the weights that structured patterns group lie si
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +55,7 @@ class Geometry(Protocol):
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearGeometry:
     """A linear layer on inputs of any rank: the last axis is multiplied."""
 
     def matrix(self, weight: Tensor) -> Float[Tensor, "groups rows cols"]:
@@ -83,20 +84,35 @@ class Linear:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Convolution:
+class ConvolutionGeometry:
     """A convolution over any number of spatial axes.
 
     Attributes:
         kernel, stride, dilation: per spatial axis.
-        padding: (before, after) per spatial axis, zeros.
+        padding: (before, after) per spatial axis, zeros; or "same_upper" and "same_lower": outputs
+            of size ceil(input / stride), where an odd pad more goes behind, or before.
         groups: number of independent groups of channels.
     """
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
+    padding: tuple[tuple[int, int], ...] | Literal["same_upper", "same_lower"]
     dilation: tuple[int, ...]
     groups: int
+
+    def pads(self, sizes: Sequence[int]) -> tuple[tuple[int, int], ...]:
+        """(before, after) per spatial axis for an input of these spatial sizes."""
+        if not isinstance(self.padding, str):
+            return self.padding
+        totals = [
+            max((-(-size // step) - 1) * step + (kernel - 1) * apart + 1 - size, 0)
+            for size, kernel, step, apart in zip(
+                sizes, self.kernel, self.stride, self.dilation, strict=True
+            )
+        ]
+        pairs = [(total // 2, total - total // 2) for total in totals]
+        upper = self.padding == "same_upper"
+        return tuple(pair if upper else (pair[1], pair[0]) for pair in pairs)
 
     def matrix(self, weight: Tensor) -> Float[Tensor, "groups rows cols"]:
         last = weight.movedim(1, -1)  # out, kernel..., in / groups
@@ -119,7 +135,7 @@ class Convolution:
     ) -> Float[Tensor, "groups samples cols"]:
         """Cost: one copy of the padded input and of the patches; never a full unfold."""
         image, place = _divide(positions, math.prod(output[2:]))
-        pads = [pad for both in reversed(self.padding) for pad in both]
+        pads = [pad for both in reversed(self.pads(value.shape[2:])) for pad in both]
         padded = F.pad(value, pads) if any(pads) else value
         padded = padded.movedim(1, -1)  # batch, spatial..., chan
         index = [image.view(-1, *[1] * len(self.kernel))]

@@ -7,12 +7,15 @@ each image, so the images' axis is put first where outputs are taken.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from secateur.errors import ModelError
+from secateur.network.graph import Graph
+from secateur.network.ops import Shape, Transpose
 
 
 def images_axis(one: Sequence[int], several: Sequence[int], count: int) -> int | None:
@@ -48,6 +51,42 @@ def judged_output(run: Callable[[Tensor], Sequence[Any]], images: Tensor) -> int
         if numbers and images_axis(one.shape, several.shape, len(images)) is not None:
             return number
     return 0
+
+
+def images_first(graph: Graph) -> Graph:
+    """A network whose outputs have the images on their first axis, where one axis counts these."""
+    moves = {name: move for name in graph.outputs if (move := _move(graph, name)) is not None}
+    return replace(
+        graph,
+        ops=[*graph.ops, *moves.values()],
+        outputs=[moves[name].name if name in moves else name for name in graph.outputs],
+        shapes={**graph.shapes, **{of.name: _moved(graph, of) for of in moves.values()}},
+    )
+
+
+def _move(graph: Graph, name: str) -> Transpose | None:
+    shape = graph.shapes.get(name)
+    if shape is None or name in graph.unsteady:
+        return None
+    pairs = zip(shape.sizes, shape.growing, strict=False)
+    axes = [axis for axis, (size, grows) in enumerate(pairs) if grows and size == 1]
+    if len(axes) != 1 or axes == [0]:
+        return None
+    (axis,) = axes
+    others = (other for other in range(len(shape.sizes)) if other != axis)
+    return Transpose(
+        name=f"{name} (images first)",
+        inputs=(name,),
+        permutation=(axis, *others),
+        compute=lambda value: value.movedim(axis, 0),
+        operation="transpose",
+    )
+
+
+def _moved(graph: Graph, move: Transpose) -> Shape:
+    shape = graph.shapes[move.input]
+    order = move.permutation
+    return Shape(tuple(shape.sizes[at] for at in order), tuple(shape.growing[at] for at in order))
 
 
 class RowsFirst:

@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secateur.network.geometry import Convolution, per_output
-from secateur.network.graph import Graph, Layer
+from secateur.network.geometry import ConvolutionGeometry, per_output
+from secateur.network.graph import Graph
+from secateur.network.layers import Layer
 from secateur.network.stream import Stream
 from secateur.support.settings import Range, check_settings, more_than
 
@@ -140,7 +141,7 @@ def _is_single(layer: Layer) -> bool:
 def _is_plain(layer: Layer) -> bool:
     geometry = layer.calls[0].geometry
     return (
-        isinstance(geometry, Convolution)
+        isinstance(geometry, ConvolutionGeometry)
         and geometry.groups == 1
         and all(step == 1 for step in geometry.stride)
         and not any(pad for both in geometry.padding for pad in both)

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from secateur.errors import ModelError, OptionError
-from secateur.network.graph import ON_THE_FLY, Layer, Shares
+from secateur.network.layers import ON_THE_FLY, Layer, Shares
 from secateur.support.choices import did_you_mean
 
 

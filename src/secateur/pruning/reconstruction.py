@@ -32,7 +32,8 @@ from torch import Tensor
 from secateur.errors import DataError, ModelError
 from secateur.network.cuts import Block, Values, blocks, network_errors
 from secateur.network.geometry import per_output
-from secateur.network.graph import Graph, Layer
+from secateur.network.graph import Graph
+from secateur.network.layers import Layer
 from secateur.support.settings import at_least, check_settings, more_than
 
 Changes = dict[str, Tensor]

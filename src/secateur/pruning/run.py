@@ -14,7 +14,8 @@ from torch import Tensor
 
 from secateur.core.methods import Magnitude, chain
 from secateur.network.folding import Folding
-from secateur.network.graph import Graph, Layer
+from secateur.network.graph import Graph
+from secateur.network.layers import Layer
 from secateur.network.sample_layout import Layouts, find_layouts
 from secateur.pruning.alignment import Alignment
 from secateur.pruning.allocations import Division, Subject

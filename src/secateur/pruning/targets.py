@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Protocol, Self
 from torch import Tensor
 
 from secateur.errors import OptionError
-from secateur.network.graph import Layer
+from secateur.network.layers import Layer
 from secateur.pruning.allocations import Budget
 from secateur.support.choices import check_sparsity
 

@@ -34,7 +34,8 @@ from secateur.core.patterns import Pattern
 from secateur.core.problem import Problem, Solution
 from secateur.core.statistics import ChunkSums, Statistics, merged
 from secateur.errors import NumericalError
-from secateur.network.graph import BiasParameter, Graph, Layer, LayerCall
+from secateur.network.graph import Graph
+from secateur.network.layers import BiasParameter, Layer, LayerCall
 from secateur.network.sample_layout import Layout, Layouts, find_layouts
 from secateur.network.stream import Stream
 from secateur.pruning.reconstruction import Tuned

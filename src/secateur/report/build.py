@@ -21,7 +21,7 @@ from secateur.frontends import named_tensors, parameters, with_parameters
 from secateur.hardware.layer_facts import LayerFacts
 from secateur.hardware.machine import Machine
 from secateur.hardware.requirements import requirements, survey
-from secateur.network.graph import Layer
+from secateur.network.layers import Layer
 from secateur.pruning.allocations import Curve
 from secateur.pruning.run import PruningRun
 from secateur.pruning.walk import LayerResult, Walked

@@ -10,7 +10,7 @@ from torch import Tensor
 from secateur.data.sources import FEW_IMAGES, MAX_IMAGES
 from secateur.data.streams import digests
 from secateur.evaluation.metrics import Evaluation, one_answer
-from secateur.network.graph import ON_THE_FLY, Layer, Shares
+from secateur.network.layers import ON_THE_FLY, Layer, Shares
 from secateur.report.layers import LayerReport
 from secateur.report.model import SearchReport
 

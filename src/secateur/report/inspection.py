@@ -10,7 +10,8 @@ from typing import Any
 from secateur.hardware.layer_facts import LayerFacts
 from secateur.hardware.machine import Machine
 from secateur.hardware.requirements import Requirement, RuntimeReport, requirements, survey
-from secateur.network.graph import Graph, Layer
+from secateur.network.graph import Graph
+from secateur.network.layers import Layer
 from secateur.support.tables import Block, Column, Document, Table, shape_text
 
 

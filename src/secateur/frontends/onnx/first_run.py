@@ -22,9 +22,9 @@ from torch import Tensor
 from secateur.errors import ModelError
 from secateur.frontends import first_runs
 from secateur.frontends.onnx.file import constants, first_line
-from secateur.frontends.onnx.plan import Plan
 from secateur.frontends.onnx.runtime import filled
 from secateur.frontends.onnx.signature import check_images, declared_batch
+from secateur.frontends.onnx.translation import Translation
 from secateur.frontends.onnx.trial import run
 from secateur.support.subprocesses import run_program
 
@@ -95,10 +95,10 @@ def _key(model: ModelProto, shape: Sequence[int]) -> bytes:
     twin.CopyFrom(model)
     held = constants(twin.graph)
     try:
-        stored = Plan(model).stored
+        layouts = Translation(model).layouts
     except ModelError:  # it can be run all the same
         return b""
-    for name in stored.keys() & held.keys():
+    for name in layouts.keys() & held.keys():
         held[name].ClearField("raw_data")
         held[name].ClearField("float_data")
     content = twin.SerializeToString(deterministic=True)

@@ -9,7 +9,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from secateur.errors import ModelError
 from secateur.frontends.onnx.file import constants, first_line, inlined, reads
-from secateur.frontends.onnx.nodes import Nodes, is_node, option
+from secateur.frontends.onnx.nodes import Nodes, is_node, opset, option
 
 _OPSET = 13
 
@@ -90,13 +90,13 @@ def upgraded(model: ModelProto) -> ModelProto:
         ModelError: onnx cannot convert it.
     """
     model = inlined(model)
-    opset = next((held.version for held in model.opset_import if held.domain in ("", "ai.onnx")), 0)
-    if opset >= _OPSET:
+    given = opset(model)
+    if given >= _OPSET:
         return model
     try:
         return onnx.version_converter.convert_version(model, _OPSET)
     except Exception as error:  # whatever its converters raise
         raise ModelError(
-            f"the ONNX model is of opset {opset} and cannot be converted to {_OPSET} "
+            f"the ONNX model is of opset {given} and cannot be converted to {_OPSET} "
             f"({first_line(error)}), which INT8 needs: export it with a newer opset"
         ) from error

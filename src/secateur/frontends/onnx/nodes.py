@@ -23,6 +23,7 @@ class Nodes:
         makers: number of the node that makes a value.
         readers: numbers of the nodes that read a value.
         fixed: values that depend on constants only.
+        opset: version of the ONNX standard.
 
     With `any_batch`, a reshape to that many images is read as one to as many as there are.
 
@@ -38,6 +39,7 @@ class Nodes:
                 "write it again with dense tensors"
             )
         self.constants = constants(graph)
+        self.opset = opset(model)
         self.outputs = [value.name for value in graph.output]
         self.taken = {name for node in graph.node for name in (*node.input, *node.output)}
         self.taken |= {value.name for value in graph.input} | set(self.constants)
@@ -131,7 +133,7 @@ class Nodes:
         held = self.constants.get(name)
         return None if held is None or held.data_type != TensorProto.FLOAT else tuple(held.dims)
 
-    def _integers(self, name: str) -> list[int]:
+    def integers(self, name: str) -> list[int]:
         """The values of a constant of integers."""
         return onnx.numpy_helper.to_array(self.constants[name]).tolist()
 
@@ -144,19 +146,19 @@ class Nodes:
         if is_node(node, "Identity"):
             return shape
         if is_node(node, "Reshape"):
-            sizes = self._integers(node.input[1])
+            sizes = self.integers(node.input[1])
             pairs = zip(sizes, (*shape, *sizes), strict=False)
             sizes = [old if new == 0 else new for new, old in pairs]
             rest = math.prod(size for size in sizes if size != -1)
             left = math.prod(shape) // max(rest, 1)
             return tuple(left if size == -1 else size for size in sizes)
-        axes = self._integers(node.input[1]) if node.input[1:] else option(node, "axes", [])
+        axes = self.integers(node.input[1]) if node.input[1:] else option(node, "axes", [])
         rank = len(shape) + len(axes)
         ones, sizes = {axis % rank for axis in axes}, iter(shape)
         return tuple(1 if axis in ones else next(sizes) for axis in range(rank))
 
     def _for_any_batch(self, node: NodeProto, batch: int) -> NodeProto:
-        sizes = self._integers(node.input[1]) if node.input[1] in self.constants else []
+        sizes = self.integers(node.input[1]) if node.input[1] in self.constants else []
         if sizes[:1] != [batch] or option(node, "allowzero", 0):
             return node
         twin = NodeProto()
@@ -190,6 +192,12 @@ class Nodes:
             self.constants[factor] = onnx.helper.make_tensor(factor, TensorProto.FLOAT, [], [beta])
             yield onnx.helper.make_node("Mul", [node.input[2], factor], [added])
         yield onnx.helper.make_node("Add", [product, added], list(node.output))
+
+
+def opset(model: ModelProto) -> int:
+    """The version of the ONNX standard that a model keeps to; 0 where it does not say."""
+    versions = [held.version for held in model.opset_import if held.domain in ("", "ai.onnx")]
+    return next(iter(versions), 0)
 
 
 def is_node(node: NodeProto, kind: str) -> bool:

@@ -17,9 +17,8 @@ from torch import Tensor
 from secateur.errors import ModelError
 from secateur.frontends.onnx.file import has_body
 from secateur.frontends.onnx.runtime import as_array, as_tensor, call, start
-from secateur.network.layout import (
-    to_channels_last,
-)
+from secateur.network.layout import to_channels_last
+from secateur.network.ops import Sizes
 
 _NAMES = """
     Abs Add Cast Ceil Clip Div Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity LeakyRelu Log
@@ -31,15 +30,15 @@ _ELEMENTWISE = frozenset(_NAMES.split())
 
 @dataclass
 class Segment:
-    """Some nodes between layers as one operation, run by ONNX Runtime.
+    """Some nodes between layers as one function of the values that they read, run by ONNX Runtime.
 
     The model is built at the first run, when the types of its inputs are known. Elementwise
     segments take channels-last images as they lie in memory; others get a copy in ONNX's order.
 
     Attributes:
-        name: of the value written: a tensor, or a tuple where there are several outputs.
-        reads: values it needs.
-        writes: names of its outputs.
+        reads: names of the values that it takes.
+        writes: names of the values that it gives: one, or a tuple of several.
+        numbers: of the nodes in the graph.
         nodes: in execution order.
         constants: those that the nodes read, by name.
         source: the whole model, for its versions.
@@ -49,9 +48,9 @@ class Segment:
             axis of one image's value by name (0 for a number); None = all images at once.
     """
 
-    name: str
     reads: tuple[str, ...]
     writes: tuple[str, ...]
+    numbers: Sequence[int]
     nodes: list[NodeProto]
     constants: Mapping[str, TensorProto]
     source: ModelProto
@@ -60,15 +59,37 @@ class Segment:
     each: Mapping[str, int] | None = None
     session: Any = field(default=None, compare=False)
 
-    def run(self, values: Mapping[str, Any]) -> Any:
+    def __call__(self, *values: Any) -> Any:
         """One output, or a tuple of several."""
-        inputs = [values[name] for name in self.reads]
+        inputs = list(values)
         found = self._call(inputs) if self.each is None else self._one_by_one(inputs, self.each)
         laid = [
             to_channels_last(of) if name in self.fast else of
             for name, of in zip(self.writes, found, strict=True)
         ]
         return laid[0] if len(laid) == 1 else tuple(laid)
+
+    def inner_shapes(self, runs: Sequence[Sequence[Any]]) -> list[dict[str, Sizes]]:
+        """The shapes of all values that the nodes make, for each of several inputs.
+
+        Values that are no tensors are left out; nothing is told where ONNX Runtime does not say.
+        """
+        model, names = self._model(list(runs[0])), self._names()
+        values = [name for node in self.nodes if _gives_tensors(node) for name in node.output]
+        values = list(filter(None, values))
+        del model.graph.output[:]
+        for name in values:
+            shape = f"shape of {names(name)}"
+            model.graph.node.append(onnx.helper.make_node("Shape", [names(name)], [shape]))
+            model.graph.output.append(onnx.ValueInfoProto(name=shape))
+        try:
+            session = start(model)
+            inputs = [of.name for of in session.get_inputs()]
+            found = [call(session, dict(zip(inputs, run, strict=True))) for run in runs]
+        except ModelError:
+            return [{} for _ in runs]
+        sizes = [[tuple(shape.tolist()) for shape in shapes] for shapes in found]
+        return [dict(zip(values, of, strict=True)) for of in sizes]
 
     def _call(self, inputs: list[Any]) -> list[Any]:
         if self.session is None:
@@ -139,6 +160,11 @@ class Segment:
         known |= {name: f"c{index}" for index, name in enumerate(self.constants)}
         made = [name for node in self.nodes for name in node.output if name]
         return (known | {name: f"v{index}" for index, name in enumerate(made)}).__getitem__
+
+
+def _gives_tensors(node: NodeProto) -> bool:
+    """Whether a node's outputs are tensors, which alone have shapes."""
+    return "Sequence" not in node.op_type and "Optional" not in node.op_type
 
 
 def _kind(value: Any, name: str) -> int:

@@ -99,31 +99,6 @@ def images_input(model: ModelProto) -> onnx.ValueInfoProto:
     return inputs[0]
 
 
-def known_shapes(model: ModelProto, shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the values of one image by name, as far as onnx infers them.
-
-    Args:
-        model: one that ONNX Runtime has run.
-        shape: of one image.
-    """
-    held = ModelProto()
-    held.CopyFrom(model)
-    sizes = images_input(held).type.tensor_type.shape
-    del sizes.dim[:]
-    for size in (1, *shape):
-        sizes.dim.add().dim_value = size
-    for output in held.graph.output:
-        output.type.tensor_type.ClearField("shape")
-    try:
-        graph = onnx.shape_inference.infer_shapes(held, data_prop=True).graph
-    except Exception:  # shapes of layers that stay dense, for the report only
-        return {}
-    return {
-        value.name: tuple(axis.dim_value for axis in value.type.tensor_type.shape.dim)
-        for value in (*graph.value_info, *graph.output)
-    }
-
-
 def several(model: ModelProto, images: Tensor) -> Tensor:
     """Three images by repeating a few, or four where the file is made for three.
 

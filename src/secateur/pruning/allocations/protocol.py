@@ -11,7 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from secateur.core.patterns import Pattern, Unstructured
-from secateur.network.graph import Graph, Layer
+from secateur.network.graph import Graph
+from secateur.network.layers import Layer
 from secateur.network.sample_layout import Layouts
 from secateur.pruning.sampling import Sampling
 from secateur.pruning.walk import folded_weight

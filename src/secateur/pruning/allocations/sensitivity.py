@@ -15,7 +15,8 @@ from torch import Tensor
 
 from secateur.core.distance import relative_error
 from secateur.core.methods import LeastSquares, Method
-from secateur.network.graph import Graph, Layer
+from secateur.network.graph import Graph
+from secateur.network.layers import Layer
 from secateur.network.stream import Stream
 from secateur.pruning.allocations.protocol import Budget, Curve, Subject, remove_in_order
 from secateur.pruning.sampling import Sampling

@@ -1,0 +1,337 @@
+"""Which nodes of an ONNX graph PyTorch runs, as typed operations, and how their weights are stored.
+
+Convolutions and products with a weight, and normalisations, are run by PyTorch, so that weights can
+be changed; see `schedule` for the others, and `parts` for what these are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch.nn.functional as F
+from onnx import ModelProto, NodeProto, TensorProto
+from torch import Tensor
+
+from secateur.errors import ModelError
+from secateur.frontends.onnx import kernels
+from secateur.frontends.onnx.file import inlined, tensor_of
+from secateur.frontends.onnx.nodes import Nodes, is_node, option
+from secateur.frontends.onnx.signature import images_input
+from secateur.network.geometry import ConvolutionGeometry
+from secateur.network.layers import ON_THE_FLY
+from secateur.network.ops import BatchNorm, Convolution, Linear, Op, Transpose
+
+FOLD = "remove weight norms, parametrizations and masks before the export, or fold constants in it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightLayout:
+    """How a parameter lies in the file.
+
+    Attributes:
+        transposed: a matrix (in, out) where the layer has (out, in).
+        factor: the layer multiplies by this (Gemm's alpha or beta).
+        vector: of any shape with one axis longer than 1, such as (1, C, 1, 1).
+    """
+
+    transposed: bool = False
+    factor: float = 1.0
+    vector: bool = False
+
+    def read(self, held: Tensor) -> Tensor:
+        """The parameter as the layer uses it."""
+        held = held.flatten() if self.vector else held.mT.contiguous() if self.transposed else held
+        return held if self.factor == 1 else held * self.factor
+
+    def write(self, value: Tensor) -> Tensor:
+        """The inverse, up to the shape of a vector."""
+        value = value.mT if self.transposed else value
+        return value if self.factor == 1 else value / self.factor + 0.0  # no negative zeros
+
+
+@dataclass(frozen=True)
+class Left:
+    """Why a layer is left to ONNX Runtime.
+
+    Attributes:
+        reason: in words.
+        weight: the constant that it multiplies with; None where that is computed.
+    """
+
+    reason: str
+    weight: str | None = None
+
+
+@dataclass(frozen=True)
+class _Bias:
+    """A bias per output: the parameter, how it is stored, and the Add that brings it."""
+
+    name: str | None = None
+    layout: WeightLayout = WeightLayout()
+    add: int | None = None
+
+    @property
+    def held(self) -> dict[str, WeightLayout]:
+        return {} if self.name is None else {self.name: self.layout}
+
+
+class Translation:
+    """What PyTorch runs of a model.
+
+    With `any_batch`, a reshape to that many images is read as one to as many as there are.
+
+    Attributes:
+        model: without functions.
+        nodes: the graph's nodes, with look-ups.
+        input: name of the value that holds the images.
+        outputs: names of the outputs that depend on them.
+        layouts: how each parameter lies in the file, by name.
+        units: the operations that PyTorch runs, by number of the node that they stand for.
+        absorbed: numbers of further nodes that they stand for.
+        left: layers that ONNX Runtime runs, by number of the node.
+
+    Raises:
+        ModelError: the model takes several inputs, or gives nothing that depends on its images.
+    """
+
+    def __init__(self, model: ModelProto, *, any_batch: int = 0) -> None:
+        self.model = inlined(model)
+        self.input = images_input(model).name
+        self.nodes = Nodes(self.model, any_batch=any_batch)
+        made = {self.input, *self.nodes.makers} - self.nodes.fixed
+        self.outputs = [name for name in self.nodes.outputs if name in made]
+        if not self.outputs:
+            raise ModelError(
+                "the ONNX model has no output that depends on its images, expected at least one: "
+                "check that this is the right file"
+            )
+        self.layouts: dict[str, WeightLayout] = {}
+        self.units: dict[int, Sequence[Op]] = {}
+        self.absorbed: set[int] = set()
+        self.left: dict[int, Left] = {}
+        for index, node in enumerate(self.nodes.nodes):
+            make = self._MAKERS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+            if make and index not in self.absorbed and not self.nodes.is_fixed(node):
+                make(self, index, node)
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The values of the parameters as the layers use them, copied."""
+        held = self.nodes.constants
+        return {name: of.read(tensor_of(held[name], name)) for name, of in self.layouts.items()}
+
+    def _normalisation(self, index: int, node: NodeProto) -> None:
+        names = [self.nodes.source(name)[0] for name in node.input[1:5]]
+        shapes = {self.nodes.float_shape(name) for name in names}
+        trains = option(node, "training_mode", 0) or any(node.output[1:])
+        if trains or len(shapes) != 1 or len(next(iter(shapes)) or ()) != 1:
+            return
+        if not self._hold(dict.fromkeys(names, WeightLayout())):
+            return
+        gamma, beta, mean, variance = names
+        epsilon = option(node, "epsilon", 1e-5)
+        norm = BatchNorm(
+            name=node.output[0],
+            inputs=(node.input[0],),
+            gamma=gamma,
+            beta=beta,
+            mean=mean,
+            variance=variance,
+            epsilon=epsilon,
+            compute=kernels.batch_norm(epsilon),
+            operation=node.op_type,
+            label=node.name,
+        )
+        self.units[index] = [norm]
+
+    def _convolution(self, index: int, node: NodeProto) -> None:
+        weight, turned = self.nodes.source(node.input[1])
+        shape = self.nodes.float_shape(weight)
+        if shape is None or len(shape) < 3 or turned:
+            self._not_a_parameter(index, node.input[1])
+            return
+        bias = self._own_bias(node, shape[0], 1.0)
+        if bias is None:
+            ones = (1,) * (len(shape) - 2)
+            bias = self._added_bias(node, {(shape[0], *ones), (1, shape[0], *ones)})
+        if not self._fits(index, weight, WeightLayout(), bias):
+            return
+        geometry = convolution_geometry(node, shape[2:])
+        op = Convolution(
+            name=self._written(node, bias),
+            inputs=(node.input[0],),
+            weight=weight,
+            bias=bias.name,
+            geometry=geometry,
+            compute=kernels.convolution(geometry),
+            operation=node.op_type,
+            label=node.name,
+        )
+        self._unit(index, [op], bias)
+
+    def _gemm(self, index: int, node: NodeProto) -> None:
+        alpha = option(node, "alpha", 1.0)
+        found = self._matrix(node.input[1], turned=not option(node, "transB", 0), factor=alpha)
+        if found is None or node.input[0] in self.nodes.fixed or not alpha:
+            self._not_a_parameter(index, node.input[1])
+            return
+        weight, layout, rows = found
+        bias = self._own_bias(node, rows, option(node, "beta", 1.0))
+        bias = bias or self._added_bias(node, {(rows,), (1, rows)})
+        if not self._fits(index, weight, layout, bias):
+            return
+        x = node.input[0]
+        turned = [self._swap(node, x, self.nodes.fresh(x))] if option(node, "transA", 0) else []
+        x = turned[0].name if turned else x
+        self._unit(index, [*turned, self._linear(node, x, weight, bias)], bias)
+
+    def _matmul(self, index: int, node: NodeProto) -> None:
+        left = node.input[0] in self.nodes.fixed
+        held, x = (node.input[0], node.input[1]) if left else (node.input[1], node.input[0])
+        found = self._matrix(held, turned=not left)
+        if found is None:
+            self._not_a_parameter(index, held)
+            return
+        weight, layout, rows = found
+        bias = _Bias() if left else self._added_bias(node, {(rows,), (1, rows)})
+        if not self._fits(index, weight, layout, bias):
+            return
+        if not left:
+            self._unit(index, [self._linear(node, x, weight, bias)], bias)
+            return
+        before, after = self.nodes.fresh(x), self.nodes.fresh(node.output[0])
+        ops = [  # W x = (x^T W^T)^T
+            self._swap(node, x, before),
+            self._linear(node, before, weight, bias, name=after),
+            self._swap(node, after, node.output[0]),
+        ]
+        self._unit(index, ops, bias)
+
+    def _linear(self, node: NodeProto, x: str, weight: str, bias: _Bias, name: str = "") -> Linear:
+        return Linear(
+            name=name or self._written(node, bias),
+            inputs=(x,),
+            weight=weight,
+            bias=bias.name,
+            compute=F.linear,
+            operation=node.op_type,
+            label=node.name,
+        )
+
+    def _swap(self, node: NodeProto, value: str, name: str) -> Transpose:
+        return Transpose(
+            name=name,
+            inputs=(value,),
+            permutation=(),  # of an unknown number of axes, which `shapes` tells
+            compute=kernels.swap,
+            operation="Transpose",
+            label=node.name,
+        )
+
+    def _matrix(
+        self, name: str, *, turned: bool, factor: float = 1.0
+    ) -> tuple[str, WeightLayout, int] | None:
+        """A weight as parameter, how it is stored, and its rows; None when it is no matrix."""
+        weight, again = self.nodes.source(name)
+        shape = self.nodes.float_shape(weight)
+        if shape is None or len(shape) != 2:
+            return None
+        layout = WeightLayout(transposed=turned ^ again, factor=factor)
+        return weight, layout, shape[1 if layout.transposed else 0]
+
+    def _own_bias(self, node: NodeProto, rows: int, factor: float) -> _Bias | None:
+        """The bias among a node's inputs; None where it has none."""
+        if len(node.input) < 3 or not node.input[2]:
+            return None
+        name, shape = self.nodes.vector(node.input[2])
+        if shape is None or math.prod(shape) != rows:
+            return _COMPUTED
+        return _Bias(name, self._as_vector(name, factor))
+
+    def _added_bias(self, node: NodeProto, shapes: set[tuple[int, ...]]) -> _Bias:
+        """The constant of one of these shapes that a following Add brings, or no bias."""
+        reader = self.nodes.only_reader(node.output[0])
+        if reader is None or not is_node(self.nodes.nodes[reader], "Add"):
+            return _Bias()
+        (other,) = [name for name in self.nodes.nodes[reader].input if name != node.output[0]]
+        name, shape = self.nodes.vector(other)
+        return _Bias(name, self._as_vector(name), reader) if shape in shapes else _Bias()
+
+    def _as_vector(self, name: str, factor: float = 1.0) -> WeightLayout:
+        return WeightLayout(vector=len(self.nodes.constants[name].dims) != 1, factor=factor)
+
+    def _fits(self, index: int, weight: str, layout: WeightLayout, bias: _Bias) -> bool:
+        """Whether a layer can be run by PyTorch; it stays in a segment where it cannot."""
+        if bias is _COMPUTED:
+            self.left[index] = Left("bias computed on the fly", weight)
+            return False
+        if bias.name == weight or not self._hold({weight: layout, **bias.held}):
+            self.left[index] = Left("weight or bias also used in another form", weight)
+            return False
+        return True
+
+    def _hold(self, layouts: Mapping[str, WeightLayout]) -> bool:
+        """Takes constants as parameters; False when one is a parameter in another form."""
+        if any(self.layouts.get(name, layout) != layout for name, layout in layouts.items()):
+            return False
+        self.layouts.update(layouts)
+        return True
+
+    def _written(self, node: NodeProto, bias: _Bias) -> str:
+        return (node if bias.add is None else self.nodes.nodes[bias.add]).output[0]
+
+    def _unit(self, index: int, ops: Sequence[Op], bias: _Bias) -> None:
+        self.units[index] = ops
+        self.absorbed.update([] if bias.add is None else [bias.add])
+
+    def _not_a_parameter(self, index: int, operand: str) -> None:
+        """Leaves a layer whose weight is not a float32 matrix or kernel in the file."""
+        source, _ = self.nodes.source(operand)
+        held, maker = self.nodes.constants.get(source), self.nodes.makers.get(source)
+        if held is not None and held.data_type != TensorProto.FLOAT:
+            kind = TensorProto.DataType.Name(held.data_type).lower()
+            self.left[index] = Left(f"weight of type {kind}", source)
+        elif maker is not None and is_node(self.nodes.nodes[maker], "DequantizeLinear"):
+            self.left[index] = Left("quantised weight")
+        elif operand in self.nodes.fixed and held is None:
+            self.left[index] = Left(f"{ON_THE_FLY}: {FOLD}")
+        elif is_node(self.nodes.nodes[index], "Conv"):
+            self.left[index] = Left(ON_THE_FLY)
+
+    _MAKERS = {  # noqa: RUF012
+        "BatchNormalization": _normalisation,
+        "Conv": _convolution,
+        "Gemm": _gemm,
+        "MatMul": _matmul,
+    }
+
+
+_COMPUTED = _Bias("")
+_SAME: dict[str, Literal["same_upper", "same_lower"]] = {
+    "SAME_UPPER": "same_upper",
+    "SAME_LOWER": "same_lower",
+}
+
+
+def convolution_geometry(node: NodeProto, kernel: Sequence[int]) -> ConvolutionGeometry:
+    """What a convolution's attributes say.
+
+    Args:
+        node: Conv, or one like it.
+        kernel: its sizes.
+    """
+    axes = len(kernel)
+    pads, same = option(node, "pads", [0] * 2 * axes), option(node, "auto_pad", b"").decode()
+    pairs = [(0, 0)] * axes if same == "VALID" else zip(pads[:axes], pads[axes:], strict=True)
+    geometry = ConvolutionGeometry(
+        kernel=tuple(kernel),
+        stride=tuple(option(node, "strides", [1] * axes)),
+        padding=_SAME.get(same) or tuple(pairs),
+        dilation=tuple(option(node, "dilations", [1] * axes)),
+        groups=option(node, "group", 1),
+    )
+    if any(step != 1 for step in geometry.stride):
+        return geometry
+    return replace(geometry, padding=geometry.pads([1] * axes))  # the same for every size

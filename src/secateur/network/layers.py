@@ -1,0 +1,417 @@
+"""The layers of a network, found among its operations: one pass for every front-end."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from secateur.network.batch_norm import bn_scale_of
+from secateur.network.geometry import ConvolutionGeometry, Geometry, LinearGeometry
+from secateur.network.ops import (
+    Attention,
+    BatchNorm,
+    Convolution,
+    FusedAttention,
+    Identity,
+    Linear,
+    Op,
+    Product,
+    Recurrent,
+    Reshape,
+    Sizes,
+    Transpose,
+    UnknownShapeError,
+    expanded,
+)
+
+if TYPE_CHECKING:
+    from secateur.network.graph import Graph
+
+Multiplication = Convolution | Linear
+
+ACTIVATIONS = "(products of activations)"  # the line for all of them together
+
+ON_THE_FLY = "weight computed on the fly"  # how the obstacle of such layers begins
+
+_TINY = 64  # weights
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """One call of a layer: which op, what it reads, its geometry, the bias it adds.
+
+    `output` names the value that comes out, after a following BatchNorm where there is one.
+    """
+
+    op: int
+    input: str
+    geometry: Geometry
+    output: str
+    bias: str | None = None
+
+
+@dataclass(frozen=True)
+class BiasParameter:
+    """Where a fitted change of the bias goes: a parameter, and with which sign."""
+
+    name: str
+    sign: Literal[1, -1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A weight that is multiplied with activations.
+
+    Attributes:
+        name: the parameter's name without ".weight", as in the state dict.
+        parameter: the weight's full name; None for one computed on the fly.
+        kind: "conv" or "linear" when it can be pruned, else the operation's name.
+        shape: the weight's shape; empty where there is no weight.
+        output: shape of the (first) output, 0 for the batch axis.
+        macs: multiply-accumulates per image, all calls together.
+        calls: in execution order.
+        bias: where a fitted bias goes; None when there is no place for one.
+        bn_scale: gamma / sqrt(variance + epsilon) of a following BatchNorm, per output; None = 1.
+        affine: parameters that scale and shift the output and nothing else: the BatchNorm's
+            weight and bias, or the layer's own (whose bias may be None); None when shared.
+        obstacle: why it cannot be pruned; None when it can.
+        protected: why it is not pruned unless asked for; None when it is.
+    """
+
+    name: str
+    parameter: str | None
+    kind: str
+    shape: torch.Size
+    output: tuple[int, ...] = ()
+    macs: int = 0
+    calls: tuple[LayerCall, ...] = ()
+    bias: BiasParameter | None = None
+    bn_scale: Float[Tensor, " out"] | None = None
+    affine: tuple[str, str | None] | None = None
+    obstacle: str | None = None
+    protected: str | None = None
+
+    @property
+    def weights(self) -> int:
+        """How many weights."""
+        return math.prod(self.shape) if self.shape else 0
+
+    @property
+    def columns(self) -> int:
+        """Inputs per output."""
+        return self.weights // self.shape[0]
+
+
+def activations_product(macs: int) -> Layer:
+    """The line for products of activations with each other, as in attention; has no weights.
+
+    One line for the whole network, once `merged`: those of a transformer would be two in each
+    block, with nothing to choose between them.
+    """
+    return Layer(
+        name=ACTIVATIONS,
+        parameter=None,
+        kind="product",
+        shape=torch.Size(()),
+        macs=macs,
+        obstacle="no weights: activations multiplied with each other, as in attention",
+    )
+
+
+def find_layers(graph: Graph) -> list[Layer]:
+    """The layers of a network, in order of the first call."""
+    finder = LayerFinder(graph)
+    found = merged(layer for index, op in finder.ops for layer in finder.layers_of(index, op))
+    return protected([finder.settled(layer) for layer in found])
+
+
+def uncounted(graph: Graph) -> list[str]:
+    """Notes on operations whose multiply-accumulates are not known and count as 0."""
+    return [
+        f"multiply-accumulates of {op.operation} {op.label or op.name} not counted: its shapes are "
+        "not known"
+        for _, op in expanded(graph.ops)
+        if _macs(op, graph) is None
+    ]
+
+
+def _macs(op: Op, graph: Graph) -> int | None:
+    """Multiply-accumulates for one image; None where they are not known."""
+    try:
+        return op.macs(graph.shapes)
+    except UnknownShapeError:
+        return None
+
+
+class LayerFinder:
+    """Looks at the operations around a layer.
+
+    Attributes:
+        graph: the network.
+        ops: every operation with its number, the parts of fused ones too.
+        readers: the operations that read a value, twice those that read it twice.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.ops = list(expanded(graph.ops))
+        self.readers: dict[str, list[Op]] = defaultdict(list)
+        for _, op in self.ops:
+            for name in op.reads:
+                self.readers[name].append(op)
+
+    def users(self, parameter: str) -> list[Op]:
+        """The operations that read a parameter as it is, transposed or in another shape."""
+        found = []
+        for op in self.readers[parameter]:
+            passes_on = isinstance(op, Reshape | Transpose | Identity) and op.input == parameter
+            is_output = op.name in self.graph.outputs
+            found += self.users(op.name) if passes_on and not is_output else [op]
+        return found
+
+    def layers_of(self, index: int, op: Op) -> Iterator[Layer]:
+        """The layers that an operation is: several of a recurrent one, one a weight."""
+        macs = _macs(op, self.graph)
+        if isinstance(op, Multiplication):
+            yield self._multiplication(index, op)
+        elif isinstance(op, Recurrent):
+            for name in op.matrices:
+                part = _macs(replace(op, matrices=(name,)), self.graph)
+                yield self._dense(op, name, "recurrent layer", part or 0)
+        elif isinstance(op, FusedAttention):
+            yield self._dense(op, op.weight, op.obstacle, macs or 0)
+        elif isinstance(op, Product | Attention) and macs != 0:
+            yield self._product(op, macs or 0)
+
+    def settled(self, layer: Layer) -> Layer:
+        """A layer with what depends on all of its calls: its bias and the BatchNorm behind it."""
+        if layer.obstacle:
+            return layer
+        norms = [self.batch_norm(self.graph.ops[call.op]) for call in layer.calls]
+        calls = tuple(
+            replace(call, output=norm.name) if norm else call
+            for call, norm in zip(layer.calls, norms, strict=True)
+        )
+        only = norms[0] if len(norms) == 1 else None
+        return replace(
+            layer,
+            calls=calls,
+            bias=self._bias_parameter(layer, only),
+            bn_scale=bn_scale_of(norms[0], self.graph.parameters) if norms[0] else None,
+            affine=self._affine(layer, only) if len(calls) == 1 else None,
+        )
+
+    def batch_norm(self, op: Op) -> BatchNorm | None:
+        """The BatchNorm that alone reads a layer's output, where it normalises its outputs."""
+        readers = self.readers[op.name]
+        norm = readers[0] if len(readers) == 1 and op.name not in self.graph.outputs else None
+        if not isinstance(norm, BatchNorm) or norm.input != op.name:
+            return None
+        if isinstance(op, Linear) and len(self._sizes(op.name)) != 2:
+            return None  # it normalises positions
+        return norm if all(name in self.graph.parameters for name in norm.weights) else None
+
+    def is_free(self, name: str, ops: Sequence[Op]) -> bool:
+        """Whether a parameter can be changed, and just these operations read it, each once."""
+        if name not in self.graph.parameters or name in self.graph.fixed:
+            return False
+        readers = sorted(op.name for op in self.users(name))
+        return readers == sorted(op.name for op in ops) and name not in self.graph.outputs
+
+    def _multiplication(self, index: int, op: Multiplication) -> Layer:
+        why = self._why_left_alone(op)
+        macs = _macs(op, self.graph) or 0
+        if why:
+            return self._dense(op, op.weight, why, macs)
+        call = LayerCall(
+            op=index,
+            input=op.input,
+            output=op.name,
+            bias=op.bias,
+            geometry=op.geometry if isinstance(op, Convolution) else LinearGeometry(),
+        )
+        return Layer(
+            name=self._short(op.weight),
+            parameter=op.weight,
+            kind="conv" if isinstance(op, Convolution) else "linear",
+            shape=self.graph.parameters[op.weight].shape,
+            output=self._shown(op),
+            macs=macs,
+            calls=(call,),
+            obstacle=self._why_fixed(op.weight),
+        )
+
+    def _why_left_alone(self, op: Multiplication) -> str | None:
+        """Why an operation is no layer that could be fitted."""
+        if isinstance(op, Convolution) and op.transposed:
+            return "transposed convolution"
+        if op.obstacle:
+            return op.obstacle
+        if op.weight not in self.graph.parameters:
+            return ON_THE_FLY
+        weight, output = self._sizes(op.weight), self._sizes(op.name)
+        fits = len(output) == len(weight) if isinstance(op, Convolution) else len(weight) == 2
+        if not fits or len(output) < 2:
+            return "input without a batch axis"
+        return "as many inputs as the values lead to" if 0 in output else None
+
+    def _why_fixed(self, weight: str) -> str | None:
+        """Why a weight cannot be changed."""
+        if weight in self.graph.fixed:
+            return f"weight {self.graph.fixed[weight]}"
+        if weight in self.graph.outputs:
+            return "weight also used by an output"
+        others = [op for op in self.users(weight) if not self._multiplies_with(op, weight)]
+        return f"weight also used by {others[0].operation}" if others else None
+
+    def _multiplies_with(self, op: Op, weight: str) -> bool:
+        own = isinstance(op, Multiplication) and op.weight == weight and op.obstacle is None
+        return own and not (isinstance(op, Convolution) and op.transposed)
+
+    def _product(self, op: Product | Attention, macs: int) -> Layer:
+        """A product, named by the largest parameter in a factor that is not made of images."""
+        behind = [self._behind.get(name) for name in op.inputs]
+        weight = max(filter(None, behind), key=self._count, default=None)
+        if weight is None:
+            return activations_product(macs)
+        return self._dense(op, weight, op.obstacle, macs)
+
+    @cached_property
+    def _behind(self) -> dict[str, str | None]:
+        """The largest weight that a value is made of, for values that depend on no image."""
+        graph = self.graph
+        made = {op.name for _, op in self.ops}
+        read = {name for name in self.readers if name not in made and name != graph.input}
+        behind: dict[str, str | None] = {name: self._as_weight(name) for name in read}
+        for _, op in self.ops:
+            if all(name in behind for name in op.reads):
+                held = (behind[name] for name in op.reads)
+                behind[op.name] = max(filter(None, held), key=self._count, default=None)
+        return behind
+
+    def _as_weight(self, name: str) -> str | None:
+        return name if name in self.graph.constants and len(self._sizes(name)) > 1 else None
+
+    def _count(self, name: str) -> int:
+        return math.prod(self._sizes(name))
+
+    def _dense(self, op: Op, weight: str, reason: str, macs: int) -> Layer:
+        """A layer that stays dense, and its weight: a constant, or computed on the fly."""
+        held = weight in self.graph.constants
+        return Layer(
+            name=self._short(weight) if held else op.label or op.name,
+            parameter=weight if held else None,
+            kind=op.operation.split(".")[0],
+            shape=torch.Size(self._sizes(weight)),
+            output=self._shown(op),
+            macs=macs,
+            obstacle=reason,
+        )
+
+    def _sizes(self, name: str) -> Sizes:
+        shape = self.graph.shapes.get(name)
+        return () if shape is None else shape.sizes
+
+    def _shown(self, op: Op) -> Sizes:
+        shape = self.graph.shapes.get(op.name)
+        return () if shape is None else shape.shown
+
+    def _short(self, weight: str) -> str:
+        """A weight's name without ".weight", unless another has that name."""
+        short = weight.removesuffix(".weight")
+        return weight if short in self.graph.constants else short
+
+    def _bias_parameter(self, layer: Layer, norm: BatchNorm | None) -> BiasParameter | None:
+        biases = {call.bias for call in layer.calls}
+        bias = next(iter(biases))
+        if len(biases) > 1:
+            return None
+        if bias is not None:
+            calls = [self.graph.ops[call.op] for call in layer.calls]
+            return BiasParameter(bias, 1) if self.is_free(bias, calls) else None
+        if norm is None or not self.is_free(norm.mean, [norm]):
+            return None
+        return BiasParameter(norm.mean, -1)
+
+    def _affine(self, layer: Layer, norm: BatchNorm | None) -> tuple[str, str | None] | None:
+        (call,) = layer.calls
+        if norm is None:
+            op, names = self.graph.ops[call.op], (str(layer.parameter), call.bias)
+        elif norm.gamma is None or norm.beta is None:
+            return None
+        else:
+            op, names = norm, (norm.gamma, norm.beta)
+        free = all(self.is_free(name, [op]) for name in names if name is not None)
+        return names if free else None
+
+
+def merged(layers: Iterable[Layer]) -> list[Layer]:
+    """One layer per weight: its uses together, in order of the first call."""
+    found: dict[tuple[str, str | None], Layer] = {}
+    for layer in layers:
+        key = layer.name, layer.parameter
+        known = found.get(key)
+        found[key] = layer if known is None else _together(known, layer)
+    return list(found.values())
+
+
+def _together(known: Layer, again: Layer) -> Layer:
+    return replace(
+        known,
+        calls=known.calls + again.calls,
+        macs=known.macs + again.macs,
+        obstacle=known.obstacle or again.obstacle,
+    )
+
+
+def protected(layers: Sequence[Layer]) -> list[Layer]:
+    """Marks what stays dense unless it is asked for: the first layer, depthwise and tiny layers.
+
+    Tiny is a single output of fewer than 64 weights: there is next to nothing to gain, and such
+    layers may hold fixed numbers, as the kernel 0..15 does that decodes the boxes of a detector.
+    """
+    prunable = [layer for layer in layers if layer.obstacle is None]
+    reasons = {
+        layer.name: f"tiny, one output of {layer.weights} weights"
+        for layer in prunable
+        if layer.shape[0] == 1 and layer.weights < _TINY
+    }
+    reasons |= {layer.name: "depthwise" for layer in prunable if _is_depthwise(layer)}
+    if prunable:
+        reasons[prunable[0].name] = "first layer"
+    return [replace(layer, protected=reasons.get(layer.name)) for layer in layers]
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Shares of a network's weights, of all layers together.
+
+    Attributes:
+        stuck: in layers that cannot be pruned.
+        computed: in those among them whose weight is computed in each run.
+    """
+
+    stuck: float
+    computed: float
+
+    @classmethod
+    def of(cls, layers: Sequence[Layer]) -> Shares:
+        """Of a network; what multiplies a vector only is a norm of a weight that counts already."""
+        layers = [layer for layer in layers if layer.kind not in ("mv", "dot", "vdot")]
+        total = max(1, sum(layer.weights for layer in layers))
+        stuck = [layer for layer in layers if layer.obstacle is not None]
+        computed = [of for of in stuck if str(of.obstacle).startswith(ON_THE_FLY)]
+        return cls(*(sum(of.weights for of in held) / total for held in (stuck, computed)))
+
+
+def _is_depthwise(layer: Layer) -> bool:
+    geometry = layer.calls[0].geometry
+    return isinstance(geometry, ConvolutionGeometry) and geometry.groups > 1 and layer.shape[1] == 1
