@@ -21,7 +21,6 @@ import torch
 from abuse_mutate import Case
 from PIL import Image
 from safetensors.torch import save
-from secateur.frontends.onnx.plan import Plan
 from torch import nn
 
 import secateur
@@ -33,6 +32,7 @@ from secateur.frontends.loading import load_network
 from secateur.frontends.onnx import declared_batch, first_run, input_shape, layer_weights
 from secateur.frontends.onnx.file import read
 from secateur.frontends.onnx.graph import named_tensors
+from secateur.frontends.onnx.translation import Translation
 from secateur.frontends.torch.checkpoints import load_state, read_state
 from secateur.hardware.latency import Bench, Timing
 from secateur.pruning.recipe import RECIPES, Recipe
@@ -126,7 +126,7 @@ def _read_onnx(folder: Path) -> None:
     try:
         input_shape(model), named_tensors(model), layer_weights(model)
         for batch in {0, declared_batch(model)}:
-            Plan(model, any_batch=batch).parameters()
+            Translation(model, any_batch=batch).parameters()
     except SecateurError:
         raise
     except Exception:

@@ -727,6 +727,15 @@ HOSTILE = {
 }
 
 
+@pytest.mark.parametrize("attribute", ["strides", "pads", "dilations"])
+def test_attributes_that_do_not_fit_are_one_sentence_within_a_call(attribute, own_process) -> None:
+    """What tells one model from another there is looked at before the first run."""
+    model = small()
+    model.graph.node[0].attribute.append(helper.make_attribute(attribute, [1]))
+    with refused("expected"), one_first_run():
+        secateur.inspect(model)
+
+
 @pytest.mark.parametrize("make", HOSTILE)
 def test_a_model_that_cannot_be_run_is_one_sentence(make, own_process) -> None:
     build = Builder(3, 6, 6)

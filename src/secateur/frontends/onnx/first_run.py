@@ -96,7 +96,7 @@ def _key(model: ModelProto, shape: Sequence[int]) -> bytes:
     held = constants(twin.graph)
     try:
         layouts = Translation(model).layouts
-    except ModelError:  # it can be run all the same
+    except Exception:  # the first run, which is at arm's length, tells what is wrong
         return b""
     for name in layouts.keys() & held.keys():
         held[name].ClearField("raw_data")
