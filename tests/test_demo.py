@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ def run(monkeypatch, capsys):
     images, labels = example.test()
     monkeypatch.setattr(example, "test", lambda: (images[:50], labels[:50]))
     before = signal.signal(signal.SIGTERM, lambda *_: None)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # put back at the end
     threads = torch.get_num_threads()
     interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # may be ignored here
 

@@ -24,6 +24,7 @@ from secateur.errors import ModelError, OptionError, SecateurWarning
 from secateur.frontends import is_onnx, onnx_function, require_onnx
 from secateur.frontends.loading import read_model
 from secateur.support.extras import require
+from secateur.support.loggers import quiet
 from secateur.support.signal_stack import kept_signal_stack
 
 Weights = Mapping[str, np.ndarray]
@@ -251,18 +252,13 @@ def _hidden(name: str) -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Hides NNCF's progress bars, its log and its warnings about itself."""
-    logger, sink = logging.getLogger("nncf"), io.StringIO()
-    held, logger.disabled = logger.disabled, True
+    sink = io.StringIO()
     with (
-        warnings.catch_warnings(),
+        quiet("nncf", level=logging.CRITICAL + 1),
         contextlib.redirect_stdout(sink),
         contextlib.redirect_stderr(sink),
     ):
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logger.disabled = held
+        yield
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -47,23 +47,31 @@ def clean_up_when_killed() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
-    sys.unraisablehook = _interrupt_again
+    sys.unraisablehook = functools.partial(_interrupt_again, others=sys.unraisablehook)
 
 
 _SOON = 0.01  # seconds
 
 
 def _interrupt_main() -> None:
+    """By SIGTERM, which has its handler above; Ctrl-C may be ignored, as in the background."""
     if hasattr(signal, "pthread_kill"):  # also wakes the thread, where it sleeps
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
     else:
         _thread.interrupt_main()
 
 
-def _interrupt_again(lost: sys.UnraisableHookArgs) -> None:
-    """Ctrl-C within a destructor or a weak reference's callback, where Python drops it."""
+def _interrupt_again(
+    lost: sys.UnraisableHookArgs, others: Callable[[sys.UnraisableHookArgs], object]
+) -> None:
+    """Ctrl-C within a destructor or a weak reference's callback, where Python drops it.
+
+    Args:
+        lost: what was dropped.
+        others: is told of all else.
+    """
     if not issubclass(lost.exc_type, KeyboardInterrupt):
-        sys.__unraisablehook__(lost)
+        others(lost)
         return
     again = threading.Timer(_SOON, _interrupt_main)  # not before the callback has ended
     again.daemon = True

@@ -116,11 +116,6 @@ class Nodes:
                     found.append(index)
         return found
 
-    def is_sole(self, name: str, index: int) -> bool:
-        """Whether one node alone reads a constant, and once."""
-        inputs = [self.vector(held)[0] for held in self.nodes[index].input]
-        return self.users(name) == [index] and inputs.count(name) == 1
-
     def only_reader(self, name: str) -> int | None:
         """The node that alone reads a value, once."""
         found = self.readers.get(name, [])
