@@ -11,8 +11,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import onnx
-
 import secateur
 
 
@@ -45,9 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     cost = secateur.evaluate(result.model, kept_back, reference=options.model)
     print(f"the same answer for {cost.agreement:.1f} % of {cost.images} other images")
-    options.out.mkdir(parents=True, exist_ok=True)
-    onnx.save(result.model, options.out / "model.onnx")
-    result.report.save(options.out / "report.json")
+    result.save(options.out)
 
 
 if __name__ == "__main__":

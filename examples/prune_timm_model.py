@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import timm
-from safetensors.torch import save_model
 
 import secateur
 
@@ -46,9 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         preprocess=preprocessing(model),
     )
     print(result.report)
-    options.out.mkdir(parents=True, exist_ok=True)
-    save_model(result.model, str(options.out / "model.safetensors"))
-    result.report.save(options.out / "report.json")
+    result.save(options.out)
 
 
 if __name__ == "__main__":

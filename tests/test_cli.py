@@ -561,18 +561,28 @@ def test_onnx_without_its_packages_is_the_install_line(place, tmp_path, monkeypa
 # interruptions and full disks
 
 
-def test_an_interruption_leaves_nothing(place, tmp_path, monkeypatch):
-    staged = []
+@pytest.mark.parametrize(
+    ("moment", "written"),
+    [
+        ("secateur.pruning.run.walk", False),
+        ("secateur.result.save_safetensors", True),
+        ("secateur.result.save_page", True),
+        ("secateur.support.files._move", True),
+    ],
+)
+def test_an_interruption_leaves_nothing(place, tmp_path, monkeypatch, moment, written):
+    """While the network is pruned nothing is there; from then on only a hidden folder."""
+    during = []
 
     def interrupted(*_, **__):
-        staged.extend(tmp_path.rglob("*.partial"))
+        during.extend(tmp_path.iterdir())
+        during.extend(tmp_path.rglob("*.partial"))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("secateur.pruning.run.walk", interrupted)
-    out = tmp_path / "x" / "out"
-    result = invoke(*prune_arguments(place, out))
+    monkeypatch.setattr(moment, interrupted)
+    result = invoke(*prune_arguments(place, tmp_path / "x" / "out", "--method", "magnitude"))
     assert_mistake(result, "interrupted: nothing was written")
-    assert staged
+    assert [path.suffix for path in during] == (["", ".partial"] if written else [])
     assert list(tmp_path.iterdir()) == []
 
 

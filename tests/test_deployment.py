@@ -7,7 +7,6 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -21,13 +20,13 @@ from typer.testing import CliRunner
 
 import secateur
 from secateur.cli.app import app
-from secateur.cli.writing import warn_of_difference
 from secateur.evaluation.inference import predict
 from secateur.export.files import far_off, save_int8, save_openvino
 from secateur.export.int8 import check_zeros, parts, quantize, recurrent_note, require_nncf
 from secateur.frontends.onnx import first_run, folded, layer_weights, read, upgraded
 from secateur.frontends.onnx.trial import run
 from secateur.frontends.openvino.runtime import IR, as_ir, ir_weights, read_ir
+from secateur.result import warn_of_difference
 
 openvino = pytest.importorskip("openvino")
 if importlib.util.find_spec("nncf") is None:
@@ -491,10 +490,9 @@ def test_an_int8_file_far_from_the_network_is_a_warning_with_the_figure(
 ) -> None:
     check = {"bytes": 1, "output_error": error, "relative_difference": difference}
     report = reports.report(exports={name: check})
-    result = SimpleNamespace(report=report)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        warn_of_difference(result, name)
+        warn_of_difference(report, name)
     told = [of for of in report.warnings if of.startswith(f"{name} is far from the network")]
     assert len(told) == len(caught) == far
     if far:

@@ -148,7 +148,7 @@ def test_python_returns_the_pruned_network_without_int8(monkeypatch) -> None:
 
 
 def test_the_first_file_has_to_be_written(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("secateur.cli.writing.save_safetensors", refuses)
+    monkeypatch.setattr("secateur.result.save_safetensors", refuses)
     done = prune("Net", tmp_path / "out")
     assert done.exit_code == 2
     assert list(tmp_path.iterdir()) == []

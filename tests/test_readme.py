@@ -33,7 +33,7 @@ def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.Monkey
     namespace: dict[str, object] = {}
     for number, block in enumerate(blocks, 1):
         exec(compile(block, f"{page}, Python block {number}", "exec"), namespace)
-    assert (tmp_path / "report.json").is_file() == (page == "README.md")
+    assert (tmp_path / "pruned" / "report.json").is_file() == (page == "README.md")
 
 
 def test_the_readme_shows_code_before_line_20() -> None:

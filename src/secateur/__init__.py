@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from secateur.version import __version__
 
 if TYPE_CHECKING:  # for type checkers and editors; _HOME says the same at run time
-    from secateur.api import PruneResult, inspect, plan, prune, sweep
+    from secateur.api import inspect, plan, prune, sweep
     from secateur.core.methods import (
         ADMM,
         AdamCalibration,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # for type checkers and editors; _HOME says the same at run t
     from secateur.data.sources import Preprocess, load_images
     from secateur.errors import (
         DataError,
+        IncompleteError,
         MissingExtraError,
         ModelError,
         NumericalError,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:  # for type checkers and editors; _HOME says the same at run t
     from secateur.report.model import Report
     from secateur.report.plan import Plan
     from secateur.report.sweep import Sweep
+    from secateur.result import PruneResult
 
 __all__ = [
     "ADMM",
@@ -65,6 +67,7 @@ __all__ = [
     "Comparison",
     "DataError",
     "Evaluation",
+    "IncompleteError",
     "LeastSquares",
     "Magnitude",
     "MissingExtraError",
@@ -120,6 +123,7 @@ _HOME = {
     "Evaluation": "secateur.evaluation.metrics",
     "Plan": "secateur.report.plan",
     "fractal_images": "secateur.data.fractals",
+    "IncompleteError": "secateur.errors",
     "inspect": "secateur.api",
     "LeastSquares": "secateur.core.methods",
     "load_images": "secateur.data.sources",
@@ -136,7 +140,7 @@ _HOME = {
     "plan": "secateur.api",
     "Preprocess": "secateur.data.sources",
     "prune": "secateur.api",
-    "PruneResult": "secateur.api",
+    "PruneResult": "secateur.result",
     "quantize": "secateur.export.int8",
     "Recipe": "secateur.pruning.recipe",
     "RECIPES": "secateur.pruning.recipe",

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from secateur.core.methods import Method
 from secateur.core.patterns import Pattern
 from secateur.data.preprocess import Transform
 from secateur.data.sources import MAX_IMAGES, open_images
 from secateur.errors import ModelError, OptionError, SecateurWarning
-from secateur.evaluation.evaluation_set import EvaluationSet
-from secateur.export.files import as_onnx, rehearse
+from secateur.export.files import CHECKED_IMAGES, as_onnx, rehearse
 from secateur.export.int8 import Quantized, check_kind, in_int8
-from secateur.frontends import device_of, input_shape, trace, with_parameters
+from secateur.frontends import device_of, input_shape, trace
 from secateur.frontends.first_runs import one_first_run
 from secateur.frontends.hubs import own_input_shape
 from secateur.frontends.loading import read_model
@@ -29,48 +27,12 @@ from secateur.pruning.sampling import Sampling
 from secateur.pruning.targets import Sparsity, choose_target
 from secateur.report.build import step_reports
 from secateur.report.inspection import Inspection
-from secateur.report.model import Report
 from secateur.report.plan import Plan, make_plan
 from secateur.report.sweep import Sweep
+from secateur.result import PruneResult
 from secateur.session import Options, prepare
 from secateur.support.choices import check_device
 from secateur.support.progress import telling
-
-
-@dataclass(frozen=True)
-class PruneResult:
-    """What `prune` returns.
-
-    Attributes:
-        model: the pruned copy of the network: a module in eval mode, or an `onnx.ModelProto` if
-            the network was one or an ONNX file.
-        report: what happened to each layer, accuracy, size, settings and warnings.
-        quantized: the pruned network in INT8, an `onnx.ModelProto`, if requested.
-        evaluation_set: the evaluation data with the dense network's outputs; None without data.
-        steps: for a recipe with several steps, the parameters that differ from the dense
-            network's after each step, by name; see `after`.
-        exported: the pruned network as an `onnx.ModelProto`, from which `quantized` was made.
-        missing: results that were requested and could not be made ("int8"), with the reason.
-    """
-
-    model: Any
-    report: Report
-    steps: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
-    quantized: Any = None
-    evaluation_set: EvaluationSet | None = None
-    exported: Any = None
-    missing: Mapping[str, str] = field(default_factory=dict)
-
-    def after(self, step: str) -> Any:
-        """Returns a copy of the network as it was after a step of the recipe.
-
-        Raises:
-            OptionError: the recipe has no such step.
-        """
-        if step not in self.steps:
-            known = ", ".join(self.steps) or "none, for the recipe has a single step"
-            raise OptionError(f"no step {step!r}, expected one of: {known}")
-        return with_parameters(self.model, self.steps[step])
 
 
 @one_first_run()
@@ -216,7 +178,16 @@ def prune(
     report.warnings.extend(f"no INT8 network was made: {why}" for why in missing.values())
     for warning in report.warnings:
         warnings.warn(warning, SecateurWarning, stacklevel=2)
-    return PruneResult(pruned, report, steps, integers.model, job.evaluation_set, exported, missing)
+    return PruneResult(
+        model=pruned,
+        report=report,
+        images=job.images.tensor if quantize else job.images.tensor[:CHECKED_IMAGES].clone(),
+        steps=steps,
+        quantized=integers.model,
+        evaluation_set=job.evaluation_set,
+        exported=exported,
+        missing=missing,
+    )
 
 
 def plan(

@@ -4,6 +4,7 @@ SecateurError
 ├── UserError (also a ValueError: a mistake that the caller can correct)
 │   ├── OptionError      an option is out of range, misspelt or matches nothing
 │   ├── ModelError       the model cannot be loaded, exported or pruned
+│   │   └── IncompleteError  a file of the result cannot be made; the others are written
 │   ├── DataError        the images or labels cannot be used
 │   ├── PackError        a file cannot be packed, or a packed file is damaged
 │   └── OutputError      the result cannot be written to the given place
@@ -15,6 +16,11 @@ report)
 
 Each message says what was given, what was expected and what to do next.
 """
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
 
 _LONGEST = 1500  # characters of a message
 
@@ -39,6 +45,18 @@ class OptionError(UserError):
 
 class ModelError(UserError):
     """The model cannot be loaded, exported or pruned."""
+
+
+class IncompleteError(ModelError):
+    """A file of the result cannot be made; the others are written.
+
+    Attributes:
+        written: the size in bytes of each file that was written, by its path in the folder.
+    """
+
+    def __init__(self, message: str, written: Mapping[Path, int]) -> None:
+        super().__init__(message)
+        self.written = written
 
 
 class DataError(UserError):

@@ -35,7 +35,7 @@ from secateur.frontends.torch.program import TRACING
 from secateur.network.rows import RowsFirst, judged_output
 from secateur.support.loggers import quiet
 
-_CHECKED_IMAGES = 8
+CHECKED_IMAGES = 8  # on which a file is compared with the network
 _WARN_DIFFERENCE = 1e-3  # relative to the largest output
 _WARN_ERROR = 0.1  # of an INT8 file, relative to the outputs' variance and to the largest
 
@@ -112,7 +112,7 @@ def save_onnx(
         ModelError: the exporter or ONNX Runtime refuses the module, or zeros were lost.
     """
     onnx, runtime = require_onnx("writing ONNX", "onnxscript")
-    images = images[:_CHECKED_IMAGES].cpu()
+    images = images[:CHECKED_IMAGES].cpu()
     module = copy_module(model).eval().cpu()
     dtype = _precision(module)
     example = images[:2] if len(images) > 1 else torch.cat([images, images])
@@ -309,7 +309,7 @@ def save_openvino(
 
 def _differences(held: Any, pruned: Any, images: Tensor) -> dict[str, float]:
     """How far what a file gives is from what ONNX Runtime gives for the pruned network."""
-    images = images[:_CHECKED_IMAGES].cpu()
+    images = images[:CHECKED_IMAGES].cpu()
     return _difference(_judged(held, images), _judged(pruned, images))
 
 
@@ -364,7 +364,7 @@ def save_model(
     """
     path.write_bytes(model.SerializeToString())
     held = read(path)
-    found = output_difference(held, images[:_CHECKED_IMAGES])
+    found = output_difference(held, images[:CHECKED_IMAGES])
     before, after = named_tensors(model), named_tensors(held)
     return {
         "bytes": path.stat().st_size,

@@ -189,6 +189,20 @@ def check_folder(folder: Path, files: Iterable[str] = (), *, overwrite: bool = F
             )
 
 
+def rehearse_folder(folder: Path, *, overwrite: bool = False) -> None:
+    """Makes and removes the hidden folder of `output_folder`; call it before long work.
+
+    Raises:
+        OutputError: the disk or the name refuses.
+    """
+    with suppress(_RehearsalError), output_folder(folder, overwrite=overwrite):
+        raise _RehearsalError
+
+
+class _RehearsalError(Exception):
+    """Ends a rehearsal."""
+
+
 def _check_empty(folder: Path) -> None:
     if folder.is_dir() and any(not _is_partial(path, folder.name) for path in folder.iterdir()):
         raise OutputError(
@@ -243,10 +257,15 @@ def _staging(place: Path, name: str) -> Iterator[Path]:
             lock = _lock(path, wait=True)
         yield path
     finally:
-        with _undisturbed():
+        try:
+            with _undisturbed():
+                shutil.rmtree(path, ignore_errors=True)
+        except KeyboardInterrupt:  # it may have come before `_undisturbed` could hold it back
             shutil.rmtree(path, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
+            raise
+        finally:
+            if lock is not None:
+                os.close(lock)
 
 
 def _remove_leftovers(place: Path, name: str) -> None:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeAlias
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -18,6 +18,7 @@ FIRST, AGAIN = 2.0, 10.0  # seconds until a step is told of, and until the next 
 TICK = 0.5  # seconds between looks at the time
 
 OnLayer = Callable[[int, int, str], Any]
+ShowProgress: TypeAlias = bool | OnLayer | None  # see `telling`
 
 
 class Teller:
@@ -121,7 +122,7 @@ class Lines(Teller):
 
 
 @contextmanager
-def telling(progress: bool | OnLayer | Teller | None) -> Iterator[Teller]:
+def telling(progress: ShowProgress | Teller) -> Iterator[Teller]:
     """Tells what happens in the block.
 
     Args:

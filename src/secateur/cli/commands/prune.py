@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,10 @@ from torch.nn.parameter import is_lazy
 from secateur import api
 from secateur.cli import options
 from secateur.cli.inputs import asked_preprocess, asked_recipe, common_arguments, with_own
-from secateur.cli.output import list_files, sizes, working
-from secateur.cli.writing import INT8, INT8_IR, IR, ONNX, PROGRAM, REPORT, WEIGHTS, write_files
+from secateur.cli.output import list_files, working
 from secateur.data.preprocess import Preprocess
 from secateur.data.sources import load_images
-from secateur.errors import ModelError, OptionError
+from secateur.errors import IncompleteError, OptionError
 from secateur.export.files import rehearse
 from secateur.export.int8 import check_kind, require_nncf
 from secateur.frontends import require_onnx, saved_tensors
@@ -26,12 +25,20 @@ from secateur.frontends.loading import is_onnx_file, is_program_file, load_model
 from secateur.frontends.openvino.runtime import require_openvino
 from secateur.pruning.recipe import Recipe
 from secateur.pruning.targets import choose_target
-from secateur.render.page import save_page
 from secateur.render.terminal import print_blocks
-from secateur.support.files import check_folder, check_space, output_folder
+from secateur.result import (
+    INT8,
+    INT8_IR,
+    IR,
+    ONNX,
+    PAGE,
+    REPORT,
+    WEIGHTS,
+    PruneResult,
+    file_names,
+)
+from secateur.support.files import check_folder, check_space, rehearse_folder
 from secateur.support.progress import Teller, on_terminal
-
-PAGE = "report.html"
 
 
 def run(asked: options.Prune) -> None:
@@ -39,6 +46,7 @@ def run(asked: options.Prune) -> None:
     files = _files(asked)
     if asked.out is not None:
         check_folder(asked.out, [*files, REPORT, PAGE], overwrite=asked.force)
+        rehearse_folder(asked.out, overwrite=asked.force)
     elif not asked.dry_run:
         raise OptionError("got no folder to write, expected -o OUT: or ask for --dry-run")
     choose_target(**_target(asked))  # a mistake shows now, not after the images are read
@@ -66,17 +74,25 @@ def _prune(
 ) -> None:
     with working(asked.quiet) as teller:
         network, images, arguments = _read(asked, files, recipe, preprocess, teller)
-        with one_first_run(), output_folder(out, overwrite=asked.force) as folder:
+        with one_first_run():
             _rehearse(asked, files, network, images.tensor, teller)
             result = api.prune(network, images, **arguments)
-            missing = write_files(result, folder, images.tensor, files, asked.model, teller)
-            save_page(result.report, folder / PAGE)
-            written = sizes(folder)
+            written, failure = _save(asked, out, result, teller)
     _show(result, out, asked.quiet)
     list_files(out, written)
-    if missing:
-        reasons = "; ".join(f"{name} was not written: {why}" for name, why in missing.items())
-        raise ModelError(f"{reasons}; the pruned network and the other files are in {out}")
+    if failure is not None:
+        raise failure
+
+
+def _save(
+    asked: options.Prune, out: Path, result: PruneResult, teller: Teller
+) -> tuple[Mapping[Path, int], IncompleteError | None]:
+    """The files that were written, and why others were not."""
+    formats = {"onnx": asked.onnx, "openvino": asked.openvino, "int8": asked.int8}
+    try:
+        return result.save(out, **formats, overwrite=asked.force, progress=teller), None
+    except IncompleteError as error:
+        return error.written, error
 
 
 def _read(
@@ -116,12 +132,14 @@ def _rehearse(
 
 
 def _files(asked: options.Prune) -> list[str]:
-    """The files to write, beside the report; the first must not fail."""
-    of_onnx = is_onnx_file(asked.model)
-    files = [ONNX] if of_onnx else [WEIGHTS, *([ONNX] if asked.onnx else [])]
-    files += [PROGRAM] * is_program_file(asked.model)
-    files += [INT8] * asked.int8 + [IR] * asked.openvino
-    return files + [INT8_IR] * (asked.openvino and asked.int8)
+    """The network's files that will be written."""
+    return file_names(
+        is_onnx_file(asked.model),
+        is_program_file(asked.model),
+        onnx=asked.onnx,
+        openvino=asked.openvino,
+        int8=asked.int8,
+    )
 
 
 def _target(asked: options.Prune) -> dict[str, float | None]:
@@ -154,7 +172,7 @@ def _least_bytes(network: Any, files: Sequence[str]) -> int:
     return (len(files) - quarters) * size + quarters * size // 4
 
 
-def _show(result: api.PruneResult, out: Path, quiet: bool | None) -> None:
+def _show(result: PruneResult, out: Path, quiet: bool | None) -> None:
     """Prints the whole report on a terminal, one line elsewhere."""
     if quiet or (quiet is None and not on_terminal(sys.stdout)):
         typer.echo(f"{out}: {result.report.result}")

@@ -47,16 +47,24 @@ def read_program(path: str | Path) -> nn.Module:
         if node.op == "call_module" and node.target == _GUARDS:
             made.graph.erase_node(node)
     module = _Program(made, made.graph)  # the one that is made refuses eval()
+    module.source = str(path)
     _leave_unsaved(module, set(dict(module.named_buffers())) - set(program.state_dict))
     return module.eval()
 
 
 class _Program(fx.GraphModule):
-    """A module of a program whose copies save what it saves."""
+    """A module of a program whose copies save what it saves.
+
+    Attributes:
+        source: the file that it was read from.
+    """
+
+    source: str
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Program:
         with _quiet():
             twin: Any = super().__deepcopy__(memo)
+        twin.source = self.source
         _leave_unsaved(twin, set(dict(self.named_buffers())) - set(self.state_dict()))
         return twin
 
@@ -68,12 +76,16 @@ def _leave_unsaved(module: nn.Module, buffers: Iterable[str]) -> None:
         module.get_submodule(owner)._non_persistent_buffers_set.add(leaf)
 
 
-def save_program(module: nn.Module, source: str | Path, path: Path) -> dict[str, Any]:
-    """Writes a program again with a module's weights.
+def program_of(model: Any) -> str | None:
+    """The .pt2 file that a network was read from; None for any other network."""
+    return model.source if isinstance(model, _Program) else None
+
+
+def save_program(module: nn.Module, path: Path) -> dict[str, Any]:
+    """Writes the program that a module was read from, with the module's weights.
 
     Args:
         module: from `read_program`, its weights changed.
-        source: the program that it was read from.
         path: where to write; it ends in .pt2.
 
     Returns:
@@ -82,6 +94,8 @@ def save_program(module: nn.Module, source: str | Path, path: Path) -> dict[str,
     Raises:
         ModelError: the source cannot be read, or is another program by now.
     """
+    source = program_of(module)
+    assert source is not None
     program, state = _read(Path(source)), module.state_dict()
     shapes = {name: tensor.shape for name, tensor in program.state_dict.items()}
     if shapes != {name: tensor.shape for name, tensor in state.items()}:

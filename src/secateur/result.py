@@ -1,0 +1,269 @@
+"""What `prune` returns: the pruned network and its report, and the files of both."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from secateur.errors import IncompleteError, ModelError, OptionError, SecateurWarning
+from secateur.evaluation.evaluation_set import EvaluationSet
+from secateur.evaluation.metrics import percent_text
+from secateur.export.files import (
+    as_onnx,
+    differs,
+    far_off,
+    save_int8,
+    save_model,
+    save_onnx,
+    save_openvino,
+    save_safetensors,
+)
+from secateur.export.int8 import recurrent_note
+from secateur.frontends import is_onnx, named_tensors, read, with_parameters
+from secateur.frontends.first_runs import one_first_run
+from secateur.frontends.openvino.runtime import read_ir
+from secateur.frontends.torch.exported_programs import program_of, save_program
+from secateur.render.page import save_page
+from secateur.report.model import Report
+from secateur.support.files import check_folder, output_folder
+from secateur.support.progress import ShowProgress, Teller, telling
+
+WEIGHTS, ONNX, INT8 = "model.safetensors", "model.onnx", "model-int8.onnx"
+PROGRAM = "model.pt2"  # of a network that came in such a file
+IR, INT8_IR = "openvino/model.xml", "openvino/model-int8.xml"
+REPORT, PAGE = "report.json", "report.html"
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """What `prune` returns.
+
+    Attributes:
+        model: the pruned copy of the network: a module in eval mode, or an `onnx.ModelProto` if
+            the network was one or an ONNX file.
+        report: what happened to each layer, accuracy, size, settings and warnings.
+        steps: for a recipe with several steps, the parameters that differ from the dense
+            network's after each step, by name; see `after`.
+        quantized: the pruned network in INT8, an `onnx.ModelProto`, if requested.
+        evaluation_set: the evaluation data with the dense network's outputs; None without data.
+        exported: the pruned network as an `onnx.ModelProto`, from which `quantized` was made.
+        missing: results that were requested and could not be made ("int8"), with the reason.
+        images: calibration images on which `save` compares the files with the network: all of
+            them if INT8 was requested, because INT8 files are fitted to them, else a few.
+    """
+
+    model: Any
+    report: Report
+    images: Float[Tensor, "batch ..."]
+    steps: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    quantized: Any = None
+    evaluation_set: EvaluationSet | None = None
+    exported: Any = None
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+    def after(self, step: str) -> Any:
+        """A copy of the network as it was after a step of the recipe."""
+        if step not in self.steps:
+            known = ", ".join(self.steps) or "none, for the recipe has a single step"
+            raise OptionError(f"no step {step!r}, expected one of: {known}")
+        return with_parameters(self.model, self.steps[step])
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether INT8 was requested, if it could be made or not."""
+        return self.quantized is not None or "int8" in self.missing
+
+    def save(
+        self,
+        out: str | Path,
+        *,
+        onnx: bool = False,
+        openvino: bool = False,
+        int8: bool | None = None,
+        overwrite: bool = False,
+        progress: ShowProgress | Teller = None,
+    ) -> dict[Path, int]:
+        """Writes the network, `report.json` and `report.html` into a folder, or nothing.
+
+        A module becomes `model.safetensors`, and `model.pt2` if it came in such a file; an ONNX
+        model becomes `model.onnx`. Each file is read back, searched for every zero and compared
+        with the network on a few images; the report says what was found.
+
+        Example:
+            >>> import tempfile
+            >>> import secateur
+            >>> from secateur import example
+            >>> images = example.calibration()[:64]  # few, to be quick
+            >>> result = secateur.prune(example.trained(), images, sparsity=0.5)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     [str(path) for path in result.save(folder)]
+            ['model.safetensors', 'report.html', 'report.json']
+
+        Args:
+            out: the folder. It is made if it is missing, and has to be empty if it is not.
+            onnx: whether to write `model.onnx` of a module too.
+            openvino: whether to write `openvino/model.xml` and its `.bin` too.
+            int8: whether to write `model-int8.onnx` and, with `openvino`,
+                `openvino/model-int8.xml`; None = if `prune` was called with quantize="int8".
+            overwrite: whether files of the same names may be replaced in a folder with others.
+            progress: as for `secateur.prune`.
+
+        Returns:
+            The size in bytes of each file, by its path in the folder.
+
+        Raises:
+            OutputError: the folder is not empty and `overwrite` is not given, or the disk refuses.
+            OptionError: INT8 was not requested of `prune`.
+            ModelError: the network's own file cannot be written; nothing is then.
+            IncompleteError: another format cannot be written; the other files are.
+            MissingExtraError: the package for a format is not installed.
+        """
+        int8 = self.is_quantized if int8 is None else int8
+        if int8 and not self.is_quantized:
+            raise OptionError(
+                "int8 is True, but prune made no INT8 network, expected one: call prune with "
+                'quantize="int8"'
+            )
+        of_onnx, is_program = is_onnx(self.model), program_of(self.model) is not None
+        names = file_names(of_onnx, is_program, onnx=onnx, openvino=openvino, int8=int8)
+        check_folder(Path(out), [*names, REPORT, PAGE], overwrite=overwrite)
+        with (
+            telling(progress) as teller,
+            one_first_run(),
+            output_folder(Path(out), overwrite=overwrite) as folder,
+        ):
+            missing = _write(self, folder, names, teller)
+            self.report.save(folder / REPORT)
+            save_page(self.report, folder / PAGE)
+            files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+            written = {path.relative_to(folder): path.stat().st_size for path in files}
+        if missing:
+            reasons = "; ".join(f"{name} was not written: {why}" for name, why in missing.items())
+            raise IncompleteError(
+                f"{reasons}; the pruned network and the other files are in {out}", written
+            )
+        return written
+
+
+def file_names(
+    of_onnx: bool, is_program: bool, *, onnx: bool, openvino: bool, int8: bool
+) -> list[str]:
+    """The files of a network, beside its report; the first one must not fail.
+
+    Args:
+        of_onnx: whether the network is an ONNX model.
+        is_program: whether it came in a .pt2 file.
+        onnx, openvino, int8: as for `PruneResult.save`.
+    """
+    names = [ONNX] if of_onnx else [WEIGHTS, *([ONNX] if onnx else [])]
+    names += [PROGRAM] * is_program + [INT8] * int8 + [IR] * openvino
+    return names + [INT8_IR] * (openvino and int8)
+
+
+def _write(
+    result: PruneResult, folder: Path, names: Sequence[str], teller: Teller
+) -> dict[str, str]:
+    """Writes the network's files.
+
+    Returns:
+        Which of those after the first could not be written, and why; the others are no worse.
+    """
+    report, missing = result.report, dict[str, str]()
+    writers = _writers(result, folder)
+    for name in names:
+        teller.step(f"writing and checking {name}")
+        try:
+            report.exports[name] = writers[name](folder / name)
+        except (ModelError, MemoryError) as error:
+            if name == names[0]:
+                raise
+            missing[name] = str(error) or "there is not enough memory"
+            _add(report.warnings, f"{name} was not written: {missing[name]}")
+            _remove(folder / name)
+        else:
+            warn_of_difference(report, name)
+    return missing
+
+
+def _writers(result: PruneResult, folder: Path) -> dict[str, Callable[[Path], dict[str, Any]]]:
+    """How each file is written, by its name; each gives what was found out about it."""
+    images, parameters = result.images, _pruned_parameters(result)
+
+    def exported() -> Any:
+        if (folder / ONNX).exists():
+            return read(folder / ONNX)
+        return as_onnx(result.model, images) if result.exported is None else result.exported
+
+    def write_int8(path: Path) -> dict[str, Any]:
+        if result.quantized is None:
+            raise ModelError(result.missing["int8"])
+        return save_int8(result.quantized, path, images, exported())
+
+    save = save_model if is_onnx(result.model) else save_onnx
+    return {
+        WEIGHTS: lambda path: save_safetensors(result.model, path, parameters),
+        PROGRAM: lambda path: save_program(result.model, path),
+        ONNX: lambda path: save(result.model, path, images, parameters),
+        INT8: write_int8,
+        IR: lambda path: _write_openvino(result, exported(), path, None),
+        INT8_IR: lambda path: _write_openvino(result, exported(), path, images),
+    }
+
+
+def _remove(path: Path) -> None:
+    """Removes what is there of a file that could not be written, with what lies beside it."""
+    for left in (path.with_suffix(".bin"), *path.parent.glob(f"{path.name}*")):
+        left.unlink(missing_ok=True)
+    if path.suffix == ".xml" and path.parent.is_dir() and not any(path.parent.iterdir()):
+        path.parent.rmdir()
+
+
+def _write_openvino(
+    result: PruneResult, pruned: Any, path: Path, calibration: Tensor | None
+) -> dict[str, Any]:
+    """Writes an IR file, in INT8 where there are images to fit it to, and evaluates it."""
+    check = save_openvino(pruned, path, result.images, int8=calibration)
+    if calibration is not None and (note := recurrent_note(read_ir(path).model, INT8_IR)):
+        _add(result.report.notes, note)
+    if result.evaluation_set is not None:
+        name = INT8_IR if calibration is not None else IR
+        result.report.evaluation[name] = result.evaluation_set.evaluate(read_ir(path))
+    return check
+
+
+def warn_of_difference(report: Report, name: str) -> None:
+    """A warning, in the report too, if a file does not give what the network gives."""
+    check = report.exports[name]
+    if name in (INT8, INT8_IR) and far_off(check):
+        message = (
+            f"{name} is far from the network in float32: the error of its outputs is "
+            f"{percent_text(check['output_error'])} of their variance: evaluate it before you "
+            "ship it, or leave out INT8"
+        )
+    elif name in (ONNX, IR) and differs(check):
+        message = (
+            f"{name} differs from the network's outputs by {check['largest_difference']:.2g}"
+            ", more than rounding would: evaluate it before you ship it"
+        )
+    else:
+        return
+    _add(report.warnings, message)
+    warnings.warn(message, SecateurWarning, stacklevel=2)
+
+
+def _add(remarks: list[str], remark: str) -> None:
+    """Adds a remark of a file, once however often the file is written."""
+    if remark not in remarks:
+        remarks.append(remark)
+
+
+def _pruned_parameters(result: PruneResult) -> list[str]:
+    tensors = named_tensors(result.model)
+    names = (layer.name for layer in result.report.layers)
+    return [name if name in tensors else f"{name}.weight" for name in names]

@@ -1,0 +1,193 @@
+"""What `prune` returns writes its files from Python as the command does."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import sys
+import warnings
+
+import onnx
+import pytest
+import torch
+from onnx_models import as_onnx, network
+from safetensors.torch import load_file
+from test_cli import invoke
+from torch import nn
+
+import secateur
+from secateur import IncompleteError, ModelError, OptionError, OutputError, Report
+
+IMAGES = torch.randn(40, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+HOW = {"sparsity": 0.5, "method": "magnitude", "allocation": "uniform", "progress": False}
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    head = [nn.Flatten(), nn.Linear(8 * 8 * 8, 5)]
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), *head).eval()
+
+
+@pytest.fixture(scope="module")
+def pruned() -> secateur.PruneResult:
+    return secateur.prune(small(), IMAGES, **HOW)
+
+
+def test_a_folder_has_the_network_and_its_report(pruned, tmp_path) -> None:
+    written = pruned.save(tmp_path / "out")
+    assert [str(path) for path in written] == ["model.safetensors", "report.html", "report.json"]
+    for path, size in written.items():
+        assert (tmp_path / "out" / path).stat().st_size == size
+    state = load_file(tmp_path / "out" / "model.safetensors")
+    for name, tensor in pruned.model.state_dict().items():
+        assert torch.equal(state[name], tensor)
+    report = Report.load(tmp_path / "out" / "report.json")
+    assert report.exports["model.safetensors"]["zeros"] == sum(of.zeros for of in report.layers)
+
+
+def test_nothing_is_replaced_unasked(pruned, tmp_path) -> None:
+    out = tmp_path / "out"
+    pruned.save(out)
+    before = (out / "model.safetensors").read_bytes()
+    (out / "mine.txt").write_text("kept")
+    with pytest.raises(OutputError, match="not empty"):
+        pruned.save(out)
+    pruned.save(out, overwrite=True)
+    assert (out / "model.safetensors").read_bytes() == before
+    assert (out / "mine.txt").read_text() == "kept"
+
+
+def test_int8_has_to_be_asked_of_prune(pruned, tmp_path) -> None:
+    with pytest.raises(OptionError, match="quantize"):
+        pruned.save(tmp_path / "out", int8=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_few_images_are_kept_for_the_checks(pruned) -> None:
+    assert torch.equal(pruned.images, IMAGES[: len(pruned.images)])
+    assert pruned.images.untyped_storage().nbytes() < IMAGES.nbytes
+
+
+def test_an_onnx_file_stays_one(tmp_path) -> None:
+    onnx.save(as_onnx(network(), size=12), tmp_path / "net.onnx")
+    result = secateur.prune(tmp_path / "net.onnx", IMAGES, **HOW)
+    written = result.save(tmp_path / "out", onnx=True)
+    assert [str(path) for path in written] == ["model.onnx", "report.html", "report.json"]
+    assert result.report.exports["model.onnx"]["zeros"] > 0
+
+
+def test_an_exported_program_stays_one(tmp_path) -> None:
+    dynamic = ({0: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(small(), (IMAGES[:2],), dynamic_shapes=dynamic)
+    torch.export.save(program, tmp_path / "net.pt2")
+    result = secateur.prune(tmp_path / "net.pt2", IMAGES, **HOW)
+    written = result.save(tmp_path / "out")
+    assert "model.pt2" in map(str, written)
+    again = torch.export.load(tmp_path / "out" / "model.pt2").module()
+    torch.testing.assert_close(again(IMAGES), result.model(IMAGES))
+
+
+def test_the_command_writes_what_save_writes(tmp_path) -> None:
+    (tmp_path / "save_net.py").write_text(
+        "import torch\nfrom torch import nn\nfrom test_save import IMAGES, small\n"
+        "def images():\n    return IMAGES\n"
+    )
+    model, data = f"{tmp_path / 'save_net.py'}:small", f"{tmp_path / 'save_net.py'}:images"
+    call = ["prune", model, "--data", data, "--sparsity", 0.5, "--method", "magnitude"]
+    done = invoke(*call, "--allocation", "uniform", "--onnx", "-o", tmp_path / "cli")
+    assert done.exit_code == 0, done.output
+    secateur.prune(small(), IMAGES, **HOW).save(tmp_path / "python", onnx=True)
+    for name in ("model.safetensors", "model.onnx"):
+        python, command = ((tmp_path / of / name).read_bytes() for of in ("python", "cli"))
+        assert python == command
+
+
+def refuses(*_, **__):
+    raise ModelError("not this one")
+
+
+def test_other_formats_that_fail_leave_the_rest(pruned, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("secateur.result.save_onnx", refuses)
+    with pytest.raises(IncompleteError, match=r"model\.onnx was not written: not this one") as told:
+        pruned.save(tmp_path / "out", onnx=True)
+    names = ["model.safetensors", "report.html", "report.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert sorted(map(str, told.value.written)) == names
+    pruned.report.warnings.clear()
+
+
+def test_the_networks_own_file_that_fails_leaves_nothing(pruned, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("secateur.result.save_safetensors", refuses)
+    with pytest.raises(ModelError, match="not this one"):
+        pruned.save(tmp_path / "out", onnx=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_remarks_about_a_file_are_made_once(pruned, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("secateur.result.differs", lambda check: True)
+    before = list(pruned.report.warnings)
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        monkeypatch.setattr(
+            "secateur.result.save_onnx",
+            lambda model, path, *_: {"bytes": path.write_bytes(b""), "largest_difference": 1.0},
+        )
+        for name in ("one", "two"):
+            pruned.save(tmp_path / name, onnx=True)
+    (added,) = [of for of in pruned.report.warnings if of not in before]
+    assert added.startswith("model.onnx differs from the network's outputs")
+
+
+WRITING = (os.path.join("secateur", "result.py"), os.path.join("support", "files.py"))
+
+
+@pytest.fixture
+def interrupt_at():
+    """Sends the signal of Ctrl-C at the nth function call of the code that writes results."""
+
+    def begin(number: int) -> None:
+        calls = itertools.count()
+
+        def profile(frame, event, _):
+            code = frame.f_code
+            if event != "call" or not code.co_filename.endswith(WRITING):
+                return
+            if code.co_name == "<genexpr>":  # Python drops what is raised while one is closed
+                return
+            if next(calls) == number:
+                sys.setprofile(None)
+                signal.raise_signal(signal.SIGINT)
+
+        sys.setprofile(profile)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # may be ignored here
+    yield begin
+    sys.setprofile(None)
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_an_interruption_at_any_call_leaves_all_files_or_none(
+    pruned, tmp_path, monkeypatch, interrupt_at, existing
+) -> None:
+    """Files are looked for and hidden folders too, until a call number that is never reached."""
+    monkeypatch.setattr("secateur.result.save_page", lambda _, path: path.write_bytes(b"page"))
+    names = ["model.safetensors", "report.html", "report.json"]
+    interrupted = {"none": 0, "all": 0}
+    for number in itertools.count():
+        top = tmp_path / str(number)
+        out = top / "above" / "out"
+        if existing:
+            out.mkdir(parents=True)
+        interrupt_at(number)
+        with contextlib.suppress(KeyboardInterrupt):
+            pruned.save(out)
+            break
+        left = sorted(path for path in top.rglob("*") if path not in (top / "above", out))
+        assert left in ([], [out / name for name in names]), f"at call {number}"
+        assert left or top.exists() == existing
+        interrupted["all" if left else "none"] += 1
+    assert interrupted["none"] > 50  # most calls are before the files get their names
+    assert interrupted["all"] > 0
