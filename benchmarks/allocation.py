@@ -45,7 +45,16 @@ COLUMNS = (
     "ratio",
     *MACHINE,
 )
-CURVES = ("network", "images", "draw", "allocation", "layer", "sparsity", "damage", "measured")
+CURVES = (
+    "network",
+    "images",
+    "draw",
+    "allocation",
+    "layer",
+    "sparsity",
+    "loss_increase",
+    "measured",
+)
 
 
 def measure(
@@ -76,13 +85,13 @@ def measure(
             **{name: case[name] for name in ("network", "images", "draw", "allocation")},
             "layer": layer.name,
             "sparsity": sparsity,
-            "damage": f"{damage:.5g}",
+            "loss_increase": f"{loss:.5g}",
             "measured": layer.sensitivity.measured,
         }
         for layer in result.report.layers
         if layer.sensitivity is not None
-        for sparsity, damage in zip(
-            layer.sensitivity.sparsities, layer.sensitivity.damage, strict=True
+        for sparsity, loss in zip(
+            layer.sensitivity.sparsities, layer.sensitivity.loss_increase, strict=True
         )
     ]
     return row, points

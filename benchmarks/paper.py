@@ -44,7 +44,7 @@ RUNS = {
     },
     "admm": {"recipe": secateur.Recipe(allocation=DIVISION)},
     "admm-for-adam": {
-        "recipe": choose_recipe("paper", method="admm", inputs="pruned", adaptation="synthetic")
+        "recipe": choose_recipe("paper", method="admm", inputs="pruned", recalibration="synthetic")
     },
     "default": {},
 }

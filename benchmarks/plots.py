@@ -16,7 +16,7 @@ mpl.rcParams.update({"svg.hashsalt": "secateur", "font.size": 10, "axes.spines.t
 
 
 def sensitivity(rows: list[dict[str, str]], path: Path) -> None:
-    """One panel per network, one line per layer: damage against sparsity."""
+    """One panel per network, one line per layer: loss against sparsity."""
     networks = [name for name in NAMES if any(row["network"] == name for row in rows)]
     figure, panels = plt.subplots(
         1, len(networks), figsize=(4.2 * len(networks), 3.6), sharey=True, layout="constrained"
@@ -29,7 +29,7 @@ def sensitivity(rows: list[dict[str, str]], path: Path) -> None:
             points = [row for row in here if row["layer"] == layer]
             panel.semilogy(
                 [100 * float(row["sparsity"]) for row in points],
-                [float(row["damage"]) for row in points],
+                [float(row["loss_increase"]) for row in points],
                 color=colours(number),
                 linewidth=1,
             )

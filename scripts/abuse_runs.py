@@ -31,7 +31,7 @@ _NET = """from torch import nn
 def build():
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).eval()
 """
-_RECIPE = 'method = "magnitude"\nallocation = "uniform"\nadaptation = "none"\n'
+_RECIPE = 'method = "magnitude"\nallocation = "uniform"\nrecalibration = "none"\n'
 
 
 @dataclass(frozen=True)

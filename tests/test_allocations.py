@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inputs import samples_of
 from problems import random_weight
 from torch import nn
 
@@ -16,27 +17,27 @@ from secateur.core.patterns import Unstructured
 from secateur.frontends.torch.graph import trace
 from secateur.pruning.allocations import (
     ALLOCATIONS,
+    AllocationInputs,
     Budget,
     Curve,
     NormalizedMagnitude,
     Sensitivity,
-    Subject,
     Uniform,
     total_kept,
 )
-from secateur.pruning.allocations.normalized_magnitude import MagnitudeDivision
-from secateur.pruning.allocations.sensitivity import SensitivityDivision
-from secateur.pruning.allocations.uniform import UniformDivision
+from secateur.pruning.allocations.normalized_magnitude import FittedMagnitude
+from secateur.pruning.allocations.sensitivity import FittedSensitivity
+from secateur.pruning.allocations.uniform import FittedUniform
 
 
-def divisions(sizes: list[int], seed: int) -> list:
+def fitted_allocations(sizes: list[int], seed: int) -> list:
     generator = torch.Generator().manual_seed(seed)
     weights = [torch.randn(1, 1, size, generator=generator) for size in sizes]
     levels = (0.3, 0.6, 0.9)
     curves = [
         Curve(levels, tuple(torch.rand(3, generator=generator).cumsum(0).tolist())) for _ in sizes
     ]
-    return [UniformDivision(sizes), MagnitudeDivision(weights), SensitivityDivision(sizes, curves)]
+    return [FittedUniform(sizes), FittedMagnitude(weights), FittedSensitivity(sizes, curves)]
 
 
 @given(
@@ -48,8 +49,8 @@ def divisions(sizes: list[int], seed: int) -> list:
 def test_every_division_hits_the_sparsity_exactly(
     sizes: list[int], sparsity: float, seed: int
 ) -> None:
-    for division in divisions(sizes, seed):
-        kept = division.kept(Budget.of_sparsity(sizes, sparsity))
+    for fitted in fitted_allocations(sizes, seed):
+        kept = fitted.kept(Budget.of_sparsity(sizes, sparsity))
         assert sum(kept) == sum(sizes) - round(sum(sizes) * sparsity)
         assert all(0 <= count <= size for count, size in zip(kept, sizes, strict=True))
 
@@ -66,8 +67,8 @@ def test_every_division_stays_within_a_budget_of_unequal_costs_and_uses_it(
     generator = torch.Generator().manual_seed(seed)
     costs = (1 + 20 * torch.rand(len(sizes), generator=generator)).tolist()
     total = sum(size * cost for size, cost in zip(sizes, costs, strict=True))
-    for division in divisions(sizes, seed):
-        kept = division.kept(Budget(share * total, costs))
+    for fitted in fitted_allocations(sizes, seed):
+        kept = fitted.kept(Budget(share * total, costs))
         spent = sum(count * cost for count, cost in zip(kept, costs, strict=True))
         assert spent <= share * total * (1 + 1e-9)
         assert share * total - spent <= sum(costs)  # a weight a layer, for rounding
@@ -76,7 +77,7 @@ def test_every_division_stays_within_a_budget_of_unequal_costs_and_uses_it(
 def test_uniform_is_within_one_weight_of_uniform() -> None:
     sizes = [10, 101, 7, 33]
     for count, size in zip(
-        UniformDivision(sizes).kept(Budget.of_sparsity(sizes, 0.37)), sizes, strict=True
+        FittedUniform(sizes).kept(Budget.of_sparsity(sizes, 0.37)), sizes, strict=True
     ):
         assert abs(count - 0.63 * size) <= 1
 
@@ -87,23 +88,23 @@ def test_normalized_magnitude_follows_its_definition_and_ignores_scale() -> None
     scores = [w.abs().numpy().ravel() / np.linalg.norm(w.numpy()) for w in weights]
     threshold = np.sort(np.concatenate(scores))[::-1][total_kept(50, 0.6) - 1]
     expected = [int((score >= threshold).sum()) for score in scores]
-    assert MagnitudeDivision(weights).kept(budget) == expected
-    assert MagnitudeDivision([100 * weights[0], weights[1]]).kept(budget) == expected
+    assert FittedMagnitude(weights).kept(budget) == expected
+    assert FittedMagnitude([100 * weights[0], weights[1]]).kept(budget) == expected
 
 
 def test_sensitivity_minimises_the_sum_of_convex_curves() -> None:
     sizes = [6, 9, 5]
     levels = tuple(np.arange(1, 10) / 10)
     curves = [Curve(levels, tuple(a * np.exp(b * np.array(levels)))) for a, b in COEFFICIENTS]
-    division = SensitivityDivision(sizes, curves)
+    fitted = FittedSensitivity(sizes, curves)
     for left in range(1, 20):
-        kept = division.kept(Budget(left))
+        kept = fitted.kept(Budget(left))
         best = min(
-            (sum(division.damage(counts)), counts)
+            (sum(fitted.loss_increase(counts)), counts)
             for counts in itertools.product(*(range(size + 1) for size in sizes))
             if sum(counts) == left
         )
-        assert sum(division.damage(kept)) == pytest.approx(best[0], rel=1e-6)
+        assert sum(fitted.loss_increase(kept)) == pytest.approx(best[0], rel=1e-6)
 
 
 COEFFICIENTS = [(0.01, 4.0), (0.002, 6.0), (0.05, 3.0)]
@@ -131,22 +132,24 @@ def lopsided() -> tuple[nn.Module, torch.Tensor]:
     return Lopsided().eval(), torch.randn(40, 3, 8, 8)
 
 
-def subject_of(network: nn.Module, images: torch.Tensor, **changes) -> Subject:
+def inputs_of(network: nn.Module, images: torch.Tensor, **changes) -> AllocationInputs:
     graph = trace(network, images[:2])
-    return Subject(graph=graph, images=images, layers=graph.layers[1:], chunk=16, **changes)
+    return AllocationInputs(
+        graph=graph, samples=samples_of(graph, images), layers=graph.layers[1:], chunk=16, **changes
+    )
 
 
 def test_sensitivity_sees_which_layer_matters(lopsided) -> None:
     network, images = lopsided
     told: list[str] = []
-    division = Sensitivity().measure(subject_of(network, images, on_layer=told.append))
+    fitted = Sensitivity().fit(inputs_of(network, images, on_layer=told.append))
     assert told == ["idle", "busy", "head"]
-    idle, busy, _ = division.curves
-    for curve in division.curves:
-        assert list(curve.damage) == sorted(curve.damage)
-    assert all(i < 0.01 * b for i, b in zip(idle.damage, busy.damage, strict=True))
+    idle, busy, _ = fitted.curves
+    for curve in fitted.curves:
+        assert list(curve.loss_increase) == sorted(curve.loss_increase)
+    assert all(i < 0.01 * b for i, b in zip(idle.loss_increase, busy.loss_increase, strict=True))
     sizes = [576, 576, 40]
-    kept = division.kept(Budget.of_sparsity(sizes, 0.5))
+    kept = fitted.kept(Budget.of_sparsity(sizes, 0.5))
     assert kept[0] < 0.1 * sizes[0] < 0.8 * sizes[1] < kept[1]
 
 
@@ -155,7 +158,7 @@ def test_a_measured_damage_is_what_a_network_so_pruned_does(lopsided) -> None:
     network, images = lopsided
     method = secateur.Magnitude()
     sensitivity = Sensitivity(levels=(0.6,), images=10, method=method)
-    busy = sensitivity.measure(subject_of(network, images)).curves[1]
+    busy = sensitivity.fit(inputs_of(network, images)).curves[1]
     alone = secateur.prune(network, images, sparsity=0.6, method=method, include="busy").model
     judged = images[torch.linspace(0, 39, 10).round().long()]
     with torch.no_grad():
@@ -163,41 +166,41 @@ def test_a_measured_damage_is_what_a_network_so_pruned_does(lopsided) -> None:
             run(judged) - run(judged).mean(1, keepdim=True) for run in (network, alone)
         )
     expected = float((found - wanted).square().mean() / wanted.var(correction=0))
-    assert busy.damage[0] == pytest.approx(expected, rel=1e-4)
+    assert busy.loss_increase[0] == pytest.approx(expected, rel=1e-4)
     assert busy.measured
 
 
 def test_a_second_look_takes_damage_from_the_first(lopsided) -> None:
     network, images = lopsided
     sensitivity = Sensitivity(method=secateur.Magnitude())
-    first = sensitivity.measure(subject_of(network, images))
+    first = sensitivity.fit(inputs_of(network, images))
     dense = {f"{name}.weight": getattr(network, name).weight for name in ("idle", "busy", "head")}
-    again = sensitivity.measure(subject_of(network, images, weights=dense, before=first))
+    again = sensitivity.fit(inputs_of(network, images, weights=dense, previous=first))
     for one, other in zip(first.curves, again.curves, strict=True):
-        assert other.damage == pytest.approx(one.damage, rel=1e-6)
+        assert other.loss_increase == pytest.approx(one.loss_increase, rel=1e-6)
         assert not other.measured
     half = secateur.prune(network, images, sparsity=0.5, method="least-squares", include="busy")
     pruned = {**dense, "busy.weight": half.model.busy.weight}
-    later = sensitivity.measure(subject_of(network, images, weights=pruned, before=first))
-    assert later.curves[1].damage[0] < 0.9 * first.curves[1].damage[0]
-    assert later.curves[0].damage == pytest.approx(first.curves[0].damage, rel=1e-6)
+    later = sensitivity.fit(inputs_of(network, images, weights=pruned, previous=first))
+    assert later.curves[1].loss_increase[0] < 0.9 * first.curves[1].loss_increase[0]
+    assert later.curves[0].loss_increase == pytest.approx(first.curves[0].loss_increase, rel=1e-6)
 
 
 def test_small_layers_are_not_run_and_say_so(lopsided) -> None:
     network, images = lopsided
-    few = Sensitivity(small=0.1).measure(subject_of(network, images)).curves
+    few = Sensitivity(small=0.1).fit(inputs_of(network, images)).curves
     assert [curve.measured for curve in few] == [True, True, False]
-    dear = subject_of(network, images, costs=[1.0, 1.0, 1000.0])
-    assert [c.measured for c in Sensitivity(small=0.1).measure(dear).curves] == [False, False, True]
-    assert all(damage > 0 for damage in few[2].damage)
+    dear = inputs_of(network, images, costs=[1.0, 1.0, 1000.0])
+    assert [c.measured for c in Sensitivity(small=0.1).fit(dear).curves] == [False, False, True]
+    assert all(damage > 0 for damage in few[2].loss_increase)
 
 
 def test_outputs_that_are_no_scores_are_judged_by_squared_error() -> None:
     torch.manual_seed(4)
     network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3)).eval()
     images = torch.randn(12, 3, 8, 8)
-    curve = Sensitivity(levels=(0.5, 0.999)).measure(subject_of(network, images)).curves[0]
-    assert 0 < curve.damage[0] < curve.damage[1] < 1.5
+    curve = Sensitivity(levels=(0.5, 0.999)).fit(inputs_of(network, images)).curves[0]
+    assert 0 < curve.loss_increase[0] < curve.loss_increase[1] < 1.5
 
 
 def test_the_report_tells_the_curves(lopsided, tmp_path) -> None:
@@ -206,7 +209,7 @@ def test_the_report_tells_the_curves(lopsided, tmp_path) -> None:
     assert report.requested["recipe"]["allocation"]["name"] == "sensitivity"
     curve = report.layers[0].sensitivity
     assert curve is not None
-    assert len(curve.damage) == 4
+    assert len(curve.loss_increase) == 4
     report.save(tmp_path / "report.json")
     assert secateur.Report.load(tmp_path / "report.json") == report
     plain = secateur.prune(network, images, sparsity=0.5, allocation=NormalizedMagnitude()).report
@@ -219,10 +222,10 @@ def test_the_report_tells_the_curves(lopsided, tmp_path) -> None:
 @pytest.mark.parametrize("name", ALLOCATIONS)
 def test_every_allocation_is_repeatable_and_works_with_one_image(name, lopsided) -> None:
     network, images = lopsided
-    subject = subject_of(network, images[:1])
+    inputs = inputs_of(network, images[:1])
     budget = Budget.of_sparsity([576, 576, 40], 0.7)
-    first = ALLOCATIONS[name]().measure(subject).kept(budget)
-    assert first == ALLOCATIONS[name]().measure(subject).kept(budget)
+    first = ALLOCATIONS[name]().fit(inputs).kept(budget)
+    assert first == ALLOCATIONS[name]().fit(inputs).kept(budget)
     assert sum(first) == total_kept(1192, 0.7)
 
 
@@ -239,12 +242,15 @@ def test_sensitivity_measures_the_pattern_that_is_asked_for(lopsided) -> None:
     for method in (secateur.Magnitude(), secateur.LeastSquares()):
         sensitivity = Sensitivity(method=method)
         one, other = (
-            sensitivity.measure(subject_of(network, images, pattern=pattern))
+            sensitivity.fit(inputs_of(network, images, pattern=pattern))
             for pattern in (Unstructured(), Smallest())
         )
         assert other.errors[1][0] > 1.5 * one.errors[1][0]
-        assert other.curves[1].damage[0] > 1.5 * one.curves[1].damage[0]
+        assert other.curves[1].loss_increase[0] > 1.5 * one.curves[1].loss_increase[0]
     recipe = secateur.Recipe(method=secateur.Magnitude(), pattern=Smallest())
     report = secateur.prune(network, images, sparsity=0.5, recipe=recipe).report
     usual = secateur.prune(network, images, sparsity=0.5, method="magnitude").report
-    assert report.layers[1].sensitivity.damage[0] > 1.5 * usual.layers[1].sensitivity.damage[0]
+    assert (
+        report.layers[1].sensitivity.loss_increase[0]
+        > 1.5 * usual.layers[1].sensitivity.loss_increase[0]
+    )

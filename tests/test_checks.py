@@ -16,14 +16,14 @@ from secateur.core.patterns import PATTERNS
 from secateur.pruning.alignment import ChannelAlignment
 from secateur.pruning.allocations import ALLOCATIONS, Sensitivity
 from secateur.pruning.recipe import RECIPES, Recipe
-from secateur.pruning.reconstruction import BlockTuning
+from secateur.pruning.reconstruction import BlockReconstruction
 from secateur.pruning.sampling import Sampling
 
 KINDS = [
     Recipe,
     Sampling,
     ChannelAlignment,
-    BlockTuning,
+    BlockReconstruction,
     *METHODS.values(),
     *ALLOCATIONS.values(),
     *PATTERNS.values(),
@@ -68,7 +68,7 @@ def test_no_setting_takes_what_it_is_not(kind: type, name: str, of: Any) -> None
     [
         (lambda: ADMM(damping=-1), "ADMM's damping is -1, expected a number at least 0"),
         (lambda: ADMM(dampings=(0.1, 0.0)), "dampings is .*numbers, each more than 0"),
-        (lambda: ADMM(widest=0.5), "widest is 0.5, expected a number at least 1"),
+        (lambda: ADMM(max_row_gain=0.5), "max_row_gain is 0.5, expected a number at least 1"),
         (lambda: ADMM(steps=1.5), "steps is 1.5, expected a whole number at least 1"),
         (lambda: ADMM(steps=0), "steps is 0, expected a whole number at least 1"),
         (lambda: LeastSquares(tolerance=1), r"tolerance is 1, expected a number in \(0, 1\)"),
@@ -84,11 +84,17 @@ def test_no_setting_takes_what_it_is_not(kind: type, name: str, of: Any) -> None
             "expected 2 rising numbers, each more than 0",
         ),
         (lambda: ChannelAlignment(limits=(1.0,)), "2 rising numbers"),
-        (lambda: BlockTuning(held_back=1), "held_back is 1, expected a whole number at least 2"),
+        (
+            lambda: BlockReconstruction(held_back=1),
+            "held_back is 1, expected a whole number at least 2",
+        ),
         (lambda: Sampling(max_columns=0), "max_columns is 0, expected a whole number at least 1"),
         (lambda: Recipe(levels=(0.1, math.nan, 0.0)), r"levels is \(0.1, nan, 0.0\), expected"),
         (lambda: Recipe(levels_from=2), r"levels_from is 2, expected a number in \[0, 1\]"),
-        (lambda: Recipe(tuning=True), "tuning is True, expected an object of kind BlockTuning"),
+        (
+            lambda: Recipe(reconstruction=True),
+            "reconstruction is True, expected an object of kind BlockReconstruction",
+        ),
         (lambda: Recipe(method="admm"), "method is 'admm', expected an object of kind Method"),
     ],
 )
@@ -113,11 +119,11 @@ def test_settings_that_are_right_are_taken_as_they_are() -> None:
     [
         ("[method]\nname='admm'\ndamping=-1", "method: ADMM's damping is -1"),
         ("[method]\nname='admm'\ndamping=nan", "method: ADMM's damping is nan"),
-        ("[method]\nname='bias-correction'\n[method.start]\nname='admm'\nrho=0", "rho is 0"),
+        ("[method]\nname='bias-correction'\n[method.base]\nname='admm'\nrho=0", "rho is 0"),
         ("[allocation]\nname='sensitivity'\nlevels=[1.5]", r"levels is \(1.5,\), expected rising"),
         ("[allocation]\nname='sensitivity'\nlevels=[0.9, 0.5]", "expected rising numbers"),
         ("[alignment]\nquantile=2", "alignment: ChannelAlignment's quantile is 2"),
-        ("[tuning]\nrate=inf", "tuning: BlockTuning's rate is inf"),
+        ("[reconstruction]\nrate=inf", "reconstruction: BlockReconstruction's rate is inf"),
         ("levels_from=1.5", "levels_from is 1.5"),
     ],
 )

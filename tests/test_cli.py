@@ -267,7 +267,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(place, tmp_path):
         rows = {line.split()[0]: line for line in result.stdout.splitlines()}
         assert "6x4x3x3" in rows["3"]
         assert "plan for sparsity 0.6: 60." in result.stdout
-        assert "expected damage" in result.stdout
+        assert "expected loss" in result.stdout
         assert list(tmp_path.iterdir()) == []
 
 

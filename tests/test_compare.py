@@ -142,11 +142,11 @@ def test_sensitivity_is_measured_once(
     network: nn.Module, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    measure = Sensitivity.measure
+    fit = Sensitivity.fit
     monkeypatch.setattr(
         sensitivity.Sensitivity,
-        "measure",
-        lambda self, subject: calls.append(subject.before) or measure(self, subject),
+        "fit",
+        lambda self, inputs: calls.append(inputs.previous) or fit(self, inputs),
     )
     seen = []
     with pytest.warns(secateur.SecateurWarning):
@@ -157,7 +157,7 @@ def test_sensitivity_is_measured_once(
             progress=lambda done, total, name: seen.append((done, total)),
         )
     assert calls[0] is None
-    assert all(before is not None for before in calls[1:])  # a second look runs nothing again
+    assert all(previous is not None for previous in calls[1:])  # a second look runs nothing again
     assert len(calls) == 2  # for 0.7, by way of 0.6
     assert seen[-1] == (len(seen), len(seen))  # the bar reaches its end, and not before
 

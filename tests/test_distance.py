@@ -161,4 +161,6 @@ def test_a_network_with_softmax_at_its_end_gets_the_same_zeros(file) -> None:
     assert other.calibration.kl == pytest.approx(plain.calibration.kl, rel=1e-2)
     assert other.calibration.agreement == plain.calibration.agreement
     for one, two in zip(plain.layers, other.layers, strict=True):
-        assert two.sensitivity.damage == pytest.approx(one.sensitivity.damage, rel=1e-2)
+        assert two.sensitivity.loss_increase == pytest.approx(
+            one.sensitivity.loss_increase, rel=1e-2
+        )

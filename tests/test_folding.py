@@ -6,12 +6,13 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from inputs import trace
 from onnx_models import as_onnx, network, stored
 from torch import Tensor, nn
 
 import secateur
 from secateur.export.files import save_onnx
-from secateur.frontends import trace, with_parameters
+from secateur.frontends import with_parameters
 from secateur.network.folding import fold
 from secateur.network.graph import Graph
 from secateur.network.stream import Stream
@@ -63,7 +64,7 @@ def images(count: int = 40) -> Tensor:
 
 @torch.no_grad()
 def outputs(graph: Graph, x: Tensor, changes: dict[str, Tensor] | None = None) -> Tensor:
-    stream = Stream(graph, {**graph.parameters, **(changes or {})}, {graph.input: x})
+    stream = Stream(graph, {**graph.parameters, **(changes or {})}, {graph.inputs[0]: x})
     stream.advance(len(graph.ops))
     return stream.values[graph.outputs[0]]
 
@@ -199,12 +200,14 @@ def test_weights_too_small_to_be_folded_are_pruned_all_the_same() -> None:
     assert (result.model.biased.weight == 0).float().mean() == pytest.approx(0.5, abs=0.01)
 
 
-def test_outputs_that_are_switched_off_stay_so_when_blocks_are_tuned() -> None:
+def test_outputs_that_are_switched_off_stay_so_when_blocks_are_trained() -> None:
     network = trained(Normed())
     with torch.no_grad():
         for norm in (network.plain_norm, network.grouped_norm):
             norm.weight[:3] = 1e-8
-    recipe = replace(RECIPES["tuned"], tuning=secateur.BlockTuning(layers=2, steps=20))
+    recipe = replace(
+        RECIPES["tuned"], reconstruction=secateur.BlockReconstruction(layers=2, steps=20)
+    )
     result = secateur.prune(
         network, images(), sparsity=0.8, include="*", recipe=recipe, progress=False
     )

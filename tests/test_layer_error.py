@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from inputs import samples_of
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -61,13 +62,13 @@ def test_a_reported_error_is_the_whole_layers_error(
     layers = select_layers(graph.layers, include="*")
     walked = walk(
         graph,
-        images,
+        samples_of(graph, images),
         layers,
         [layer.weights * 2 // 5 for layer in layers],
         method=METHODS[name],
         pattern=Unstructured(),
         inputs=inputs,
-        sampling=secateur.pruning.walk.Sampling(max_columns=columns),
+        sampling=secateur.pruning.sampling.Sampling(max_columns=columns),
         chunk=50,
     )
     pruned = with_parameters(network, walked.changes)
@@ -103,12 +104,12 @@ def test_the_error_of_given_weights_does_not_depend_on_the_blocks(wide) -> None:
     for columns in (8192, 48, 20, 3):
         walked = walk(
             graph,
-            images,
+            samples_of(graph, images),
             [layer],
             [layer.weights // 3],
             method=Magnitude(),
             pattern=Unstructured(),
-            sampling=secateur.pruning.walk.Sampling(max_columns=columns),
+            sampling=secateur.pruning.sampling.Sampling(max_columns=columns),
         )
         errors.append(walked.results[0].relative_error)
     assert errors == pytest.approx([errors[0]] * len(errors), rel=1e-4)
@@ -154,7 +155,7 @@ def test_the_sums_weigh_what_is_documented() -> None:
         problems = [half.problem(weight, fits_bias=False) for half in halves]
         whole = merged(halves)
         del halves, half
-        problem = replace(whole.problem(weight), halves=(problems[0], problems[1]))
+        problem = replace(whole.problem(weight), folds=(problems[0], problems[1]))
         del whole, problems
         sums, weighed.peak = weighed.peak, 0
         with torch.no_grad():

@@ -20,7 +20,7 @@ from secateur.core.methods import (
     LeastSquares,
     Magnitude,
     WeightCorrection,
-    chain,
+    stages,
     stored_patches,
 )
 from secateur.core.normal_equations import NormalEquations, damping_for
@@ -38,8 +38,8 @@ LAYERS = {
     "conv1d": lambda bias: nn.Conv1d(8, 6, 3, padding=1, bias=bias),
 }
 BRIEF = AdamCalibration(iterations=2, learning_rate=1e-3, bias_learning_rate=1e-3)
-FITTING = {"least-squares": LeastSquares, "admm": partial(ADMM, widest=1.0)}
-FITTING_ONLY = ADMM(damping=1e-2, dampings=(), widest=1.0)  # the smallest squared error
+FITTING = {"least-squares": LeastSquares, "admm": partial(ADMM, max_row_gain=1.0)}
+FITTING_ONLY = ADMM(damping=1e-2, dampings=(), max_row_gain=1.0)  # the smallest squared error
 
 
 class OneLayer(nn.Module):
@@ -153,7 +153,7 @@ def test_no_method_beats_brute_force(seed: int) -> None:
         solution = method().solve(held, PATTERNS["unstructured"](), 4)
         loss = float(held.loss(solution.weight, solution.bias).sum())
         assert loss >= best - 1e-9, name
-    admm = ADMM(damping=1e-6, widest=1.0).solve(held, PATTERNS["unstructured"](), 4)
+    admm = ADMM(damping=1e-6, max_row_gain=1.0).solve(held, PATTERNS["unstructured"](), 4)
     magnitude = Magnitude().solve(held, PATTERNS["unstructured"](), 4)
     assert _loss(held, admm) <= _loss(held, magnitude)
 
@@ -206,8 +206,8 @@ def test_admm_gives_outputs_their_spread_back() -> None:
     """Rows as fitted, times one factor each: the deviation of the dense outputs over their own."""
     held = problem(rows=5, cols=30, groups=2, noise=0.4)
     pattern = PATTERNS["unstructured"]()
-    fitted = ADMM(widest=1.0).solve(held, pattern, 90)
-    solution = ADMM(widest=9.0).solve(held, pattern, 90)
+    fitted = ADMM(max_row_gain=1.0).solve(held, pattern, 90)
+    solution = ADMM(max_row_gain=9.0).solve(held, pattern, 90)
     assert held.patches is not None
     x, y = held.patches.inputs, held.patches.outputs
     outputs = x @ solution.weight.mT + solution.bias.unsqueeze(1)
@@ -216,13 +216,13 @@ def test_admm_gives_outputs_their_spread_back() -> None:
     torch.testing.assert_close(outputs.std(1), y.std(1))
     torch.testing.assert_close(outputs.mean(1), y.mean(1))
     torch.testing.assert_close(solution.weight, fitted.weight * factor.unsqueeze(-1))
-    bounded = ADMM(widest=1.01).solve(held, pattern, 90)
+    bounded = ADMM(max_row_gain=1.01).solve(held, pattern, 90)
     torch.testing.assert_close(bounded.weight, fitted.weight * 1.01)
 
 
 def test_rows_without_weights_have_no_spread_to_give_back() -> None:
     held = problem()
-    assert torch.equal(held.spread(torch.zeros_like(held.weight)), torch.ones(1, 4).double())
+    assert torch.equal(held.std_ratio(torch.zeros_like(held.weight)), torch.ones(1, 4).double())
 
 
 def test_weight_correction_gives_rows_their_spread_back() -> None:
@@ -249,22 +249,22 @@ def test_bias_correction_gives_outputs_their_mean_back() -> None:
 
 def test_methods_build_on_each_other_and_remember_the_steps() -> None:
     held = problem(rows=5, cols=12)
-    method = AdamCalibration(start=BiasCorrection(start=WeightCorrection()), iterations=1)
-    assert [type(part) for part in chain(method)] == [
+    method = AdamCalibration(base=BiasCorrection(base=WeightCorrection()), iterations=1)
+    assert [type(part) for part in stages(method)] == [
         Magnitude,
         WeightCorrection,
         BiasCorrection,
         AdamCalibration,
     ]
     solution = method.solve(held, PATTERNS["unstructured"](), 30)
-    steps = list(solution.steps())
+    steps = list(solution.stages())
     assert len(steps) == 4
     alone = WeightCorrection().solve(held, PATTERNS["unstructured"](), 30)
     assert torch.equal(steps[1].weight, alone.weight)
     assert steps[0].bias is steps[1].bias is None
     assert torch.equal(steps[1].weight, steps[2].weight)
     assert steps[3] is solution
-    assert stored_patches(WeightCorrection(start=method)) == method.patches
+    assert stored_patches(WeightCorrection(base=method)) == method.patches
 
 
 def test_adam_comes_close_to_least_squares_given_time() -> None:

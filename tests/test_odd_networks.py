@@ -1,9 +1,10 @@
-"""Networks that are no plain chain with one output are pruned, tuned and judged all the same."""
+"""Networks that are no plain chain with one output are pruned, trained and judged all the same."""
 
 from dataclasses import replace
 
 import pytest
 import torch
+from inputs import samples_of
 from torch import Tensor, nn
 
 import secateur
@@ -13,9 +14,9 @@ from secateur.pruning.layer_selection import (
     select_layers,
 )
 from secateur.pruning.recipe import RECIPES
-from secateur.pruning.reconstruction import BlockTuning
+from secateur.pruning.reconstruction import BlockReconstruction
 
-BRIEF = replace(RECIPES["default"], tuning=BlockTuning(layers=2, steps=5))
+BRIEF = replace(RECIPES["default"], reconstruction=BlockReconstruction(layers=2, steps=5))
 
 
 class Trunk(nn.Module):
@@ -118,14 +119,14 @@ def images(count: int = 70) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", ODD, ids=lambda kind: kind.__name__)
-def test_they_are_pruned_and_tuned(kind, monkeypatch) -> None:
+def test_they_are_pruned_and_trained(kind, monkeypatch) -> None:
     monkeypatch.setattr(
         secateur.session, "_CHUNK_VALUES", 20 * 3 * 8 * 8
     )  # chunks of 20, 20, 20, 10
     network = made(kind)
     result = secateur.prune(network, images(), sparsity=0.8, recipe=BRIEF, progress=False)
     assert result.report.sparsity == pytest.approx(0.8, abs=1e-3)
-    assert any("blocks tuned" in note for note in result.report.notes)
+    assert any("blocks trained" in note for note in result.report.notes)
     assert result.report.calibration is not None
     assert not any("first output" in one for one in result.report.warnings)
     noted = any("judged by output 2" in note for note in result.report.notes)
@@ -137,7 +138,11 @@ def test_each_pruned_layer_is_in_a_block_with_its_batch_norm(kind) -> None:
     graph = trace(made(kind), images(2))
     layers = select_layers(graph.layers)
     numbers = {op.name: index for index, op in enumerate(graph.ops)}
-    found = [] if kind is SequenceFirst else list(blocks(graph, images(3), layers, 2))
+    found = (
+        []
+        if kind is SequenceFirst
+        else list(blocks(graph, samples_of(graph, images(3)), layers, 2))
+    )
     for block in found:
         for layer in block.layers:
             assert block.first <= layer.calls[0].op <= numbers[layer.calls[0].output] < block.stop
@@ -148,7 +153,7 @@ def test_each_pruned_layer_is_in_a_block_with_its_batch_norm(kind) -> None:
 
 def test_a_block_of_a_plain_chain_ends_behind_the_activation() -> None:
     graph = trace(made(Views), images(2))
-    first, *_ = blocks(graph, images(3), select_layers(graph.layers), 2)
+    first, *_ = blocks(graph, samples_of(graph, images(3)), select_layers(graph.layers), 2)
     assert graph.ops[first.stop - 1].operation == "relu.default"
     assert [layer.name for layer in first.layers] == ["layers.1.0", "layers.2.0"]
 
@@ -156,8 +161,8 @@ def test_a_block_of_a_plain_chain_ends_behind_the_activation() -> None:
 def test_two_rows_are_no_cut_where_they_are_not_two_images() -> None:
     graph = trace(made(Ensemble), images(2))
     (stack,) = [i for i, op in enumerate(graph.ops) if op.operation == "stack.default"]
-    assert stack + 1 not in find_cuts(graph, images(3)).shapes
-    assert stack + 2 in find_cuts(graph, images(3)).shapes
+    assert stack + 1 not in find_cuts(graph, samples_of(graph, images(3))).shapes
+    assert stack + 2 in find_cuts(graph, samples_of(graph, images(3))).shapes
 
 
 def test_all_outputs_count_in_the_networks_error() -> None:
@@ -167,7 +172,7 @@ def test_all_outputs_count_in_the_networks_error() -> None:
     for head in ("first", "second"):
         name = f"{head}.2.weight"
         changes = {name: graph.parameters[name] * 0.5}
-        (error,) = network_errors(graph, x, [changes], chunk=8)
+        (error,) = network_errors(graph, samples_of(graph, x), [changes], chunk=8)
         twin = made(TwoHeads)
         twin.get_submodule(f"{head}.2").weight *= 0.5
         dense, other = network(x), twin(x)
@@ -207,7 +212,7 @@ def test_inference_mode_changes_nothing() -> None:
     plain = secateur.prune(network, images(), **options)
     with torch.inference_mode():
         inside = secateur.prune(network, images(), **options)
-    assert any("blocks tuned (" in note for note in plain.report.notes)
+    assert any("blocks trained (" in note for note in plain.report.notes)
     for name, value in plain.model.state_dict().items():
         assert torch.equal(inside.model.state_dict()[name], value)
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from inputs import trace
 from onnx import ModelProto, TensorProto, helper
 from onnx_models import Builder, as_onnx, folded, network, stored
 from torch import nn
@@ -21,7 +22,6 @@ from typer.testing import CliRunner
 import secateur
 from secateur.cli.app import app
 from secateur.evaluation.inference import predict
-from secateur.frontends import trace
 from secateur.frontends.first_runs import one_first_run
 from secateur.frontends.onnx import first_run
 from secateur.frontends.onnx.translation import FOLD
@@ -134,7 +134,7 @@ def test_attention_written_by_the_exporter_of_pytorch(tmp_path) -> None:
 
 def test_a_recipe_of_several_steps(images) -> None:
     """Channels are aligned and layers corrected as in PyTorch; each step is a model."""
-    method = secateur.BiasCorrection(start=secateur.WeightCorrection())
+    method = secateur.BiasCorrection(base=secateur.WeightCorrection())
     options = {"recipe": "paper", "method": method}
     torch.manual_seed(3)
     net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3), nn.Conv2d(6, 4, 1))
@@ -180,7 +180,7 @@ def test_a_convolution_is_what_onnx_says_and_what_the_walk_is_told(case) -> None
     build.node("Conv", "input", weight, bias, **attributes)
     x = torch.randn(3, 4, *sizes)
     graph = trace(build.model(build.nodes[-1].output[0]), x)
-    (layer,), stream = graph.layers, Stream(graph, graph.parameters, {graph.input: x})
+    (layer,), stream = graph.layers, Stream(graph, graph.parameters, {graph.inputs[0]: x})
     stream.advance(len(graph.ops))
     (use,), y = layer.calls, stream.values[graph.outputs[0]]
     every = torch.arange(use.geometry.count(y))

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from inputs import samples_of, trace
 from onnx_models import Builder, stored
 from torch import Tensor, nn
 
-from secateur.frontends import trace
 from secateur.network import ops
 from secateur.network.graph import Graph
 from secateur.network.ops import Op, expanded
@@ -183,11 +183,10 @@ def in_onnx(name: str) -> tuple[Graph, Tensor]:
 
 
 def values_of(graph: Graph, x: Tensor) -> dict[str, Any]:
-    every = {op.name for _, op in expanded(graph.ops)} | {graph.input}
-    kept = Stream(graph, graph.parameters, {graph.input: x})
-    kept.dead = {}
+    every = {op.name for _, op in expanded(graph.ops)} | set(graph.inputs)
+    kept = Stream(graph, graph.parameters, dict(samples_of(graph, x).tensors))
     with torch.no_grad():
-        kept.advance(len(graph.ops))
+        kept.advance(len(graph.ops), keep=every)
     return {name: value for name, value in kept.values.items() if name in every}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from inputs import samples_of
 from problems import correlated
 from torch import nn
 
@@ -14,7 +15,7 @@ from secateur.core.statistics import Statistics
 from secateur.evaluation.metrics import kl_divergence
 from secateur.frontends.torch.graph import trace
 from secateur.network.cuts import network_errors
-from secateur.pruning.recalibration import adapt
+from secateur.pruning.recalibration import recalibrate
 
 
 def test_the_format_is_decided_by_the_kind_of_device() -> None:
@@ -60,14 +61,17 @@ def test_sums_are_held_in_float32(without_float64) -> None:
 
 def test_the_result_is_nearly_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     images, network = images_of(), network_of()
-    recipe = secateur.Recipe(adaptation="all")
+    recipe = secateur.Recipe(recalibration="all")
     reports, statistics, errors = [], [], []
     for kinds in ((), ("cpu",)):
         monkeypatch.setattr(precision, "_WITHOUT_FLOAT64", kinds)
         graph = trace(network, images[:2])
-        statistics.append(adapt(graph, images, chunk=16).statistics)
+        samples = samples_of(graph, images)
+        statistics.append(recalibrate(graph, samples, chunk=16).statistics)
         reports.append(secateur.prune(network, images, sparsity=0.5, recipe=recipe).report)
-        errors.append(network_errors(graph, images, [{"7.bias": torch.zeros(5)}], 16))
+        errors.append(
+            network_errors(graph, samples_of(graph, images), [{"7.bias": torch.zeros(5)}], 16)
+        )
         scores = network(images).detach()
         assert kl_divergence(scores, scores) == pytest.approx(0, abs=1e-6)
     for one, other in zip(*(of.values() for of in statistics), strict=True):

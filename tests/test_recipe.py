@@ -7,6 +7,7 @@ import tomllib
 
 import pytest
 import torch
+from inputs import samples_of
 from torch import nn
 
 import secateur
@@ -25,12 +26,12 @@ from secateur.evaluation.inference import predict
 from secateur.evaluation.metrics import compare
 from secateur.frontends.torch.graph import trace, with_parameters
 from secateur.pruning.alignment import pairs_to_align
-from secateur.pruning.allocations.uniform import UniformDivision
+from secateur.pruning.allocations.uniform import FittedUniform
 from secateur.pruning.recipe import choose_recipe, name_of
 from secateur.pruning.targets import MaxBytes, MaxMacs, Sparsity
 
 QUICK = AdamCalibration(
-    start=BiasCorrection(start=WeightCorrection()), iterations=3, learning_rate=1e-3, batch=64
+    base=BiasCorrection(base=WeightCorrection()), iterations=3, learning_rate=1e-3, batch=64
 )
 
 
@@ -78,7 +79,7 @@ def test_pairs_are_found_where_nothing_is_between(network, images) -> None:
 
 def test_aligning_changes_no_output_and_equalises_ranges(network, images) -> None:
     graph = trace(network, images[:2])
-    found = ChannelAlignment(quantile=0.0).align(graph, images, chunk=7)
+    found = ChannelAlignment(quantile=0.0).align(graph, samples_of(graph, images), chunk=7)
     aligned = with_parameters(network, found.changes)
     torch.testing.assert_close(aligned(images), network(images), rtol=1e-4, atol=1e-4)
     between = aligned.norm(aligned.a(images))  # images, chan, height, width
@@ -95,7 +96,7 @@ def test_aligning_changes_no_output_and_equalises_ranges(network, images) -> Non
 
 def test_the_aligned_graph_has_the_aligned_slopes(network, images) -> None:
     graph = trace(network, images[:2])
-    changes = ChannelAlignment().align(graph, images, chunk=60).changes
+    changes = ChannelAlignment().align(graph, samples_of(graph, images), chunk=60).changes
     layer, old = graph.changed(changes).layers[0], graph.layers[0]
     expected = old.bn_scale * changes["norm.weight"] / network.norm.weight
     torch.testing.assert_close(layer.bn_scale, expected)
@@ -103,7 +104,7 @@ def test_the_aligned_graph_has_the_aligned_slopes(network, images) -> None:
 
 def test_a_scale_stays_within_its_limits(network, images) -> None:
     graph = trace(network, images[:2])
-    found = ChannelAlignment(limits=(0.9, 1.1)).align(graph, images, chunk=60)
+    found = ChannelAlignment(limits=(0.9, 1.1)).align(graph, samples_of(graph, images), chunk=60)
     ratio = network.norm.weight / found.changes["norm.weight"]
     assert ratio.min() >= 0.9 - 1e-6
     assert ratio.max() <= 1.1 + 1e-6
@@ -111,7 +112,8 @@ def test_a_scale_stays_within_its_limits(network, images) -> None:
 
 def test_without_pairs_nothing_is_aligned(images) -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
-    assert not ChannelAlignment().align(trace(network, images[:2]), images, chunk=9).changes
+    graph = trace(network, images[:2])
+    assert not ChannelAlignment().align(graph, samples_of(graph, images), chunk=9).changes
 
 
 # the paper's recipe
@@ -157,7 +159,7 @@ def test_each_step_can_be_switched_off(network, images) -> None:
     off = dataclasses.replace(RECIPES["paper"], method=BiasCorrection(), alignment=None)
     report = secateur.prune(network, images, sparsity=0.5, recipe=off).report
     assert [step.name for step in report.steps] == ["magnitude", "bias-correction"]
-    assert report.requested["recipe"]["method"]["start"] == {"name": "magnitude"}
+    assert report.requested["recipe"]["method"]["base"] == {"name": "magnitude"}
     assert not secateur.prune(network, images, sparsity=0.5).report.steps
 
 
@@ -222,12 +224,12 @@ def test_a_file_says_only_what_differs(tmp_path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(
         'allocation = "uniform"\nlevels = [0.2, 0]\n[method]\nname = "bias-correction"\n'
-        '[method.start]\nname = "admm"\ndamping = 1\n[alignment]\n'
+        '[method.base]\nname = "admm"\ndamping = 1\n[alignment]\n'
     )
     assert Recipe.load(path) == Recipe(
         allocation=Uniform(),
         levels=(0.2, 0.0),
-        method=BiasCorrection(start=ADMM(damping=1.0)),
+        method=BiasCorrection(base=ADMM(damping=1.0)),
         alignment=ChannelAlignment(),
     )
 
@@ -273,7 +275,7 @@ def test_saved_recipes_are_plain_toml(tmp_path) -> None:
     RECIPES["paper"].save(tmp_path / "recipe.toml")
     held = tomllib.loads((tmp_path / "recipe.toml").read_text())
     assert held["method"]["name"] == "adam-calibration"
-    assert held["method"]["start"]["start"]["start"] == {"name": "magnitude"}
+    assert held["method"]["base"]["base"]["base"] == {"name": "magnitude"}
     assert held["levels"] == [0.1, 0.0]
 
 
@@ -309,12 +311,12 @@ def test_a_hard_target_is_reached_by_way_of_an_easier_one(network, images) -> No
 class Moody(secateur.Uniform):
     """Leaves a layer a fifth of its weights at first, and half of them in the end."""
 
-    def measure(self, subject):
-        share = 0.5 if subject.weights else 0.2
-        return Fixed([round(layer.weights * share) for layer in subject.layers])
+    def fit(self, inputs):
+        share = 0.5 if inputs.weights else 0.2
+        return Fixed([round(layer.weights * share) for layer in inputs.layers])
 
 
-class Fixed(UniformDivision):
+class Fixed(FittedUniform):
     def kept(self, budget):
         return list(self.sizes)
 

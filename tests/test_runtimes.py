@@ -170,7 +170,7 @@ def test_the_pattern_is_counted_along_the_inputs(kind: str) -> None:
 
 
 def trace(network: nn.Module, kind: str) -> Any:
-    from secateur.frontends import trace
+    from inputs import trace
 
     shape = (2, 64) if kind == "linear" else (2, 8, 5, 5)
     return trace(network.eval(), torch.zeros(shape))

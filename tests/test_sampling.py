@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inputs import samples_of
 from layouts import NETWORKS, TOKENS, Constant
 from torch import Tensor, nn
 
@@ -16,9 +18,10 @@ from secateur.core.methods import ADMM, AdamCalibration
 from secateur.core.problem import Problem
 from secateur.frontends.torch.graph import trace
 from secateur.network.graph import Graph
+from secateur.pruning.layer_fit import LayerFit
 from secateur.pruning.layer_selection import select_layers
 from secateur.pruning.sampling import Draw, Sampling
-from secateur.pruning.walk import Fit, Walker
+from secateur.pruning.streams import DualStream, LayerChunk, LayerChunks
 
 SAMPLES = 60
 CHUNKS = (1, 8, 50, SAMPLES)
@@ -100,15 +103,26 @@ def graph_of(name: str) -> Graph:
 @functools.cache
 def problems(name: str, chunk: int, *, backwards: bool = False) -> list[Problem]:
     """Each layer's problem, on the dense network, with stored samples."""
-    graph, method = graph_of(name), AdamCalibration(start=ADMM(), patches=50)
-    walker = Walker(graph, inputs(), chunk=chunk, device=torch.device("cpu"), inputs="dense")
+    graph, method = graph_of(name), AdamCalibration(base=ADMM(), patches=50)
+    streams = DualStream(graph, samples_of(graph, inputs()), chunk=chunk, inputs="dense")
     sampling, found = Sampling(per_column=1, least=200), []
     for index, layer in enumerate(select_layers(graph.layers, include="*")):
-        blocks = walker.arrive(layer)
-        blocks = blocks[::-1] if backwards else blocks
-        fit = Fit(layer, blocks, SAMPLES, sampling, index, graph, {})
+        chunks = streams.run_to(layer)
+        if backwards:
+            chunks = Backwards(chunks)
+        fit = LayerFit(graph, chunks, index=index, sampling=sampling, start={})
         found.append(fit.problem(method))
     return found
+
+
+class Backwards(LayerChunks):
+    """The last chunk first."""
+
+    def __init__(self, chunks: LayerChunks) -> None:
+        self.__dict__.update(vars(chunks))
+
+    def __iter__(self) -> Iterator[LayerChunk]:
+        return reversed(list(super().__iter__()))
 
 
 def assert_close(one: Problem, other: Problem) -> None:
@@ -130,8 +144,8 @@ def test_chunks_of_any_size_give_the_same_positions_and_sums(name: str, chunk: i
         torch.testing.assert_close(one.patches.inputs, other.patches.inputs)
         assert one.samples == other.samples
         assert_close(one, other)
-        assert (one.halves is None) == (other.halves is None)
-        for a, b in zip(one.halves or (), other.halves or (), strict=True):
+        assert (one.folds is None) == (other.folds is None)
+        for a, b in zip(one.folds or (), other.folds or (), strict=True):
             assert a.samples == b.samples > 0
             assert_close(a, b)
 
@@ -149,7 +163,7 @@ def test_as_many_positions_are_sampled_as_were_asked_for(name: str) -> None:
 def test_the_order_of_chunks_does_not_change_a_byte(name: str) -> None:
     pairs = zip(problems(name, 8), problems(name, 8, backwards=True), strict=True)
     for one, other in pairs:
-        for a, b in zip((one, *(one.halves or ())), (other, *(other.halves or ())), strict=True):
+        for a, b in zip((one, *(one.folds or ())), (other, *(other.folds or ())), strict=True):
             for key in ("gram", "cross", "energy", "variance", "input_mean", "output_mean"):
                 assert torch.equal(getattr(a, key), getattr(b, key))
         assert one.patches is not None

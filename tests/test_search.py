@@ -130,7 +130,7 @@ def test_only_the_best_result_is_held() -> None:
 
 # on a real network
 
-UNTUNED = dataclasses.replace(RECIPES["default"], tuning=None, levels=(0.0,))  # quick
+UNTUNED = dataclasses.replace(RECIPES["default"], reconstruction=None, levels=(0.0,))  # quick
 UNMEASURED = {"recipe": UNTUNED, "allocation": "normalized-magnitude"}
 QUICK = {
     "recipe": UNTUNED,
@@ -252,9 +252,9 @@ def test_evaluation_images_that_were_fitted_to_are_a_warning(network, test_image
 def test_the_division_is_measured_once_and_all_walks_are_shown(network, test_images) -> None:
     @dataclasses.dataclass(frozen=True)
     class Counting(secateur.Sensitivity):
-        def measure(self, subject):
-            calls.append(subject)
-            return super().measure(subject)
+        def fit(self, inputs):
+            calls.append(inputs)
+            return super().fit(inputs)
 
     calls: list = []
     seen: list[tuple[int, int, str]] = []

@@ -7,12 +7,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from inputs import samples_of, trace
 from onnx_models import Builder
 from torch import Tensor, nn
 
 import secateur
 from secateur.export.files import save_model, save_onnx
-from secateur.frontends import trace
 from secateur.network import judging
 
 OPTIONS = {"sparsity": 0.5, "progress": False}
@@ -92,7 +92,8 @@ def test_a_network_is_judged_by_what_has_a_row_for_each_image(name, tmp_path) ->
 
 
 def test_what_is_selected_from_is_what_it_is_judged_by() -> None:
-    graph = judging.judged(trace(Detector(some).eval(), images(2)), images(5))
+    graph = trace(Detector(some).eval(), images(2))
+    graph = judging.judged(graph, samples_of(graph, images(5)))
     scores, rows = graph.outputs[0], graph.outputs[1]
     assert rows in graph.unsteady
     assert scores not in graph.unsteady

@@ -50,7 +50,7 @@ def test_the_headline_script_runs_on_the_images_at_hand(shared_data: Path, tmp_p
             held.extractall(tmp_path / name, members=members, filter="data")
     table = (shared_data / "imagenet_val_650" / "labels.csv").read_text()
     (tmp_path / "val" / "labels.csv").write_text(table)
-    method = BiasCorrection(start=WeightCorrection())
+    method = BiasCorrection(base=WeightCorrection())
     dataclasses.replace(RECIPES["paper"], method=method).save(tmp_path / "brief.toml")
     root = Path(__file__).parents[1]
     weights = shared_data / "efficientnet_lite0" / "efficientnet-lite0-57934424.pth"

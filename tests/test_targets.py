@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_allocations import divisions
+from test_allocations import fitted_allocations
 from torch import nn
 
 import secateur
@@ -121,8 +121,8 @@ def test_a_budget_of_a_share_is_met_and_no_weight_more_would_fit(sizes, fixed, v
             with pytest.raises(OptionError, match="expected at least"):
                 target.budget(known)
             continue
-        for division in divisions(sizes, seed):
-            share = tariff.share(division.kept(target.budget(known)))
+        for fitted in fitted_allocations(sizes, seed):
+            share = tariff.share(fitted.kept(target.budget(known)))
             assert share <= value * (1 + 1e-9)
             assert value * dense - share * dense <= sum(each) + 1e-6
 
@@ -159,9 +159,9 @@ def test_the_allocation_knows_what_weights_cost(network, images) -> None:
 
     @dataclasses.dataclass(frozen=True)
     class Curious(Sensitivity):
-        def measure(self, subject):
-            seen.append(subject.costs)
-            return super().measure(subject)
+        def fit(self, inputs):
+            seen.append(inputs.costs)
+            return super().fit(inputs)
 
     secateur.plan(network, images, allocation=Curious(), max_macs=0.5)
     secateur.plan(network, images, allocation=Curious(), sparsity=0.5)
@@ -272,20 +272,20 @@ def test_a_plan_is_what_pruning_does(network, images, given) -> None:
         assert getattr(plan, what) == pytest.approx(getattr(report, what))
     dense = sum(layer.dense_macs for layer in plan.layers)
     assert 0 < sum(layer.macs for layer in plan.layers) < dense
-    assert plan.damage == pytest.approx(sum(layer.damage for layer in plan.layers))
+    assert plan.loss_increase == pytest.approx(sum(layer.loss_increase for layer in plan.layers))
     assert report.network_sparsity > 0
 
 
 def test_a_plan_without_curves_expects_nothing_and_needs_them_for_a_drop(network, images) -> None:
     plan = secateur.plan(network, images, sparsity=0.5, allocation="uniform")
-    assert plan.damage is None
-    assert {layer.damage for layer in plan.layers} == {None}
-    assert "expected damage" not in str(plan)
+    assert plan.loss_increase is None
+    assert {layer.loss_increase for layer in plan.layers} == {None}
+    assert "expected loss" not in str(plan)
     with pytest.raises(OptionError, match=r"max_drop cannot be planned.*'sensitivity'"):
         secateur.plan(network, images, max_drop=1, allocation="uniform")
 
 
-def test_a_plan_says_whether_blocks_will_be_tuned(network, images) -> None:
+def test_a_plan_says_whether_blocks_will_be_trained(network, images) -> None:
     def notes(sparsity, count=48):
         found = secateur.plan(network, images[:count], sparsity=sparsity, allocation="uniform")
         return [note for note in found.notes if "reconstruction" in note]
@@ -330,5 +330,5 @@ def test_the_plan_shows_each_layer_and_the_sums(network, images) -> None:
     assert f"{SIZES[0]:,}" in rows["early"]
     assert 0.39 < found.macs_fraction <= 0.4
     assert f"{found.macs_fraction:.1%} of the MACs" in " ".join(text.split())
-    assert "expected damage" in text
+    assert "expected loss" in text
     assert "prunes to 0.5 first and measures again" in " ".join(text.split())

@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from inputs import trace
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
 
-from secateur.frontends import trace
 from secateur.frontends.torch.program import export
 from secateur.network.stream import Stream
 
@@ -101,7 +101,7 @@ def test_nothing_is_changed_and_the_outputs_are_the_modules(forward: Forward) ->
     before = x.clone()
     found = []
     for _ in range(2):  # what is changed in the first run shows in the second
-        stream = Stream(graph, graph.parameters, {graph.input: x})
+        stream = Stream(graph, graph.parameters, {graph.inputs[0]: x})
         with torch.no_grad():
             stream.advance(len(graph.ops))
         found.append(stream.values[graph.outputs[-1]])
@@ -127,7 +127,7 @@ def mixed(body: Body, x: Tensor) -> Tensor:
 def test_a_change_in_place_keeps_the_type_of_what_it_changes() -> None:
     x = torch.randn(2, 3, 8, 8)
     graph = trace(Body(mixed).eval(), x)
-    stream = Stream(graph, graph.parameters, {graph.input: x})
+    stream = Stream(graph, graph.parameters, {graph.inputs[0]: x})
     stream.advance(len(graph.ops))
     assert stream.values[graph.outputs[0]].dtype == torch.float32
 

@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from inputs import samples_of
 from torch import nn
 
 import secateur
@@ -125,7 +126,7 @@ def test_tiny_layers_of_one_output_stay_dense_unless_asked_for() -> None:
 
 
 def test_running_the_graph_is_running_the_module(zoo, graph, images) -> None:
-    stream = Stream(graph, graph.parameters, {graph.input: images})
+    stream = Stream(graph, graph.parameters, {graph.inputs[0]: images})
     stream.advance(len(graph.ops))
     torch.testing.assert_close(stream.values[graph.outputs[0]], zoo(images))
     assert set(stream.values) == set(graph.outputs)  # everything else was dropped
@@ -135,7 +136,15 @@ def _walk(graph, images, layers, **options):
     weights = [layer.weights for layer in layers]
     kept = options.pop("kept", [count // 2 for count in weights])
     method = options.pop("method", LeastSquares(damping=1e-4))
-    return walk(graph, images, layers, kept, method=method, pattern=Unstructured(), **options)
+    return walk(
+        graph,
+        samples_of(graph, images),
+        layers,
+        kept,
+        method=method,
+        pattern=Unstructured(),
+        **options,
+    )
 
 
 def test_the_pruned_stream_is_the_pruned_network(zoo, graph, images) -> None:

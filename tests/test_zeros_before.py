@@ -9,15 +9,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_allocations import divisions
+from test_allocations import fitted_allocations
 from torch import Tensor, nn
 
 import secateur
 from secateur.core.methods import ADMM, METHODS, AdamCalibration
 from secateur.export.files import as_onnx
 from secateur.pruning.allocations import ALLOCATIONS, Budget
-from secateur.pruning.allocations.uniform import UniformDivision
-from secateur.pruning.reconstruction import BlockTuning
+from secateur.pruning.allocations.uniform import FittedUniform
+from secateur.pruning.reconstruction import BlockReconstruction
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:only .* calibration image", "ignore:.*held-back calibration images cannot tell"
@@ -81,7 +81,7 @@ def test_no_method_fills_a_zero(method: str, asked: float) -> None:
     brief = {"adam-calibration": AdamCalibration(iterations=1), "admm": ADMM(steps=12)}
     network = network_with(0.6)
     for inputs, adaptation in (("pruned", "none"), ("dense", "all")):
-        recipe = secateur.Recipe(adaptation=adaptation, allocation=ALLOCATIONS["uniform"]())
+        recipe = secateur.Recipe(recalibration=adaptation, allocation=ALLOCATIONS["uniform"]())
         chosen = brief.get(method, method)
         result = pruned(network, sparsity=asked, recipe=recipe, method=chosen, inputs=inputs)
         check(network, result, asked)
@@ -106,9 +106,11 @@ def test_every_target_counts_the_zeros_that_are_there(target: str, value: float)
         assert getattr(result.report, f"{target[4:]}_fraction") <= value
 
 
-def test_levels_and_tuning_fill_no_zero() -> None:
+def test_levels_and_reconstruction_fill_no_zero() -> None:
     network = network_with(0.6)
-    recipe = secateur.Recipe(levels=(0.1, 0.0), tuning=BlockTuning(steps=5, batch=8))
+    recipe = secateur.Recipe(
+        levels=(0.1, 0.0), reconstruction=BlockReconstruction(steps=5, batch=8)
+    )
     check(network, pruned(network, sparsity=0.75, recipe=recipe), 0.75)
 
 
@@ -176,15 +178,15 @@ def test_the_plan_tells_of_zeros_too() -> None:
     seed=st.integers(0, 100),
 )
 @settings(deadline=None, max_examples=60)
-def test_divisions_keep_no_weight_that_is_not_there(
+def test_allocations_keep_no_weight_that_is_not_there(
     sizes: list[int], sparsity: float, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     present = [int(torch.randint(size + 1, (), generator=generator)) for size in sizes]
     budget = Budget.of_sparsity(sizes, sparsity)
-    uniform = UniformDivision(sizes, present=present)
-    for division in (uniform, *divisions(present, seed)[1:]):
-        kept = division.kept(budget)
+    uniform = FittedUniform(sizes, present=present)
+    for fitted in (uniform, *fitted_allocations(present, seed)[1:]):
+        kept = fitted.kept(budget)
         assert all(0 <= count <= there for count, there in zip(kept, present, strict=True))
         assert sum(kept) == min(round(budget.allowed), sum(present))
     shares = [

@@ -48,7 +48,7 @@ if TYPE_CHECKING:  # for type checkers and editors; _HOME says the same at run t
     from secateur.pruning.alignment import ChannelAlignment
     from secateur.pruning.allocations import NormalizedMagnitude, Sensitivity, Uniform
     from secateur.pruning.recipe import RECIPES, Recipe
-    from secateur.pruning.reconstruction import BlockTuning
+    from secateur.pruning.reconstruction import BlockReconstruction
     from secateur.render.page import save_page
     from secateur.report.comparison import Comparison, compare_reports
     from secateur.report.model import Report
@@ -62,7 +62,7 @@ __all__ = [
     "AdamCalibration",
     "Bench",
     "BiasCorrection",
-    "BlockTuning",
+    "BlockReconstruction",
     "ChannelAlignment",
     "Comparison",
     "DataError",
@@ -114,7 +114,7 @@ _HOME = {
     "Bench": "secateur.hardware.latency",
     "bench": "secateur.hardware.bench",
     "BiasCorrection": "secateur.core.methods",
-    "BlockTuning": "secateur.pruning.reconstruction",
+    "BlockReconstruction": "secateur.pruning.reconstruction",
     "ChannelAlignment": "secateur.pruning.alignment",
     "compare_reports": "secateur.report.comparison",
     "Comparison": "secateur.report.comparison",

@@ -21,6 +21,7 @@ from secateur.frontends import device_of, input_shape, trace
 from secateur.frontends.first_runs import one_first_run
 from secateur.frontends.hubs import own_input_shape
 from secateur.frontends.loading import read_model
+from secateur.network.samples import Samples
 from secateur.pruning.allocations import Allocation
 from secateur.pruning.recipe import Recipe, choose_recipe
 from secateur.pruning.sampling import Sampling
@@ -36,7 +37,7 @@ from secateur.support.progress import telling
 
 
 @one_first_run()
-@torch.inference_mode(False)  # whatever the caller is in, blocks are tuned with gradients
+@torch.inference_mode(False)  # whatever the caller is in, blocks are trained with gradients
 def prune(
     model: nn.Module | str | Path | Any,
     data: Any,
@@ -161,7 +162,7 @@ def prune(
         job.watch.lap("walk")
         teller.step("measuring what the steps have contributed")
         steps = job.run.account(walked, target, job.original, job.aligned)
-        found = step_reports(model, steps, job.run.images, walked.dense, job.evaluation_set)
+        found = step_reports(model, steps, job.run.samples.only(), walked.dense, job.evaluation_set)
         job.watch.lap("steps")
         exported, integers, missing = None, Quantized(model=None), {}
         if quantize is not None:
@@ -295,7 +296,7 @@ def inspect(
     if not shape or any(size < 1 for size in shape):
         raise OptionError(f"shape is {tuple(shape)}, expected positive sizes such as (3, 224, 224)")
     example = torch.zeros(2, *shape, device=device or device_of(model))
-    return Inspection.of(trace(model, example))
+    return Inspection.of(trace(model, Samples({"images": example})))
 
 
 @one_first_run()

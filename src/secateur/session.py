@@ -25,18 +25,19 @@ from secateur.network.graph import Graph
 from secateur.network.layout import (
     to_channels_last,
 )
+from secateur.network.samples import Samples
 from secateur.pruning.alignment import Alignment
 from secateur.pruning.layer_selection import (
     select_layers,
 )
-from secateur.pruning.recalibration import Adaptation, adapt
+from secateur.pruning.recalibration import Recalibration, recalibrate
 from secateur.pruning.recipe import Recipe
 from secateur.pruning.run import PruningRun
 from secateur.pruning.sampling import Sampling
 from secateur.pruning.search import Try
 from secateur.pruning.search import search as search_sparsity
 from secateur.pruning.targets import Costs, MaxDrop, MaxMacs, Sparsity, Target
-from secateur.pruning.walk import Walked
+from secateur.pruning.walk import WalkResult
 from secateur.report.build import build_report, describe
 from secateur.report.model import Report, SearchReport, StepReport
 from secateur.report.plan import predict_loss
@@ -158,26 +159,28 @@ class Job:
         teller.expect(self.run.visits if visits is None else visits)
         self.watch.begin("measuring what each layer bears")
         run = replace(self.run, on_layer=teller.visit)
-        _ = run.division  # measured here, once
+        _ = run.fitted_allocation  # measured here, once
         self.watch.lap("allocation")
         return replace(self, run=run)
 
-    def notes(self, walked: Walked) -> list[str]:
+    def notes(self, walked: WalkResult) -> list[str]:
         """What was done to the network around the walk, for the report."""
         pairs = self.aligned.pairs
         notes = [f"channels aligned between {first} and {second}" for first, second in pairs]
-        if count := len(self.run.adaptation.statistics) // 2:
+        if count := len(self.run.recalibration.statistics) // 2:
             notes.append(
                 f"layers fitted with the statistics of {count} BatchNorms taken on the calibration "
                 "images; the network keeps its own"
             )
-        if walked.before:
-            notes.append(f"pruned to {', then '.join(walked.before)} on the way, and on from there")
-        if walked.tuned is not None:
-            notes.append(walked.tuned.note())
+        if walked.previous:
+            notes.append(
+                f"pruned to {', then '.join(walked.previous)} on the way, and on from there"
+            )
+        if walked.reconstruction is not None:
+            notes.append(walked.reconstruction.note())
         return [*notes, *walked.notes]
 
-    def network(self, walked: Walked) -> Any:
+    def network(self, walked: WalkResult) -> Any:
         """The network with what a walk has changed."""
         return with_parameters(self.model, {**self.aligned.changes, **walked.changes})
 
@@ -191,7 +194,7 @@ class Job:
     def report(
         self,
         pruned: Any,
-        walked: Walked,
+        walked: WalkResult,
         evaluation: dict[str, Evaluation],
         *,
         steps: Sequence[StepReport] = (),
@@ -203,7 +206,7 @@ class Job:
             self.run,
             walked,
             self.images,
-            self.options.settings(self.run.images.device),
+            self.options.settings(self.run.samples.device),
             self.watch.seconds,
             self.notes(walked),
             self.warnings,
@@ -231,7 +234,7 @@ class Job:
         report.seconds = {name: after[name] - before.get(name, 0.0) for name in steps}
         return report
 
-    def carry_out(self) -> tuple[Walked, Target, SearchReport | None]:
+    def carry_out(self) -> tuple[WalkResult, Target, SearchReport | None]:
         """Walks; for a drop as often as the search needs. Also the target walked to."""
         run = self.run
         self.watch.begin("pruning")
@@ -240,14 +243,14 @@ class Job:
         assert self.search_set is not None
         labelled = self.search_set.labels is not None
 
-        def attempt(sparsity: float) -> tuple[Try, Walked]:
+        def attempt(sparsity: float) -> tuple[Try, WalkResult]:
             self.watch.begin(f"pruning to {sparsity:.2%} zeros")
             walked = run.prune_to(Sparsity(sparsity))
             self.watch.begin("evaluating")
             return self._lost(sparsity, self.network(walked)), walked
 
         best, walked, tries = search_sparsity(
-            attempt, run.target.value, predict_loss(run), run.tuned_from
+            attempt, run.target.value, predict_loss(run), run.reconstructed_from
         )
         kind = "evaluation" if self.evaluation_set else "held-back calibration"
         return (
@@ -313,11 +316,12 @@ def prepare(
         judged = open_images(held_back)
     watch.lap("data")
 
-    batch = to_channels_last(images.tensor.to(options.device or device_of(model)))
-    batch = batch.clone() if batch.is_inference() else batch  # blocks are tuned with gradients
+    samples = Samples({"images": images.tensor}).to(options.device or device_of(model))
+    samples = samples.map(to_channels_last).map(_ordinary)
     watch.begin("tracing the network")
-    traced = trace(model, batch[:2])
-    original = judging.judged(traced, batch)
+    traced = trace(model, samples.select(slice(2)))
+    samples = samples.named(traced.inputs)
+    original = judging.judged(traced, samples)
     watch.lap("trace")
 
     baseline, doubts = None, list(images.warnings)
@@ -339,18 +343,17 @@ def prepare(
             doubts += _fitted_to(judged, len(baseline.dense), images)
     watch.lap("evaluation")
     watch.begin("preparing the layers")
-    chunk = chunk_size(batch)
-    aligned = how.alignment.align(original, batch, chunk=chunk) if how.alignment else Alignment()
-    graph = original.changed(aligned.changes) if aligned.changes else original
-    wanted = {"all": True, "none": False}.get(how.adaptation, images.synthetic is not None)
-    adaptation = adapt(graph, batch, chunk=chunk) if wanted else Adaptation(graph)
-    folding = fold(adaptation.graph)
+    chunk = chunk_size(samples)
+    aligned, recalibration = _condition(
+        original, samples, how, synthetic=images.synthetic is not None, chunk=chunk
+    )
+    folding = fold(recalibration.graph)
     graph = folding.graph
     layers = select_layers(graph.layers, options.include, options.exclude)
     run = PruningRun(
-        adaptation=adaptation,
+        recalibration=recalibration,
         folding=folding,
-        images=batch,
+        samples=samples,
         layers=layers,
         target=target,
         costs=Costs.of(graph.layers, layers, saved_tensors(model)),
@@ -373,6 +376,19 @@ def prepare(
         warnings=tuple(dict.fromkeys(doubts)),  # a folder of both kinds tells them once
         watch=watch,
     )
+
+
+def _condition(
+    graph: Graph, samples: Samples, recipe: Recipe, *, synthetic: bool, chunk: int
+) -> tuple[Alignment, Recalibration]:
+    """The network aligned, and BatchNorm statistics taken anew, as the recipe says."""
+    aligned = Alignment()
+    if recipe.alignment is not None:
+        aligned = recipe.alignment.align(graph, samples, chunk=chunk)
+    graph = graph.changed(aligned.changes) if aligned.changes else graph
+    if {"all": True, "none": False}.get(recipe.recalibration, synthetic):
+        return aligned, recalibrate(graph, samples, chunk=chunk)
+    return aligned, Recalibration(graph)
 
 
 def _check_answers(baseline: EvaluationSet) -> None:
@@ -417,6 +433,14 @@ def hold_back(images: Images) -> tuple[Images, Images]:
     )
 
 
-def chunk_size(images: Tensor) -> int:
-    """Images per run of an operation: 8 of 224 pixels, more of smaller ones, at most 256."""
-    return max(1, min(256, _CHUNK_VALUES // max(1, images[0].numel())))
+def chunk_size(samples: Samples) -> int:
+    """Samples per run of an operation: 8 images of 224 pixels, more of smaller ones, at most 256.
+
+    Of the samples' shape alone, not of the memory at hand: results depend on it.
+    """
+    return max(1, min(256, _CHUNK_VALUES // max(1, samples.values_per_sample)))
+
+
+def _ordinary(tensor: Tensor) -> Tensor:
+    """A tensor that gradients can pass through: blocks are trained with them."""
+    return tensor.clone() if tensor.is_inference() else tensor

@@ -36,7 +36,7 @@ def choose_damping(
     *,
     rows: int = 64,
 ) -> float:
-    """The relative damping whose fit to either half of the samples errs least on the other half.
+    """The relative damping whose fit to either half of the samples errs least on the other.
 
     Goes from the strongest down while the error falls; fits start from the dense weights, which
     have not seen either half. How much a fit to a few hundred images
@@ -44,17 +44,17 @@ def choose_damping(
     the first layers, where images give thousands of samples, and 3 in the last.
 
     Args:
-        problem: with its halves.
+        problem: with its folds.
         mask: the mask to fit on.
         candidates: relative dampings.
         rows: at most this many rows a group are looked at, evenly spread.
 
     Cost: for each candidate tried, two fits of `rows` rows to a tenth of a percent or so.
     """
-    if problem.halves is None:
-        raise ValueError("the problem does not hold its halves")
+    if problem.folds is None:
+        raise ValueError("the problem does not hold its folds")
     step = -(-mask.shape[-2] // rows)
-    first, second = (half.rows(slice(None, None, step)) for half in problem.halves)
+    first, second = (fold.rows(slice(None, None, step)) for fold in problem.folds)
     mask = mask[:, ::step]
     best, least = max(candidates), math.inf
     for damping in sorted(candidates, reverse=True):

@@ -55,11 +55,11 @@ class Problem:
         samples: how many (x, y) pairs the sums hold.
         fits_bias: whether the layer has a place for a bias.
         patches: a part of the samples themselves, where they were stored.
-        halves: the problems of one half of the samples and of the other, where they were kept
-            apart; a fit to one half is judged on the other.
+        folds: the problems of one half of the samples and of the other, where they were kept
+            apart, for two-fold cross-validation: a fit to one is judged on the other.
         free: where a weight may be other than zero; None = everywhere. The dense network's zeros
             are never filled.
-        no_halves: why they cannot be kept apart; empty where they can, or nothing is known.
+        no_folds: why they cannot be kept apart; empty where they can, or nothing is known.
     """
 
     weight: Float[Tensor, "groups rows cols"]
@@ -72,8 +72,8 @@ class Problem:
     samples: int
     fits_bias: bool
     patches: Patches | None = None
-    halves: tuple[Problem, Problem] | None = None
-    no_halves: str = ""
+    folds: tuple[Problem, Problem] | None = None
+    no_folds: str = ""
     free: Bool[Tensor, "groups rows cols"] | None = None
 
     @property
@@ -82,7 +82,7 @@ class Problem:
         return self.weight.shape[-1]
 
     def rows(self, chosen: slice) -> Problem:
-        """The problem of some rows; the rest of it is shared, not copied. No patches, no halves."""
+        """The problem of some rows; the rest of it is shared, not copied. No patches, no folds."""
         return replace(
             self,
             weight=self.weight[:, chosen],
@@ -91,7 +91,7 @@ class Problem:
             variance=self.variance[:, chosen],
             output_mean=self.output_mean[:, chosen],
             patches=None,
-            halves=None,
+            folds=None,
             free=None if self.free is None else self.free[:, chosen],
         )
 
@@ -134,15 +134,15 @@ class Problem:
         offset = self.bias(weight) if bias is None else self.bias(weight) - bias
         return fit.clamp_min(0) + offset.square()
 
-    def spread(self, weight: Float[Tensor, "groups rows cols"]) -> Float[Tensor, "groups rows"]:
-        """How much wider the wanted outputs spread than those of given weights, per row.
+    def std_ratio(self, weight: Float[Tensor, "groups rows cols"]) -> Float[Tensor, "groups rows"]:
+        """Standard deviation of the wanted outputs over that of given weights' outputs, per row.
 
         sqrt(energy / (w G w)): a least-squares fit explains a part of the outputs only, so its
-        own outputs spread less, and layer after layer the signal fades (regression dilution).
+        own outputs vary less, and layer after layer the signal fades (regression dilution).
         One where the weights' outputs are zero.
         """
-        found = (weight @ self.gram).mul_(weight).sum(-1)
-        return torch.where(found > 0, self.energy / found, 1.0).sqrt()
+        own = (weight @ self.gram).mul_(weight).sum(-1)
+        return torch.where(own > 0, self.energy / own, 1.0).sqrt()
 
     def relative_error(
         self,
@@ -165,7 +165,7 @@ class Solution:
         damping: weight of the pull towards the dense weights, relative to the mean of the
             Gram matrix's diagonal; 0 when the method solves nothing.
         notes: what a reader of the report should know.
-        before: the solution that this one improved, where there was one.
+        previous: the solution that this one improved, where there was one.
     """
 
     weight: Float[Tensor, "groups rows cols"]
@@ -173,7 +173,7 @@ class Solution:
     bias: Float[Tensor, "groups rows"] | None = None
     damping: float = 0.0
     notes: tuple[str, ...] = ()
-    before: Solution | None = None
+    previous: Solution | None = None
 
     def refined(
         self,
@@ -181,10 +181,10 @@ class Solution:
         bias: Float[Tensor, "groups rows"] | None,
     ) -> Solution:
         """This solution with other weights on the same mask; it remembers this one."""
-        return replace(self, weight=weight, bias=bias, before=self)
+        return replace(self, weight=weight, bias=bias, previous=self)
 
-    def steps(self) -> Iterator[Solution]:
+    def stages(self) -> Iterator[Solution]:
         """The solutions on the way to this one, the first one first."""
-        if self.before is not None:
-            yield from self.before.steps()
+        if self.previous is not None:
+            yield from self.previous.stages()
         yield self

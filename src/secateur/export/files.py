@@ -33,6 +33,7 @@ from secateur.frontends.openvino.runtime import as_ir, batch_of, ir_weights, rea
 from secateur.frontends.torch.modules import copy_module
 from secateur.frontends.torch.program import TRACING
 from secateur.network.rows import RowsFirst, judged_output
+from secateur.network.samples import Samples
 from secateur.support.loggers import quiet
 
 CHECKED_IMAGES = 8  # on which a file is compared with the network
@@ -215,7 +216,9 @@ def rehearse(
                 return
             exported = as_onnx(model, images)
         except ModelError:
-            trace(model, images)  # tells more, where the network itself is the reason
+            trace(
+                model, Samples({"images": images})
+            )  # tells more, where the network itself is the reason
             raise
         if openvino:
             save_openvino(exported, folder / "model.xml", images)

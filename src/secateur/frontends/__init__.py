@@ -17,6 +17,7 @@ from torch import Tensor, device, nn  # a folder here is called torch
 from secateur.errors import ModelError
 from secateur.frontends.torch import graph, modules
 from secateur.network.graph import Graph
+from secateur.network.samples import Samples
 from secateur.support.extras import require
 
 
@@ -51,9 +52,9 @@ def is_onnx(model: Any) -> bool:
     return isinstance(model, getattr(sys.modules.get("onnx"), "ModelProto", ()))
 
 
-def trace(model: Any, example: Tensor) -> Graph:
+def trace(model: Any, example: Samples) -> Graph:
     """A model as a graph with a batch of any size; see the front-ends' own `trace`."""
-    return _frontend(model).trace(model, example)
+    return _frontend(model).trace(model, example.only())
 
 
 def with_parameters(model: Any, changes: Mapping[str, Tensor]) -> Any:

@@ -14,9 +14,8 @@ from torch import Tensor
 from secateur.core.precision import widened
 from secateur.network.graph import Graph
 from secateur.network.layers import Layer
+from secateur.network.samples import Samples
 from secateur.network.stream import Stream
-
-Values = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -25,33 +24,33 @@ class Block:
 
     Attributes:
         graph: the network.
-        input: the value at the cut before it.
+        inputs: the value at the cut before it, or the network's inputs.
         outputs: the value at the cut after it, or the network's outputs.
         first, stop: its operations.
-        sizes: earlier operations that give sizes, which depend on the number of images.
-        shape: of one image.
+        sizes: earlier operations that give sizes, which depend on the number of samples.
+        example: a sample of the network's inputs, of which only the shapes matter.
         layers: the pruned ones among its own.
     """
 
     graph: Graph
-    input: str
+    inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     first: int
     stop: int
     sizes: tuple[int, ...]
-    shape: tuple[int, ...]
+    example: Samples
     layers: tuple[Layer, ...]
 
-    def values(self, parameters: Mapping[str, Tensor], x: Tensor) -> Values:
+    def values(self, parameters: Mapping[str, Tensor], x: Samples) -> Samples:
         """The outputs; other values are dropped as soon as nothing reads them any more."""
         stream = self._before.fork(parameters)
-        images = x.new_zeros(1).expand(len(x), *self.shape)  # only their number matters
-        stream.values |= {self.graph.input: images, self.input: x}
+        blank = self.example.to(x.device).blank(len(x))  # only their number matters
+        stream.values.update({**blank.tensors, **x.tensors})
         names = ChainMap(stream.values, parameters)  # type: ignore[arg-type]
         for index in self.sizes:
             stream.values[self.graph.ops[index].name] = self.graph.run(index, names)
         stream.advance(self.stop)
-        return tuple(stream.values[name] for name in self.outputs)
+        return Samples({name: stream.values[name] for name in self.outputs})
 
     @cached_property
     def _before(self) -> Stream:
@@ -59,10 +58,9 @@ class Block:
         return Stream(self.graph, {}, {}, self.first)
 
     @torch.no_grad()
-    def run(self, parameters: Mapping[str, Tensor], x: Tensor, chunk: int) -> Values:
-        """The outputs for all images."""
-        parts = [self.values(parameters, part) for part in x.split(chunk)]
-        return tuple(torch.cat(of) for of in zip(*parts, strict=True))
+    def run(self, parameters: Mapping[str, Tensor], x: Samples, chunk: int) -> Samples:
+        """The outputs for all samples, so many at a time."""
+        return Samples.joined([self.values(parameters, part) for part in x.split(chunk)])
 
 
 @dataclass
@@ -73,7 +71,7 @@ class Cuts:
         sizes: operations that give sizes (no tensors, of sizes only).
         shapes: by the number of operations before a cut, the name of the one value, batch first,
             that is all the later ones read, and its shape without the batch.
-        outputs: those of the network that have a row for each image.
+        outputs: those of the network that have a row for each sample.
     """
 
     sizes: list[int] = field(default_factory=list)
@@ -81,7 +79,7 @@ class Cuts:
     outputs: list[str] = field(default_factory=list)
 
 
-def blocks(graph: Graph, images: Tensor, layers: Sequence[Layer], least: int) -> Iterator[Block]:
+def blocks(graph: Graph, samples: Samples, layers: Sequence[Layer], least: int) -> Iterator[Block]:
     """Blocks of at least so many pruned layers, which together hold all of these.
 
     A block ends behind a layer's BatchNorm, and behind what follows it and leaves the shape as it
@@ -90,18 +88,18 @@ def blocks(graph: Graph, images: Tensor, layers: Sequence[Layer], least: int) ->
 
     Args:
         graph: the network.
-        images: some of them are run.
+        samples: some of them are run.
         layers: the pruned layers, in execution order.
         least: how many of them.
     """
-    cuts = find_cuts(graph, images)
+    cuts = find_cuts(graph, samples)
     numbers = {op.name: index for index, op in enumerate(graph.ops)}
-    first, value, waiting = 0, graph.input, list(layers)
+    first, inputs, waiting = 0, tuple(graph.inputs), list(layers)
+    example = samples.select(slice(1))
 
     def block(stop: int, outputs: Sequence[str], inside: Sequence[Layer]) -> Block:
         sizes = tuple(index for index in cuts.sizes if index < first)
-        shape = tuple(images.shape[1:])
-        return Block(graph, value, tuple(outputs), first, stop, sizes, shape, tuple(inside))
+        return Block(graph, inputs, tuple(outputs), first, stop, sizes, example, tuple(inside))
 
     def whole(stop: int) -> bool:
         """Whether none of the layers is begun before a cut and ends behind it."""
@@ -120,97 +118,98 @@ def blocks(graph: Graph, images: Tensor, layers: Sequence[Layer], least: int) ->
         if later and goes_on and all(layer.calls[0].op >= following for layer in later):
             continue
         yield block(stop, [name], inside)
-        first, value, waiting = stop, name, later
+        first, inputs, waiting = stop, (name,), later
     if waiting and cuts.outputs:
         yield block(len(graph.ops), cuts.outputs, waiting)
 
 
-def find_cuts(graph: Graph, images: Tensor) -> Cuts:
-    """Where a network can be cut: tried with two images and with three.
+def find_cuts(graph: Graph, samples: Samples) -> Cuts:
+    """Where a network can be cut: tried with two samples and with three.
 
-    A value may have two rows for another reason than that there are two images.
+    A value may have two rows for another reason than that there are two samples.
     """
-    some = torch.arange(3, device=images.device) % len(images)  # the same ones again if fewer
-    found, other = _cuts(graph, images[some[:2]]), _cuts(graph, images[some])
-    shapes = {stop: cut for stop, cut in found.shapes.items() if other.shapes.get(stop) == cut}
-    outputs = [name for name in found.outputs if name in other.outputs]
-    return Cuts(found.sizes, shapes, outputs)
+    some = [number % len(samples) for number in range(3)]  # the same ones again if fewer
+    two, three = (_cuts(graph, samples.select(some[:count])) for count in (2, 3))
+    shapes = {stop: cut for stop, cut in two.shapes.items() if three.shapes.get(stop) == cut}
+    outputs = [name for name in two.outputs if name in three.outputs]
+    return Cuts(two.sizes, shapes, outputs)
 
 
 @torch.no_grad()
-def _cuts(graph: Graph, images: Tensor) -> Cuts:
-    """What looks like a cut with so many images."""
+def _cuts(graph: Graph, samples: Samples) -> Cuts:
+    """What looks like a cut with so many samples."""
     last: dict[str, int] = {}
     for index, op in enumerate(graph.ops):
         last |= dict.fromkeys(op.reads, index)
     last |= dict.fromkeys(graph.outputs, len(graph.ops))
-    values: dict[str, Any] = {graph.input: images}
+    inputs = set(graph.inputs)
+    values: dict[str, Any] = dict(samples.tensors)
     names = ChainMap(values, dict(graph.parameters))  # type: ignore[arg-type]
-    found = Cuts()
-    made_of_sizes = {graph.input}
-    alive = {graph.input}
+    cuts = Cuts()
+    made_of_sizes, alive = set(inputs), set(inputs)
     for index, op in enumerate(graph.ops):
         value = values[op.name] = graph.run(index, names)
         if not isinstance(value, Tensor | tuple | list) and made_of_sizes.issuperset(op.reads):
-            found.sizes.append(index)
+            cuts.sizes.append(index)
             made_of_sizes.add(op.name)
         else:
             alive.add(op.name)
-        if op.name in graph.outputs and _has_rows(value, images):
-            found.outputs.append(op.name)
+        if op.name in graph.outputs and _has_rows(value, samples):
+            cuts.outputs.append(op.name)
         for name in [name for name in values if last.get(name, -1) <= index]:
-            if name != graph.input and name not in made_of_sizes:
+            if name not in made_of_sizes:
                 del values[name]
         alive = {name for name in alive if last.get(name, -1) > index}
         tensors = {
-            name for name in alive if name != graph.input or _is_read(graph, index, found.sizes)
+            name for name in alive if name not in inputs or _is_read(graph, name, index, cuts)
         }
-        if tensors == {op.name} and _has_rows(value, images) and value.dim() > 1:
-            found.shapes[index + 1] = op.name, tuple(value.shape[1:])
-    return found
+        if tensors == {op.name} and _has_rows(value, samples) and value.dim() > 1:
+            cuts.shapes[index + 1] = op.name, tuple(value.shape[1:])
+    return cuts
 
 
-def _has_rows(value: Any, images: Tensor) -> TypeGuard[Tensor]:
-    """Whether a value has a row of floating-point numbers for each image."""
+def _has_rows(value: Any, samples: Samples) -> TypeGuard[Tensor]:
+    """Whether a value has a row of floating-point numbers for each sample."""
     is_tensor = isinstance(value, Tensor) and value.is_floating_point()
-    return is_tensor and value.dim() > 0 and len(value) == len(images)
+    return is_tensor and value.dim() > 0 and len(value) == len(samples)
 
 
-def _is_read(graph: Graph, after: int, sizes: Sequence[int]) -> bool:
-    """Whether a later operation reads the images for more than their number."""
+def _is_read(graph: Graph, name: str, after: int, cuts: Cuts) -> bool:
+    """Whether a later operation reads an input for more than the number of samples."""
     return any(
-        graph.input in op.reads and index not in sizes
+        name in op.reads and index not in cuts.sizes
         for index, op in enumerate(graph.ops)
         if index > after
     )
 
 
 def network_errors(
-    graph: Graph, images: Tensor, candidates: Sequence[Mapping[str, Tensor]], chunk: int
+    graph: Graph, samples: Samples, candidates: Sequence[Mapping[str, Tensor]], chunk: int
 ) -> list[float]:
     """How far networks' outputs are from the dense one's.
 
     Args:
         graph: the dense network.
-        images: to judge on.
+        samples: to judge on.
         candidates: parameters that differ, by name.
-        chunk: images at once.
+        chunk: samples at once.
 
     Returns:
         The squared error of each, relative to the outputs' variance; the mean over the outputs
-        with a row of floating-point numbers for each image, or, failing these, over all of numbers.
+        with a row of floating-point numbers for each sample, or, failing these, over all that are
+        numbers.
     """
 
     @torch.no_grad()
-    def run(parameters: Mapping[str, Tensor], part: Tensor) -> list[Any]:
-        stream = Stream(graph, parameters, {graph.input: part})
+    def run(parameters: Mapping[str, Tensor], part: Samples) -> list[Any]:
+        stream = Stream(graph, parameters, dict(part.tensors))
         stream.advance(len(graph.ops))
         return [stream.values[name] for name in graph.outputs]
 
     own = dict(graph.parameters)
     moments = squares = torch.zeros(())
     rows: list[int] = []
-    for part in images.split(chunk):
+    for part in samples.split(chunk):
         wanted = run(own, part)
         rows = rows or [index for index, of in enumerate(wanted) if _has_rows(of, part)]
         wanted = _numbers(wanted, rows)

@@ -34,7 +34,7 @@ class Graph:
 
     Attributes:
         ops: in execution order.
-        input: name of the value that holds the images.
+        inputs: names of the values that a network is given, in their order.
         outputs: names of the values that the network returns; for the first see
             `secateur.network.judging`.
         parameters: weights, biases, buffers and constants by name.
@@ -49,7 +49,7 @@ class Graph:
     """
 
     ops: Sequence[Op]
-    input: str
+    inputs: Sequence[str]
     outputs: Sequence[str]
     parameters: Mapping[str, Tensor]
     shapes: Shapes
@@ -100,7 +100,7 @@ def alone(norms: Sequence[Norm], parameters: Mapping[str, Tensor]) -> list[Norm]
 
 def last_reads(graph: Graph) -> dict[int, tuple[str, ...]]:
     """The values that nothing reads after op i, by i; outputs are never dropped."""
-    last = {graph.input: 0}
+    last = dict.fromkeys(graph.inputs, 0)
     for index, op in enumerate(graph.ops):
         last |= dict.fromkeys((op.name, *op.reads), index)
     dead: dict[int, list[str]] = {}

@@ -16,25 +16,26 @@ from torch import Tensor
 
 from secateur.errors import ModelError
 from secateur.network.graph import Graph, last_reads
+from secateur.network.samples import Samples
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def judged(graph: Graph, images: Tensor) -> Graph:
+def judged(graph: Graph, samples: Samples) -> Graph:
     """The network with the value that it is judged by as its first output.
 
     Args:
         graph: as traced.
-        images: three or more, or what there is.
+        samples: three or more, or what there is.
 
     Raises:
         ModelError: the numbers of rows depend on the values everywhere.
 
-    Cost: the network on five images.
+    Cost: the network on five samples.
     """
     unsteady = set(graph.unsteady)
     first = graph.outputs[0]
-    rows = _rows(graph, images)
+    rows = _rows(graph, samples)
     steady = [name for name in graph.outputs if name in rows and name not in unsteady]
     if first in steady or (not steady and first not in unsteady):
         return graph
@@ -63,25 +64,25 @@ def _source(graph: Graph, rows: Shapes, unsteady: set[str]) -> str | None:
     return max(chosen, key=size) if chosen else next(reversed(values), None)
 
 
-def _rows(graph: Graph, images: Tensor) -> Shapes:
+def _rows(graph: Graph, samples: Samples) -> Shapes:
     """The shapes, without the batch, of values with a row of numbers for each image.
 
     Tried with two images and with three: there may be two rows for another reason.
     """
-    found, other = _shapes(graph, images[:2]), _shapes(graph, images[:3])
-    return {name: shape for name, shape in found.items() if other.get(name) == shape}
+    two, three = (_shapes(graph, samples.select(slice(count))) for count in (2, 3))
+    return {name: shape for name, shape in two.items() if three.get(name) == shape}
 
 
 @torch.no_grad()
-def _shapes(graph: Graph, images: Tensor) -> Shapes:
+def _shapes(graph: Graph, samples: Samples) -> Shapes:
     found: dict[str, tuple[int, ...]] = {}
-    values: dict[str, Any] = {graph.input: images}
+    values: dict[str, Any] = dict(samples.tensors)
     names = ChainMap(values, dict(graph.parameters))  # type: ignore[arg-type]
     dead = last_reads(graph)
     for index, op in enumerate(graph.ops):
         value = values[op.name] = graph.run(index, names)
         is_numbers = isinstance(value, Tensor) and value.is_floating_point()
-        if is_numbers and value.dim() > 0 and len(value) == len(images):
+        if is_numbers and value.dim() > 0 and len(value) == len(samples):
             found[op.name] = tuple(value.shape[1:])
         for name in dead.get(index, ()):
             del values[name]

@@ -288,8 +288,8 @@ class LayerFinder:
     def _behind(self) -> dict[str, str | None]:
         """The largest weight that a value is made of, for values that depend on no image."""
         graph = self.graph
-        made = {op.name for _, op in self.ops}
-        read = {name for name in self.readers if name not in made and name != graph.input}
+        made = {*graph.inputs, *(op.name for _, op in self.ops)}
+        read = {name for name in self.readers if name not in made}
         behind: dict[str, str | None] = {name: self._as_weight(name) for name in read}
         for _, op in self.ops:
             if all(name in behind for name in op.reads):

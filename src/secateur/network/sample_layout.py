@@ -23,6 +23,7 @@ from torch import Tensor
 
 from secateur.network.geometry import Geometry
 from secateur.network.graph import Graph
+from secateur.network.samples import Samples
 from secateur.network.stream import Stream
 
 _TRIED = 3  # samples of a trial; two could not tell the first axis from the last of two tokens
@@ -62,12 +63,12 @@ Layouts = Mapping[int, Layout]
 
 
 @torch.no_grad()
-def find_layouts(graph: Graph, samples: Tensor) -> Layouts:
+def find_layouts(graph: Graph, samples: Samples) -> Layouts:
     """The layout of each call of a layer, by the number of its operation.
 
     Args:
         graph: the dense network.
-        samples: calibration inputs, samples first.
+        samples: calibration inputs.
 
     Returns:
         A layout for each call; empty where fewer than two samples differ, so that there is
@@ -78,7 +79,7 @@ def find_layouts(graph: Graph, samples: Tensor) -> Layouts:
     trials = _trials(samples)
     if trials is None:
         return {}
-    streams = [Stream(graph, graph.parameters, {graph.input: trial}) for trial in trials]
+    streams = [Stream(graph, graph.parameters, dict(trial.tensors)) for trial in trials]
     calls = {call.op: call for layer in graph.layers for call in layer.calls}
     found = {}
     for op in sorted(calls):
@@ -89,7 +90,7 @@ def find_layouts(graph: Graph, samples: Tensor) -> Layouts:
     return found
 
 
-def _trials(samples: Tensor) -> list[Tensor] | None:
+def _trials(samples: Samples) -> list[Samples] | None:
     """Three samples, the same with each of them replaced in turn, and two of them."""
     different = _different(samples)
     if len(different) < 2:
@@ -99,18 +100,18 @@ def _trials(samples: Tensor) -> list[Tensor] | None:
     if len(different) == 2:  # base is a, b, a
         others = [different[1], different[0], different[1]]
     replaced = [[*base[:i], others[i], *base[i + 1 :]] for i in range(_TRIED)]
-    return [samples[trial] for trial in ([*base], *replaced, base[:2])]
+    return [samples.select(trial) for trial in (base, *replaced, base[:2])]
 
 
-def _different(samples: Tensor) -> list[int]:
+def _different(samples: Samples) -> list[int]:
     """The first samples that differ from each other, three at most."""
-    found: list[int] = []
+    different: list[int] = []
     for index in range(len(samples)):
-        if not any(torch.equal(samples[index], samples[known]) for known in found):
-            found.append(index)
-        if len(found) == _TRIED:
+        if not any(samples.same(index, other) for other in different):
+            different.append(index)
+        if len(different) == _TRIED:
             break
-    return found
+    return different
 
 
 def _layout(values: Sequence[Tensor], geometry: Geometry) -> Layout:

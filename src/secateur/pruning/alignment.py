@@ -14,6 +14,7 @@ from torch import Tensor
 from secateur.network.geometry import ConvolutionGeometry, per_output
 from secateur.network.graph import Graph
 from secateur.network.layers import Layer
+from secateur.network.samples import Samples
 from secateur.network.stream import Stream
 from secateur.support.settings import Range, check_settings, more_than
 
@@ -71,7 +72,7 @@ class ChannelAlignment:
             limits=more_than(0).rising(count=2),
         )
 
-    def align(self, graph: Graph, images: Tensor, *, chunk: int) -> Alignment:
+    def align(self, graph: Graph, samples: Samples, *, chunk: int) -> Alignment:
         """Aligns every pair of convolutions that allows it.
 
         Cost: one forward pass and a sort of each pair's values.
@@ -80,7 +81,7 @@ class ChannelAlignment:
         if not pairs:
             return Alignment()
         middle = [first.calls[0].output for first, _ in pairs]
-        ranges = self._ranges(graph, images, middle, chunk)
+        ranges = self._ranges(graph, samples, middle, chunk)
         held = dict(graph.parameters)
         for (first, second), (low, high) in zip(pairs, ranges, strict=True):
             scale = self._scale(low, high)
@@ -96,12 +97,12 @@ class ChannelAlignment:
         return (width / width.median()).clamp(*self.limits)
 
     def _ranges(
-        self, graph: Graph, images: Tensor, names: list[str], chunk: int
+        self, graph: Graph, samples: Samples, names: list[str], chunk: int
     ) -> list[tuple[Float[Tensor, " chan"], Float[Tensor, " chan"]]]:
-        """Low and high quantiles per channel of some values, medians over the images."""
+        """Low and high quantiles per channel of some values, medians over the samples."""
         found: dict[str, list[Tensor]] = {name: [] for name in names}
-        ends = torch.tensor([self.quantile, 1 - self.quantile], device=images.device)
-        for part in images.split(chunk):
+        ends = torch.tensor([self.quantile, 1 - self.quantile], device=samples.device)
+        for part in samples.split(chunk):
             for name, value in _values(graph, part, names):
                 found[name].append(_quantiles(value, ends))
         return [tuple(torch.cat(found[name], 1).median(1).values) for name in names]  # type: ignore[misc]
@@ -148,9 +149,9 @@ def _is_plain(layer: Layer) -> bool:
     )
 
 
-def _values(graph: Graph, images: Tensor, names: list[str]) -> Iterator[tuple[str, Tensor]]:
-    """Some of a network's values for a batch of images."""
-    stream = Stream(graph, graph.parameters, {graph.input: images})
+def _values(graph: Graph, part: Samples, names: list[str]) -> Iterator[tuple[str, Tensor]]:
+    """Some of a network's values for a chunk of samples."""
+    stream = Stream(graph, graph.parameters, dict(part.tensors))
     ops = {op.name: index for index, op in enumerate(graph.ops)}
     with torch.no_grad():
         for name in sorted(names, key=ops.__getitem__):

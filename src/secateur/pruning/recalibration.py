@@ -13,21 +13,24 @@ Source of the idea: Li et al., "Revisiting batch normalization for practical dom
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from secateur.core.precision import widened
 from secateur.network.graph import Graph, Norm
+from secateur.network.samples import Samples
 from secateur.network.stream import Stream
 
 _LEAST = 1e-2  # variance found, relative to the network's own, at least
 
 
 @dataclass(frozen=True)
-class Adaptation:
+class Recalibration:
     """A network, and the statistics of other images for its BatchNorms.
 
     Attributes:
@@ -57,43 +60,59 @@ class Adaptation:
 
 
 @torch.no_grad()
-def adapt(graph: Graph, images: Tensor, *, chunk: int) -> Adaptation:
-    """Takes the statistics of every BatchNorm on some images, one after the other.
+def recalibrate(graph: Graph, samples: Samples, *, chunk: int) -> Recalibration:
+    """Takes the statistics of every BatchNorm on some samples, one after the other.
 
-    Each is measured behind those that have been adapted already. A variance counts as 1 % of the
-    network's own at least, so that a channel which these images leave dead is not blown up.
+    Each is measured behind those that have new statistics already. A variance counts as 1 % of the
+    network's own at least, so that a channel which these samples leave dead is not blown up.
 
     Args:
         graph: the network.
-        images: inputs, batch first.
-        chunk: images per run of an operation.
+        samples: inputs.
+        chunk: samples per run of an operation.
 
-    Cost: a forward pass. Memory: the values at the widest cut for all images.
+    Cost: a forward pass. Memory: the values at the widest cut for all samples.
     """
-    found: dict[str, Tensor] = {}
-    parameters = ChainMap(found, dict(graph.parameters))
-    streams = [Stream(graph, parameters, {graph.input: part}) for part in images.split(chunk)]
+    statistics: dict[str, Tensor] = {}
+    parameters = ChainMap(statistics, dict(graph.parameters))
+    streams = [Stream(graph, parameters, dict(part.tensors)) for part in samples.split(chunk)]
     for norm in graph.norms:
-        for stream in streams:
-            stream.advance(norm.op)
-        mean, variance = _moments(norm, streams)
+        mean, variance = _merged([_moments(stream, norm) for stream in streams])
         own = graph.parameters[norm.variance]
-        found[norm.mean] = mean.to(own)
-        found[norm.variance] = torch.maximum(variance.to(own), _LEAST * own)
-    return Adaptation(graph, found)
+        statistics[norm.mean] = mean.to(own)
+        statistics[norm.variance] = torch.maximum(variance.to(own), _LEAST * own)
+    return Recalibration(graph, statistics)
 
 
-def _moments(norm: Norm, streams: list[Stream]) -> tuple[Tensor, Tensor]:
-    """Mean and variance per channel over all images and positions, in the widest format."""
-    values = [stream.value(norm.input) for stream in streams]
-    axes = [axis for axis in range(values[0].dim()) if axis != 1]
-    count = sum(value.numel() // value.shape[1] for value in values)
-    # Shifted by the first chunk's mean, so that a spread far from zero loses no digits.
-    shift = values[0].mean(axes, keepdim=True)
-    total = square = widened(torch.zeros((), device=shift.device))
-    for value in values:
-        centred = value - shift
-        total = total + widened(centred.sum(axes))
-        square = square + widened(centred.square().sum(axes))
-    mean = total / count
-    return mean + shift.flatten(), (square / count - mean.square()).clamp_min(0)
+class _Moments(NamedTuple):
+    """Of one chunk, per channel, in the widest format."""
+
+    values: int
+    mean: Tensor
+    squares: Tensor  # sum of the squared differences to the mean
+
+
+def _moments(stream: Stream, norm: Norm) -> _Moments:
+    """Runs a chunk to a BatchNorm; the moments of what it gets, over samples and positions."""
+    stream.advance(norm.op)
+    value = stream.value(norm.input)
+    axes = [axis for axis in range(value.dim()) if axis != 1]
+    mean = value.mean(axes, keepdim=True)
+    centred = value - mean
+    count, rest = value.numel() // value.shape[1], widened(centred.sum(axes))
+    squares = widened(centred.square().sum(axes)) - rest.square() / count
+    return _Moments(count, widened(mean.flatten()) + rest / count, squares)
+
+
+def _merged(chunks: list[_Moments]) -> tuple[Tensor, Tensor]:
+    """Mean and variance over all chunks, added up in their order."""
+    count = sum(chunk.values for chunk in chunks)
+    mean = _total(chunk.mean * (chunk.values / count) for chunk in chunks)
+    squares = _total(
+        chunk.squares + chunk.values * (chunk.mean - mean).square() for chunk in chunks
+    )
+    return mean, (squares / count).clamp_min(0)
+
+
+def _total(parts: Iterable[Tensor]) -> Tensor:
+    return reduce(torch.add, parts)

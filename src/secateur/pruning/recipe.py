@@ -25,13 +25,13 @@ from secateur.core.methods import (
     BiasCorrection,
     Method,
     WeightCorrection,
-    chain,
+    stages,
 )
 from secateur.core.patterns import PATTERNS, Pattern, Unstructured
 from secateur.errors import OptionError
 from secateur.pruning.alignment import ChannelAlignment
 from secateur.pruning.allocations import ALLOCATIONS, Allocation, NormalizedMagnitude, Sensitivity
-from secateur.pruning.reconstruction import BlockTuning
+from secateur.pruning.reconstruction import BlockReconstruction
 from secateur.pruning.targets import Target
 from secateur.support.choices import choose, did_you_mean, name_of
 from secateur.support.files import write_file
@@ -41,11 +41,14 @@ _TABLES: dict[str, Mapping[str, type]] = {
     "pattern": PATTERNS,
     "method": METHODS,
     "allocation": ALLOCATIONS,
-    "start": METHODS,
+    "base": METHODS,
 }
 _INPUTS = ("pruned", "dense")
-_ADAPTATIONS = ("synthetic", "all", "none")
-_OPTIONAL: dict[str, type] = {"alignment": ChannelAlignment, "tuning": BlockTuning}
+_RECALIBRATIONS = ("synthetic", "all", "none")
+_OPTIONAL: dict[str, type] = {
+    "alignment": ChannelAlignment,
+    "reconstruction": BlockReconstruction,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,17 +62,17 @@ class Recipe:
         inputs: "pruned" fits each layer to the inputs it will get in the pruned network,
             "dense" to those it gets in the dense one.
         alignment: equalises channels between convolutions first; None = no.
-        adaptation: on which images layers are fitted with the BatchNorms' statistics taken anew on
-            them (see `secateur.pruning.recalibration`): "synthetic", "all" or "none".
+        recalibration: on which images layers are fitted with BatchNorm statistics that are taken
+            anew on them (see `secateur.pruning.recalibration`): "synthetic", "all" or "none".
         levels: by how much the target is relaxed on the way, the last one 0: (0.1, 0) prunes to
             ten points of sparsity less (or of MACs or bytes more), then starts from those
             weights for the target.
         levels_from: sparsity of the pruned layers from which a level is worth a walk; those
             before it are left out. At 50 % zeros EfficientNet-Lite0 gained nothing by another one.
-        tuning: trains the surviving weights of each block together after each walk; None = no.
-            Left out, with a note in the report, for ONNX files and for `Magnitude`, which changes
-            no weight that stays.
-        tuning_from: sparsity of the pruned layers asked for from which blocks are tuned.
+        reconstruction: trains the surviving weights of each block together after each walk;
+            None = no. Left out, with a note in the report, for ONNX files and for `Magnitude`,
+            which changes no weight that stays.
+        reconstruction_from: sparsity of the pruned layers asked for from which blocks are trained.
     """
 
     pattern: Pattern = field(default_factory=Unstructured)
@@ -77,16 +80,18 @@ class Recipe:
     allocation: Allocation = field(default_factory=Sensitivity)
     inputs: str = "pruned"
     alignment: ChannelAlignment | None = None
-    adaptation: str = "synthetic"
+    recalibration: str = "synthetic"
     levels: tuple[float, ...] = (0.0,)
     levels_from: float = 0.0
-    tuning: BlockTuning | None = None
-    tuning_from: float = 0.0
+    reconstruction: BlockReconstruction | None = None
+    reconstruction_from: float = 0.0
 
     def __post_init__(self) -> None:
         fraction = Range(low=0, high=1, open_high=True)
-        check_settings(self, levels=fraction, levels_from=from_to(0, 1), tuning_from=from_to(0, 1))
-        for name, known in {"inputs": _INPUTS, "adaptation": _ADAPTATIONS}.items():
+        check_settings(
+            self, levels=fraction, levels_from=from_to(0, 1), reconstruction_from=from_to(0, 1)
+        )
+        for name, known in {"inputs": _INPUTS, "recalibration": _RECALIBRATIONS}.items():
             if (value := getattr(self, name)) not in known:
                 expected = ", ".join(map(repr, known[:-1])) + f" or {known[-1]!r}"
                 raise OptionError(f"{name} is {value!r}, expected {expected}")
@@ -101,14 +106,14 @@ class Recipe:
         """The target and its levels; those at which nothing is asked for are left out."""
         return [level for by in self.levels[:-1] if (level := target.relaxed(by))] + [target]
 
-    def summary(self, *, tuned: bool) -> list[str]:
+    def summary(self, *, reconstructed: bool) -> list[str]:
         """What it does, in sentences for readers new to pruning.
 
         Args:
-            tuned: whether blocks were tuned.
+            reconstructed: whether blocks were trained.
         """
-        parts = [self.alignment, self.allocation, *chain(self.method)]
-        parts += [self.tuning] if tuned else []
+        parts = [self.alignment, self.allocation, *stages(self.method)]
+        parts += [self.reconstruction] if reconstructed else []
         return [summary_of(part) for part in parts if part is not None]
 
     def settings(self) -> dict[str, Any]:
@@ -241,14 +246,16 @@ def _named(value: Any, table: Mapping[str, type], where: str) -> Any:
 _BY_THE_WAY: dict[str, Any] = {"levels": (0.1, 0.0), "levels_from": 0.5}
 
 RECIPES = {
-    "default": Recipe(**_BY_THE_WAY, tuning=BlockTuning(), tuning_from=0.75),
-    "tuned": Recipe(**_BY_THE_WAY, tuning=BlockTuning(steps=300)),
+    "default": Recipe(
+        **_BY_THE_WAY, reconstruction=BlockReconstruction(), reconstruction_from=0.75
+    ),
+    "tuned": Recipe(**_BY_THE_WAY, reconstruction=BlockReconstruction(steps=300)),
     "paper": Recipe(
-        method=AdamCalibration(start=BiasCorrection(start=WeightCorrection())),
+        method=AdamCalibration(base=BiasCorrection(base=WeightCorrection())),
         allocation=NormalizedMagnitude(),
         inputs="dense",
         alignment=ChannelAlignment(),
-        adaptation="none",
+        recalibration="none",
         levels=(0.1, 0.0),
     ),
 }

@@ -1,4 +1,4 @@
-"""Block tuning: the surviving weights of a few layers trained together, block after block.
+"""Block reconstruction: the surviving weights of a few layers trained together, block after block.
 
 A layer's fit minimises the error of its own outputs. What counts is what comes out of a residual
 block, after the nonlinearities and with the error that the skip path already carries. So when all
@@ -30,25 +30,26 @@ import torch
 from torch import Tensor
 
 from secateur.errors import DataError, ModelError
-from secateur.network.cuts import Block, Values, blocks, network_errors
+from secateur.network.cuts import Block, blocks, network_errors
 from secateur.network.geometry import per_output
 from secateur.network.graph import Graph
 from secateur.network.layers import Layer
+from secateur.network.samples import Samples
 from secateur.support.settings import at_least, check_settings, more_than
 
 Changes = dict[str, Tensor]
 
-_NEXT_TO_NOTHING = 1e-6  # an output's largest weight, relative to the layer's
+_NEGLIGIBLE = 1e-6  # an output's largest weight, relative to the layer's
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockTuning:
-    """How blocks are tuned.
+class BlockReconstruction:
+    """How blocks are trained.
 
     Attributes:
         layers: pruned layers in a block at least, or three quarters of all where that is less; 2
-            make a residual block one block. Longer blocks make good more of what was lost: 2, 6
-            and 18 gave 87.8, 88.7 and 89.0 % top-1 on ResNet-56 at 90 % zeros; all layers in one
+            make a residual block one block. Longer blocks compensate for more of what was lost: 2,
+            6 and 18 gave 87.8, 88.7 and 89.0 % top-1 on ResNet-56 at 90 % zeros; all layers in one
             block, trained on the scores, fit the images alone (docs/experiments.md).
         steps: of Adam for each block.
         batch: images in each.
@@ -57,7 +58,7 @@ class BlockTuning:
         held_back: one of so many images is not trained on but judged on.
     """
 
-    name: ClassVar[str] = "block-tuning"
+    name: ClassVar[str] = "block-reconstruction"
     summary: ClassVar[str] = (
         "After that, the remaining weights of neighbouring layers were trained together to "
         "give the values that the dense network has there."
@@ -79,86 +80,87 @@ class BlockTuning:
             held_back=at_least(2),
         )
 
-    def tune(
+    def reconstruct(
         self,
         graph: Graph,
-        images: Tensor,
+        samples: Samples,
         layers: Sequence[Layer],
         changes: Mapping[str, Tensor],
         *,
         chunk: int,
         seed: int = 0,
         on_layer: Callable[[Layer], Any] = lambda layer: None,
-    ) -> tuple[Changes, Tuned]:
-        """Tunes a pruned network.
+    ) -> tuple[Changes, ReconstructionResult]:
+        """Trains the blocks of a pruned network.
 
         Args:
             graph: the dense network.
-            images: calibration inputs, batch first.
+            samples: calibration inputs.
             layers: the pruned layers, in execution order.
             changes: the pruned network's parameters where they differ, by name.
-            chunk: images per run of an operation where nothing is trained.
-            seed: of the choice of images.
+            chunk: samples per run of an operation where nothing is trained.
+            seed: of the choice of samples.
             on_layer: called with each layer when its block is done.
 
         Returns:
-            The changes, those of tuned layers new if that made the network better, and what
+            The changes, those of trained layers new if that made the network better, and what
             happened.
 
         Raises:
             ModelError: the front-end's operations have no gradients.
-            DataError: too few images to hold one back.
+            DataError: too few samples to hold one back.
 
-        Cost: for each block steps * batch images forward and backward, which is
-        3 * steps * batch / images forward passes of the whole network.
-        Memory: the values at two cuts for all images, dense and pruned, and what back-propagation
+        Cost: for each block steps * batch samples forward and backward, which is
+        3 * steps * batch / samples forward passes of the whole network.
+        Memory: the values at two cuts for all samples, dense and pruned, and what back-propagation
         through a block needs of a batch.
         """
         if not graph.has_gradients:
             raise ModelError(
-                "block tuning needs gradients, which ONNX Runtime does not give, expected a "
-                "PyTorch network: prune that, or leave out tuning"
+                "block reconstruction needs gradients, which ONNX Runtime does not give, expected "
+                "a PyTorch network: prune that, or leave out the reconstruction"
             )
-        if len(images) < self.held_back:
+        if len(samples) < self.held_back:
             raise DataError(
-                f"{len(images)} images to tune blocks on, expected at least {self.held_back}, of "
-                "which one is held back: give more images, or leave out tuning"
+                f"{len(samples)} images to train blocks on, expected at least {self.held_back}, of "
+                "which one is held back: give more images, or leave out the reconstruction"
             )
         generator = torch.Generator().manual_seed(seed)
-        found: Changes = dict(changes)
-        parameters = ChainMap(found, dict(graph.parameters))
-        judged = torch.arange(len(images)) % self.held_back == self.held_back - 1
+        current: Changes = dict(changes)
+        parameters = ChainMap(current, dict(graph.parameters))
+        judged = torch.arange(len(samples)) % self.held_back == self.held_back - 1
         least = max(1, min(self.layers, len(layers) * 3 // 4))
-        dense = pruned = images
+        dense = pruned = samples
         done, stages = [], [dict(changes)]
-        for block in blocks(graph, images, layers, least):
+        for block in blocks(graph, samples, layers, least):
             target = block.run(graph.parameters, dense, chunk)
-            trained = tuple(value[~judged] for value in target)
-            tuned = self._tuned(block, parameters, pruned[~judged], trained, generator)
-            wanted = tuple(value[judged] for value in target)
+            new = self._trained(
+                block, parameters, pruned.select(~judged), target.select(~judged), generator
+            )
             before, after = (
-                _error(block.run(values, pruned[judged], chunk), wanted)
-                for values in (parameters, ChainMap(tuned, *parameters.maps))
+                _error(block.run(values, pruned.select(judged), chunk), target.select(judged))
+                for values in (parameters, ChainMap(new, *parameters.maps))
             )
             if after < before:
-                found.update(tuned)
-            stages.append(dict(found))
+                current.update(new)
+            stages.append(dict(current))
             names = tuple(layer.name for layer in block.layers)
-            done.append(TunedBlock(names, before, after, after < before))
-            dense, pruned = target[0], block.run(parameters, pruned, chunk)[0]
+            done.append(BlockResult(names, before, after, after < before))
+            dense, pruned = target, block.run(parameters, pruned, chunk)
             for layer in block.layers:
                 on_layer(layer)
-        errors = network_errors(graph, images[judged], stages, chunk)
+        errors = network_errors(graph, samples.select(judged), stages, chunk)
         last = errors.index(min(errors))
         left = [replace(block, kept=False) for block in done[last:]]
-        return stages[last], Tuned((*done[:last], *left), errors[0], errors[last])
+        result = ReconstructionResult((*done[:last], *left), errors[0], errors[last])
+        return stages[last], result
 
-    def _tuned(
+    def _trained(
         self,
         block: Block,
         parameters: Mapping[str, Tensor],
-        inputs: Tensor,
-        target: Values,
+        inputs: Samples,
+        target: Samples,
         generator: torch.Generator,
     ) -> Changes:
         """New values of what can be trained in a block."""
@@ -167,14 +169,14 @@ class BlockTuning:
             return {}
         values = {name: parameters[name].detach().clone().requires_grad_() for name in names}
         changed = ChainMap(values, parameters)  # type: ignore[arg-type]
-        variances = [_variance(value) for value in target]
+        variances = {name: _variance(value) for name, value in target.tensors.items()}
 
         def error(chosen: Tensor) -> Tensor:
+            outputs = block.values(changed, inputs.select(chosen)).tensors
+            wanted = target.select(chosen).tensors
             errors = [
-                (output - wanted[chosen]).square().mean() / variance
-                for output, wanted, variance in zip(
-                    block.values(changed, inputs[chosen]), target, variances, strict=True
-                )
+                (outputs[name] - wanted[name]).square().mean() / variance
+                for name, variance in variances.items()
             ]
             return torch.stack(errors).mean()
 
@@ -185,7 +187,7 @@ class BlockTuning:
         self,
         values: list[Tensor],
         error: Callable[[Tensor], Tensor],
-        images: int,
+        samples: int,
         generator: torch.Generator,
     ) -> None:
         masks = [_alive(value.detach()) if value.dim() > 1 else None for value in values]
@@ -194,7 +196,7 @@ class BlockTuning:
         falling = lambda step: 0.5 * (1 + math.cos(math.pi * step / self.steps))  # noqa: E731
         schedule = torch.optim.lr_scheduler.LambdaLR(adam, falling)
         for _ in range(self.steps):
-            chosen = torch.randint(images, (self.batch,), generator=generator)
+            chosen = torch.randint(samples, (self.batch,), generator=generator)
             with torch.enable_grad():
                 loss = error(chosen)
             if not loss.requires_grad:  # the network detaches its values
@@ -209,14 +211,14 @@ class BlockTuning:
 
 
 @dataclass(frozen=True)
-class TunedBlock:
-    """What tuning did to a block.
+class BlockResult:
+    """What training did to a block.
 
     Attributes:
         layers: names of its pruned layers.
-        before, after: error of its outputs on the images held back, relative to their variance.
-        kept: whether the tuned weights were taken; else it stays as it was fitted, because it was
-            no better itself, or the network was not.
+        before, after: error of its outputs on the samples held back, relative to their variance.
+        kept: whether the trained weights were taken; else it stays as it was fitted, because it
+            was no better itself, or the network was not.
     """
 
     layers: tuple[str, ...]
@@ -226,36 +228,39 @@ class TunedBlock:
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """What tuning did to a network.
+class ReconstructionResult:
+    """What training its blocks did to a network.
 
     Attributes:
         blocks: block by block.
-        before, after: error of the network's outputs on the images held back, relative to their
+        before, after: error of the network's outputs on the samples held back, relative to their
             variance.
     """
 
-    blocks: tuple[TunedBlock, ...]
+    blocks: tuple[BlockResult, ...]
     before: float
     after: float
 
     @property
     def kept(self) -> bool:
-        """Whether the tuned network was taken; else it stays as it was fitted."""
+        """Whether the trained network was taken; else it stays as it was fitted."""
         return self.after < self.before
 
     def note(self) -> str:
-        """What was tuned, for the report."""
+        """What was trained, for the report."""
         error = (
             f"{self.before:.2g} before, {self.after:.2g} after: error of the network's outputs on "
             "the calibration images held back"
         )
         if not self.kept:
-            return f"blocks tuned but left as they were fitted, because that is no better ({error})"
+            return (
+                "blocks trained but left as they were fitted, because training made the network no "
+                f"better ({error})"
+            )
         kept = sum(block.kept for block in self.blocks)
-        note = f"{kept} of {len(self.blocks)} blocks tuned ({error})"
+        note = f"{kept} of {len(self.blocks)} blocks trained ({error})"
         if kept < len(self.blocks):
-            note += "; the others made nothing better on these"
+            note += "; training the others made nothing better"
         return note
 
 
@@ -271,11 +276,11 @@ def _trainable(layer: Layer) -> list[str]:
     return [str(layer.parameter), *bias]
 
 
-def _error(found: Values, wanted: Values) -> float:
+def _error(outputs: Samples, wanted: Samples) -> float:
     """Mean squared error relative to the variance; the mean over several values."""
     errors = [
-        float((output.float() - of.float()).square().mean() / _variance(of.float()))
-        for output, of in zip(found, wanted, strict=True)
+        float((outputs.tensors[name].float() - value).square().mean() / _variance(value))
+        for name, value in wanted.map(Tensor.float).tensors.items()
     ]
     return sum(errors) / len(errors)
 
@@ -285,13 +290,13 @@ def _variance(value: Tensor) -> Tensor:
 
 
 def _alive(weight: Tensor) -> Tensor:
-    """Weights to train: those left, but of outputs that are next to nothing, as they are to be.
+    """Weights to train: those left, but of outputs that are negligible, as they are to be.
 
     Steps are relative to the whole weight's size. Where a BatchNorm has switched an output off, its
     weights would be huge once divided by that BatchNorm's slope again.
     """
     largest = weight.abs().flatten(1).amax(1)
-    rows = largest > _NEXT_TO_NOTHING * largest.max()
+    rows = largest > _NEGLIGIBLE * largest.max()
     return (weight != 0) & per_output(rows, weight)
 
 

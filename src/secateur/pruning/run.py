@@ -12,19 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateur.core.methods import Magnitude, chain
+from secateur.core.methods import Magnitude, stages
 from secateur.network.folding import Folding
 from secateur.network.graph import Graph
 from secateur.network.layers import Layer
 from secateur.network.sample_layout import Layouts, find_layouts
+from secateur.network.samples import Samples
 from secateur.pruning.alignment import Alignment
-from secateur.pruning.allocations import Division, Subject
-from secateur.pruning.recalibration import Adaptation
+from secateur.pruning.allocations import AllocationInputs, FittedAllocation
+from secateur.pruning.layer_fit import folded_weight
+from secateur.pruning.recalibration import Recalibration
 from secateur.pruning.recipe import Recipe
 from secateur.pruning.sampling import Sampling
 from secateur.pruning.search import WALKS
 from secateur.pruning.targets import Costs, MaxDrop, Sparsity, Target
-from secateur.pruning.walk import Walked, folded_weight, outputs, walk
+from secateur.pruning.walk import WalkResult, first_output, walk
 from secateur.support.choices import name_of
 
 Changes = dict[str, Tensor]
@@ -35,22 +37,22 @@ class PruningRun:
     """What a recipe is carried out on.
 
     Attributes:
-        adaptation: the dense network, aligned where the recipe says so, and its BatchNorms'
+        recalibration: the dense network, aligned where the recipe says so, and its BatchNorms'
             statistics on the calibration images where they are to be used.
         folding: that network with BatchNorms in the layers before them.
-        images: calibration inputs, batch first.
+        samples: calibration inputs.
         layers: the layers to prune, in execution order.
         target: what is asked for.
         costs: what the network costs, for targets that are set in it.
         recipe: how.
         sampling: how many output positions are used.
-        chunk: images per run of an operation.
+        chunk: samples per run of an operation.
         on_layer: called with a layer's name whenever a layer is done, `visits` times at most.
     """
 
-    adaptation: Adaptation
+    recalibration: Recalibration
     folding: Folding
-    images: Tensor
+    samples: Samples
     layers: Sequence[Layer]
     target: Target
     costs: Costs
@@ -66,12 +68,12 @@ class PruningRun:
 
     @cached_property
     def layouts(self) -> Layouts:
-        """Which position of a layer's output belongs to which image."""
-        return find_layouts(self.graph, self.images)
+        """Which position of a layer's output belongs to which sample."""
+        return find_layouts(self.graph, self.samples)
 
     @property
     def measured(self) -> int:
-        """How often layers are visited by the allocation, for one division."""
+        """How often layers are visited by the allocation, each time that it is fitted."""
         return getattr(self.recipe.allocation, "visits", 0) * len(self.layers)
 
     @property
@@ -80,33 +82,34 @@ class PruningRun:
         searched = isinstance(self.target, MaxDrop)
         known = isinstance(self.target, Sparsity)
         levels = len(self.levels(self.target) if known else self.recipe.levels)
-        tuned = self.tunes(self.target) if known else self.tuned_from < 1
-        walks = levels * (2 if tuned else 1)
+        trains = self.reconstructs(self.target) if known else self.reconstructed_from < 1
+        walks = levels * (2 if trains else 1)
         walk = walks * len(self.layers) + (levels - 1) * self.measured
-        return self.measured + (WALKS if searched else 1) * walk  # the first division serves all
+        return self.measured + (WALKS if searched else 1) * walk  # the first fit serves all
 
-    def prune_to(self, target: Target) -> Walked:
+    def prune_to(self, target: Target) -> WalkResult:
         """Walks once per level, each time from the weights of the level before.
 
         Args:
             target: the run's own, or, where that has to be searched, a sparsity to try.
         """
         walked, weights = None, {}
-        *before, _ = levels = self.levels(target)
-        tunes = self.tunes(target)
+        *previous, _ = levels = self.levels(target)
+        reconstructs = self.reconstructs(target)
         for level in levels:
-            division = self.division if walked is None else self.divide(weights)
-            kept = self.kept(division, level)
+            fitted = self.fitted_allocation if walked is None else self.fit_allocation(weights)
+            kept = self.kept(fitted, level)
             walked = replace(self._walk(kept, weights), kept=kept, target=level)
-            walked = self._tuned(walked) if tunes else walked
+            walked = self._reconstructed(walked) if reconstructs else walked
             names = (str(layer.parameter) for layer in self.layers)
             weights = {name: walked.changes[name] for name in names}
         assert walked is not None
-        untuned = self.asks_for_tuning(target) and not tunes
+        left_out = self.asks_for_reconstruction(target) and not reconstructs
         walked = replace(
             walked,
-            before=[f"{one.name} {one.value:g}" for one in before],
-            notes=[f"no block reconstruction: {self.cannot_tune}"] * untuned + self.zeros_before(),
+            previous=[f"{level.name} {level.value:g}" for level in previous],
+            notes=[f"no block reconstruction: {self.cannot_reconstruct}"] * left_out
+            + self.zeros_before(),
         )
         return self._unfold(walked)
 
@@ -126,38 +129,38 @@ class PruningRun:
         *before, last = self.recipe.targets(target)
         return [*(level for level in before if self._is_worth_a_walk(level)), last]
 
-    def tunes(self, target: Target) -> bool:
-        """Whether blocks are tuned after the walks to a target."""
-        return self.asks_for_tuning(target) and not self.cannot_tune
+    def reconstructs(self, target: Target) -> bool:
+        """Whether blocks are trained after the walks to a target."""
+        return self.asks_for_reconstruction(target) and not self.cannot_reconstruct
 
     @property
-    def tuned_from(self) -> float:
-        """Sparsity from which blocks are tuned; 1 = they never are."""
-        never = self.recipe.tuning is None or self.cannot_tune
-        return 1.0 if never else self.recipe.tuning_from
+    def reconstructed_from(self) -> float:
+        """Sparsity from which blocks are trained; 1 = they never are."""
+        never = self.recipe.reconstruction is None or self.cannot_reconstruct
+        return 1.0 if never else self.recipe.reconstruction_from
 
     @property
-    def cannot_tune(self) -> str:
-        """Why blocks are not tuned with this network, method and images; empty where they are."""
+    def cannot_reconstruct(self) -> str:
+        """Why blocks are not trained with this network, method and images; empty if they are."""
         if isinstance(self.recipe.method, Magnitude):
             return "magnitude pruning leaves the weights that stay as they are"
-        least = 0 if self.recipe.tuning is None else self.recipe.tuning.held_back
+        least = 0 if self.recipe.reconstruction is None else self.recipe.reconstruction.held_back
         if not self.graph.has_gradients:
             return (
                 "ONNX Runtime gives no gradients; the same network as a PyTorch module would lose "
                 "less"
             )
-        if len(self.images) < least:
+        if len(self.samples) < least:
             return (
-                f"{len(self.images)} images, expected at least {least}, of which one is held back"
+                f"{len(self.samples)} images, expected at least {least}, of which one is held back"
             )
         return ""
 
-    def asks_for_tuning(self, target: Target) -> bool:
-        """Whether the recipe tunes blocks for such a target, where that is possible."""
-        if self.recipe.tuning is None:
+    def asks_for_reconstruction(self, target: Target) -> bool:
+        """Whether the recipe trains blocks for such a target, where that is possible."""
+        if self.recipe.reconstruction is None:
             return False
-        return self._zeros(target) > self.recipe.tuning_from - 1e-9
+        return self._zeros(target) > self.recipe.reconstruction_from - 1e-9
 
     def _is_worth_a_walk(self, level: Target) -> bool:
         return self._zeros(level) > self.recipe.levels_from - 1e-9
@@ -166,14 +169,14 @@ class PruningRun:
         """Sparsity of the pruned layers that a target comes to."""
         if isinstance(target, Sparsity):
             return target.value
-        return 1 - sum(self.kept(self.division, target)) / sum(self.costs.sizes)
+        return 1 - sum(self.kept(self.fitted_allocation, target)) / sum(self.costs.sizes)
 
-    def _tuned(self, walked: Walked) -> Walked:
+    def _reconstructed(self, walked: WalkResult) -> WalkResult:
         """The surviving weights of each block trained together."""
-        assert self.recipe.tuning is not None
-        changes, tuned = self.recipe.tuning.tune(
+        assert self.recipe.reconstruction is not None
+        changes, result = self.recipe.reconstruction.reconstruct(
             self.graph,
-            self.images,
+            self.samples,
             self.layers,
             walked.changes,
             chunk=self.chunk,
@@ -181,48 +184,54 @@ class PruningRun:
             on_layer=lambda layer: self.on_layer(layer.name),
         )
         return replace(
-            walked, changes=changes, steps=[*walked.steps[:-1], changes], pruned=None, tuned=tuned
+            walked,
+            changes=changes,
+            stages=[*walked.stages[:-1], changes],
+            pruned=None,
+            reconstruction=result,
         )
 
-    def _unfold(self, walked: Walked) -> Walked:
+    def _unfold(self, walked: WalkResult) -> WalkResult:
         """What was found, in the network with its own BatchNorms and their own statistics."""
 
         def unfold(changes: Changes) -> Changes:
-            return self.adaptation.unfold(self.folding.unfold(changes))
+            return self.recalibration.unfold(self.folding.unfold(changes))
 
         walked = replace(
             walked,
             changes=unfold(walked.changes),
-            steps=[unfold(step) for step in walked.steps],
+            stages=[unfold(stage) for stage in walked.stages],
         )
-        if not self.adaptation.statistics:
+        if not self.recalibration.statistics:
             return walked
         return replace(
             walked,
-            dense=outputs(self.adaptation.original, self.images, chunk=self.chunk),
+            dense=first_output(self.recalibration.original, self.samples, chunk=self.chunk),
             pruned=None,  # of another network: report and judge run the pruned one
         )
 
     @cached_property
-    def division(self) -> Division:
-        """The dense network as the allocation has found it."""
-        return self.divide({})
+    def fitted_allocation(self) -> FittedAllocation:
+        """The allocation, fitted to the dense network."""
+        return self.fit_allocation({})
 
-    def divide(self, weights: Changes) -> Division:
-        """Measures what the allocation wants to know, with some weights in the dense one's place.
+    def fit_allocation(self, weights: Changes) -> FittedAllocation:
+        """Fits the allocation with some weights in the place of the dense ones.
 
         Raises:
             NumericalError: the network's values are NaN or infinite.
         """
-        return self._measure(self.graph, self.layers, weights)
+        return self._fit_allocation(self.graph, self.layers, weights)
 
-    def _measure(self, graph: Graph, layers: Sequence[Layer], weights: Changes) -> Division:
-        subject = Subject(
+    def _fit_allocation(
+        self, graph: Graph, layers: Sequence[Layer], weights: Changes
+    ) -> FittedAllocation:
+        inputs = AllocationInputs(
             graph=graph,
-            images=self.images,
+            samples=self.samples,
             layers=layers,
             weights=weights,
-            before=self.division if weights else None,
+            previous=self.fitted_allocation if weights else None,
             costs=self.target.budget(self.costs).costs,
             pattern=self.recipe.pattern,
             sampling=self.sampling,
@@ -230,11 +239,11 @@ class PruningRun:
             chunk=self.chunk,
             on_layer=self.on_layer,
         )
-        return self.recipe.allocation.measure(subject)
+        return self.recipe.allocation.fit(inputs)
 
-    def kept(self, division: Division, target: Target) -> list[int]:
+    def kept(self, fitted: FittedAllocation, target: Target) -> list[int]:
         """Weights to keep in each layer, none more than it has."""
-        kept = division.kept(target.budget(self.costs))
+        kept = fitted.kept(target.budget(self.costs))
         return [min(count, there) for count, there in zip(kept, self.present, strict=True)]
 
     @cached_property
@@ -243,7 +252,7 @@ class PruningRun:
         names = [str(layer.parameter) for layer in self.layers]
         return [int(self.graph.parameters[name].count_nonzero()) for name in names]
 
-    def departures(self, walked: Walked, kept: Sequence[int]) -> list[str]:
+    def departures(self, walked: WalkResult, kept: Sequence[int]) -> list[str]:
         """Warnings where the pruned network has other zeros than were asked for, and why.
 
         Args:
@@ -278,11 +287,11 @@ class PruningRun:
             f"{asked}: {why}"
         ]
 
-    def _walk(self, kept: Sequence[int], weights: Changes) -> Walked:
+    def _walk(self, kept: Sequence[int], weights: Changes) -> WalkResult:
         recipe = self.recipe
         return walk(
             self.graph,
-            self.images,
+            self.samples,
             self.layers,
             kept,
             method=recipe.method,
@@ -311,7 +320,7 @@ class PruningRun:
         return start
 
     def account(
-        self, walked: Walked, target: Target, original: Graph, aligned: Alignment
+        self, walked: WalkResult, target: Target, original: Graph, aligned: Alignment
     ) -> dict[str, Changes]:
         """Parameters after each step, cumulatively; empty for a recipe of one step.
 
@@ -319,8 +328,8 @@ class PruningRun:
         the recipe has gone through can be made from any other.
 
         With several levels the steps before the last are taken straight at the target, so that
-        each differs from the one before by that step alone. What levels and tuning do counts with
-        the last step.
+        each differs from the one before by that step alone. What levels and reconstruction do
+        counts with the last step.
 
         Args:
             walked: what `prune_to` returned.
@@ -328,19 +337,19 @@ class PruningRun:
             original: the network before it was aligned.
             aligned: what aligning it changed.
         """
-        names = [name_of(part) for part in chain(self.recipe.method)]
-        steps = walked.steps
+        names = [name_of(part) for part in stages(self.recipe.method)]
+        steps = walked.stages
         if len(names) > 1 and len(self.levels(target)) > 1:
-            start = self.recipe.method.start  # type: ignore[attr-defined]
-            before = replace(self.recipe, method=start, levels=(0.0,), tuning=None)
-            straight = replace(self, recipe=before, on_layer=lambda name: None)
-            steps = [*straight.prune_to(target).steps, walked.steps[-1]]
+            base = self.recipe.method.base  # type: ignore[attr-defined]
+            recipe = replace(self.recipe, method=base, levels=(0.0,), reconstruction=None)
+            straight = replace(self, recipe=recipe, on_layer=lambda name: None)
+            steps = [*straight.prune_to(target).stages, walked.stages[-1]]
         if len(steps) != len(names):  # a method that does not tell its steps
             return {}
         found = {
             name: {**aligned.changes, **changes} for name, changes in zip(names, steps, strict=True)
         }
-        if aligned.pairs and isinstance(next(chain(self.recipe.method)), Magnitude):
+        if aligned.pairs and isinstance(next(stages(self.recipe.method)), Magnitude):
             found = {"channel-alignment" if k == "magnitude" else k: v for k, v in found.items()}
             found = {"magnitude": self._magnitude(original, target), **found}
         changed = {**aligned.changes, **walked.changes}
@@ -352,8 +361,8 @@ class PruningRun:
         chosen = {layer.name for layer in self.layers}
         layers = [layer for layer in original.layers if layer.name in chosen]
         changes = {}
-        division = self._measure(original, layers, {})
-        for layer, kept in zip(layers, self.kept(division, target), strict=True):
+        fitted = self._fit_allocation(original, layers, {})
+        for layer, kept in zip(layers, self.kept(fitted, target), strict=True):
             name, geometry = str(layer.parameter), layer.calls[0].geometry
             mask = self.recipe.pattern.mask(folded_weight(original, layer).abs(), kept)
             matrix = geometry.matrix(original.parameters[name]) * mask

@@ -1,8 +1,8 @@
 """The largest sparsity that loses no more than asked: a bracketed search.
 
 What is lost rises with the sparsity, steeply at its end. What the allocation's curves expect to
-be damaged gives the first try, and the scale on which to interpolate between those made. Each try
-prunes the network with the recipe, without the allocation. From where a recipe tunes blocks on,
+be lost gives the first try, and the scale on which to interpolate between those made. Each try
+prunes the network with the recipe, without the allocation. Where a recipe begins to train blocks,
 less is lost than a little before, so that this is tried too when the search ends close below.
 """
 
@@ -20,11 +20,11 @@ from secateur.errors import OptionError
 WALKS = 6  # tries at most
 WIDTH = 0.01  # of the bracket, as a sparsity, at which the search ends
 
-# Points of agreement lost over the square root of the curves' damage in sum. On the
+# Points of agreement lost over the square root of the curves' losses in sum. On the
 # embedded example it is 8 to 11 between 50 and 90 % zeros; elsewhere the second try corrects it.
 _POINTS = 10.0
 _LEAST = 0.1  # a loss below this share of the limit tells no more than that it is small
-_NEAR = 0.1  # how far below the sparsity from which blocks are tuned that is worth a try
+_NEAR = 0.1  # how far below the sparsity from which blocks are trained that is worth a try
 _REACH = 4.0  # a single try says no more than that the limit is within this factor
 
 Result = TypeVar("Result")
@@ -58,10 +58,10 @@ class PredictedLoss:
     points: tuple[float, ...]
 
     @classmethod
-    def of(cls, damage: Callable[[float], float] | None) -> PredictedLoss:
-        """From the sum of the damage curves at a sparsity; None = a curve that fits any network."""
+    def of(cls, loss: Callable[[float], float] | None) -> PredictedLoss:
+        """From the sum of the loss curves at a sparsity; None = a curve that fits any network."""
         sparsities = np.linspace(0.02, 0.99, 25).tolist()
-        found = [_unknown(s) if damage is None else _POINTS * damage(s) ** 0.5 for s in sparsities]
+        found = [_unknown(s) if loss is None else _POINTS * loss(s) ** 0.5 for s in sparsities]
         rising = itertools.accumulate(found, lambda before, now: max(now, 1.001 * before + 1e-9))
         return cls(tuple(sparsities), tuple(rising))
 

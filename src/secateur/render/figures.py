@@ -89,13 +89,13 @@ def sensitivity(report: Report) -> dict[str, Any] | None:
     if not layers:
         return None
     level = min(len(_curve(layer).sparsities) for layer in layers) - 1
-    ranked = sorted(layers, key=lambda layer: -_curve(layer).damage[level])
+    ranked = sorted(layers, key=lambda layer: -_curve(layer).loss_increase[level])
     named = {id(layer) for layer in ranked[:_NAMED]}
     lines = [
         Line(
             name=layer.name if id(layer) in named else "",
             x=[100 * s for s in _curve(layer).sparsities],
-            y=_curve(layer).damage,
+            y=_curve(layer).loss_increase,
         )
         for layer in [*ranked[:_NAMED], *ranked[_NAMED:]]
     ]
@@ -125,7 +125,7 @@ def _curve(layer: LayerReport) -> Any:
 
 def _mark(layer: LayerReport) -> tuple[float, float] | None:
     """Where a layer ended on its curve; None outside of what was measured."""
-    x, y = _curve(layer).sparsities, _curve(layer).damage
+    x, y = _curve(layer).sparsities, _curve(layer).loss_increase
     if not x[0] <= layer.sparsity <= x[-1] or min(y) <= 0:
         return None
     return 100 * layer.sparsity, float(np.exp(np.interp(layer.sparsity, x, np.log(y))))

@@ -24,7 +24,7 @@ from secateur.hardware.requirements import requirements, survey
 from secateur.network.layers import Layer
 from secateur.pruning.allocations import Curve
 from secateur.pruning.run import PruningRun
-from secateur.pruning.walk import LayerResult, Walked
+from secateur.pruning.walk import LayerResult, WalkResult
 from secateur.report import cautions
 from secateur.report.layers import DenseLayer, LayerReport
 from secateur.report.model import DataReport, Report, SearchReport, StepReport
@@ -35,7 +35,7 @@ from secateur.version import __version__
 def build_report(
     pruned: Any,
     run: PruningRun,
-    walked: Walked,
+    walked: WalkResult,
     images: Images,
     settings: dict[str, Any],
     seconds: dict[str, float],
@@ -48,7 +48,7 @@ def build_report(
 ) -> Report:
     """Puts together what a walk did; zeros are counted in the pruned model itself."""
     tensors, asked = named_tensors(pruned), settings["target"]
-    curves = list(run.division.curves) or [None] * len(walked.results)
+    curves = list(run.fitted_allocation.curves) or [None] * len(walked.results)
     layers = [
         _layer_report(result, tensors, curve)
         for result, curve in zip(walked.results, curves, strict=True)
@@ -81,7 +81,7 @@ def build_report(
         evaluation=evaluation,
         runtimes=survey([layer.requirements for layer in layers], Machine.here()),
         summary=[
-            *run.recipe.summary(tuned=walked.tuned is not None),
+            *run.recipe.summary(reconstructed=walked.reconstruction is not None),
             f"Asked for: {asked['name']} {asked['value']:g}, {run.target.meaning}.",
         ],
         warnings=[

@@ -149,15 +149,15 @@ def dense_table(layers: Sequence[DenseLayer]) -> Table:
 
 
 def sensitivity_table(layers: Sequence[LayerReport]) -> Table | None:
-    """The damage curves of those layers that have one at the same sparsities as the first."""
+    """The loss curves of those layers that have one at the same sparsities as the first."""
     curves = [(number, of, of.sensitivity) for number, of in enumerate(layers, 1) if of.sensitivity]
     if not curves:
         return None
     levels = curves[0][2].sparsities
-    damage = (Column(f"{100 * level:.0f} % zeros", "{:.2g}") for level in levels)
-    columns = (Column("no.", "{:d}"), Column("layer"), *damage, Column("source"))
+    losses = (Column(f"{100 * level:.0f} % zeros", "{:.2g}") for level in levels)
+    columns = (Column("no.", "{:d}"), Column("layer"), *losses, Column("source"))
     rows = (
-        (number, layer.name, *curve.damage, "measured" if curve.measured else "estimated")
+        (number, layer.name, *curve.loss_increase, "measured" if curve.measured else "estimated")
         for number, layer, curve in curves
         if curve.sparsities == levels
     )

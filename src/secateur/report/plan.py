@@ -22,7 +22,7 @@ class LayerPlan:
         weights: number of weights.
         kept: number of nonzero weights after pruning.
         sparsity: the fraction of zeros.
-        damage: expected change of the network's output when only this layer is pruned to this
+        loss_increase: expected change of the output when only this layer is pruned to this
             sparsity (see `secateur.pruning.allocations.Curve`); None if the allocation does not
             measure it.
         dense_macs: multiply-accumulates per image, dense.
@@ -34,7 +34,7 @@ class LayerPlan:
     weights: int
     kept: int
     sparsity: float
-    damage: float | None
+    loss_increase: float | None
     dense_macs: int
     macs: int
 
@@ -48,7 +48,7 @@ class Plan(Document):
         layers: the layers to be pruned, in execution order.
         sparsity: zeros / weights over these layers.
         macs_fraction, bytes_fraction: of the dense network's; see `secateur.pruning.targets.Costs`.
-        damage: sum over the layers. The joint effect is not measured; it is usually smaller,
+        loss_increase: sum over the layers. The joint effect is not measured; it is usually smaller,
             because each layer compensates for the errors of the layers before it.
         notes: remarks, such as on gradual pruning.
     """
@@ -59,7 +59,7 @@ class Plan(Document):
     sparsity: float
     macs_fraction: float
     bytes_fraction: float
-    damage: float | None
+    loss_increase: float | None
     notes: tuple[str, ...] = field(default=())
 
     def table(self) -> Table:
@@ -71,7 +71,7 @@ class Plan(Document):
                 of.weights,
                 of.kept,
                 100 * of.sparsity,
-                of.damage,
+                of.loss_increase,
                 of.macs,
             )
             for of in self.layers
@@ -86,10 +86,10 @@ class Plan(Document):
             f"plan for {self.target} {self.value:g}: {self.sparsity:.2%} of {weights:,} prunable "
             f"weights zero; {left_text(self.macs_fraction, self.bytes_fraction)}",
         ]
-        if self.damage is not None:
+        if self.loss_increase is not None:
             blocks.append(
-                f"expected damage to the output {self.damage:.2g} in sum (squared error relative "
-                "to the outputs' variance; each layer alone)"
+                f"expected loss {self.loss_increase:.2g} in sum (squared error of the output "
+                "relative to its variance; each layer alone)"
             )
         return [*blocks, *self.notes]
 
@@ -100,17 +100,17 @@ _COLUMNS = (
     Column("weights", "{:,}"),
     Column("kept", "{:,}"),
     Column("zeros", "{:.1f}", unit="%"),
-    Column("damage", "{:.2g}"),
+    Column("loss", "{:.2g}"),
     Column("MACs left", "{:,}"),
 )
 
 
 def predict_loss(run: PruningRun) -> PredictedLoss:
     """Points that the allocation's curves expect to be lost, at each sparsity."""
-    division = run.division
-    if not division.curves:
+    fitted = run.fitted_allocation
+    if not fitted.curves:
         return PredictedLoss.of(None)
-    return PredictedLoss.of(lambda s: sum(division.damage(run.kept(division, Sparsity(s)))))
+    return PredictedLoss.of(lambda s: sum(fitted.loss_increase(run.kept(fitted, Sparsity(s)))))
 
 
 def make_plan(run: PruningRun) -> Plan:
@@ -119,20 +119,20 @@ def make_plan(run: PruningRun) -> Plan:
     Raises:
         OptionError: a `max_drop` where the allocation has no curves to guess it from.
     """
-    division, asked = run.division, run.target
+    fitted, asked = run.fitted_allocation, run.target
     target, notes = _without_search(run, asked)
     if len(levels := run.levels(target)) > 1:
         notes.append(
             f"planned for the dense network: the recipe prunes to {levels[0].value:g} first and "
             "measures again"
         )
-    if run.tunes(target):
+    if run.reconstructs(target):
         notes.append("block reconstruction follows each walk and reduces the loss expected here")
-    elif run.asks_for_tuning(target):
-        notes.append(f"no block reconstruction: {run.cannot_tune}")
+    elif run.asks_for_reconstruction(target):
+        notes.append(f"no block reconstruction: {run.cannot_reconstruct}")
     notes += run.zeros_before()
-    kept = run.kept(division, target)
-    damage = division.damage(kept) or [None] * len(kept)
+    kept = run.kept(fitted, target)
+    losses = fitted.loss_increase(kept) or [None] * len(kept)
     layers = tuple(
         LayerPlan(
             name=layer.name,
@@ -140,11 +140,11 @@ def make_plan(run: PruningRun) -> Plan:
             weights=layer.weights,
             kept=count,
             sparsity=1 - count / layer.weights,
-            damage=hurt,
+            loss_increase=loss,
             dense_macs=layer.macs,
             macs=round(layer.macs * count / layer.weights),
         )
-        for layer, count, hurt in zip(run.layers, kept, damage, strict=True)
+        for layer, count, loss in zip(run.layers, kept, losses, strict=True)
     )
     return Plan(
         target=asked.name,
@@ -153,7 +153,7 @@ def make_plan(run: PruningRun) -> Plan:
         sparsity=1 - sum(kept) / sum(run.costs.sizes),
         macs_fraction=run.costs.macs.share(kept),
         bytes_fraction=run.costs.bytes.share(kept),
-        damage=sum(hurt for hurt in damage if hurt is not None) if division.curves else None,
+        loss_increase=sum(of for of in losses if of is not None) if fitted.curves else None,
         notes=tuple(notes),
     )
 
@@ -162,9 +162,9 @@ def _without_search(run: PruningRun, target: Target) -> tuple[Target, list[str]]
     """A guessed sparsity in place of a drop that only walks can measure."""
     if not isinstance(target, MaxDrop):
         return target, []
-    if not run.division.curves:
+    if not run.fitted_allocation.curves:
         raise OptionError(
-            "max_drop cannot be planned with an allocation that measures no damage, expected "
+            "max_drop cannot be planned with an allocation that measures no loss, expected "
             "'sensitivity': plan a sparsity instead, or prune"
         )
     guess = predict_loss(run).sparsity(max(target.value, 1e-3))

@@ -6,8 +6,8 @@ A method is a frozen keyword-only dataclass (its fields are its settings) with
 
 tensors in, tensors out, a `name`, and a `summary` for reports. To add one: write its file and add
 it to `METHODS`; the conformance suite (`tests/test_methods.py`) runs it. A method that refines
-another's solution takes that method as `start`:
-`BiasCorrection(start=WeightCorrection(start=Magnitude()))`.
+another's solution takes that method as `base`:
+`BiasCorrection(base=WeightCorrection(base=Magnitude()))`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from secateur.core.methods.admm import ADMM
 from secateur.core.methods.bias_correction import BiasCorrection
 from secateur.core.methods.least_squares import LeastSquares
 from secateur.core.methods.magnitude import Magnitude
-from secateur.core.methods.protocol import Method, chain, compares_halves, stored_patches
+from secateur.core.methods.protocol import Method, needs_folds, stages, stored_patches
 from secateur.core.methods.weight_correction import WeightCorrection
 from secateur.support.choices import by_name
 
@@ -33,8 +33,8 @@ __all__ = [
     "Method",
     "MethodName",
     "WeightCorrection",
-    "chain",
-    "compares_halves",
+    "needs_folds",
+    "stages",
     "stored_patches",
 ]
 

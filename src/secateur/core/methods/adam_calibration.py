@@ -37,7 +37,7 @@ class AdamCalibration:
         - Rows are scaled by a following BatchNorm; the release folds it.
 
     Attributes:
-        start: the method that gives the initial mask, weights and bias.
+        base: the method that gives the initial mask, weights and bias.
         learning_rate, bias_learning_rate: Adam's step sizes, in units of the weights.
         iterations: groups of batches; only their product with `batches` matters.
         batches: batches per iteration.
@@ -52,7 +52,7 @@ class AdamCalibration:
         "dense network."
     )
 
-    start: Method = field(default_factory=Magnitude)
+    base: Method = field(default_factory=Magnitude)
     learning_rate: float = 1e-5
     bias_learning_rate: float = 1e-4
     iterations: int = 30
@@ -79,18 +79,18 @@ class AdamCalibration:
         Raises:
             OptionError: the problem holds no patches (the walk stores them for this method).
         """
-        before = self.start.solve(problem, pattern, kept)
+        previous = self.base.solve(problem, pattern, kept)
         if problem.patches is None:
             raise OptionError(
                 "the problem holds no patches, expected stored samples to train on: "
                 "keep some with Statistics.store"
             )
-        bias = torch.zeros_like(problem.output_mean) if before.bias is None else before.bias
+        bias = torch.zeros_like(problem.output_mean) if previous.bias is None else previous.bias
         rates = (self.learning_rate, self.bias_learning_rate if problem.fits_bias else 0.0)
-        layer = _Training(before.weight.clone(), bias.clone(), before.mask, rates)
+        layer = _Training(previous.weight.clone(), bias.clone(), previous.mask, rates)
         for x, y in self._batches(problem.patches):
             layer.step(x, y)
-        return before.refined(layer.weight * before.mask, layer.bias)
+        return previous.refined(layer.weight * previous.mask, layer.bias)
 
     def _batches(self, patches: Patches) -> Iterator[tuple[Tensor, Tensor]]:
         """Contiguous slices of the patches in random order, shuffled again after each pass."""

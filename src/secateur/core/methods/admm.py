@@ -44,7 +44,7 @@ class ADMM:
             than columns.
         dampings: relative dampings from which `choose_damping` chooses that of the fit on the
             mask; empty = `damping` for the fit too.
-        widest: greatest factor by which a row is scaled; 1 = leave rows as they were fitted.
+        max_row_gain: greatest factor by which a row is scaled; 1 = leave rows as they were fitted.
         rho: first penalty, relative to the unit diagonal.
         steps: largest number of ADMM steps.
         settled: ADMM stops when at most this fraction of the kept entries changes; 1e-3 took 12 %
@@ -61,7 +61,7 @@ class ADMM:
 
     damping: float = 0.3
     dampings: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
-    widest: float = 2.0
+    max_row_gain: float = 2.0
     rho: float = 0.1
     steps: int = 120
     settled: float = 1e-3
@@ -73,7 +73,7 @@ class ADMM:
             self,
             damping=at_least(0),
             dampings=more_than(0),
-            widest=at_least(1),
+            max_row_gain=at_least(1),
             rho=more_than(0),
             steps=at_least(1),
             settled=from_to(0, 1),
@@ -82,8 +82,8 @@ class ADMM:
         )
 
     @property
-    def halves(self) -> bool:
-        """Whether the walk should keep the halves of the images apart."""
+    def needs_folds(self) -> bool:
+        """Whether the walk should keep two halves of the images apart."""
         return bool(self.dampings)
 
     def solve(self, problem: Problem, pattern: Pattern, kept: int) -> Solution:
@@ -99,7 +99,7 @@ class ADMM:
         weight, fit_notes = system.fit(
             start, mask, tolerance=self.tolerance, iterations=self.iterations
         )
-        weight = weight * problem.spread(weight).clamp(1.0, self.widest).unsqueeze(-1)
+        weight = weight * problem.std_ratio(weight).clamp(1.0, self.max_row_gain).unsqueeze(-1)
         return Solution(
             weight=weight,
             mask=mask,
@@ -114,9 +114,9 @@ class ADMM:
         """Relative damping of the splitting and of the fit, and what is to be said of it."""
         if not self.dampings:
             return damping_for(problem, self.damping)
-        if problem.halves is None:
+        if problem.folds is None:
             damping, notes = damping_for(problem, self.damping)
-            why = problem.no_halves
+            why = problem.no_folds
             return damping, notes + (
                 (f"damping not chosen on images held back: {why}",) * bool(why)
             )

@@ -25,18 +25,18 @@ class BiasCorrection:
     equalization and bias correction", 2019.
 
     Attributes:
-        start: the method whose solution is corrected.
+        base: the method whose solution is corrected.
     """
 
     name: ClassVar[str] = "bias-correction"
     summary: ClassVar[str] = "The biases of each layer were corrected to restore its mean outputs."
 
-    start: Method = field(default_factory=Magnitude)
+    base: Method = field(default_factory=Magnitude)
 
     def __post_init__(self) -> None:
         check_settings(self)
 
     def solve(self, problem: Problem, pattern: Pattern, kept: int) -> Solution:
         """Cost: one product of the weights with the mean input."""
-        before = self.start.solve(problem, pattern, kept)
-        return before.refined(before.weight, problem.bias(before.weight))
+        previous = self.base.solve(problem, pattern, kept)
+        return previous.refined(previous.weight, problem.bias(previous.weight))

@@ -13,9 +13,9 @@ from secateur.core.problem import Problem, Solution
 class Method(Protocol):
     """The interface of a method.
 
-    A method that refines another's solution has that method in a field `start`. One that trains
+    A method that refines another's solution has that method in a field `base`. One that trains
     on samples instead of sums states in a field `patches` how many a layer should keep.
-    One that judges a fit to half of the images on the other half has `halves` True.
+    One that judges a fit to half of the images on the other half has `needs_folds` True.
     """
 
     def solve(self, problem: Problem, pattern: Pattern, kept: int) -> Solution:
@@ -23,18 +23,18 @@ class Method(Protocol):
         ...
 
 
-def chain(method: Any) -> Iterator[Any]:
+def stages(method: Any) -> Iterator[Any]:
     """A method and those it builds on, in the order in which they act."""
-    if (start := getattr(method, "start", None)) is not None:
-        yield from chain(start)
+    if (base := getattr(method, "base", None)) is not None:
+        yield from stages(base)
     yield method
 
 
 def stored_patches(method: Any) -> int:
     """Samples per layer to keep for a method and those it builds on; 0 = sums are enough."""
-    return max(getattr(part, "patches", 0) for part in chain(method))
+    return max(getattr(stage, "patches", 0) for stage in stages(method))
 
 
-def compares_halves(method: Any) -> bool:
-    """Whether a method or those it builds on ask for the problems of two halves of the images."""
-    return any(getattr(part, "halves", False) for part in chain(method))
+def needs_folds(method: Any) -> bool:
+    """Whether a method or those it builds on cross-validate on two halves of the images."""
+    return any(getattr(stage, "needs_folds", False) for stage in stages(method))

@@ -26,7 +26,7 @@ class WeightCorrection:
     Source: arXiv 2104.15023, section 3.2 (weight correction), and its release in OpenVINO POT.
 
     Attributes:
-        start: the method whose weights are corrected.
+        base: the method whose weights are corrected.
     """
 
     name: ClassVar[str] = "weight-correction"
@@ -35,17 +35,17 @@ class WeightCorrection:
         "deviation that the weights of each output had."
     )
 
-    start: Method = field(default_factory=Magnitude)
+    base: Method = field(default_factory=Magnitude)
 
     def __post_init__(self) -> None:
         check_settings(self)
 
     def solve(self, problem: Problem, pattern: Pattern, kept: int) -> Solution:
         """Cost: a few passes over the weights; no statistics are used."""
-        before = self.start.solve(problem, pattern, kept)
-        dense, sparse = problem.weight, before.weight
+        previous = self.base.solve(problem, pattern, kept)
+        dense, sparse = problem.weight, previous.weight
         spread = [held.std(-1, correction=0, keepdim=True) for held in (dense, sparse)]
         scaled = sparse * (spread[0] / (spread[1] + _TINY))
         shift = dense.mean(-1, keepdim=True) - scaled.mean(-1, keepdim=True)
-        weight = (scaled + shift) * before.mask
-        return before.refined(weight, before.bias)
+        weight = (scaled + shift) * previous.mask
+        return previous.refined(weight, previous.bias)

@@ -166,7 +166,7 @@ def _build(
     kinds = {name: tensor.data_type for name, tensor in nodes.constants.items()}
     graph = Graph(
         ops=schedule(translation),
-        input=translation.input,
+        inputs=[translation.input],
         outputs=translation.outputs,
         parameters=parameters,
         shapes=held | {name: Shape(tuple(value.shape)) for name, value in parameters.items()},
@@ -221,7 +221,7 @@ def _one_by_one(graph: Graph, example: Tensor) -> Graph:
 
 @torch.no_grad()
 def _outputs(graph: Graph, images: Tensor) -> list[Any]:
-    stream = Stream(graph, graph.parameters, {graph.input: images})
+    stream = Stream(graph, graph.parameters, {graph.inputs[0]: images})
     stream.advance(len(graph.ops))
     return [stream.value(name) for name in graph.outputs]
 
@@ -229,8 +229,8 @@ def _outputs(graph: Graph, images: Tensor) -> list[Any]:
 @torch.no_grad()
 def _sizes(graph: Graph, examples: Sequence[Tensor]) -> list[dict[str, Sizes]]:
     """The shapes of all values for some batches of images, those within segments included."""
-    streams = [Stream(graph, graph.parameters, {graph.input: images}) for images in examples]
-    found = [{graph.input: tuple(images.shape)} for images in examples]
+    streams = [Stream(graph, graph.parameters, {graph.inputs[0]: images}) for images in examples]
+    found = [{graph.inputs[0]: tuple(images.shape)} for images in examples]
     for index, op in enumerate(graph.ops):
         for stream in streams:
             stream.advance(index)

@@ -72,7 +72,7 @@ def _check_agreement(graph: Graph, module: nn.Module, example: Tensor, tolerance
     with torch.no_grad():
         outputs = _tensors(module(example))
         expected = [t.detach() for t in outputs if t.is_floating_point()]
-        values = dict(graph.parameters) | {graph.input: example}
+        values = dict(graph.parameters) | {graph.inputs[0]: example}
         for index, op in enumerate(graph.ops):
             values[op.name] = graph.run(index, values)
     unsteady = graph.unsteady
@@ -112,7 +112,7 @@ def _build(program: ExportedProgram, places: Places, module: nn.Module, batch: i
     inner = any(isinstance(node.target, torch._ops.HigherOrderOperator) for node in nodes)
     return Graph(
         ops=ops,
-        input=keys[inputs[0]],
+        inputs=[keys[node] for node in inputs],
         outputs=[
             keys[by_name[spec.arg.name]]
             for spec in program.graph_signature.output_specs

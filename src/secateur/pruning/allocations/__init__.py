@@ -2,10 +2,10 @@
 
 An allocation is a frozen dataclass (its fields are its settings) with
 
-    measure(subject) -> Division
-    division.kept(budget) -> list of int
+    fit(inputs) -> FittedAllocation
+    fitted.kept(budget) -> list of int
 
-It looks at the network once; its division then answers any budget. To add one: write its file,
+It looks at the network once; what it returns then divides any budget. To add one: write its file,
 add it to `ALLOCATIONS`, and the laws in `tests/test_allocations.py` run it.
 """
 
@@ -16,10 +16,10 @@ from typing import Literal
 from secateur.pruning.allocations.normalized_magnitude import NormalizedMagnitude
 from secateur.pruning.allocations.protocol import (
     Allocation,
+    AllocationInputs,
     Budget,
     Curve,
-    Division,
-    Subject,
+    FittedAllocation,
     total_kept,
 )
 from secateur.pruning.allocations.sensitivity import Sensitivity
@@ -29,13 +29,13 @@ from secateur.support.choices import by_name
 __all__ = [
     "ALLOCATIONS",
     "Allocation",
+    "AllocationInputs",
     "AllocationName",
     "Budget",
     "Curve",
-    "Division",
+    "FittedAllocation",
     "NormalizedMagnitude",
     "Sensitivity",
-    "Subject",
     "Uniform",
     "total_kept",
 ]

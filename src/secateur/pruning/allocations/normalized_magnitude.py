@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secateur.pruning.allocations.protocol import Budget, Curve, Subject
+from secateur.pruning.allocations.protocol import AllocationInputs, Budget, Curve
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class NormalizedMagnitude:
     name: ClassVar[str] = "normalized-magnitude"
     summary: ClassVar[str] = "How many zeros each layer gets follows from the size of its weights."
 
-    def measure(self, subject: Subject) -> MagnitudeDivision:
+    def fit(self, inputs: AllocationInputs) -> FittedMagnitude:
         """Cost: one pass over the weights; no images."""
-        pairs = zip(subject.folded, subject.free, strict=True)
-        return MagnitudeDivision([weight[free] for weight, free in pairs])
+        pairs = zip(inputs.folded, inputs.free, strict=True)
+        return FittedMagnitude([weight[free] for weight, free in pairs])
 
 
 @dataclass(frozen=True)
-class MagnitudeDivision:
+class FittedMagnitude:
     """Divides a budget by a threshold on normalised magnitudes.
 
     Attributes:
@@ -55,7 +55,7 @@ class MagnitudeDivision:
             chosen = order[prices[owner[order]].cumsum(0) <= budget.allowed * (1 + 1e-12)]
         return torch.bincount(owner[chosen], minlength=len(scores)).tolist()
 
-    def damage(self, kept: Sequence[int]) -> list[float]:
+    def loss_increase(self, kept: Sequence[int]) -> list[float]:
         """Nothing is known."""
         return []
 

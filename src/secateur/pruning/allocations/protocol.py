@@ -14,20 +14,21 @@ from secateur.core.patterns import Pattern, Unstructured
 from secateur.network.graph import Graph
 from secateur.network.layers import Layer
 from secateur.network.sample_layout import Layouts
+from secateur.network.samples import Samples
+from secateur.pruning.layer_fit import folded_weight
 from secateur.pruning.sampling import Sampling
-from secateur.pruning.walk import folded_weight
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class AllocationInputs:
     """What an allocation may look at.
 
     Attributes:
         graph: the dense network.
-        images: calibration inputs, batch first.
+        samples: calibration inputs.
         layers: the layers to prune, in execution order.
         weights: weights by parameter name that stand for the dense ones (of a level before).
-        before: what was found out about the dense network, where `weights` are given.
+        previous: what was found out about the dense network, where `weights` are given.
         costs: what one kept weight costs in each layer; None = 1 each.
         pattern: which zeros are allowed.
         sampling, layouts, chunk: as in `secateur.pruning.walk`.
@@ -35,10 +36,10 @@ class Subject:
     """
 
     graph: Graph
-    images: Tensor
+    samples: Samples
     layers: Sequence[Layer]
     weights: Mapping[str, Tensor] = field(default_factory=dict)
-    before: Division | None = None
+    previous: FittedAllocation | None = None
     costs: Sequence[float] | None = None
     pattern: Pattern = field(default_factory=Unstructured)
     sampling: Sampling = field(default_factory=Sampling)
@@ -92,22 +93,23 @@ class Budget:
 
 @dataclass(frozen=True)
 class Curve:
-    """Damage to the network's output when one layer alone is pruned.
+    """Increase of the network's output error when one layer alone is pruned.
 
     Attributes:
         sparsities: of the layer's weights that are not zero in the dense network, rising.
-        damage: at each of them, never falling: the outputs' mean squared error relative to their
-            variance (of scores, less the mean of each image's, which a softmax does not see).
+        loss_increase: at each of them, never falling: the outputs' mean squared error relative to
+            their variance (of scores, less the mean of each image's, which a softmax does not
+            see).
         measured: False where it was estimated from the layer's own output error.
     """
 
     sparsities: tuple[float, ...]
-    damage: tuple[float, ...]
+    loss_increase: tuple[float, ...]
     measured: bool = True
 
 
-class Division(Protocol):
-    """A network that has been looked at: divides any budget."""
+class FittedAllocation(Protocol):
+    """An allocation that has looked at a network: it divides any budget."""
 
     @property
     def curves(self) -> Sequence[Curve]:
@@ -118,7 +120,7 @@ class Division(Protocol):
         """Weights to keep in each layer: the most that the budget allows, and that are there."""
         ...
 
-    def damage(self, kept: Sequence[int]) -> list[float]:
+    def loss_increase(self, kept: Sequence[int]) -> list[float]:
         """What the curves expect of each layer at such numbers; empty where there are none."""
         ...
 
@@ -127,7 +129,7 @@ class Division(Protocol):
 class Allocation(Protocol):
     """What `secateur.prune` asks of an allocation."""
 
-    def measure(self, subject: Subject) -> Division:
+    def fit(self, inputs: AllocationInputs) -> FittedAllocation:
         """Looks at the network and the images, once."""
         ...
 

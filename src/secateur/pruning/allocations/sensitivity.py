@@ -1,4 +1,4 @@
-"""Measured allocation: how much does the network's output suffer from each layer?"""
+"""Measured allocation: by how much does pruning each layer change the network's output?"""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from torch import Tensor
 
 from secateur.core.distance import relative_error
 from secateur.core.methods import LeastSquares, Method
-from secateur.network.graph import Graph
 from secateur.network.layers import Layer
-from secateur.network.stream import Stream
-from secateur.pruning.allocations.protocol import Budget, Curve, Subject, remove_in_order
-from secateur.pruning.sampling import Sampling
-from secateur.pruning.walk import Fit, Walker
+from secateur.network.samples import Samples
+from secateur.pruning.allocations.protocol import AllocationInputs, Budget, Curve, remove_in_order
+from secateur.pruning.layer_fit import LayerFit, is_wide
+from secateur.pruning.streams import DualStream
 from secateur.support.settings import at_least, between, check_settings, from_to
 
-_POWER = 3.0  # damage grows like sparsity to this power below the first measured level
+_POWER = 3.0  # the loss grows like sparsity to this power below the first measured level
 _STEPS = 400  # sparsities at which a curve is looked up
 
 
@@ -32,12 +31,13 @@ class Sensitivity:
     """Measures what pruning each layer alone does to the network's output, and divides by that.
 
     Each layer is pruned and fitted again at a few sparsities, all others dense, and the network
-    is run from that layer on, over images that the fit has not seen. The curves between (damage
-    against sparsity, interpolated in its logarithm) are minimised in sum under the budget.
+    is run from that layer on, over images that the fit has not seen. The curves between (increase
+    of the output error against sparsity, interpolated in its logarithm) are minimised in sum under
+    the budget.
 
-    At a later level (see `Recipe.levels`) layers start from other weights, and other sparsities do
-    them harm. They are fitted again, but not run again: the damage is taken from their output
-    errors and from what such errors did in the dense network.
+    At a later level (see `Recipe.levels`) layers start from other weights, and the same sparsities
+    lead to other errors. They are fitted again, but not run again: the loss is taken from their
+    own output errors and from what such errors led to in the dense network.
 
     Choose it always, unless there is no time for it: on compact networks layers differ by a
     factor of a thousand in how much they matter, and magnitudes do not tell.
@@ -46,7 +46,7 @@ class Sensitivity:
         levels: sparsities at which a layer is tried.
         images: how many images to judge on; held back from the fits (a quarter at most).
         small: layers that together hold at most this share of the cost of all are not run:
-            their damage is taken from their output error and from the most sensitive layer
+            their loss is taken from their output error and from the most sensitive layer
             that was run. Early layers are small and the longest to run on from.
         method: what fits a layer again.
     """
@@ -54,10 +54,10 @@ class Sensitivity:
     name: ClassVar[str] = "sensitivity"
     summary: ClassVar[str] = (
         "How many zeros each layer gets was measured: each layer was pruned alone, and zeros "
-        "went where they hurt the output of the network least."
+        "went where they change the output of the network least."
     )
 
-    visits: ClassVar[int] = 1  # calls of `Subject.on_layer` per layer
+    visits: ClassVar[int] = 1  # calls of `AllocationInputs.on_layer` per layer
 
     levels: tuple[float, ...] = (0.5, 0.75, 0.9, 0.97)
     images: int = 64
@@ -69,37 +69,37 @@ class Sensitivity:
     def __post_init__(self) -> None:
         check_settings(self, levels=between(0, 1).rising(), images=at_least(1), small=from_to(0, 1))
 
-    def measure(self, subject: Subject) -> SensitivityDivision:
+    def fit(self, inputs: AllocationInputs) -> FittedSensitivity:
         """Cost: a dense pass with fits, and, the first time, a run from each layer on per level.
 
         On EfficientNet-Lite0 with 300 images: see benchmarks/allocation.py.
         """
-        fitting, judging = _split(subject.images, self.images)
-        study = _Study(subject, fitting, judging)
-        before = subject.before
-        known = before if isinstance(before, SensitivityDivision) and before.errors else None
-        small = _smallest(subject, self.small)
-        errors, damage = [], []
-        for index, layer in enumerate(subject.layers):
-            changes, found = study.fits(index, layer, self.levels, self.method)
-            errors.append(found)
+        study = _Study(inputs, *_split(inputs.samples, self.images))
+        previous = inputs.previous
+        known = previous if isinstance(previous, FittedSensitivity) and previous.errors else None
+        small = _smallest(inputs, self.small)
+        errors, losses = [], []
+        for index, layer in enumerate(inputs.layers):
+            changes, own_errors = study.fits(index, layer, self.levels, self.method)
+            errors.append(own_errors)
             if known is not None:
-                damage.append(known.damage_of(index, found))
+                losses.append(known.loss_of(index, own_errors))
             else:
-                damage.append(None if index in small else [study.damage(layer, c) for c in changes])
-            subject.on_layer(layer.name)
+                is_run = index not in small
+                losses.append([study.loss(layer, of) for of in changes] if is_run else None)
+            inputs.on_layer(layer.name)
         curves = [
-            _curve(self.levels, found, error, damage, errors)
-            for found, error in zip(damage, errors, strict=True)
+            _curve(self.levels, loss, error, losses, errors)
+            for loss, error in zip(losses, errors, strict=True)
         ]
         if known is not None:
             curves = [replace(curve, measured=False) for curve in curves]
-        return SensitivityDivision(subject.present, curves, errors)
+        return FittedSensitivity(inputs.present, curves, errors)
 
 
 @dataclass(frozen=True)
-class SensitivityDivision:
-    """Divides a budget where it does the least damage in sum.
+class FittedSensitivity:
+    """Divides a budget where it increases the loss least in sum.
 
     Attributes:
         sizes: weights in each layer that are not zero in the dense network.
@@ -112,7 +112,7 @@ class SensitivityDivision:
     errors: Sequence[Sequence[float]] = ()
 
     def kept(self, budget: Budget) -> list[int]:
-        """Takes weights where the next one costs the least damage, until the budget is met.
+        """Takes weights where the next one increases the loss least, until the budget is met.
 
         Exact for the curves' lower convex hulls (Fox, "Discrete optimization via marginal
         analysis", 1966).
@@ -125,49 +125,41 @@ class SensitivityDivision:
 
     @cached_property
     def _marginal(self) -> list[tuple[float, int, int]]:
-        """(damage per weight, layer, weights) along the curves' lower convex hulls."""
+        """(loss per weight, layer, weights) along the curves' lower convex hulls."""
         return [
             (rise, layer, count)
             for layer, (size, curve) in enumerate(zip(self.sizes, self.curves, strict=True))
             for rise, count in (_hull(size, curve) if size else ())
         ]
 
-    def damage_of(self, layer: int, errors: Sequence[float]) -> list[float]:
-        """What other output errors of a layer would do, from those measured (log-linear)."""
+    def loss_of(self, layer: int, errors: Sequence[float]) -> list[float]:
+        """What other output errors of a layer would lead to, from those measured (log-linear)."""
         known = np.log(np.maximum(self.errors[layer], 1e-12))
         order = np.argsort(known, kind="stable")
-        ratios = np.log(self.curves[layer].damage) - known
+        ratios = np.log(self.curves[layer].loss_increase) - known
         asked = np.log(np.maximum(errors, 1e-12))
         return np.exp(asked + np.interp(asked, known[order], ratios[order])).tolist()
 
-    def damage(self, kept: Sequence[int]) -> list[float]:
+    def loss_increase(self, kept: Sequence[int]) -> list[float]:
         """What the curves expect of each layer, at given numbers of kept weights."""
         shares = [1 - count / max(size, 1) for count, size in zip(kept, self.sizes, strict=True)]
         return [
-            float(_damage_at(curve, torch.tensor([share], dtype=torch.float64)))
+            float(_loss_at(curve, torch.tensor([share], dtype=torch.float64)))
             for curve, share in zip(self.curves, shares, strict=True)
         ]
 
 
 class _Study:
-    """Runs the dense network over both parts of the images, layer by layer."""
+    """Runs the dense network over both parts of the samples, layer by layer."""
 
-    def __init__(self, subject: Subject, fitting: Tensor, judging: Tensor) -> None:
-        self.graph: Graph = subject.graph
-        self.sampling: Sampling = subject.sampling
-        self.weights, self.pattern = subject.weights, subject.pattern
-        self.present = subject.present
-        self.walker = Walker(
-            self.graph,
-            fitting,
-            chunk=subject.chunk,
-            device=fitting.device,
-            inputs="dense",
-            layouts=subject.layouts,
+    def __init__(self, inputs: AllocationInputs, fitting: Samples, judging: Samples) -> None:
+        self.inputs, self.graph = inputs, inputs.graph
+        self.streams = DualStream(
+            self.graph, fitting, chunk=inputs.chunk, inputs="dense", layouts=inputs.layouts
         )
         self.judging = [
-            Stream(self.graph, self.graph.parameters, {self.graph.input: part})
-            for part in judging.split(subject.chunk)
+            self.streams.stream("judging", number, part)
+            for number, part in enumerate(judging.split(inputs.chunk))
         ]
 
     @cached_property
@@ -180,15 +172,19 @@ class _Study:
         self, index: int, layer: Layer, levels: Sequence[float], method: Method
     ) -> tuple[list[Mapping[str, Tensor]], list[float]]:
         """The layer's parameters at each level, and their relative output errors."""
-        blocks = self.walker.arrive(layer)
-        fit = Fit(layer, blocks, self.walker.total, self.sampling, index, self.graph, self.weights)
-        kept = [_kept(self.present[index], level) for level in levels]
-        solved = fit.solve_all(method, self.pattern, kept)
-        return [one.changes[-1] for one in solved], [one.result.relative_error for one in solved]
+        inputs = self.inputs
+        chunks = self.streams.run_to(layer, again=is_wide(layer, inputs.sampling))
+        fit = LayerFit(
+            self.graph, chunks, index=index, sampling=inputs.sampling, start=inputs.weights
+        )
+        kept = [_kept(inputs.present[index], level) for level in levels]
+        solutions = fit.solve_all(method, inputs.pattern, kept)
+        errors = [solution.result.relative_error for solution in solutions]
+        return [solution.changes[-1] for solution in solutions], errors
 
     @torch.no_grad()
-    def damage(self, layer: Layer, changes: Mapping[str, Tensor]) -> float:
-        """Damage to the outputs when the layer alone has other parameters."""
+    def loss(self, layer: Layer, changes: Mapping[str, Tensor]) -> float:
+        """Error of the network's outputs when the layer alone has other parameters."""
         for stream in self.judging:
             stream.advance(layer.calls[0].op)
         return relative_error(self.dense, self._outputs(changes))
@@ -197,29 +193,29 @@ class _Study:
     def _outputs(self, changes: Mapping[str, Tensor]) -> list[Tensor]:
         """The network's first output, chunk by chunk."""
         parameters = ChainMap(dict(changes), dict(self.graph.parameters))
-        found = []
+        outputs = []
         for stream in self.judging:
             ahead = stream.fork(parameters)
             ahead.advance(len(self.graph.ops))
-            found.append(torch.as_tensor(ahead.values[self.graph.outputs[0]]))
-        return found
+            outputs.append(torch.as_tensor(ahead.values[self.graph.outputs[0]]))
+        return outputs
 
 
-def _split(images: Tensor, judging: int) -> tuple[Tensor, Tensor]:
-    """Images to fit to, and, evenly spread among them, those to judge on."""
-    count = min(judging, len(images) // 4)
+def _split(samples: Samples, judging: int) -> tuple[Samples, Samples]:
+    """Samples to fit to, and, evenly spread among them, those to judge on."""
+    count = min(judging, len(samples) // 4)
     if count == 0:
-        return images, images
-    chosen = torch.zeros(len(images), dtype=torch.bool)
-    chosen[torch.linspace(0, len(images) - 1, count).round().long()] = True
-    chosen = chosen.to(images.device)
-    return images[~chosen], images[chosen]
+        return samples, samples
+    chosen = torch.zeros(len(samples), dtype=torch.bool)
+    chosen[torch.linspace(0, len(samples) - 1, count).round().long()] = True
+    chosen = chosen.to(samples.device)
+    return samples.select(~chosen), samples.select(chosen)
 
 
-def _smallest(subject: Subject, share: float) -> set[int]:
+def _smallest(inputs: AllocationInputs, share: float) -> set[int]:
     """The layers that cost least, together at most a share of the cost of all."""
-    prices = torch.tensor(subject.prices, dtype=torch.float64)
-    costs = prices * torch.tensor(subject.present)
+    prices = torch.tensor(inputs.prices, dtype=torch.float64)
+    costs = prices * torch.tensor(inputs.present)
     shares = costs / costs.sum().clamp_min(torch.finfo(costs.dtype).tiny)
     order = torch.argsort(shares, stable=True)
     return {int(index) for index in order[shares[order].cumsum(0) <= share]}
@@ -231,29 +227,29 @@ def _kept(present: int, level: float) -> int:
 
 def _curve(
     levels: Sequence[float],
-    damage: Sequence[float] | None,
+    losses: Sequence[float] | None,
     errors: Sequence[float],
-    every_damage: Sequence[Sequence[float] | None],
-    every_errors: Sequence[Sequence[float]],
+    all_losses: Sequence[Sequence[float] | None],
+    all_errors: Sequence[Sequence[float]],
 ) -> Curve:
     """A layer's curve, as measured or, failing that, from its output errors."""
-    found = damage
-    if found is None:
+    measured = losses is not None
+    if losses is None:
         ratios = [
-            [hurt / max(error, 1e-12) for hurt, error in zip(one, other, strict=True)]
-            for one, other in zip(every_damage, every_errors, strict=True)
+            [loss / max(error, 1e-12) for loss, error in zip(one, other, strict=True)]
+            for one, other in zip(all_losses, all_errors, strict=True)
             if one is not None
         ]
         worst = [max(column) for column in zip(*ratios, strict=True)] or [1.0] * len(levels)
-        found = [error * ratio for error, ratio in zip(errors, worst, strict=True)]
-    rising = itertools.accumulate((max(hurt, 1e-9) for hurt in found), max)
-    return Curve(tuple(levels), tuple(rising), measured=damage is not None)
+        losses = [error * ratio for error, ratio in zip(errors, worst, strict=True)]
+    rising = itertools.accumulate((max(loss, 1e-9) for loss in losses), max)
+    return Curve(tuple(levels), tuple(rising), measured=measured)
 
 
-def _damage_at(curve: Curve, sparsity: Tensor) -> Tensor:
+def _loss_at(curve: Curve, sparsity: Tensor) -> Tensor:
     """Between levels linear in the logarithm, below the first a power law, above as before."""
     x = torch.tensor(curve.sparsities, dtype=torch.float64)
-    y = torch.tensor(curve.damage, dtype=torch.float64).log()
+    y = torch.tensor(curve.loss_increase, dtype=torch.float64).log()
     if len(x) == 1:
         return y.exp() * (sparsity / x).pow(_POWER)
     right = torch.searchsorted(x, sparsity).clamp(1, len(x) - 1)
@@ -265,17 +261,16 @@ def _damage_at(curve: Curve, sparsity: Tensor) -> Tensor:
 
 
 def _hull(size: int, curve: Curve) -> list[tuple[float, int]]:
-    """(damage per weight, weights) along a curve's lower convex hull."""
+    """(loss per weight, weights) along a curve's lower convex hull."""
     removed = torch.linspace(0, size, min(size, _STEPS) + 1, dtype=torch.float64).round().unique()
-    damage = _damage_at(curve, removed / size)
     hull: list[int] = []
-    at, hurt = removed.tolist(), damage.tolist()
+    at, loss = removed.tolist(), _loss_at(curve, removed / size).tolist()
     for index in range(len(at)):
-        while len(hull) > 1 and _above(at, hurt, hull[-2], hull[-1], index):
+        while len(hull) > 1 and _above(at, loss, hull[-2], hull[-1], index):
             hull.pop()
         hull.append(index)
     return [
-        ((hurt[b] - hurt[a]) / (at[b] - at[a]), int(at[b] - at[a]))
+        ((loss[b] - loss[a]) / (at[b] - at[a]), int(at[b] - at[a]))
         for a, b in itertools.pairwise(hull)
     ]
 

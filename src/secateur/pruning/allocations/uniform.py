@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from secateur.pruning.allocations.protocol import Budget, Curve, Subject
+from secateur.pruning.allocations.protocol import AllocationInputs, Budget, Curve
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,14 @@ class Uniform:
     name: ClassVar[str] = "uniform"
     summary: ClassVar[str] = "Each layer got the same share of zeros."
 
-    def measure(self, subject: Subject) -> UniformDivision:
+    def fit(self, inputs: AllocationInputs) -> FittedUniform:
         """Costs nothing."""
-        sizes = [layer.weights for layer in subject.layers]
-        return UniformDivision(sizes, present=subject.present)
+        sizes = [layer.weights for layer in inputs.layers]
+        return FittedUniform(sizes, present=inputs.present)
 
 
 @dataclass(frozen=True)
-class UniformDivision:
+class FittedUniform:
     """Divides a budget by the layers' sizes.
 
     Attributes:
@@ -56,7 +56,7 @@ class UniformDivision:
             kept[order[: max(0, missing)]] += 1
         return [int(count) for count in kept]
 
-    def damage(self, kept: Sequence[int]) -> list[float]:
+    def loss_increase(self, kept: Sequence[int]) -> list[float]:
         """Nothing is known."""
         return []
 

@@ -8,6 +8,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from inputs import samples_of
 from layouts import NETWORKS, TOKENS, Constant
 from problems import correlated, random_weight
 from torch import Tensor, nn
@@ -22,11 +23,13 @@ from secateur.frontends.torch.graph import trace
 from secateur.network.cuts import find_cuts
 from secateur.network.graph import Graph
 from secateur.network.sample_layout import find_layouts
+from secateur.pruning.layer_fit import LayerFit
 from secateur.pruning.layer_selection import (
     select_layers,
 )
 from secateur.pruning.sampling import Sampling
-from secateur.pruning.walk import Fit, Walker, walk
+from secateur.pruning.streams import DualStream
+from secateur.pruning.walk import walk
 
 pytestmark = pytest.mark.filterwarnings("ignore:only .* calibration image")
 
@@ -43,11 +46,10 @@ def inputs_of(count: int) -> Tensor:
 
 def problems_of(graph, images: Tensor, chunk: int, sampling: Sampling) -> list[Problem]:
     """Each layer's problem, on the dense network, in float32."""
-    walker = Walker(graph, images, chunk=chunk, device=images.device, inputs="dense")
+    streams = DualStream(graph, samples_of(graph, images), chunk=chunk, inputs="dense")
     found = []
     for index, layer in enumerate(select_layers(graph.layers, include="*")):
-        blocks = walker.arrive(layer)
-        fit = Fit(layer, blocks, len(images), sampling, index, graph, {})
+        fit = LayerFit(graph, streams.run_to(layer), index=index, sampling=sampling, start={})
         found.append(fit.problem(ADMM()))
     return found
 
@@ -73,9 +75,9 @@ def test_an_image_is_seen_by_one_half_only(name: str, count: int, chunk: int, le
         for layer, (one, other) in enumerate(
             zip(before, problems_of(graph, changed, chunk, sampling), strict=True)
         ):
-            assert one.halves is not None
-            assert other.halves is not None
-            moved = [difference(*of) > 1e-4 for of in zip(one.halves, other.halves, strict=True)]
+            assert one.folds is not None
+            assert other.folds is not None
+            moved = [difference(*of) > 1e-4 for of in zip(one.folds, other.folds, strict=True)]
             assert sum(moved) == 1
             members[layer][moved.index(True)] += 1
     assert all(abs(first - second) <= 1 for first, second in members)
@@ -85,10 +87,10 @@ def test_an_image_is_seen_by_one_half_only(name: str, count: int, chunk: int, le
 def test_halves_add_up_to_the_whole(name: str) -> None:
     images = inputs_of(6)
     for whole in problems_of(graph_of(name), images, 4, Sampling()):
-        assert whole.halves is not None
-        assert sum(half.samples for half in whole.halves) == whole.samples
-        shares = [half.samples / whole.samples for half in whole.halves]
-        mean = sum(s * half.input_mean for s, half in zip(shares, whole.halves, strict=True))
+        assert whole.folds is not None
+        assert sum(half.samples for half in whole.folds) == whole.samples
+        shares = [half.samples / whole.samples for half in whole.folds]
+        mean = sum(s * half.input_mean for s, half in zip(shares, whole.folds, strict=True))
         torch.testing.assert_close(mean, whole.input_mean, rtol=1e-5, atol=1e-5)
 
 
@@ -101,7 +103,7 @@ def test_layouts_do_not_depend_on_the_images_number() -> None:
         "frames": {"conv": 3, "head": 1},
     }.items():
         graph = graph_of(name)
-        layouts = find_layouts(graph, images)
+        layouts = find_layouts(graph, samples_of(graph, images))
         found = {of.name: layouts[of.calls[0].op].inner for of in graph.layers if of.calls}
         assert {layer: found[layer] for layer in inner} == inner
 
@@ -151,11 +153,17 @@ def walked(graph: Graph, images: Tensor, method=None, chunk: int = 4):
     layers = select_layers(graph.layers, include="*")
     kept = [layer.weights // 2 for layer in layers]
     return walk(
-        graph, images, layers, kept, method=method or ADMM(), pattern=Unstructured(), chunk=chunk
+        graph,
+        samples_of(graph, images),
+        layers,
+        kept,
+        method=method or ADMM(),
+        pattern=Unstructured(),
+        chunk=chunk,
     )
 
 
-def test_positions_that_mix_images_have_no_halves_and_say_so() -> None:
+def test_positions_that_mix_images_have_no_folds_and_say_so() -> None:
     torch.manual_seed(3)
     result = walked(trace(Mixed().eval(), inputs_of(2)), inputs_of(8)).results[-1]
     assert result.damping == 0.3
@@ -163,7 +171,7 @@ def test_positions_that_mix_images_have_no_halves_and_say_so() -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_one_image_and_copies_of_one_have_no_halves_and_say_so(name: str) -> None:
+def test_one_image_and_copies_of_one_have_no_folds_and_say_so(name: str) -> None:
     image = inputs_of(1)
     for images, note in ((image, "there is one image"), (image.repeat(4, 1, 1), "are the same")):
         for result in walked(graph_of(name), images).results:
@@ -174,13 +182,15 @@ def test_one_image_and_copies_of_one_have_no_halves_and_say_so(name: str) -> Non
 def test_two_images_of_which_there_are_copies_have_halves() -> None:
     images = inputs_of(2)[[0, 0, 0, 1, 0]]
     graph = graph_of("attention")
-    assert all(of.inner is not None for of in find_layouts(graph, images).values())
+    assert all(
+        of.inner is not None for of in find_layouts(graph, samples_of(graph, images)).values()
+    )
     for held in problems_of(graph, images, 2, Sampling()):
-        assert held.halves is not None
+        assert held.folds is not None
 
 
-def test_stored_samples_stay_when_there_are_no_halves() -> None:
-    method = AdamCalibration(start=ADMM(), iterations=1)
+def test_stored_samples_stay_when_there_are_no_folds() -> None:
+    method = AdamCalibration(base=ADMM(), iterations=1)
     for count, chunk in ((1, 1), (1, 4), (2, 1), (3, 2)):
         results = walked(graph_of("attention"), inputs_of(count), method, chunk).results
         assert len(results) == 4
@@ -233,7 +243,7 @@ def halves(samples: int, noise: float, seed: int) -> tuple[Problem, list[tuple[T
         statistics.add(x, y)
     problems = [statistics.problem(weight.float()) for statistics in sums]
     whole = merged(sums).problem(weight.float())
-    return Problem(**{**vars(whole), "halves": tuple(problems)}), parts
+    return Problem(**{**vars(whole), "folds": tuple(problems)}), parts
 
 
 def held_out_error(parts: list[tuple[Tensor, Tensor]], mask: Tensor, damping: float) -> float:
@@ -281,8 +291,8 @@ def test_few_samples_are_damped_more_than_many() -> None:
 
 def test_a_damping_needs_halves_to_be_chosen_on() -> None:
     held, _ = halves(20, 0.1, 0)
-    whole = Problem(**{**vars(held), "halves": None})
-    with pytest.raises(ValueError, match="does not hold its halves"):
+    whole = Problem(**{**vars(held), "folds": None})
+    with pytest.raises(ValueError, match="does not hold its folds"):
         choose_damping(whole, torch.ones(1, 5, 12, dtype=torch.bool), (0.1, 1.0))
 
 
@@ -301,7 +311,8 @@ def test_blocks_are_cut_alike_for_two_images_and_for_many() -> None:
     network = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), Turned(), nn.Linear(6, 4)).eval()
     images = torch.randn(7, 2, 5)
     graph = trace(network, images[:2])
-    assert find_cuts(graph, images[:2]).shapes == find_cuts(graph, images).shapes
+    few, many = (find_cuts(graph, samples_of(graph, of)) for of in (images[:2], images))
+    assert few.shapes == many.shapes
 
 
 class Turned(nn.Module):

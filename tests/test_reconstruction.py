@@ -1,4 +1,4 @@
-"""Block tuning: where a network is cut, what is trained, and what stays."""
+"""Block reconstruction: where a network is cut, what is trained, and what stays."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from inputs import samples_of
 from torch import Tensor, nn
 
 import secateur
@@ -16,9 +17,9 @@ from secateur.network.cuts import blocks, find_cuts
 from secateur.network.ops import Add
 from secateur.pruning import reconstruction
 from secateur.pruning.recipe import RECIPES, Recipe
-from secateur.pruning.reconstruction import BlockTuning
+from secateur.pruning.reconstruction import BlockReconstruction
 
-BRIEF = BlockTuning(layers=2, steps=100, batch=16, rate=0.03)
+BRIEF = BlockReconstruction(layers=2, steps=100, batch=16, rate=0.03)
 
 
 class Residual(nn.Module):
@@ -66,8 +67,10 @@ def images(count: int, seed: int = 5) -> Tensor:
     return nn.functional.interpolate(coarse, size=12, mode="bilinear")
 
 
-def pruned(network: nn.Module, tuning: BlockTuning | None, **settings) -> secateur.PruneResult:
-    recipe = replace(RECIPES["default"], tuning=tuning, levels=(0.0,))
+def pruned(
+    network: nn.Module, training: BlockReconstruction | None, **settings
+) -> secateur.PruneResult:
+    recipe = replace(RECIPES["default"], reconstruction=training, levels=(0.0,))
     how = {"recipe": recipe, "allocation": "uniform", "progress": False, **settings}
     return secateur.prune(network, images(96), sparsity=0.75, **how)
 
@@ -76,21 +79,22 @@ def test_a_residual_block_is_a_block_and_its_pieces_make_the_network(network) ->
     x = images(6)
     graph = trace(network, x[:2])
     layers = [layer for layer in graph.layers if layer.protected is None]
-    found = list(blocks(graph, x, layers, 2))
+    found = list(blocks(graph, samples_of(graph, x), layers, 2))
     assert [[layer.name for layer in block.layers] for block in found] == [
         ["blocks.0.a", "blocks.0.b"],
         ["blocks.1.a", "blocks.1.b"],
         ["blocks.2.a", "blocks.2.b"],
         ["head"],
     ]
+    values = samples_of(graph, x)
     for block in found:
-        (x,) = block.run(graph.parameters, x, chunk=4)
-    torch.testing.assert_close(x, network(images(6)))
+        values = block.run(graph.parameters, values, chunk=4)
+    torch.testing.assert_close(values.only(), network(images(6)))
 
 
 def test_a_cut_carries_all_that_is_read_later(network) -> None:
     graph = trace(network, images(2))
-    cuts = find_cuts(graph, images(3))
+    cuts = find_cuts(graph, samples_of(graph, images(3)))
     stops = list(cuts.shapes)
     assert len(cuts.sizes) >= 1  # the number of images
     adds = [index for index, op in enumerate(graph.ops) if isinstance(op, Add)]
@@ -102,24 +106,24 @@ def test_a_cut_carries_all_that_is_read_later(network) -> None:
     assert not any(index + 1 in stops for index in skipped)  # the skip path is read after them
 
 
-def test_tuning_brings_the_network_closer_and_keeps_the_zeros(network) -> None:
-    plain, tuned = pruned(network, None), pruned(network, BRIEF)
+def test_training_brings_the_network_closer_and_keeps_the_zeros(network) -> None:
+    plain, trained = pruned(network, None), pruned(network, BRIEF)
     held_back = images(96)[BRIEF.held_back - 1 :: BRIEF.held_back]
     dense = predict(network, held_back)
     errors = [
         float((predict(result.model, held_back) - dense).square().mean())
-        for result in (plain, tuned)
+        for result in (plain, trained)
     ]
     assert errors[1] < errors[0]
-    before, after = plain.model.state_dict(), tuned.model.state_dict()
+    before, after = plain.model.state_dict(), trained.model.state_dict()
     for layer in plain.report.layers:
         name = f"{layer.name}.weight"
         assert torch.equal(before[name] == 0, after[name] == 0)
     assert torch.equal(after["stem.weight"], network.state_dict()["stem.weight"])
-    assert any("blocks tuned" in note for note in tuned.report.notes)
+    assert any("blocks trained" in note for note in trained.report.notes)
 
 
-def test_the_report_measures_the_tuned_network(network) -> None:
+def test_the_report_measures_the_trained_network(network) -> None:
     result = pruned(network, BRIEF)
     dense = predict(network, images(96))
     found = secateur.evaluate(result.model, images(96), reference=network)
@@ -134,9 +138,9 @@ def test_a_seed_gives_the_same_bytes(network) -> None:
 
 def test_a_block_that_gets_worse_stays_as_it_was_fitted(network) -> None:
     wild = replace(BRIEF, rate=50.0, steps=5)
-    plain, after_tuning = pruned(network, None), pruned(network, wild)
-    assert any("left as they were fitted" in note for note in after_tuning.report.notes)
-    before, after = plain.model.state_dict(), after_tuning.model.state_dict()
+    plain, after_training = pruned(network, None), pruned(network, wild)
+    assert any("left as they were fitted" in note for note in after_training.report.notes)
+    before, after = plain.model.state_dict(), after_training.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
@@ -147,16 +151,16 @@ def test_progress_counts_every_layer_once_more(network) -> None:
     assert {total for _, total, _ in seen} == {14}
 
 
-def test_blocks_are_tuned_at_every_level(network) -> None:
+def test_blocks_are_trained_at_every_level(network) -> None:
     seen = []
-    recipe = replace(RECIPES["tuned"], tuning=replace(BRIEF, steps=5))
+    recipe = replace(RECIPES["tuned"], reconstruction=replace(BRIEF, steps=5))
     pruned(network, None, recipe=recipe, progress=lambda *step: seen.append(step))
     assert [done for done, _, _ in seen] == list(range(1, 29))
     assert {total for _, total, _ in seen} == {28}
 
 
 def test_blocks_are_as_long_as_three_quarters_of_the_network_at_most(network) -> None:
-    *_, result = tuned(network, replace(BRIEF, layers=100, steps=1))
+    *_, result = trained(network, replace(BRIEF, layers=100, steps=1))
     assert [len(block.layers) for block in result.blocks] == [6, 1]
 
 
@@ -164,25 +168,30 @@ def output_error(graph, changes: dict[str, Tensor], x: Tensor) -> float:
     """Mean squared error of the network's outputs over their variance."""
     found = []
     for of in ({}, changes):
-        values = {graph.input: x, **graph.parameters, **of}
+        values = {graph.inputs[0]: x, **graph.parameters, **of}
         for index, op in enumerate(graph.ops):
             values[op.name] = graph.run(index, values)
         found.append(values[graph.outputs[0]])
     return float((found[1] - found[0]).square().mean() / found[0].var(correction=0))
 
 
-def tuned(network: nn.Module, tuning: BlockTuning):
-    """A network's graph, its weights as they were fitted, and what tuning makes of them."""
+def trained(network: nn.Module, settings: BlockReconstruction):
+    """A network's graph, its weights as they were fitted, and what training makes of them."""
     x = images(64)
     graph = trace(network, x[:2])
     layers = [layer for layer in graph.layers if layer.protected is None]
     state = pruned(network, None).model.state_dict()
     changes = {str(layer.parameter): state[f"{layer.name}.weight"] for layer in layers}
-    return graph, x, changes, *tuning.tune(graph, x, layers, changes, chunk=16)
+    return (
+        graph,
+        x,
+        changes,
+        *settings.reconstruct(graph, samples_of(graph, x), layers, changes, chunk=16),
+    )
 
 
 def test_the_network_is_judged_on_images_held_back(network) -> None:
-    graph, x, changes, found, result = tuned(network, BRIEF)
+    graph, x, changes, found, result = trained(network, BRIEF)
     assert result.kept
     assert result.before == pytest.approx(output_error(graph, changes, x[7::8]), rel=1e-3)
     assert result.after == pytest.approx(output_error(graph, found, x[7::8]), rel=1e-3)
@@ -193,7 +202,7 @@ def test_a_network_that_gets_worse_stays_as_it_was_fitted(network, monkeypatch) 
     answers = iter([1.0, 0.5] * 4)  # each block is better, the network is not
     monkeypatch.setattr(reconstruction, "_error", lambda found, wanted: next(answers))
     monkeypatch.setattr(reconstruction, "network_errors", lambda *_: [1.0, 2.0, 2.0, 2.0, 2.0])
-    _, _, changes, found, result = tuned(network, BRIEF)
+    _, _, changes, found, result = trained(network, BRIEF)
     assert [block.kept for block in result.blocks] == 4 * [False]
     assert not result.kept
     assert found.keys() == changes.keys()
@@ -205,23 +214,25 @@ def test_the_network_is_taken_as_it_was_when_it_was_best(network, monkeypatch) -
     answers = iter([1.0, 0.5] * 4)
     monkeypatch.setattr(reconstruction, "_error", lambda found, wanted: next(answers))
     monkeypatch.setattr(reconstruction, "network_errors", lambda *_: [1.0, 1.2, 0.5, 0.7, 0.6])
-    _, _, changes, found, result = tuned(network, BRIEF)
+    _, _, changes, found, result = trained(network, BRIEF)
     assert [block.kept for block in result.blocks] == [True, True, False, False]
     assert (result.before, result.after) == (1.0, 0.5)
-    assert result.note().startswith("2 of 4 blocks tuned (1 before, 0.5 after")
+    assert result.note().startswith("2 of 4 blocks trained (1 before, 0.5 after")
     weights = {name: found[name] for name in changes}
     same = {name for name in changes if torch.equal(weights[name], changes[name])}
     assert same == {"blocks.2.a.weight", "blocks.2.b.weight", "head.weight"}
 
 
-def test_easy_targets_are_not_tuned(network) -> None:
-    recipe = replace(RECIPES["default"], tuning=BRIEF, levels=(0.0,), tuning_from=0.7)
+def test_easy_targets_are_not_trained_for(network) -> None:
+    recipe = replace(
+        RECIPES["default"], reconstruction=BRIEF, levels=(0.0,), reconstruction_from=0.7
+    )
     found = [
         secateur.prune(network, images(96), recipe=recipe, progress=False, **target).report
         for target in ({"sparsity": 0.69}, {"sparsity": 0.7}, {"max_bytes": 0.9})
     ]
-    tuned = [any("blocks tuned" in note for note in report.notes) for report in found]
-    assert tuned == [False, True, False]
+    trained = [any("blocks trained" in note for note in report.notes) for report in found]
+    assert trained == [False, True, False]
 
 
 def test_magnitude_pruning_changes_no_weight_that_stays(network) -> None:
@@ -236,7 +247,7 @@ def test_magnitude_pruning_changes_no_weight_that_stays(network) -> None:
         torch.testing.assert_close(value, torch.where(value == 0, 0, dense[name]))
 
 
-def test_an_onnx_model_is_not_tuned_and_the_report_says_so(tmp_path, network) -> None:
+def test_an_onnx_model_is_not_trained_and_the_report_says_so(tmp_path, network) -> None:
     pytest.importorskip("onnxruntime")
     from secateur.export.files import save_onnx
 
@@ -251,20 +262,20 @@ def test_an_onnx_model_is_not_tuned_and_the_report_says_so(tmp_path, network) ->
         assert all("ONNX Runtime gives no gradients" in note for note in notes)
 
 
-def test_with_too_few_images_to_hold_one_back_nothing_is_tuned_and_the_report_says_so(
+def test_with_too_few_images_to_hold_one_back_nothing_is_trained_and_the_report_says_so(
     network,
 ) -> None:
-    recipe = replace(RECIPES["default"], tuning=BRIEF)
+    recipe = replace(RECIPES["default"], reconstruction=BRIEF)
     with pytest.warns(secateur.SecateurWarning, match="only 7 calibration images"):
         result = secateur.prune(network, images(7), sparsity=0.8, recipe=recipe, progress=False)
     (note,) = [note for note in result.report.notes if "reconstruction" in note]
     assert "no block reconstruction: 7 images, expected at least 8" in note
     graph = trace(network, images(2))
-    with pytest.raises(DataError, match="7 images to tune blocks on, expected at least 8"):
-        BRIEF.tune(graph, images(7), graph.layers, {}, chunk=4)
+    with pytest.raises(DataError, match="7 images to train blocks on, expected at least 8"):
+        BRIEF.reconstruct(graph, samples_of(graph, images(7)), graph.layers, {}, chunk=4)
 
 
-def test_tuning_an_onnx_graph_is_refused(tmp_path, network) -> None:
+def test_training_an_onnx_graph_is_refused(tmp_path, network) -> None:
     pytest.importorskip("onnxruntime")
     from secateur.export.files import save_onnx
     from secateur.frontends.onnx import read
@@ -272,12 +283,12 @@ def test_tuning_an_onnx_graph_is_refused(tmp_path, network) -> None:
 
     save_onnx(network, tmp_path / "net.onnx", images(2), [])
     graph = trace_onnx(read(tmp_path / "net.onnx"), images(2))
-    with pytest.raises(ModelError, match="block tuning needs gradients"):
-        BRIEF.tune(graph, images(4), graph.layers, {}, chunk=4)
+    with pytest.raises(ModelError, match="block reconstruction needs gradients"):
+        BRIEF.reconstruct(graph, samples_of(graph, images(4)), graph.layers, {}, chunk=4)
 
 
 def test_a_recipe_file_holds_it(tmp_path) -> None:
-    recipe = Recipe(tuning=BlockTuning(steps=7))
+    recipe = Recipe(reconstruction=BlockReconstruction(steps=7))
     recipe.save(tmp_path / "mine.toml")
     assert Recipe.load(tmp_path / "mine.toml") == recipe
-    assert "[tuning]" in (tmp_path / "mine.toml").read_text()
+    assert "[reconstruction]" in (tmp_path / "mine.toml").read_text()

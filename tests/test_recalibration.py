@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from inputs import samples_of
 from torch import Tensor, nn
 
 import secateur
@@ -13,7 +14,7 @@ from secateur.errors import OptionError
 from secateur.evaluation.metrics import compare
 from secateur.frontends.torch.graph import trace
 from secateur.network.graph import Norm, alone
-from secateur.pruning.recalibration import Adaptation, adapt
+from secateur.pruning.recalibration import Recalibration, recalibrate
 from secateur.pruning.recipe import RECIPES
 
 
@@ -64,8 +65,9 @@ def in_training_mode(model: nn.Module, x: Tensor) -> list[Tensor]:
 
 def test_statistics_are_those_of_a_batch_in_training_mode() -> None:
     model, x = network(), images()
-    graph = adapt(trace(model, x[:2]), x, chunk=7).graph
-    values = {graph.input: x}
+    traced = trace(model, x[:2])
+    graph = recalibrate(traced, samples_of(traced, x), chunk=7).graph
+    values = {graph.inputs[0]: x}
     names = {**graph.parameters, **values}
     for index, op in enumerate(graph.ops):
         names[op.name] = graph.run(index, names)
@@ -81,7 +83,7 @@ def test_a_dead_channel_is_not_blown_up() -> None:
     model, x = network(), images()
     model[0].weight.data[2] = 0.0
     graph = trace(model, x[:2])
-    found = adapt(graph, x, chunk=16).statistics
+    found = recalibrate(graph, samples_of(graph, x), chunk=16).statistics
     assert found["1.running_var"][2] == pytest.approx(float(model[1].running_var[2]) / 100)
     assert found["1.running_mean"][2] == 0.0
 
@@ -90,7 +92,7 @@ def test_own_statistics_come_back_and_changes_stay() -> None:
     own = trace(network(), images(2))
     statistics = {"1.running_mean": torch.full((6,), 5.0)}
     change = {"1.running_mean": torch.full((6,), 5.5), "6.bias": torch.ones(8)}
-    found = Adaptation(own, statistics).unfold(change)
+    found = Recalibration(own, statistics).unfold(change)
     torch.testing.assert_close(found["1.running_mean"], own.parameters["1.running_mean"] + 0.5)
     assert torch.equal(found["6.bias"], torch.ones(8))
 
@@ -108,7 +110,7 @@ def test_a_layer_is_fitted_to_the_adapted_inputs_and_the_network_keeps_its_stati
         norm.eval()
     for norm, values in zip(norms(other), (12 * 12, 5 * 5, 5 * 5), strict=True):
         norm.running_var.mul_(1 - 1 / (values * len(x)))
-    recipe = replace(RECIPES["default"], adaptation="all")
+    recipe = replace(RECIPES["default"], recalibration="all")
     found = secateur.prune(model, x, sparsity=0.5, recipe=recipe, progress=False)
     wanted = secateur.prune(other, x, sparsity=0.5, progress=False)
     for name, value in wanted.model.state_dict().items():
@@ -129,7 +131,7 @@ def test_only_synthetic_images_adapt_a_network_unless_asked() -> None:
     fractals = {"data": "fractal:100", "preprocess": preprocess}
     adapted = secateur.prune(network(), **fractals, **settings)
     plain = secateur.prune(
-        network(), recipe=replace(RECIPES["default"], adaptation="none"), **fractals, **settings
+        network(), recipe=replace(RECIPES["default"], recalibration="none"), **fractals, **settings
     )
     real = secateur.prune(network(), images(), **settings)
     assert any("BatchNorms" in note for note in adapted.report.notes)
@@ -142,7 +144,7 @@ def test_the_report_compares_the_networks_as_they_are() -> None:
         network(),
         images(),
         sparsity=0.5,
-        recipe=replace(RECIPES["default"], adaptation="all"),
+        recipe=replace(RECIPES["default"], recalibration="all"),
         allocation="uniform",
         progress=False,
     )
@@ -154,7 +156,7 @@ def test_the_report_compares_the_networks_as_they_are() -> None:
 def test_a_network_without_batch_norms_is_left_as_it_is() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()
     graph = trace(model, images(2))
-    assert adapt(graph, images(), chunk=8).graph is graph
+    assert recalibrate(graph, samples_of(graph, images()), chunk=8).graph is graph
 
 
 def test_statistics_that_two_norms_share_stay() -> None:
@@ -165,5 +167,5 @@ def test_statistics_that_two_norms_share_stay() -> None:
 
 
 def test_a_wrong_word_is_refused() -> None:
-    with pytest.raises(OptionError, match="adaptation is 'always', expected"):
-        replace(RECIPES["default"], adaptation="always")
+    with pytest.raises(OptionError, match="recalibration is 'always', expected"):
+        replace(RECIPES["default"], recalibration="always")

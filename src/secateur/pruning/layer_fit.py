@@ -1,0 +1,355 @@
+"""The fit of one layer: statistics gathered chunk by chunk, and the problem solved."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from secateur.core.methods import Method, needs_folds, stored_patches
+from secateur.core.patterns import Pattern
+from secateur.core.problem import Problem, Solution
+from secateur.core.statistics import ChunkSums, Statistics, merged
+from secateur.errors import NumericalError
+from secateur.network.graph import Graph
+from secateur.network.layers import Layer
+from secateur.pruning.sampling import Draw, Sampling
+from secateur.pruning.streams import LayerChunk, LayerChunks
+
+_MIXED = "its output positions cannot be told apart by image"  # why there are no folds
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerResult:
+    """What happened to a layer.
+
+    Attributes:
+        layer: the layer.
+        kept: non-zero weights.
+        relative_error: mean squared output error over the dense outputs' variance, both of the
+            whole layer, on the samples.
+        damping: relative damping of the solve, the largest of the column blocks.
+        samples: output positions sampled; of a constant those that differ.
+        notes: what a reader of the report should know.
+    """
+
+    layer: Layer
+    kept: int
+    relative_error: float
+    damping: float
+    samples: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LayerSolution:
+    """A layer's result and its new values after each stage of the method."""
+
+    result: LayerResult
+    changes: list[dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """A block of a wide layer's columns.
+
+    Attributes:
+        of: which columns.
+        new: weights of the layer; of the columns before these they are solved.
+    """
+
+    of: slice
+    new: Tensor
+
+
+class LayerFit:
+    """The fit of one layer: in one piece, or in blocks of columns when it is wide."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        chunks: LayerChunks,
+        *,
+        index: int,
+        sampling: Sampling,
+        start: Mapping[str, Tensor],
+    ) -> None:
+        """Looks at the layer's weights; the chunks are run through when it is solved.
+
+        Args:
+            graph: the dense network.
+            chunks: of the layer; for a wide one they are run through once for each block.
+            index: number of the layer among those that are fitted.
+            sampling: how many output positions are used.
+            start: weights by parameter name that methods start from, where they differ from the
+                dense ones.
+        """
+        self.graph, self.layer, self.chunks = graph, chunks.layer, chunks
+        self.index, self.sampling = index, sampling
+        name = str(self.layer.parameter)
+        self.geometry = self.layer.calls[0].geometry
+        self.dense = self.geometry.matrix(graph.parameters[name])
+        self.scale = row_scale(self.layer, self.dense)
+        begin = start.get(name)
+        self.matrix = self.dense if begin is None else self.geometry.matrix(begin)
+        self.free = self.dense != 0  # zeros of the dense network are never filled
+        self.no_folds = self._no_folds()
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether the layer is too wide for one piece."""
+        return is_wide(self.layer, self.sampling)
+
+    @property
+    def constant(self) -> bool:
+        """Whether the layer's input does not depend on the samples."""
+        return all(layout is not None and layout.constant for layout in self.chunks.layouts)
+
+    def solve(self, method: Method, pattern: Pattern, kept: int) -> LayerSolution:
+        """Gathers statistics and solves, block of columns by block of columns."""
+        if not self.in_blocks:
+            return self.solve_problem(self.problem(method), method, pattern, kept)
+        bounds = self._bounds()
+        size = (self.matrix * self.scale.unsqueeze(-1)).abs()
+        kept = min(kept, int(self.free.sum()))
+        shares = _shares(torch.where(self.free, size, -1.0), bounds, kept)
+        new = self.dense.clone()
+        solutions, problem = [], None
+        for columns, share in zip(bounds, shares, strict=True):
+            problem = self.problem(method, _Columns(columns, new))
+            solutions.append(_named(self.layer, method.solve, problem, pattern, share))
+            new[..., columns] = solutions[-1].weight / self.scale.unsqueeze(-1)
+        assert problem is not None
+        note = f"{self.layer.columns} columns fitted in {len(bounds)} blocks"
+        return self._solution(solutions, problem, note)
+
+    def solve_all(
+        self, method: Method, pattern: Pattern, kept: Sequence[int]
+    ) -> list[LayerSolution]:
+        """Solves for several numbers of kept weights, from the same statistics where it can."""
+        if self.in_blocks:
+            return [self.solve(method, pattern, count) for count in kept]
+        problem = self.problem(method)
+        return [self.solve_problem(problem, method, pattern, count) for count in kept]
+
+    def solve_problem(
+        self, problem: Problem, method: Method, pattern: Pattern, kept: int
+    ) -> LayerSolution:
+        """Solves a layer in one piece."""
+        return self._solution([_named(self.layer, method.solve, problem, pattern, kept)], problem)
+
+    def problem(self, method: Method, block: _Columns | None = None) -> Problem:
+        """The problem of the layer, or of a block of its columns. Runs through the chunks."""
+        gathered = _Gathering(self, method, block)
+        for chunk in self.chunks:
+            gathered.add(chunk)
+            del chunk  # before the next one is run
+        parts, folds, no_folds = gathered.statistics(), None, gathered.no_folds
+        columns = slice(None) if block is None else block.of
+        if len(parts) == 2 and not no_folds and all(fold.samples for fold in parts):
+            folds = self._problem(parts[0], columns), self._problem(parts[1], columns)
+        whole = merged(parts)
+        del parts, gathered  # the second fold's sums
+        problem = self._problem(whole, columns)
+        self._check(problem, whole)
+        return replace(
+            problem,
+            folds=folds,
+            no_folds=no_folds,
+            samples=min(problem.samples, self._different),
+        )
+
+    @property
+    def _different(self) -> int:
+        """Positions that differ from each other, at most: a constant may be repeated."""
+        if not self.constant:
+            return sys.maxsize
+        return sum(layout.count for layout in self.chunks.layouts if layout is not None)
+
+    def _no_folds(self) -> str:
+        """Why halves of the samples cannot be kept apart; empty where they can."""
+        layouts = self.chunks.layouts
+        if self.constant:
+            return "its input does not depend on the images"
+        if self.chunks.samples < 2:
+            return "there is one image"
+        if any(layout is None for layout in layouts):
+            return "all images are the same"
+        if any(layout.inner is None and not layout.constant for layout in layouts if layout):
+            return _MIXED
+        return ""
+
+    def _problem(self, statistics: Statistics, columns: slice) -> Problem:
+        problem = statistics.problem(
+            self.matrix[..., columns], scale=self.scale, fits_bias=self.layer.bias is not None
+        )
+        free = self.free[..., columns]
+        return problem if free.all() else replace(problem, free=free)
+
+    def _solution(self, solutions: list[Solution], last: Problem, *notes: str) -> LayerSolution:
+        stages = [
+            self._changes(parts) for parts in zip(*(s.stages() for s in solutions), strict=True)
+        ]
+        final = solutions[-1]
+        result = LayerResult(
+            layer=self.layer,
+            kept=int(stages[-1][str(self.layer.parameter)].count_nonzero()),
+            relative_error=last.relative_error(final.weight, _zero_if_left(final, self.layer)),
+            damping=max(solution.damping for solution in solutions),
+            samples=last.samples,
+            notes=self._notes(solutions, notes),
+        )
+        return LayerSolution(result, stages)
+
+    def _changes(self, solutions: Sequence[Solution]) -> dict[str, Tensor]:
+        """The layer's new weight and bias by parameter name."""
+        layer, bias = self.layer, solutions[-1].bias
+        matrix = torch.cat([part.weight for part in solutions], -1) / self.scale.unsqueeze(-1)
+        matrix = torch.where(self.free, matrix, 0.0) + 0.0  # zeros without a sign
+        changes = {str(layer.parameter): self.geometry.weight(matrix, layer.shape)}
+        if bias is not None and layer.bias is not None:
+            change = layer.bias.sign * (bias / self.scale).flatten()
+            changes[layer.bias.name] = self.graph.parameters[layer.bias.name] + change
+        return changes
+
+    def _bounds(self) -> list[slice]:
+        parts = math.ceil(self.layer.columns / self.sampling.max_columns)
+        width = math.ceil(self.layer.columns / parts)
+        return [slice(at, at + width) for at in range(0, self.layer.columns, width)]
+
+    def _check(self, problem: Problem, statistics: Statistics) -> None:
+        """Raises where the sums are not finite, and says what is not."""
+        if problem.gram.isfinite().all() and problem.cross.isfinite().all():
+            return
+        for what in ("inputs", "outputs"):
+            means = [getattr(chunk, what) for chunk in statistics.chunks]
+            if not all(bool(mean.isfinite().all()) for mean in means):
+                raise NumericalError(
+                    f"layer {self.layer.name}: its {what} hold NaN or Inf on the calibration "
+                    "images, expected finite numbers: check the images' scaling and the weights"
+                )
+        raise NumericalError(
+            f"layer {self.layer.name}: products of its inputs overflow, expected values below "
+            "1e18: check the images' scaling and the weights"
+        )
+
+    def _notes(self, solutions: list[Solution], more: Sequence[str]) -> tuple[str, ...]:
+        notes = [note for solution in solutions for note in solution.notes] + list(more)
+        if self.layer.bias is None:
+            notes.append("no place for a bias: none fitted")
+        if self.constant:
+            notes.append("its input does not depend on the images: fitted to what it is")
+        if len(self.layer.calls) > 1:
+            notes.append(f"weight used {len(self.layer.calls)} times: one fit for all")
+        return tuple(dict.fromkeys(notes))
+
+
+class _Gathering:
+    """Statistics of a layer's chunks: of all samples, or of each fold where the method needs them.
+
+    Of a block of columns the other columns' share is taken out of the outputs. Columns already
+    solved count as they will be deployed, so that each block compensates for the errors of earlier
+    ones; columns to come count as in the dense network.
+    """
+
+    def __init__(self, fit: LayerFit, method: Method, block: _Columns | None) -> None:
+        self.fit, self.block, self.no_folds = fit, block, fit.no_folds
+        apart = needs_folds(method) and not self.no_folds
+        self.folds = [Statistics() for _ in range(2 if apart else 1)]
+        self.draws = self._draws(stored_patches(method))
+        self.patches: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def _draws(self, patches: int) -> dict[int, tuple[Draw, Draw | None]]:
+        """Which positions are sampled at each call, and which of these are stored."""
+        fit, calls = self.fit, [call.op for call in self.fit.layer.calls]
+        positions = fit.sampling.count(fit.layer.columns)
+        counts = [positions] * len(calls) + [patches] * len(calls) * (patches > 0)
+        draws = fit.sampling.draws(fit.index, fit.chunks.samples, *counts)
+        stored = draws[len(calls) :] or [None] * len(calls)
+        return dict(zip(calls, zip(draws, stored, strict=False), strict=True))
+
+    def add(self, chunk: LayerChunk) -> None:
+        """Adds the sums of one chunk."""
+        sampled = chunk.sample(*self.draws[chunk.call.op])
+        x, y = sampled.inputs, sampled.outputs
+        whole = None
+        if self.block is not None:
+            columns, new, whole = self.block.of, self.block.new, y
+            y = y - x[..., : columns.start] @ new[..., : columns.start].mT
+            y -= sampled.dense_inputs[..., columns.stop :] @ self.fit.dense[..., columns.stop :].mT
+            x = x[..., columns]
+        middle = sampled.middle if len(self.folds) == 2 else x.shape[1]
+        for fold, at in zip(self.folds, (slice(middle), slice(middle, None)), strict=False):
+            part = None if whole is None else whole[:, at]
+            fold.include(chunk.number, ChunkSums.of(x[:, at], y[:, at], part))
+        if len(sampled.patches):
+            kept = x[:, sampled.patches], y[:, sampled.patches]
+            self.patches[chunk.call.op, chunk.first] = kept
+        if not (self.no_folds or chunk.has_samples or chunk.is_shared):
+            self.no_folds = _MIXED
+
+    def statistics(self) -> list[Statistics]:
+        """The sums of each fold, and the stored samples in an order that is the same always."""
+        if not any(fold.samples for fold in self.folds):  # a layer on what was found in the images
+            raise NumericalError(
+                f"layer {self.fit.layer.name}: it gets no input at all from the calibration "
+                "images, expected some: add images, or leave it out with exclude"
+            )
+        for key in sorted(self.patches):
+            self.folds[0].store(*self.patches[key])
+        return self.folds
+
+
+def is_wide(layer: Layer, sampling: Sampling) -> bool:
+    """Whether a layer is fitted in blocks of columns."""
+    return layer.columns > sampling.max_columns
+
+
+def folded_weight(
+    graph: Graph, layer: Layer, changes: Mapping[str, Tensor] | None = None
+) -> Float[Tensor, "groups rows cols"]:
+    """A layer's weight matrix with a following BatchNorm's scale in its rows.
+
+    Dense, or as in `changes` (by parameter name) where the layer is in them.
+    """
+    assert layer.parameter is not None
+    weight = (changes or {}).get(layer.parameter, graph.parameters[layer.parameter])
+    matrix = layer.calls[0].geometry.matrix(weight)
+    return matrix * row_scale(layer, matrix).unsqueeze(-1)
+
+
+def row_scale(layer: Layer, matrix: Tensor) -> Float[Tensor, "groups rows"]:
+    """The following BatchNorm's scale per row; where it is 0, a tiny share of the largest."""
+    if layer.bn_scale is None:
+        return torch.ones(matrix.shape[:2], dtype=matrix.dtype, device=matrix.device)
+    scale = layer.calls[0].geometry.rows(layer.bn_scale).abs()
+    return scale.clamp_min(max(1e-6 * float(scale.max()), 1e-12)).to(matrix)
+
+
+def _zero_if_left(solution: Solution, layer: Layer) -> Tensor | None:
+    """The bias that the solution leads to: its own, none where there is no place or no change."""
+    if solution.bias is not None and layer.bias is not None:
+        return solution.bias
+    return torch.zeros_like(solution.weight[..., 0])
+
+
+def _shares(size: Tensor, bounds: list[slice], kept: int) -> list[int]:
+    """Kept weights per block of columns: as many as the whole layer's largest have in it."""
+    if len(bounds) == 1:
+        return [kept]
+    chosen = torch.zeros(size.numel(), dtype=torch.bool, device=size.device)
+    chosen[torch.topk(size.flatten(), kept, sorted=False).indices] = True
+    return [int(chosen.view_as(size)[..., columns].sum()) for columns in bounds]
+
+
+def _named(layer: Layer, solve: Callable[..., Solution], *arguments: Any) -> Solution:
+    try:
+        return solve(*arguments)
+    except NumericalError as error:
+        raise NumericalError(f"layer {layer.name}: {error}") from error

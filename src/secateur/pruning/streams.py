@@ -1,0 +1,270 @@
+"""The dense and the pruned network side by side, chunk by chunk, and what they give to a fit.
+
+A chunk is a few samples, as many as are run at once. It is the unit of work: what is computed of a
+chunk depends on its samples and on the parameters only, so that chunks may be computed in any
+order. The values that the operations ahead will read are in a `ValueStore`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import ChainMap
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from secateur.network.graph import Graph
+from secateur.network.layers import Layer, LayerCall
+from secateur.network.sample_layout import Layout, Layouts, find_layouts
+from secateur.network.samples import Samples
+from secateur.network.store import ValueStore
+from secateur.network.stream import Stream
+from secateur.pruning.sampling import Draw
+
+Inputs = Literal["pruned", "dense"]
+
+
+class SampledPositions(NamedTuple):
+    """Some output positions of a chunk: (groups, positions, columns or rows)."""
+
+    inputs: Tensor
+    dense_inputs: Tensor
+    outputs: Tensor  # less the bias
+    middle: int  # where those of the second fold begin
+    patches: Tensor  # which of them are stored
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerChunk:
+    """What a layer's fit needs of one chunk at one call.
+
+    Attributes:
+        call: the call.
+        layout: which position belongs to which sample; None where nothing is known.
+        number: of the chunk and the call, in their order.
+        first, samples: the chunk's first sample, and how many it has.
+        inputs, outputs: what the layer gets, and what it should give.
+        dense_inputs: what it gets in the dense network.
+        bias: what the outputs hold that the weights do not make.
+    """
+
+    call: LayerCall
+    layout: Layout | None
+    number: int
+    first: int
+    samples: int
+    inputs: Tensor
+    outputs: Tensor
+    dense_inputs: Tensor
+    bias: Tensor | None
+
+    @property
+    def positions(self) -> int:
+        """How many output positions there are."""
+        return self.call.geometry.count(self.outputs)
+
+    @property
+    def has_samples(self) -> bool:
+        """Whether the positions are known to belong to the samples, each to one."""
+        return self.layout is not None and self.layout.has_samples(self.positions, self.samples)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is a constant that is there once for all samples."""
+        return self.layout is not None and self.layout.constant and not self.has_samples
+
+    def sample(self, positions: Draw, patches: Draw | None) -> SampledPositions:
+        """Positions of all samples: first those of even numbers, which are one of the folds.
+
+        Args:
+            positions: which output positions to take of each sample.
+            patches: which of these to store.
+        """
+        geometry, shape = self.call.geometry, self.outputs.shape
+        sample, at = self._chosen(self._own(positions))
+        odd = (self.first + sample) % 2
+        order = odd.argsort(stable=True)
+        chosen = at[order].to(self.outputs.device)
+        x = geometry.inputs(self.inputs, chosen, shape)
+        same = self.dense_inputs is self.inputs
+        dense = x if same else geometry.inputs(self.dense_inputs, chosen, shape)
+        y = geometry.outputs(self.outputs, chosen)
+        y = y if self.bias is None else y - geometry.rows(self.bias).unsqueeze(1)
+        stored = sample[:0] if patches is None else _within(sample, self._own(patches))
+        middle = len(odd) if self.is_shared else int((odd == 0).sum())
+        return SampledPositions(x, dense, y, middle, order.argsort()[stored].to(x.device))
+
+    def _own(self, draw: Draw) -> Draw:
+        """The part of a choice that is about this chunk: by sample, where these are known."""
+        if self.is_shared:  # and counts with the first sample
+            return (draw if self.first == 0 else draw.part(0, 0)).merged()
+        own = draw.part(self.first, self.samples)
+        return own.merged() if self.positions % self.samples else own
+
+    def _chosen(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        """The sample of each position that is taken, counted from the chunk's first, and where."""
+        each = self.positions // len(draw.counts)
+        sample, place = draw.choose(each)
+        ranks = sample * each + place
+        if self.layout is None or self.is_shared:
+            return sample, ranks
+        return sample, self.layout.positions(ranks, self.positions, self.samples)
+
+
+def _within(sample: Tensor, draw: Draw) -> Tensor:
+    """Numbers of some of the items that lie in the order of their samples."""
+    counts = sample.bincount(minlength=len(draw.counts))
+    chosen, rank = draw.choose(counts)
+    return (counts.cumsum(0) - counts)[chosen] + rank
+
+
+class DualStream:
+    """The values of the dense network and of the network as pruned so far, for all samples.
+
+    Attributes:
+        changes: the pruned network's parameters where they differ; whoever solves a layer adds to
+            them before the streams go on.
+        layouts: which position belongs to which sample, by the number of the call's operation.
+        store: the values.
+        sizes: samples in each chunk.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        samples: Samples,
+        *,
+        chunk: int,
+        inputs: Inputs,
+        layouts: Layouts | None = None,
+    ) -> None:
+        """Begins at the first operation.
+
+        Args:
+            graph: the dense network.
+            samples: what it is run on.
+            chunk: samples per run of an operation.
+            inputs: whether layers get the "pruned" network's inputs, or the "dense" one's, and
+                there is no pruned stream.
+            layouts: as `find_layouts` finds them; None = they are found here.
+        """
+        self.graph, self.inputs, self.samples = graph, inputs, len(samples)
+        self.changes: dict[str, Tensor] = {}
+        self.layouts = find_layouts(graph, samples) if layouts is None else layouts
+        self.store = ValueStore()
+        parts = samples.split(chunk)
+        self.sizes = [len(part) for part in parts]
+        self.dense = [self.stream("dense", number, part) for number, part in enumerate(parts)]
+        self.pruned: dict[int, Stream] = {}
+        self._pruned_parameters = ChainMap(self.changes, dict(graph.parameters))
+
+    def stream(self, name: str, number: int, part: Samples) -> Stream:
+        """A stream of the dense network at the first operation, whose values are in the store.
+
+        Args:
+            name, number: of the stream and the chunk, not used before.
+            part: what it is run on.
+        """
+        values = self.store.scope(name, number, values=part.tensors)
+        return Stream(self.graph, self.graph.parameters, values)
+
+    def run_to(self, layer: Layer, *, again: bool = False) -> LayerChunks:
+        """What a layer's fit needs, for the streams have not gone past an earlier one's call.
+
+        Args:
+            layer: a later one than those before.
+            again: whether the chunks will be asked for more than once; holds the dense inputs.
+        """
+        return LayerChunks(self, layer, again)
+
+    def outputs(self) -> tuple[Tensor | None, Tensor | None]:
+        """Runs the streams to the end.
+
+        Returns:
+            The dense and the pruned network's first output for all samples; None where it has no
+            row for each of them, or there is no pruned stream.
+        """
+        pruned = [self.pruned[number] for number in sorted(self.pruned)]
+        return self._first_outputs(self.dense), self._first_outputs(pruned)
+
+    def _first_outputs(self, streams: list[Stream]) -> Tensor | None:
+        for stream in streams:
+            stream.advance(len(self.graph.ops))
+        first = [stream.values[self.graph.outputs[0]] for stream in streams]
+        rows = [len(part) if isinstance(part, Tensor) and part.dim() else 0 for part in first]
+        return torch.cat(first) if rows == self.sizes else None
+
+    def chunk(self, layer: Layer, number: int, *, again: bool) -> Iterator[LayerChunk]:
+        """Runs both streams of a chunk to each call of a layer."""
+        dense, op = self.dense[number], layer.calls[0].op
+        dense.advance(op)
+        pruned = self._pruned_stream(number)
+        pruned.advance(op)
+        keep = {layer.calls[0].input, str(layer.calls[0].bias)} if again else ()
+        yield self._layer_chunk(layer, number, 0, dense, pruned, keep)
+        if len(layer.calls) == 1:
+            return
+        # Later calls of a shared weight: run ahead with the weights as they are now, and come back.
+        ahead = dense.fork(dense.parameters)
+        twin = ahead if pruned is dense else pruned.fork(pruned.parameters)
+        for index, call in enumerate(layer.calls[1:], 1):
+            ahead.advance(call.op)
+            twin.advance(call.op)
+            yield self._layer_chunk(layer, number, index, ahead, twin)
+
+    def _pruned_stream(self, number: int) -> Stream:
+        """The pruned stream of a chunk; it leaves the dense one before the first layer."""
+        if self.inputs == "dense":
+            return self.dense[number]
+        if number not in self.pruned:
+            values = self.store.scope("pruned", number)
+            self.pruned[number] = self.dense[number].fork(self._pruned_parameters, values)
+        return self.pruned[number]
+
+    def _layer_chunk(
+        self,
+        layer: Layer,
+        number: int,
+        index: int,
+        dense: Stream,
+        pruned: Stream,
+        keep: Collection[str] = (),
+    ) -> LayerChunk:
+        call = layer.calls[index]
+        inputs, dense_inputs = pruned.value(call.input), dense.value(call.input)
+        bias = None if call.bias is None else dense.value(call.bias)
+        dense.advance(call.op + 1, keep)
+        return LayerChunk(
+            call=call,
+            layout=self.layouts.get(call.op),
+            number=number * len(layer.calls) + index,
+            first=sum(self.sizes[:number]),
+            samples=self.sizes[number],
+            inputs=inputs,
+            outputs=dense.values[self.graph.ops[call.op].name],
+            dense_inputs=dense_inputs,
+            bias=bias,
+        )
+
+
+class LayerChunks:
+    """What a layer's fit needs, computed chunk by chunk as it is asked for.
+
+    Attributes:
+        layer: the layer.
+        samples: how many there are in all chunks.
+    """
+
+    def __init__(self, streams: DualStream, layer: Layer, again: bool) -> None:
+        self.layer, self.samples = layer, streams.samples
+        self.layouts = [streams.layouts.get(call.op) for call in layer.calls]
+        self._streams, self._again = streams, again
+
+    def __iter__(self) -> Iterator[LayerChunk]:
+        return itertools.chain.from_iterable(
+            self._streams.chunk(self.layer, number, again=self._again)
+            for number in range(len(self._streams.sizes))
+        )
