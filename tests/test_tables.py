@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import ClassVar, get_args
+from typing import ClassVar, get_args, get_type_hints
 
 import pytest
 import reports
@@ -18,7 +18,11 @@ import secateur
 from secateur.core.methods import METHODS, MethodName
 from secateur.core.patterns import PATTERNS, PatternName
 from secateur.core.problem import Solution
+from secateur.data.preprocess import INTERPOLATIONS, Interpolation
+from secateur.export.int8 import Precision
 from secateur.pruning.allocations import ALLOCATIONS, AllocationName
+from secateur.pruning.recipe import RECIPES, RecipeName
+from secateur.pruning.streams import Inputs
 from secateur.pruning.targets import MaxBytes, MaxDrop, MaxMacs, Sparsity
 from secateur.render.page import report_page, sweep_page
 from secateur.render.terminal import rendered
@@ -126,10 +130,33 @@ def test_each_target_says_what_it_means(kind: type) -> None:
 
 @pytest.mark.parametrize(
     ("names", "table"),
-    [(MethodName, METHODS), (AllocationName, ALLOCATIONS), (PatternName, PATTERNS)],
+    [
+        (MethodName, METHODS),
+        (AllocationName, ALLOCATIONS),
+        (PatternName, PATTERNS),
+        (RecipeName, RECIPES),
+        (Interpolation, INTERPOLATIONS),
+    ],
 )
 def test_editors_know_the_names_that_there_are(names, table) -> None:
     assert list(get_args(names)) == list(table)
+
+
+@pytest.mark.parametrize("function", [secateur.prune, secateur.plan, secateur.sweep])
+def test_arguments_that_take_a_name_list_the_names(function) -> None:
+    kinds = get_type_hints(function)
+    for argument, names in {
+        "recipe": RecipeName,
+        "pattern": PatternName,
+        "method": MethodName,
+        "allocation": AllocationName,
+        "inputs": Inputs,
+        "quantize": Precision,
+    }.items():
+        if argument in kinds:
+            assert names in get_args(kinds[argument])
+            for name in get_args(names):
+                assert f'"{name}"' in secateur.prune.__doc__
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,21 +10,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.core.methods import Method
-from secateur.core.patterns import Pattern
+from secateur.core.methods import Method, MethodName
+from secateur.core.patterns import Pattern, PatternName
 from secateur.data.preprocess import Transform
 from secateur.data.sources import MAX_IMAGES, open_images
 from secateur.errors import ModelError, OptionError, SecateurWarning
 from secateur.export.files import CHECKED_IMAGES, as_onnx, rehearse
-from secateur.export.int8 import Quantized, check_kind, in_int8
+from secateur.export.int8 import Precision, Quantized, check_kind, in_int8
 from secateur.frontends import device_of, input_shape, trace
 from secateur.frontends.first_runs import one_first_run
 from secateur.frontends.hubs import own_input_shape
 from secateur.frontends.loading import read_model
 from secateur.network.samples import Samples
-from secateur.pruning.allocations import Allocation
-from secateur.pruning.recipe import Recipe, choose_recipe
+from secateur.pruning.allocations import Allocation, AllocationName
+from secateur.pruning.recipe import Recipe, RecipeName, choose_recipe
 from secateur.pruning.sampling import Sampling
+from secateur.pruning.streams import Inputs
 from secateur.pruning.targets import Sparsity, choose_target
 from secateur.report.build import step_reports
 from secateur.report.inspection import Inspection
@@ -47,13 +48,13 @@ def prune(
     max_bytes: float | None = None,
     max_drop: float | None = None,
     evaluation: Any = None,
-    quantize: str | None = None,
+    quantize: Precision | None = None,
     preprocess: Transform | None = None,
-    recipe: Recipe | str | Path = "default",
-    pattern: Pattern | str | None = None,
-    method: Method | str | None = None,
-    allocation: Allocation | str | None = None,
-    inputs: str | None = None,
+    recipe: Recipe | RecipeName | str | Path = "default",
+    pattern: Pattern | PatternName | None = None,
+    method: Method | MethodName | None = None,
+    allocation: Allocation | AllocationName | None = None,
+    inputs: Inputs | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     max_images: int | None = MAX_IMAGES,
@@ -100,12 +101,14 @@ def prune(
             fails on the pruned network only, a warning says so.
         preprocess: from images to inputs, see `Preprocess`; for folders and uint8 data. None =
             what a network from a hub prescribes; no preprocessing for any other network.
-        recipe: all settings: an object, a name in `RECIPES` ("default", "tuned", "paper") or a
-            TOML file. The next four arguments override single settings.
-        pattern: which zeros are allowed; an object or a name in `PATTERNS`.
-        method: chooses the weights to remove and fits the others; an object or a name in
-            `METHODS`.
-        allocation: decides how many zeros each layer gets; an object or a name in `ALLOCATIONS`.
+        recipe: all settings: an object, "default", "tuned" or "paper" (`RECIPES`), or a TOML
+            file. The next four arguments override single settings.
+        pattern: which zeros are allowed: an object, or "unstructured".
+        method: chooses the weights to remove and fits the others: an object, or "admm",
+            "least-squares", "magnitude", "weight-correction", "bias-correction" or
+            "adam-calibration".
+        allocation: decides how many zeros each layer gets: an object, or "sensitivity",
+            "normalized-magnitude" or "uniform".
         inputs: "pruned" fits each layer to its inputs in the pruned network, "dense" (the paper)
             to those in the dense network.
         include: names or globs of the layers to prune; None = all but the first layer, depthwise
@@ -200,13 +203,13 @@ def plan(
     max_bytes: float | None = None,
     max_drop: float | None = None,
     evaluation: Any = None,
-    quantize: str | None = None,
+    quantize: Precision | None = None,
     preprocess: Transform | None = None,
-    recipe: Recipe | str | Path = "default",
-    pattern: Pattern | str | None = None,
-    method: Method | str | None = None,
-    allocation: Allocation | str | None = None,
-    inputs: str | None = None,
+    recipe: Recipe | RecipeName | str | Path = "default",
+    pattern: Pattern | PatternName | None = None,
+    method: Method | MethodName | None = None,
+    allocation: Allocation | AllocationName | None = None,
+    inputs: Inputs | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     max_images: int | None = MAX_IMAGES,
@@ -266,7 +269,7 @@ def inspect(
     model: nn.Module | str | Path | Any,
     shape: Sequence[int] | None = None,
     *,
-    device: str | None = None,
+    device: torch.device | str | None = None,
 ) -> Inspection:
     """Lists a network's layers, those that `prune` leaves dense, and runtimes that could be faster.
 
@@ -308,11 +311,11 @@ def sweep(
     sparsities: Sequence[float],
     evaluation: Any = None,
     preprocess: Transform | None = None,
-    recipe: Recipe | str | Path = "default",
-    pattern: Pattern | str | None = None,
-    method: Method | str | None = None,
-    allocation: Allocation | str | None = None,
-    inputs: str | None = None,
+    recipe: Recipe | RecipeName | str | Path = "default",
+    pattern: Pattern | PatternName | None = None,
+    method: Method | MethodName | None = None,
+    allocation: Allocation | AllocationName | None = None,
+    inputs: Inputs | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     max_images: int | None = MAX_IMAGES,

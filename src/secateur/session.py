@@ -17,6 +17,7 @@ from secateur.data.streams import ImageStream
 from secateur.errors import DataError, OptionError
 from secateur.evaluation.evaluation_set import EvaluationSet
 from secateur.evaluation.metrics import Evaluation, one_answer
+from secateur.export.int8 import Precision
 from secateur.frontends import device_of, saved_tensors, trace, with_parameters
 from secateur.frontends.hubs import own_preprocess
 from secateur.network import judging
@@ -93,7 +94,7 @@ class Options:
     max_columns: int = Sampling.max_columns
     seed: int = 0
     device: torch.device | str | None = None
-    quantize: str | None = None
+    quantize: Precision | None = None
 
     def __post_init__(self) -> None:
         if self.max_columns < 1:

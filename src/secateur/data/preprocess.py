@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,6 +15,11 @@ from torch import Tensor
 
 from secateur.errors import DataError, OptionError, SecateurError
 
+Interpolation = Literal["bilinear", "bicubic"]
+INTERPOLATIONS: dict[str, Image.Resampling] = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
 # Beyond these, all that is left of a picture is one value.
 _SCALES = {"mean": (-10.0, 1.0), "std": (0.0, 10.0)}
 _LUMA = (0.299, 0.587, 0.114)  # of RGB, as Pillow makes grey of them
@@ -41,7 +47,7 @@ class Preprocess:
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     channels: int = 3
-    interpolation: str = "bilinear"
+    interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
         if self.channels < 1:
@@ -62,10 +68,10 @@ class Preprocess:
                 )
         for name, values in (("mean", self.mean), ("std", self.std)):
             _check_scale(name, () if values is None else values)
-        if self.interpolation not in _INTERPOLATIONS:
+        if self.interpolation not in INTERPOLATIONS:
             raise OptionError(
                 f"interpolation is {self.interpolation!r}, expected one of: "
-                f"{', '.join(_INTERPOLATIONS)}"
+                f"{', '.join(INTERPOLATIONS)}"
             )
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "chan height width"]:
@@ -104,7 +110,7 @@ class Preprocess:
         return self._standardised(pixels.float() / 255)
 
     def _cut(self, image: Image.Image) -> Image.Image:
-        how = _INTERPOLATIONS[self.interpolation]
+        how = INTERPOLATIONS[self.interpolation]
         return _center_crop(_resize_short(image, self.resize or self.size, how), self.size)
 
     def _standardised(self, unit: Tensor) -> Tensor:
@@ -237,12 +243,6 @@ def completed(asked: Preprocess | None, own: ModelPreprocess | None) -> Preproce
 
 def _text(value: int | Sequence[float]) -> str:
     return str(value) if isinstance(value, int) else ",".join(f"{of:g}" for of in value)
-
-
-_INTERPOLATIONS = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
 
 
 def _resize_short(

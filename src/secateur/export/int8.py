@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from secateur.support.extras import require
 from secateur.support.loggers import quiet
 from secateur.support.signal_stack import kept_signal_stack
 
+Precision = Literal["int8"]  # what networks can be quantised to
 Weights = Mapping[str, np.ndarray]
 
 RECURRENT_IR = tuple(  # OpenVINO's types
@@ -197,19 +198,20 @@ def _lost(weights: np.ndarray, candidates: list[np.ndarray]) -> int:
     return min(missing, default=int(zeros.sum()))
 
 
-def check_kind(kind: str | None, model: Any) -> None:
+def check_kind(kind: Precision | None, model: Any) -> None:
     """Tells before long work what would keep a model from being quantised.
 
     Args:
-        kind: "int8" or None.
+        kind: None = no quantisation.
         model: a module, which has to be exported first, or an `onnx.ModelProto`.
 
     Raises:
         OptionError: any other kind.
         MissingExtraError: nncf or one of the packages for ONNX is not installed.
     """
-    if kind not in (None, "int8"):
-        raise OptionError(f"quantize is {kind!r}, expected 'int8' or None")
+    if kind not in (None, *get_args(Precision)):
+        names = ", ".join(map(repr, get_args(Precision)))
+        raise OptionError(f"quantize is {kind!r}, expected {names} or None")
     if kind is not None:
         more = [] if is_onnx(model) else ["onnxscript"]
         require_onnx("quantising to INT8", *more, extra="int8")

@@ -11,18 +11,19 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from secateur.data.preprocess import ModelPreprocess
+from secateur.data.preprocess import Interpolation, ModelPreprocess
 from secateur.errors import MissingExtraError, ModelError, OptionError, SecateurError
 from secateur.support.choices import did_you_mean
 from secateur.support.extras import require
 from secateur.support.loggers import quiet
 
-_INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as Transformers writes them
+# Pillow's numbers, as Transformers writes them.
+_INTERPOLATIONS: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
 _PREPROCESS = "secateur_preprocess"  # where a module from a hub holds its own
 
 
@@ -220,8 +221,8 @@ def _side(sizes: Any) -> int | None:
     return sizes if isinstance(sizes, int) and sizes > 0 else None
 
 
-def _interpolation(name: str) -> str:
-    return name if name in _INTERPOLATIONS.values() else "bilinear"
+def _interpolation(name: str) -> Interpolation:
+    return next((known for known in get_args(Interpolation) if known == name), "bilinear")
 
 
 _ELSEWHERE = {  # weights that are at hand

@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tomli_w
 
@@ -32,6 +32,7 @@ from secateur.errors import OptionError
 from secateur.pruning.alignment import ChannelAlignment
 from secateur.pruning.allocations import ALLOCATIONS, Allocation, NormalizedMagnitude, Sensitivity
 from secateur.pruning.reconstruction import BlockReconstruction
+from secateur.pruning.streams import Inputs
 from secateur.pruning.targets import Target
 from secateur.support.choices import choose, did_you_mean, name_of
 from secateur.support.files import write_file
@@ -43,8 +44,7 @@ _TABLES: dict[str, Mapping[str, type]] = {
     "allocation": ALLOCATIONS,
     "base": METHODS,
 }
-_INPUTS = ("pruned", "dense")
-_RECALIBRATIONS = ("synthetic", "all", "none")
+RecalibrationName = Literal["synthetic", "all", "none"]
 _OPTIONAL: dict[str, type] = {
     "alignment": ChannelAlignment,
     "reconstruction": BlockReconstruction,
@@ -78,9 +78,9 @@ class Recipe:
     pattern: Pattern = field(default_factory=Unstructured)
     method: Method = field(default_factory=ADMM)
     allocation: Allocation = field(default_factory=Sensitivity)
-    inputs: str = "pruned"
+    inputs: Inputs = "pruned"
     alignment: ChannelAlignment | None = None
-    recalibration: str = "synthetic"
+    recalibration: RecalibrationName = "synthetic"
     levels: tuple[float, ...] = (0.0,)
     levels_from: float = 0.0
     reconstruction: BlockReconstruction | None = None
@@ -91,10 +91,6 @@ class Recipe:
         check_settings(
             self, levels=fraction, levels_from=from_to(0, 1), reconstruction_from=from_to(0, 1)
         )
-        for name, known in {"inputs": _INPUTS, "recalibration": _RECALIBRATIONS}.items():
-            if (value := getattr(self, name)) not in known:
-                expected = ", ".join(map(repr, known[:-1])) + f" or {known[-1]!r}"
-                raise OptionError(f"{name} is {value!r}, expected {expected}")
         falling = all(a > b for a, b in itertools.pairwise(self.levels))
         if not self.levels or self.levels[-1] != 0 or not falling:
             raise OptionError(
@@ -147,7 +143,7 @@ class Recipe:
         return _build(cls, held, where)
 
 
-def choose_recipe(recipe: Recipe | str | Path, **changes: Any) -> Recipe:
+def choose_recipe(recipe: Recipe | RecipeName | str | Path, **changes: Any) -> Recipe:
     """A recipe given as an object, a name or a TOML file, with some settings changed.
 
     Args:
@@ -245,6 +241,7 @@ def _named(value: Any, table: Mapping[str, type], where: str) -> Any:
 
 _BY_THE_WAY: dict[str, Any] = {"levels": (0.1, 0.0), "levels_from": 0.5}
 
+RecipeName = Literal["default", "tuned", "paper"]
 RECIPES = {
     "default": Recipe(
         **_BY_THE_WAY, reconstruction=BlockReconstruction(), reconstruction_from=0.75

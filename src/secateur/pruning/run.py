@@ -296,7 +296,7 @@ class PruningRun:
             kept,
             method=recipe.method,
             pattern=recipe.pattern,
-            inputs=recipe.inputs,  # type: ignore[arg-type]
+            inputs=recipe.inputs,
             start=self._start(kept, weights),
             sampling=self.sampling,
             layouts=self.layouts,

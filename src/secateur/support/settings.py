@@ -16,7 +16,7 @@ import numbers
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from secateur.errors import OptionError
 
@@ -114,6 +114,8 @@ def _is_kind(kind: Any, value: Any) -> bool:
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return any(_is_kind(one, value) for one in inner)
+    if origin is Literal:
+        return value in inner
     if origin is tuple:
         return isinstance(value, tuple) and all(_is_kind(inner[0], one) for one in value)
     if kind is float:
@@ -131,6 +133,8 @@ def _is_in(allowed: Range, value: Any) -> bool:
 
 def _expected(kind: Any, allowed: Range | None) -> str:
     inner = [of for of in get_args(kind) if of not in (type(None), ...)]
+    if get_origin(kind) is Literal:
+        return " or ".join(filter(None, [", ".join(map(repr, inner[:-1])), repr(inner[-1])]))
     if get_origin(kind) is tuple:
         if allowed is None:
             return "numbers"
