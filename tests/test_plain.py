@@ -1,5 +1,6 @@
 """What is saved is plain data, or it is an error; what comes back is what was saved."""
 
+import dataclasses
 import inspect
 import json
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from secateur.data.preprocess import Preprocess
 from secateur.errors import DataError, OptionError
 from secateur.report.build import describe
 from secateur.report.model import Report
+from secateur.session import Options
 from secateur.support.serialization import to_plain
 
 IMAGES = torch.randn(40, 3, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -140,6 +142,22 @@ def test_plan_and_prune_take_the_same_arguments() -> None:
     for name in ours:
         assert (ours[name].default, ours[name].kind) == (theirs[name].default, theirs[name].kind)
         assert ours[name].annotation == theirs[name].annotation
+
+
+def test_sweep_takes_what_prune_takes_but_for_the_target() -> None:
+    ours, theirs = (inspect.signature(of).parameters for of in (secateur.sweep, secateur.prune))
+    targets = {"sparsity", "max_macs", "max_bytes", "max_drop"}
+    assert set(ours) == set(theirs) - targets - {"quantize"} | {"sparsities"}
+    for name in set(ours) - {"sparsities"}:
+        assert (ours[name].default, ours[name].kind) == (theirs[name].default, theirs[name].kind)
+        assert ours[name].annotation == theirs[name].annotation
+
+
+def test_prune_takes_every_option_there_is() -> None:
+    taken = set(inspect.signature(secateur.prune).parameters)
+    assert {of.name for of in dataclasses.fields(Options)} - {"target"} < taken
+    recipe = set(inspect.signature(Options.of).parameters) - {"others"}
+    assert recipe < taken
 
 
 @pytest.mark.parametrize(

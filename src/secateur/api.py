@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,10 @@ from secateur.frontends.hubs import own_input_shape
 from secateur.frontends.loading import read_model
 from secateur.network.samples import Samples
 from secateur.pruning.allocations import Allocation, AllocationName
-from secateur.pruning.recipe import Recipe, RecipeName, choose_recipe
+from secateur.pruning.recipe import Recipe, RecipeName
 from secateur.pruning.sampling import Sampling
 from secateur.pruning.streams import Inputs
-from secateur.pruning.targets import Sparsity, choose_target
+from secateur.pruning.targets import Sparsity
 from secateur.report.build import step_reports
 from secateur.report.inspection import Inspection
 from secateur.report.plan import Plan, make_plan
@@ -135,22 +135,7 @@ def prune(
     recipe. `max_drop` costs that much per try, and a pass over the evaluation images.
     Memory: the values at the widest cut for all images, twice; see `secateur.pruning.walk`.
     """
-    options = Options(
-        target=choose_target(
-            sparsity=sparsity, max_macs=max_macs, max_bytes=max_bytes, max_drop=max_drop
-        ),
-        recipe=choose_recipe(
-            recipe, pattern=pattern, method=method, allocation=allocation, inputs=inputs
-        ),
-        preprocess=preprocess,
-        include=include,
-        exclude=exclude,
-        max_images=max_images,
-        max_columns=max_columns,
-        seed=seed,
-        device=device,
-        quantize=quantize,
-    )
+    options = _options(locals())
     model = read_model(model)
     check_kind(quantize, model)
     with telling(progress) as teller:
@@ -238,22 +223,7 @@ def plan(
 
     Cost: that of the allocation; next to nothing for allocations that look at weights only.
     """
-    options = Options(
-        target=choose_target(
-            sparsity=sparsity, max_macs=max_macs, max_bytes=max_bytes, max_drop=max_drop
-        ),
-        recipe=choose_recipe(
-            recipe, pattern=pattern, method=method, allocation=allocation, inputs=inputs
-        ),
-        preprocess=preprocess,
-        include=include,
-        exclude=exclude,
-        max_images=max_images,
-        max_columns=max_columns,
-        seed=seed,
-        device=device,
-        quantize=quantize,
-    )
+    options = _options(locals())
     model = read_model(model)
     check_kind(quantize, model)
     if evaluation is not None:
@@ -351,20 +321,9 @@ def sweep(
 
     Cost: the allocation once, and for each sparsity the rest of `prune`.
     """
+    arguments = locals()
     targets = [Sparsity(value) for value in sorted(set(check_sparsities(sparsities)))]
-    options = Options(
-        target=targets[0],
-        recipe=choose_recipe(
-            recipe, pattern=pattern, method=method, allocation=allocation, inputs=inputs
-        ),
-        preprocess=preprocess,
-        include=include,
-        exclude=exclude,
-        max_images=max_images,
-        max_columns=max_columns,
-        seed=seed,
-        device=device,
-    )
+    options = _options({**arguments, "sparsity": targets[0].value})
     with telling(progress) as teller:
         job = prepare(read_model(model), data, options, evaluation, teller=teller)
         job = job.measure(job.visits(targets))
@@ -386,3 +345,13 @@ def check_sparsities(sparsities: Sequence[float]) -> Sequence[float]:
             f"sparsities is {sparsities!r}, expected fractions of zeros: write them like [0.5, 0.7]"
         )
     return [Sparsity(value).value for value in sparsities]
+
+
+def _options(arguments: Mapping[str, Any]) -> Options:
+    """The options of a call of `prune`, `plan` or `sweep`.
+
+    Args:
+        arguments: all arguments of the function, by name.
+    """
+    others = ("model", "data", "evaluation", "progress", "sparsities")
+    return Options.of(**{name: arguments[name] for name in arguments if name not in others})

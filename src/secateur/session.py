@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,12 +33,12 @@ from secateur.pruning.layer_selection import (
     select_layers,
 )
 from secateur.pruning.recalibration import Recalibration, recalibrate
-from secateur.pruning.recipe import Recipe
+from secateur.pruning.recipe import Recipe, choose_recipe
 from secateur.pruning.run import PruningRun
 from secateur.pruning.sampling import Sampling
 from secateur.pruning.search import Try
 from secateur.pruning.search import search as search_sparsity
-from secateur.pruning.targets import Costs, MaxDrop, MaxMacs, Sparsity, Target
+from secateur.pruning.targets import Costs, MaxDrop, MaxMacs, Sparsity, Target, choose_target
 from secateur.pruning.walk import WalkResult
 from secateur.report.build import build_report, describe
 from secateur.report.model import Report, SearchReport, StepReport
@@ -100,6 +101,30 @@ class Options:
         if self.max_columns < 1:
             raise OptionError(f"max_columns is {self.max_columns}, expected at least 1")
         check_device(self.device)
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        sparsity: float | None = None,
+        max_macs: float | None = None,
+        max_bytes: float | None = None,
+        max_drop: float | None = None,
+        recipe: Recipe | str | Path,
+        pattern: Any,
+        method: Any,
+        allocation: Any,
+        inputs: Any,
+        **others: Any,
+    ) -> Options:
+        """From the arguments of `secateur.prune`; `others` are fields of this class."""
+        target = choose_target(
+            sparsity=sparsity, max_macs=max_macs, max_bytes=max_bytes, max_drop=max_drop
+        )
+        chosen = choose_recipe(
+            recipe, pattern=pattern, method=method, allocation=allocation, inputs=inputs
+        )
+        return cls(target=target, recipe=chosen, **others)
 
     def settings(self, device: torch.device) -> dict[str, Any]:
         """For the report."""
