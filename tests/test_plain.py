@@ -1,14 +1,17 @@
 """What is saved is plain data, or it is an error; what comes back is what was saved."""
 
+import copy
 import dataclasses
 import inspect
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import reports
 import torch
 from torch import nn
 
@@ -126,6 +129,69 @@ def test_reports_hold_any_preprocess_and_come_back(tmp_path, preprocess, told) -
     assert kept == told if isinstance(told, str) else told.items() <= kept.items()
     assert found.requested["exclude"] == []
     assert to_plain(found, "report") == to_plain(report, "report")
+
+
+def settings(value, plain) -> Iterator[tuple[dict, str]]:
+    """Every field of every object in a value: the plain data it lies in, and its name."""
+    if dataclasses.is_dataclass(value):
+        for item in dataclasses.fields(value):
+            yield plain, item.name
+            yield from settings(getattr(value, item.name), plain[item.name])
+    elif isinstance(value, dict):
+        for key, one in value.items():
+            yield from settings(one, plain[key])
+    elif isinstance(value, list | tuple):
+        for one, part in zip(value, plain, strict=True):
+            yield from settings(one, part)
+
+
+def load(plain, folder: Path) -> Report:
+    path = folder / "report.json"
+    path.write_text(
+        json.dumps({"schema": Report.schema, "schema_version": Report.schema_version, **plain})
+    )
+    return Report.load(path)
+
+
+def test_a_report_comes_back_equal(tmp_path) -> None:
+    report = reports.report()
+    report.save(tmp_path / "report.json")
+    assert Report.load(tmp_path / "report.json") == report
+
+
+def test_a_report_without_one_of_its_fields_or_with_one_too_many_is_damaged(tmp_path) -> None:
+    report = reports.report()
+    plain = to_plain(report)
+    assert load(plain, tmp_path) == report
+    places = list(settings(report, plain))
+    assert len(places) > 100
+    for held, name in places:
+        before = copy.copy(held)
+        kept = held.pop(name)
+        with pytest.raises(DataError, match=rf"damaged .*{name}"):
+            load(plain, tmp_path)
+        held.update({name: kept, f"{name}s": kept})
+        with pytest.raises(DataError, match=rf"damaged .*'{name}s'.*did you mean {name}"):
+            load(plain, tmp_path)
+        held.clear()
+        held.update(before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"layers": {}}, "layers: expected a list, got a table"),
+        ({"layers": [3]}, r"layers\[0\]: expected a table, got a whole number"),
+        ({"search": True}, "search: expected a table or none, got true or false"),
+        ({"sparsity": "0.5"}, "sparsity: expected a decimal number, got a text"),
+        ({"sparsity": 10**400}, "sparsity: number out of range"),
+        ({"warnings": "abc"}, "warnings: expected a list, got a text"),
+        ({"seconds": {"total": None}}, r"seconds\[\.\.\.\]: expected a decimal number, got none"),
+    ],
+)
+def test_what_is_wrong_in_a_report_is_named(changes, says, tmp_path) -> None:
+    with pytest.raises(DataError, match=rf"damaged \({says}\), expected a report"):
+        load(to_plain(reports.report()) | changes, tmp_path)
 
 
 def test_descriptions_hold_no_addresses() -> None:

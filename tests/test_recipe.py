@@ -237,18 +237,26 @@ def test_a_file_says_only_what_differs(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("metod = 'admm'", "no setting 'metod', expected .*: did you mean method?"),
-        ("method = 'adm'", "method is 'adm', expected one of .*did you mean admm"),
-        ("[method]\nname='admm'\ndampin=1.0", "method has no setting 'dampin'.*damping"),
-        ("[method]\nname='admm'\nsteps=1.5", "method: steps is 1.5, expected a whole number"),
-        ("[method]\nname='admm'\ndamping='x'", "damping is 'x', expected a number such as 0.3"),
+        ("metod = 'admm'", "there is no setting 'metod', expected .*: did you mean method?"),
+        ("method = 'adm'", "method: name is 'adm', expected one of .*did you mean admm"),
+        ("[method]\nname='admm'\ndampin=1.0", "method: there is no setting 'dampin'.*damping"),
+        ("[alignment]\nquantil=0", "alignment: there is no setting 'quantil'.*mean quantile"),
+        ("[method]\nname='admm'\nsteps=1.5", "method: steps: expected a whole number, got a dec"),
+        ("[method]\nname='admm'\ndamping='x'", "damping: expected a decimal number, got a text"),
+        ("[method]\nname='admm'\ndamping=true", "damping: expected .*, got true or false"),
         ("[method]\ndamping=1.0", "expected a name or a table with a name"),
-        ("inputs = 'both'", "inputs is 'both', expected 'pruned' or 'dense'"),
-        ("inputs = 1", "inputs is 1, expected a text"),
+        ("method = 3", "method: expected a name or a table with a name, one of .*, got 3"),
+        ("inputs = 'both'", "inputs: expected one of 'pruned', 'dense', got 'both'"),
+        ("inputs = 1", "inputs: expected a text, got a whole number"),
+        ("inputs = 1979-05-27", "inputs: expected a text, got a date"),
         ("levels = [0.1]", "levels is .0.1., expected falling numbers"),
         ("levels = [0.1, 0.2, 0.0]", "expected falling numbers"),
-        ("alignment = true", "alignment is True, expected a table"),
-        ("[alignment]\nlimits=['a']", "limits is 'a', expected a number"),
+        ("levels = 0.1", "levels: expected a list, got a decimal number"),
+        ("levels_from = 1" + 400 * "0", "levels_from: number out of range"),
+        ("alignment = true", "alignment: expected a table or none, got true or false"),
+        ("[alignment]\nlimits=['a', 1]", r"alignment\.limits\[0\]: expected a decimal number"),
+        ("[alignment]\nlimits=[1]", r"alignment\.limits: expected a list of length 2, got 1"),
+        ("method" + 9000 * ".base" + " = 1", r"recipe\.toml"),
         ("method = ", "cannot be read as a recipe"),
     ],
 )
@@ -269,6 +277,18 @@ def test_mistakes_in_a_name_are_named(tmp_path) -> None:
 def test_settings_given_replace_the_recipes() -> None:
     chosen = choose_recipe("paper", method="admm", inputs="pruned", pattern=None)
     assert chosen == dataclasses.replace(RECIPES["paper"], method=ADMM(), inputs="pruned")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gentle(ADMM):
+    """Has a setting that is None at first."""
+
+    limit: float | None = None
+
+
+def test_settings_of_a_method_that_are_none_are_left_out_of_the_file(tmp_path) -> None:
+    Recipe(method=Gentle()).save(tmp_path / "recipe.toml")
+    assert "limit" not in tomllib.loads((tmp_path / "recipe.toml").read_text())["method"]
 
 
 def test_saved_recipes_are_plain_toml(tmp_path) -> None:

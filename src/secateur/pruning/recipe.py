@@ -36,19 +36,16 @@ from secateur.pruning.streams import Inputs
 from secateur.pruning.targets import Target
 from secateur.support.choices import choose, did_you_mean, name_of
 from secateur.support.files import write_file
+from secateur.support.serialization import from_plain
 from secateur.support.settings import Range, check_settings, from_to
 
-_TABLES: dict[str, Mapping[str, type]] = {
-    "pattern": PATTERNS,
-    "method": METHODS,
-    "allocation": ALLOCATIONS,
-    "base": METHODS,
+_KINDS: dict[type, Mapping[str, type]] = {
+    Pattern: PATTERNS,
+    Method: METHODS,
+    Allocation: ALLOCATIONS,
 }
+_TABLES = {kind.__name__.lower(): table for kind, table in _KINDS.items()}
 RecalibrationName = Literal["synthetic", "all", "none"]
-_OPTIONAL: dict[str, type] = {
-    "alignment": ChannelAlignment,
-    "reconstruction": BlockReconstruction,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +111,7 @@ class Recipe:
 
     def settings(self) -> dict[str, Any]:
         """The recipe as plain data: what `save` writes."""
-        return _plain(self)
+        return _plain(self, unset=False)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Writes TOML.
@@ -140,7 +137,12 @@ class Recipe:
     @classmethod
     def of(cls, held: Mapping[str, Any], where: str = "recipe") -> Recipe:
         """Makes a recipe from plain data."""
-        return _build(cls, held, where)
+        try:
+            return from_plain(cls, held, named=_named, plain=_plain)
+        except ValueError as error:
+            raise OptionError(f"{where}: {error}") from error
+        except RecursionError as error:
+            raise OptionError(f"{where} has too many tables in each other to be read") from error
 
 
 def choose_recipe(recipe: Recipe | RecipeName | str | Path, **changes: Any) -> Recipe:
@@ -175,68 +177,30 @@ def summary_of(part: Any) -> str:
     return summary if isinstance(summary, str) else f"Weights were chosen by {name_of(part)}."
 
 
-def _plain(setting: Any) -> Any:
+def _plain(setting: Any, *, unset: bool = True) -> Any:
+    """A setting as plain data, with or without those that are None."""
     if not dataclasses.is_dataclass(setting):
         return list(setting) if isinstance(setting, tuple) else setting
     values = {item.name: getattr(setting, item.name) for item in dataclasses.fields(setting)}
-    plain = {name: _plain(value) for name, value in values.items() if value is not None}
+    plain = {
+        name: _plain(value, unset=unset)
+        for name, value in values.items()
+        if unset or value is not None
+    }
     named = isinstance(setting, Pattern | Method | Allocation)
     return {"name": name_of(setting), **plain} if named else plain
 
 
-def _build(kind: type, held: Mapping[str, Any], where: str) -> Any:
-    """A settings object from plain data, checked against its fields' defaults."""
-    default = kind()
-    known = [item.name for item in dataclasses.fields(kind)]
-    for key in held:
-        if key not in known:
-            raise OptionError(
-                f"{where} has no setting {key!r}, expected {', '.join(known) or 'none'}"
-                f"{did_you_mean(key, known)}"
-            )
-    values = {
-        key: _value(key, value, getattr(default, key), f"{where}: {key}")
-        for key, value in held.items()
-    }
-    try:
-        return kind(**values)
-    except OptionError as error:
-        raise OptionError(f"{where}: {error}") from error
-
-
-def _value(key: str, value: Any, default: Any, where: str) -> Any:
-    if key in _TABLES:
-        return _named(value, _TABLES[key], where)
-    if key in _OPTIONAL:
-        if not isinstance(value, Mapping):
-            raise OptionError(f"{where} is {value!r}, expected a table; leave it out for none")
-        return _build(_OPTIONAL[key], value, where)
-    if isinstance(default, tuple) and isinstance(value, list):
-        return tuple(_value("", item, 0.0, where) for item in value)
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError as error:
-            raise OptionError(f"{where} is {value!r}, expected a number that is smaller") from error
-    if type(value) is not type(default):
-        wanted = {"int": "a whole number", "float": "a number", "str": "a text"}
-        name = wanted.get(type(default).__name__, f"a {type(default).__name__}")
-        raise OptionError(f"{where} is {value!r}, expected {name} such as {default!r}")
-    return value
-
-
-def _named(value: Any, table: Mapping[str, type], where: str) -> Any:
+def _named(kind: type, value: Any) -> Any:
     """A pattern, method or allocation from its name, or from a table with `name` in it."""
-    if isinstance(value, str):
-        return choose(where, value, table)
-    name = value.get("name") if isinstance(value, Mapping) else None
+    table = _KINDS[kind]
+    settings = dict(value) if isinstance(value, dict) else {"name": value}
+    name = settings.pop("name", None)
     if not isinstance(name, str):
         raise OptionError(
-            f"{where} is {value!r}, expected a name or a table with a name: one of "
-            f"{', '.join(table)}"
+            f"expected a name or a table with a name, one of {', '.join(table)}, got {value!r}"
         )
-    kind = type(choose(where, name, table))
-    return _build(kind, {key: of for key, of in value.items() if key != "name"}, where)
+    return from_plain(type(choose("name", name, table)), settings, named=_named, plain=_plain)
 
 
 _BY_THE_WAY: dict[str, Any] = {"levels": (0.1, 0.0), "levels_from": 0.5}

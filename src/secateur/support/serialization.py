@@ -1,17 +1,20 @@
-"""Frozen objects as JSON files and back: what a file holds is checked against the class."""
+"""Frozen objects as plain data, for JSON and TOML, and back: checked against the class."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
-import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
-from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
+
+import msgspec
 
 from secateur.errors import DataError
+from secateur.support.choices import did_you_mean
 from secateur.support.files import write_file
+
+Kind = TypeVar("Kind")
 
 
 class Saved:
@@ -63,14 +66,14 @@ class Saved:
                 f"{cls.schema_version}: use the version of secateur that wrote it"
             )
         try:
-            return build(cls, held, what)
-        except (ValueError, OverflowError) as error:
+            return from_plain(cls, held, complete=True)
+        except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{path} is damaged ({error}), expected a {what} as secateur has written it"
             ) from error
 
 
-def to_plain(value: Any, where: str) -> Any:
+def to_plain(value: Any, where: str = "the value") -> Any:
     """A value as JSON holds it: dataclasses as objects, arrays and tuples as lists, paths as text.
 
     Args:
@@ -96,59 +99,83 @@ def to_plain(value: Any, where: str) -> Any:
     raise TypeError(f"{where} is a {type(value).__name__}, expected plain data: convert it first")
 
 
-def build(kind: Any, value: Any, where: str) -> Any:
-    """A value of a type from plain data; lists become tuples, objects dataclasses.
+def from_plain(
+    kind: type[Kind],
+    value: Any,
+    *,
+    named: Callable[[type, Any], Any] | None = None,
+    plain: Callable[[Any], Any] = to_plain,
+    complete: bool = False,
+) -> Kind:
+    """An object from plain data, every type and key of which is checked.
 
     Args:
-        kind: a dataclass, list, tuple, dict, a union of such, a plain type, or Any.
-        value: plain data as JSON gives it.
-        where: what it is, for the message.
+        kind: a dataclass; lists become tuples and objects dataclasses as its fields say.
+        value: plain data as JSON and TOML give them.
+        named: makes objects of the types that are no dataclasses, from (type, plain data).
+        plain: makes plain data of the object again, with every key that there may be.
+        complete: refuses data without a key that has a default, too.
 
     Raises:
-        ValueError: the data are not of that type.
+        ValueError: the data are not of that type, or hold a key that it does not have; the
+            message starts with the place, as in "layers[0].zeros: expected a whole number".
     """
-    if kind is Any:
-        return value
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        chosen = [of for of in inner if of is not type(None)]
-        return (
-            None if value is None and len(chosen) < len(inner) else build(chosen[0], value, where)
-        )
-    if dataclasses.is_dataclass(kind):
-        return _object(kind, _of(dict, value, where), where)
-    if origin in (list, tuple):
-        held = [
-            build(inner[0], one, f"{where}[{i}]") for i, one in enumerate(_of(list, value, where))
-        ]
-        return held if origin is list else tuple(held)
-    if origin is dict:
-        return {
-            key: build(inner[1], of, f"{where}.{key}")
-            for key, of in _of(dict, value, where).items()
-        }
-    if kind is float:
-        return float(_of((int, float), value, where))
-    return _of(kind, value, where)
+    try:
+        result = msgspec.convert(value, kind, dec_hook=named)
+    except msgspec.ValidationError as error:
+        raise ValueError(_sentence(error, kind)) from error
+    _check_keys(value, plain(result), "", complete)
+    return result
 
 
-def _object(kind: Any, held: dict[str, Any], where: str) -> Any:
-    hints = _hints(kind)
-    missing, unknown = set(hints) - set(held), set(held) - set(hints)
-    if missing or unknown:
-        wrong = "without " + min(missing) if missing else "with an unknown " + min(unknown)
-        raise ValueError(f"{where} is {wrong}")
-    return kind(**{name: build(of, held[name], f"{where}.{name}") for name, of in hints.items()})
+_WORDS = {
+    "int": "a whole number",
+    "float": "a decimal number",
+    "str": "a text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+    "null": "none",
+    "date": "a date",
+    "datetime": "a date",
+}
 
 
-@functools.cache
-def _hints(kind: Any) -> dict[str, Any]:
-    hints = get_type_hints(kind)
-    saved = (of.name for of in dataclasses.fields(kind) if of.metadata.get("saved", True))
-    return {name: hints[name] for name in saved}
+def _sentence(error: msgspec.ValidationError, kind: type) -> str:
+    """The place and the reason: of an error of our own as it stands, of msgspec's in words."""
+    message, *places = str(error).split(" - at `$")
+    place = places[-1].rstrip("`") if places else ""
+    if error.__cause__ is not None:
+        return _at(place, str(error.__cause__))
+    field = get_type_hints(kind).get(place.removeprefix("."))
+    names = ", ".join(map(repr, get_args(field))) if get_origin(field) is Literal else ""
+    message = message.replace("Invalid enum value", f"Expected one of {names}, got")
+    return _at(place, _in_words(message))
 
 
-def _of(kind: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"{where} is a {type(value).__name__}")
-    return value
+def _in_words(message: str) -> str:
+    """A message such as "Expected `int | null`, got `str`" without Python's names."""
+    pieces = (message[0].lower() + message[1:]).split("`")
+    for place, names in enumerate(pieces[1::2]):
+        words = [_WORDS.get(name, name) for name in names.split(" | ")]
+        pieces[2 * place + 1] = " or ".join(words)
+    return "".join(pieces)
+
+
+def _check_keys(given: Any, kept: Any, place: str, complete: bool) -> None:
+    """Refuses plain data with keys that are not in what was made of them."""
+    if isinstance(given, dict) and isinstance(kept, dict):
+        for key, value in given.items():
+            if key not in kept:
+                expected = f"expected {', '.join(kept) or 'none'}{did_you_mean(key, kept)}"
+                raise ValueError(_at(place, f"there is no setting {key!r}, {expected}"))
+            _check_keys(value, kept[key], f"{place}.{key}", complete)
+        if complete and (missing := kept.keys() - given.keys()):
+            raise ValueError(_at(place, f"{min(missing)} is missing"))
+    elif isinstance(given, list) and isinstance(kept, list):
+        for index, (value, other) in enumerate(zip(given, kept, strict=True)):
+            _check_keys(value, other, f"{place}[{index}]", complete)
+
+
+def _at(place: str, reason: str) -> str:
+    return f"{place.removeprefix('.')}: {reason}" if place else reason
