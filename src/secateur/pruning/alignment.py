@@ -38,8 +38,8 @@ class Alignment:
 class ChannelAlignment:
     """Equalises the ranges of the channels between a convolution and the next one.
 
-    For a convolution (its bias or BatchNorm included) whose output y only another convolution
-    reads, of one group, stride 1 and no padding, so that nothing bends or pads in between::
+    Applies to a convolution (with its bias or BatchNorm) whose output y is read, as it is, by one
+    other convolution only, and this has one group, stride 1 and no padding::
 
         low, high = quantiles of y per channel and image, median over the images
         scale     = (high - low) / median over channels of (high - low), within `limits`
@@ -47,7 +47,8 @@ class ChannelAlignment:
 
     and the second convolution multiplies its columns by the scale and takes the shift into its
     bias. The network's function stays the same; the magnitudes of the weights on both sides now
-    say what they contribute. The shift is left out where a bias has no place on either side.
+    reflect what they contribute. There is no shift if a side has no place
+    for a bias.
     Source: arXiv 2104.15023, section 3.1, and its release in OpenVINO POT (quantiles 1e-4 and
     1 - 1e-4, limits 1e-2 and 1e2).
 

@@ -54,10 +54,10 @@ class Recipe:
 
     Attributes:
         pattern: which zeros are allowed.
-        method: which weights go and what the others become.
-        allocation: how many zeros in each layer.
-        inputs: "pruned" fits each layer to the inputs it will get in the pruned network,
-            "dense" to those it gets in the dense one.
+        method: chooses the weights to remove and fits the others.
+        allocation: decides how many zeros each layer gets.
+        inputs: "pruned" fits each layer to its inputs in the pruned network, "dense" to those in
+            the dense network.
         alignment: equalises channels between convolutions first; None = no.
         recalibration: on which images layers are fitted with BatchNorm statistics that are taken
             anew on them (see `secateur.pruning.recalibration`): "synthetic", "all" or "none".

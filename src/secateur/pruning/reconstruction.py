@@ -1,19 +1,19 @@
-"""Block reconstruction: the surviving weights of a few layers trained together, block after block.
+"""Block reconstruction: trains the remaining weights of several layers together, block by block.
 
-A layer's fit minimises the error of its own outputs. What counts is what comes out of a residual
-block, after the nonlinearities and with the error that the skip path already carries. So when all
-layers are fitted, the network is cut where a single value passes from one part to the next, and
-each block's surviving weights and biases are trained, by Adam and back-propagation through that
-block alone, to give the dense network's outputs from the pruned network's inputs:
+A layer's fit minimises the error of its own outputs. It ignores the nonlinearities of a block, and
+the error that the skip connection already carries. Once all layers are fitted, the network is
+therefore cut where a single value passes from one part to the next. Adam trains each block's
+remaining weights and biases, with back-propagation through that block alone, to reproduce the dense
+network's outputs from the pruned network's inputs:
 
     min over W, b:  mean || block_dense(x_dense) - block(x_pruned; W, b) ||^2 ,   masks fixed.
 
-Targets are activations, thousands for each image, so that the few hundred images tell more than
-their scores alone do (training on these over-fits at once, see docs/experiments.md). A part of the
-images is held back: a block that is not better on these stays as it was fitted. When all are done,
-the network is taken as it was after that block with which its outputs on these were closest to the
-dense one's, or as it was fitted. A block's own outputs alone are no judge of that: those of half of
-EfficientNet-Lite0 came closer on images held back too, and the network's outputs went further off.
+Targets are activations, thousands for each image, and say more than the scores of a few hundred
+images (training on scores overfits at once, see docs/experiments.md). Some images are held back. A
+block that is no better on these keeps its fitted weights. At the end the network as fitted is
+compared with the network after each block, and the one whose outputs on these images are closest to
+the dense ones is kept. A block's own outputs do not decide that: for half of EfficientNet-Lite0
+they came closer on images held back, while the network's outputs moved away.
 Source of the idea: Li et al., "BRECQ: Pushing the limit of post-training quantization by block
 reconstruction", 2021, section 3.2; here for pruned weights.
 """
@@ -44,24 +44,24 @@ _NEGLIGIBLE = 1e-6  # an output's largest weight, relative to the layer's
 
 @dataclass(frozen=True, kw_only=True)
 class BlockReconstruction:
-    """How blocks are trained.
+    """Settings of block reconstruction: training several layers together.
 
     Attributes:
-        layers: pruned layers in a block at least, or three quarters of all where that is less; 2
-            make a residual block one block. Longer blocks compensate for more of what was lost: 2,
-            6 and 18 gave 87.8, 88.7 and 89.0 % top-1 on ResNet-56 at 90 % zeros; all layers in one
-            block, trained on the scores, fit the images alone (docs/experiments.md).
-        steps: of Adam for each block.
-        batch: images in each.
-        rate: first step, relative to the root mean square of a tensor's surviving weights; it
-            falls to 0 along half a cosine.
-        held_back: one of so many images is not trained on but judged on.
+        layers: smallest number of pruned layers in a block, or three quarters of all if that is
+            less; 2 make a residual block one block. Longer blocks recover more accuracy: 2, 6
+            and 18 gave 87.8, 88.7 and 89.0 % top-1 on ResNet-56 at 90 % zeros. All layers in one
+            block, trained on the scores, overfit (docs/experiments.md).
+        steps: Adam steps for each block.
+        batch: images in each step.
+        rate: first step size, relative to the root mean square of a tensor's remaining weights;
+            it falls to 0 along half a cosine.
+        held_back: one in this many images is held back to compare networks on.
     """
 
     name: ClassVar[str] = "block-reconstruction"
     summary: ClassVar[str] = (
-        "After that, the remaining weights of neighbouring layers were trained together to "
-        "give the values that the dense network has there."
+        "Then the remaining weights of neighbouring layers were trained together to reproduce the "
+        "values in the dense network."
     )
 
     layers: int = 16

@@ -1,4 +1,4 @@
-"""Measured allocation: by how much does pruning each layer change the network's output?"""
+"""Measured allocation: how much does pruning each layer change the network's output?"""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ _STEPS = 400  # sparsities at which a curve is looked up
 
 @dataclass(frozen=True, kw_only=True)
 class Sensitivity:
-    """Measures what pruning each layer alone does to the network's output, and divides by that.
+    """Measures how pruning each layer alone changes the network's output, and allocates by that.
 
-    Each layer is pruned and fitted again at a few sparsities, all others dense, and the network
-    is run from that layer on, over images that the fit has not seen. The curves between (increase
-    of the output error against sparsity, interpolated in its logarithm) are minimised in sum under
-    the budget.
+    Each layer is pruned and fitted at a few sparsities, with all others dense, and the network is
+    run from that layer on, over images held back from the fit. The sum of the resulting curves
+    (increase of the output error against sparsity, interpolated in its logarithm) is minimised
+    within the budget.
 
-    At a later level (see `Recipe.levels`) layers start from other weights, and the same sparsities
-    lead to other errors. They are fitted again, but not run again: the loss is taken from their
-    own output errors and from what such errors led to in the dense network.
+    At a later level (see `Recipe.levels`) layers start from other weights, and their curves
+    differ. They are fitted again but not run again: their loss is estimated from their own output
+    errors and from the effect of such errors in the dense network.
 
-    Choose it always, unless there is no time for it: on compact networks layers differ by a
-    factor of a thousand in how much they matter, and magnitudes do not tell.
+    Use it unless there is no time for it: on compact networks layers differ by a factor of a
+    thousand in how much they matter, and magnitudes do not show it.
 
     Attributes:
-        levels: sparsities at which a layer is tried.
-        images: how many images to judge on; held back from the fits (a quarter at most).
-        small: layers that together hold at most this share of the cost of all are not run:
-            their loss is taken from their output error and from the most sensitive layer
-            that was run. Early layers are small and the longest to run on from.
-        method: what fits a layer again.
+        levels: sparsities at which a layer is measured.
+        images: number of images held back from the fits to measure on (at most a quarter).
+        small: layers that together hold at most this share of the total cost are not run: their
+            loss is estimated from their output error and from the most sensitive layer that
+            was run. Early layers are small, and running the network takes longest from them.
+        method: the method that fits a layer.
     """
 
     name: ClassVar[str] = "sensitivity"
     summary: ClassVar[str] = (
-        "How many zeros each layer gets was measured: each layer was pruned alone, and zeros "
-        "went where they change the output of the network least."
+        "To choose how many zeros each layer gets, each layer was first pruned alone; zeros went "
+        "where they change the output of the network least."
     )
 
     visits: ClassVar[int] = 1  # calls of `AllocationInputs.on_layer` per layer

@@ -14,7 +14,7 @@ from secateur.pruning.allocations.protocol import AllocationInputs, Budget, Curv
 
 @dataclass(frozen=True)
 class Uniform:
-    """The same sparsity in every layer: the choice when layers must stay alike."""
+    """Gives every layer the same sparsity. Choose it if layers must stay alike."""
 
     name: ClassVar[str] = "uniform"
     summary: ClassVar[str] = "Each layer got the same share of zeros."
