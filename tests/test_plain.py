@@ -18,9 +18,9 @@ from torch import nn
 import secateur
 from secateur.data.preprocess import Preprocess
 from secateur.errors import DataError, OptionError
+from secateur.options import Options
 from secateur.report.build import describe
 from secateur.report.model import Report
-from secateur.session import Options
 from secateur.support.serialization import to_plain
 
 IMAGES = torch.randn(40, 3, 6, 6, generator=torch.Generator().manual_seed(0))

@@ -5,20 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from secateur.core.distance import has_one_answer, is_scores
-from secateur.data.preprocess import Transform
 from secateur.data.sources import Images, load_images, open_images
 from secateur.data.streams import ImageStream
 from secateur.errors import DataError, OptionError
 from secateur.evaluation.evaluation_set import EvaluationSet
 from secateur.evaluation.metrics import Evaluation, one_answer
-from secateur.export.int8 import Precision
 from secateur.frontends import device_of, saved_tensors, trace, with_parameters
 from secateur.frontends.hubs import own_preprocess
 from secateur.network import judging
@@ -28,24 +25,22 @@ from secateur.network.layout import (
     to_channels_last,
 )
 from secateur.network.samples import Samples
+from secateur.options import Options
 from secateur.pruning.alignment import Alignment
 from secateur.pruning.layer_selection import (
     select_layers,
 )
 from secateur.pruning.recalibration import Recalibration, recalibrate
-from secateur.pruning.recipe import Recipe, choose_recipe
+from secateur.pruning.recipe import Recipe
 from secateur.pruning.run import PruningRun
 from secateur.pruning.sampling import Sampling
 from secateur.pruning.search import Try
 from secateur.pruning.search import search as search_sparsity
-from secateur.pruning.targets import Costs, MaxDrop, MaxMacs, Sparsity, Target, choose_target
+from secateur.pruning.targets import Costs, MaxDrop, MaxMacs, Sparsity, Target
 from secateur.pruning.walk import WalkResult
-from secateur.report.build import build_report, describe
+from secateur.report.build import build_report
 from secateur.report.model import Report, SearchReport, StepReport
 from secateur.report.plan import predict_loss
-from secateur.support.choices import (
-    check_device,
-)
 from secateur.support.progress import Teller
 
 # Input values per run of an operation. Larger chunks made EfficientNet-Lite0 up to 1.6 times
@@ -80,70 +75,6 @@ class Stopwatch:
     def seconds(self) -> dict[str, float]:
         """By step, and "total"."""
         return {**self.laps, "total": self.last - self.start}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """The options of a call, checked; see `secateur.prune`."""
-
-    target: Target
-    recipe: Recipe
-    preprocess: Transform | None = None
-    include: str | Sequence[str] | None = None
-    exclude: str | Sequence[str] | None = None
-    max_images: int | None = None
-    max_columns: int = Sampling.max_columns
-    seed: int = 0
-    device: torch.device | str | None = None
-    quantize: Precision | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_columns < 1:
-            raise OptionError(f"max_columns is {self.max_columns}, expected at least 1")
-        check_device(self.device)
-
-    @classmethod
-    def of(
-        cls,
-        *,
-        sparsity: float | None = None,
-        max_macs: float | None = None,
-        max_bytes: float | None = None,
-        max_drop: float | None = None,
-        recipe: Recipe | str | Path,
-        pattern: Any,
-        method: Any,
-        allocation: Any,
-        inputs: Any,
-        **others: Any,
-    ) -> Options:
-        """From the arguments of `secateur.prune`; `others` are fields of this class."""
-        target = choose_target(
-            sparsity=sparsity, max_macs=max_macs, max_bytes=max_bytes, max_drop=max_drop
-        )
-        chosen = choose_recipe(
-            recipe, pattern=pattern, method=method, allocation=allocation, inputs=inputs
-        )
-        return cls(target=target, recipe=chosen, **others)
-
-    def settings(self, device: torch.device) -> dict[str, Any]:
-        """For the report."""
-        return {
-            "target": {"name": self.target.name, "value": self.target.value},
-            "recipe": self.recipe.settings(),
-            "include": _names(self.include),
-            "exclude": _names(self.exclude),
-            "preprocess": None if self.preprocess is None else describe(self.preprocess),
-            "max_images": self.max_images,
-            "max_columns": self.max_columns,
-            "seed": self.seed,
-            "quantize": self.quantize,
-            "device": str(device),
-        }
-
-
-def _names(asked: str | Sequence[str] | None) -> str | list[str] | None:
-    return asked if asked is None or isinstance(asked, str) else list(asked)
 
 
 @dataclass(frozen=True, kw_only=True)
