@@ -25,7 +25,8 @@ if TYPE_CHECKING:  # for type checkers and editors; _HOME says the same at run t
     )
     from secateur.core.patterns import Unstructured
     from secateur.data.fractals import fractal_images
-    from secateur.data.sources import Preprocess, load_images
+    from secateur.data.preprocess import Preprocess
+    from secateur.data.sources import Data, load_images
     from secateur.errors import (
         DataError,
         IncompleteError,
@@ -65,6 +66,7 @@ __all__ = [
     "BlockReconstruction",
     "ChannelAlignment",
     "Comparison",
+    "Data",
     "DataError",
     "Evaluation",
     "IncompleteError",
@@ -118,6 +120,7 @@ _HOME = {
     "ChannelAlignment": "secateur.pruning.alignment",
     "compare_reports": "secateur.report.comparison",
     "Comparison": "secateur.report.comparison",
+    "Data": "secateur.data.sources",
     "DataError": "secateur.errors",
     "evaluate": "secateur.evaluation.evaluation_set",
     "Evaluation": "secateur.evaluation.metrics",
@@ -138,7 +141,7 @@ _HOME = {
     "PackedSize": "secateur.export.packing",
     "PackError": "secateur.errors",
     "plan": "secateur.api",
-    "Preprocess": "secateur.data.sources",
+    "Preprocess": "secateur.data.preprocess",
     "prune": "secateur.api",
     "PruneResult": "secateur.result",
     "quantize": "secateur.export.int8",

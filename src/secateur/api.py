@@ -13,7 +13,7 @@ from torch import nn
 from secateur.core.methods import Method, MethodName
 from secateur.core.patterns import Pattern, PatternName
 from secateur.data.preprocess import Transform
-from secateur.data.sources import MAX_IMAGES, open_images
+from secateur.data.sources import MAX_IMAGES, Data, open_images
 from secateur.errors import ModelError, OptionError, SecateurWarning
 from secateur.export.files import CHECKED_IMAGES, as_onnx, rehearse
 from secateur.export.int8 import Precision, Quantized, check_kind, in_int8
@@ -42,13 +42,13 @@ from secateur.support.progress import telling
 @torch.inference_mode(False)  # whatever the caller is in, blocks are trained with gradients
 def prune(
     model: nn.Module | str | Path | Any,
-    data: Any,
+    data: Data,
     *,
     sparsity: float | None = None,
     max_macs: float | None = None,
     max_bytes: float | None = None,
     max_drop: float | None = None,
-    evaluation: Any = None,
+    evaluation: Data | None = None,
     quantize: Precision | None = None,
     preprocess: Transform | None = None,
     recipe: Recipe | RecipeName | str | Path = "default",
@@ -84,9 +84,9 @@ def prune(
             `torch.compile(net)`, `DataParallel(net)`, `DistributedDataParallel(net)` and
             `AveragedModel(net)` the inner network is pruned and returned. Also
             "file.py:function" that returns a module, "timm:resnet18", or "hf:PATH".
-        data: calibration images, without labels: a float tensor (N, C, H, W), a DataLoader or
-            other batches, a folder, an `.npz` file, "file.py:callable", or "fractal:300" for
-            synthetic images if you have none. Use 300 to 1000.
+        data: calibration images, labels are ignored: a float tensor (N, C, H, W), a DataLoader or
+            other batches, a folder, an `.npz` file, "file.py:callable", "fractal:300" for synthetic
+            images if you have none, or any other source (`secateur.Data`). Use 300 to 1000.
         sparsity: fraction of zeros among the weights of the pruned layers, in [0, 1); met exactly.
         max_macs: multiply-accumulates with nonzero weights, as a fraction of the dense
             network's, in (0, 1]. Only some runtimes skip the others.
@@ -96,7 +96,7 @@ def prune(
             it in at most 6 tries. Without labels: points of agreement with the dense network.
             Without evaluation data: measured on a quarter of `data`, held back.
         evaluation: images to evaluate the result on, never fitted to: (images, labels), or any
-            source as for `data`; all of them are used.
+            other source as for `data`; labels are used if it has them. All images are used.
         quantize: "int8" also quantises the pruned network to INT8, on the same images, and keeps
             every zero; see `secateur.quantize`. It is tried on the dense network first. If it
             fails on the pruned network only, a warning says so.
@@ -182,13 +182,13 @@ def prune(
 
 def plan(
     model: nn.Module | str | Path | Any,
-    data: Any,
+    data: Data,
     *,
     sparsity: float | None = None,
     max_macs: float | None = None,
     max_bytes: float | None = None,
     max_drop: float | None = None,
-    evaluation: Any = None,
+    evaluation: Data | None = None,
     quantize: Precision | None = None,
     preprocess: Transform | None = None,
     recipe: Recipe | RecipeName | str | Path = "default",
@@ -277,10 +277,10 @@ def inspect(
 @torch.inference_mode(False)  # as in `prune`
 def sweep(
     model: nn.Module | str | Path | Any,
-    data: Any,
+    data: Data,
     *,
     sparsities: Sequence[float],
-    evaluation: Any = None,
+    evaluation: Data | None = None,
     preprocess: Transform | None = None,
     recipe: Recipe | RecipeName | str | Path = "default",
     pattern: Pattern | PatternName | None = None,

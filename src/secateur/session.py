@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from secateur.core.distance import has_one_answer, is_scores
-from secateur.data.sources import Images, load_images, open_images
+from secateur.data.sources import Data, Images, load_images, open_images
 from secateur.data.streams import ImageStream
 from secateur.errors import DataError, OptionError
 from secateur.evaluation.evaluation_set import EvaluationSet
@@ -236,9 +236,9 @@ class Job:
 
 def prepare(
     model: Any,
-    data: Any,
+    data: Data,
     options: Options,
-    evaluation: Any = None,
+    evaluation: Data | None = None,
     *,
     search: bool = True,
     teller: Teller | None = None,

@@ -1,12 +1,20 @@
 """Calibration and evaluation images from any source, as inputs of a network.
 
-Accepted everywhere data are taken: a float tensor (N, C, ...), an array, a DataLoader or any
-iterable of batches (see `secateur.data.batches`), a Dataset of single images, a folder of images,
-an `.npz` file, a reference `file.py:callable` / `package.module:callable` to any of these, or
-synthetic images: "fractal:300" and, for comparison only, "gaussian:300" and "pink:300".
+`Data` is what every function takes that takes images:
 
-Layers are fitted to all calibration images at once: `load_images` returns them as one tensor.
-Networks are evaluated on any number of images: `open_images` returns them batch by batch.
+- a float tensor (N, C, ...), as the network takes it, or an array;
+- a pair (images, labels) of these, with a class number for each image;
+- a DataLoader or any other iterable of batches (see `secateur.data.batches`);
+- a Dataset of single images;
+- the path of a folder of images, or of an `.npz` file with `images` and perhaps `labels`;
+- a reference to a function that returns any of these: "file.py:callable" or
+  "package.module:callable";
+- synthetic images: "fractal:300" and, for comparison only, "gaussian:300" and "pink:300";
+- what `load_images` or `open_images` returned.
+
+Where labels are of no use, as in calibration, they are left out. `open_images` opens any of them
+and returns them batch by batch, for networks are evaluated on any number of images. Layers are
+fitted to all calibration images at once: `load_images` returns them as one tensor.
 """
 
 from __future__ import annotations
@@ -15,19 +23,29 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
+from secateur.data.arrays import (
+    PIXELS,
+    as_inputs,
+    as_tensor,
+    check_kind,
+    check_labels,
+    is_pair,
+    own_memory,
+    rows_of,
+)
 from secateur.data.batches import read_batch
 from secateur.data.folders import folder_labels, image_files, open_image
 from secateur.data.fractals import fractal_images
 from secateur.data.noise import gaussian_noise, pink_noise
-from secateur.data.preprocess import ModelPreprocess, Preprocess, Transform, apply
+from secateur.data.preprocess import Preprocess, Transform, apply
 from secateur.data.streams import (
     BATCH,
     ImageStream,
@@ -42,7 +60,6 @@ from secateur.support.choices import did_you_mean
 from secateur.support.import_string import call, is_reference
 from secateur.support.model_files import steady
 
-_PIXELS = (torch.uint8, torch.uint16, torch.bool)  # scaled to [0, 1] by the range of the type
 _NO_LABELS = "no labels"  # how the warning about unused ones begins
 FEW_IMAGES = 32  # below this a warning: the statistics of most layers are too thin
 MAX_IMAGES = 1000
@@ -51,6 +68,19 @@ _SYNTHETIC = {
     "pink": ("1/f noise", pink_noise),
     "gaussian": ("Gaussian noise", gaussian_noise),
 }
+
+
+@runtime_checkable
+class Indexed(Protocol):
+    """Single images by number, as a Dataset has them."""
+
+    def __len__(self) -> int:
+        """How many images."""
+        ...
+
+    def __getitem__(self, row: int, /) -> Any:
+        """An image, with a class number or without."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -80,8 +110,22 @@ class Images:
         return [*self.warnings, *few_classes(self.source, self.classes, outputs)]
 
 
+# Any source of images; the text at the top of this file describes each.
+Data: TypeAlias = (
+    Tensor
+    | np.ndarray
+    | tuple[Any, Any]
+    | Iterable[Any]
+    | Indexed
+    | str
+    | Path
+    | Images
+    | ImageStream
+)
+
+
 def load_images(
-    data: Any,
+    data: Data,
     *,
     preprocess: Transform | None = None,
     max_images: int | None = MAX_IMAGES,
@@ -124,7 +168,7 @@ def load_images(
 
 
 def open_images(
-    data: Any,
+    data: Data,
     *,
     preprocess: Transform | None = None,
     max_images: int | None = None,
@@ -149,7 +193,7 @@ class _Source:
     seed: int
     labelled: bool
 
-    def read(self, data: Any, name: str = "") -> ImageStream:
+    def read(self, data: Data, name: str = "") -> ImageStream:
         if isinstance(data, ImageStream):
             return data
         if isinstance(data, Images):
@@ -157,11 +201,12 @@ class _Source:
         if isinstance(data, str | Path):
             return self._path(str(data))
         if isinstance(data, np.ndarray):
-            data = _tensor(data)
+            data = as_tensor(data)
         if isinstance(data, Tensor):
             return self._array(data, None, name or "tensor")
-        if isinstance(data, tuple) and _is_pair(data) and (self.labelled or _is_labels(data[1])):
-            return self._array(_tensor(data[0]), _tensor(data[1]), name or "tensors")
+        if is_pair(data):
+            labels = as_tensor(data[1]) if self.labelled else None
+            return self._array(as_tensor(data[0]), labels, name or "tensors")
         name = name or type(data).__name__
         if _is_indexed(data):
             return self._batches(lambda: (data[i] for i in range(len(data))), name, single=True)
@@ -239,9 +284,9 @@ class _Source:
                 f"{path} holds the arrays {', '.join(arrays) or 'none'}, expected one named "
                 "'images' (and, for evaluation, 'labels'): save it with np.savez(images=...)"
             )
-        labels = arrays.get("labels")
-        tensor = _tensor(images)
-        return self._array(tensor, None if labels is None else _tensor(labels), str(path))
+        labels = arrays.get("labels") if self.labelled else None
+        tensor = as_tensor(images)
+        return self._array(tensor, None if labels is None else as_tensor(labels), str(path))
 
     def _array(self, images: Tensor, labels: Tensor | None, name: str) -> ImageStream:
         """An array in memory; bytes become inputs a few at a time."""
@@ -250,58 +295,25 @@ class _Source:
             raise DataError(
                 f"{name} has shape {tuple(images.shape)}, expected a batch such as (N, C, H, W)"
             )
-        _check_labels(images, labels, name)
-        self._check_kind(images, name)
+        check_labels(images, labels, name)
+        check_kind(images, self.preprocess, name)
         rows, notes = self._choice(len(images))
-        numbers = labels.long() if labels is not None and self.labelled else None
+        numbers = None if labels is None else labels.long()
 
         def parts() -> Iterator[Part]:
             for chosen in rows.split(BATCH) if len(rows) else ():
                 low, high = int(chosen[0]), int(chosen[-1]) + 1
                 at = slice(low, high) if high - low == len(chosen) else chosen  # a slice is no copy
-                inputs = self._inputs(_rows(images, at), name)
+                inputs = as_inputs(rows_of(images, at), self.preprocess, name)
                 yield Part(name, inputs, None if numbers is None else numbers[at])
 
         return ImageStream(
             source=name,
             parts=parts,
             notes=notes,
-            warnings=self._unscaled() if images.dtype in _PIXELS else [],
+            warnings=self._unscaled() if images.dtype in PIXELS else [],
             constant=images.is_floating_point(),
         )
-
-    def _check_kind(self, images: Tensor, name: str) -> None:
-        """Raises where numbers are neither inputs nor pixels, or cannot be preprocessed."""
-        if images.dtype in _PIXELS:
-            return
-        if not images.is_floating_point():
-            kind = str(images.dtype).removeprefix("torch.")
-            raise DataError(
-                f"{name} holds {kind}, whose range is not known, expected floats (preprocessed), "
-                "or pixels in uint8 (0 to 255) or uint16 (0 to 65535): convert it to one of these"
-            )
-        if self.preprocess is not None and not isinstance(self.preprocess, ModelPreprocess):
-            raise DataError(
-                f"{name} holds floats, which count as preprocessed, and a preprocess was given, "
-                "expected one or the other: pass uint8 images or leave the preprocess out"
-            )
-
-    def _inputs(self, images: Tensor, name: str) -> Float[Tensor, "batch ..."]:
-        """Floats as they are; pixels (N, C, H, W), (N, H, W, C) or (N, H, W) preprocessed."""
-        self._check_kind(images, name)
-        if images.is_floating_point():
-            return images.detach().float()
-        if images.dim() == 3:
-            images = images.unsqueeze(-1)
-        elif images.dim() == 4 and images.shape[1] in (1, 3):
-            images = images.permute(0, 2, 3, 1)
-        if images.dim() != 4 or images.shape[-1] not in (1, 3):
-            raise DataError(
-                f"{name} has shape {tuple(images.shape)} in {images.dtype}, expected "
-                "(N, 3, H, W), (N, H, W, 3) or one channel"
-            )
-        preprocess = self.preprocess or Preprocess(channels=images.shape[-1])
-        return torch.stack([_from_pixels(preprocess, image, name) for image in images])
 
     def _batches(
         self, batches: Callable[[], Iterable], name: str, single: bool = False
@@ -336,10 +348,10 @@ class _Source:
             _add(warnings, *self._unscaled())
             images = self._preprocessed(found.images, source)
         else:
-            array = _tensor(found.images)
-            if array.dtype in _PIXELS:
+            array = as_tensor(found.images)
+            if array.dtype in PIXELS:
                 _add(warnings, *self._unscaled())
-            images = _own(self._inputs(array, source), array)
+            images = own_memory(as_inputs(array, self.preprocess, source), array)
         labels = found.labels if self.labelled else None
         return Part(name, images, None if labels is None else labels.clone())
 
@@ -389,26 +401,6 @@ class _Source:
         return chosen, [f"{self.max_images} of {count} images, chosen with seed {self.seed}"]
 
 
-def _from_pixels(
-    preprocess: Transform, image: Shaped[Tensor, "height width chan"], name: str
-) -> Tensor:
-    """An image of pixels in 8 or 16 bits or of bools, through a preprocess."""
-    pixels = image.cpu().numpy()
-    if pixels.dtype == np.bool_:
-        pixels = pixels.astype(np.uint8) * 255
-    if pixels.dtype == np.uint16 and isinstance(preprocess, Preprocess):
-        return preprocess.from_unit(pixels.astype(np.float64) / 65535)
-    if pixels.dtype == np.uint16 and pixels.shape[-1] == 3:
-        raise DataError(
-            f"{name} holds RGB in 16 bits, which PIL images cannot hold for a preprocess of your "
-            "own, expected 8 bits: use secateur.Preprocess, or pass preprocessed floats"
-        )
-    picture = Image.fromarray(
-        np.ascontiguousarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
-    )
-    return apply(preprocess, picture, f"an image of {name}")
-
-
 @dataclass
 class _Replay:
     """What an iterator gives, as often as it is asked for; each item is kept."""
@@ -441,13 +433,6 @@ def _guarded(batches: Callable[[], Iterable], name: str) -> Iterator:
         ) from error
 
 
-def _rows(images: Tensor, at: slice | Tensor) -> Tensor:
-    """Some images; of uint16 by NumPy, for PyTorch cannot choose among them."""
-    if isinstance(at, slice) or images.dtype != torch.uint16:
-        return images[at]
-    return torch.from_numpy(images.cpu().numpy()[at.numpy()])
-
-
 def _stream_of(images: Images) -> ImageStream:
     """Images at hand, batch by batch."""
     return ImageStream(
@@ -465,50 +450,14 @@ def _is_about_labels(warning: str) -> bool:
     return warning.startswith(_NO_LABELS)
 
 
-def _own(inputs: Tensor, given: Tensor) -> Tensor:
-    """Inputs in memory of their own: a loader may write its next batch where this one lies."""
-    same = inputs.untyped_storage().data_ptr() == given.untyped_storage().data_ptr()
-    return inputs.clone() if same else inputs
-
-
 def _add(remarks: list[str], *new: str) -> None:
     """Each remark once, however often a source is read."""
     remarks += [remark for remark in new if remark not in remarks]
 
 
-def _is_indexed(data: Any) -> bool:
+def _is_indexed(data: Any) -> TypeGuard[Indexed]:
     """Whether data are single samples by number: a Dataset, or an object like one."""
     if isinstance(data, torch.utils.data.IterableDataset):
         return False
     like = hasattr(data, "__getitem__") and hasattr(data, "__len__")
     return isinstance(data, torch.utils.data.Dataset) or (like and not isinstance(data, Iterable))
-
-
-def _is_labels(value: Any) -> bool:
-    """Whether the second of a pair holds one class number per image."""
-    whole = isinstance(value, Tensor | np.ndarray) and value.ndim == 1
-    return whole and "int" in str(value.dtype)
-
-
-def _is_pair(data: Any) -> bool:
-    return isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data[1], str)
-
-
-def _tensor(value: Any) -> Tensor:
-    try:
-        return value if isinstance(value, Tensor) else torch.as_tensor(np.ascontiguousarray(value))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(
-            f"got an array of {getattr(value, 'dtype', type(value).__name__)}, expected numbers: "
-            "save images as float32 or uint8 and labels as integers"
-        ) from error
-
-
-def _check_labels(images: Tensor, labels: Tensor | None, name: str) -> None:
-    if labels is None:
-        return
-    if labels.shape != (len(images),) or labels.is_floating_point():
-        raise DataError(
-            f"{name} has labels of shape {tuple(labels.shape)} and type {labels.dtype} for "
-            f"{len(images)} images, expected one class number per image"
-        )

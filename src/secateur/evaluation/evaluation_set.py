@@ -13,16 +13,18 @@ from torch import Tensor, nn
 
 from secateur.data.batches import class_numbers, in_words
 from secateur.data.preprocess import Transform
-from secateur.data.sources import open_images
+from secateur.data.sources import Data, open_images
 from secateur.data.streams import BATCH, ImageStream
 from secateur.errors import DataError, ModelError, SecateurWarning
 from secateur.evaluation.inference import answer
 from secateur.evaluation.metrics import Evaluation, check_labels, compare, one_answer
+from secateur.frontends.hubs import own_preprocess
+from secateur.frontends.loading import read_network
 
 
 def evaluate(
     model: nn.Module | str | Path | Any,
-    images: Any,
+    data: Data,
     labels: Int[Tensor, " batch"] | Any = None,
     *,
     reference: nn.Module | str | Path | Any = None,
@@ -47,12 +49,13 @@ def evaluate(
         model: a module, run in eval mode (its mode is restored), an ONNX model (a path or an
             `onnx.ModelProto`), run by ONNX Runtime, or the path of an OpenVINO file (.xml), run
             by OpenVINO.
-        images: preprocessed inputs, a DataLoader or any other source as for `prune`. They are read
-            batch by batch and need not fit into memory.
+        data: images from any source as for `prune` (`secateur.Data`), with labels if it has them.
+            They are read batch by batch and need not fit into memory.
         labels: class numbers; None = those of the source. Without any, a reference is needed.
         reference: the network to compare with.
         batch_size: images per forward pass.
-        preprocess: from images to inputs, see `Preprocess`; for folders and uint8 data.
+        preprocess: from images to inputs, see `Preprocess`; for folders and uint8 data. None =
+            what a network from a hub prescribes; no preprocessing for any other network.
 
     Raises:
         DataError: there are neither labels nor a reference, the numbers of labels and images
@@ -62,10 +65,12 @@ def evaluate(
         MissingExtraError: the runtime of the model is not installed.
     """
     numbers = None if labels is None else label_numbers(labels)
-    if numbers is not None and isinstance(images, Tensor | np.ndarray):
-        _check_count(numbers, len(images))
-    stream = open_images(images, preprocess=preprocess, labelled=labels is None)
-    models = [model] if reference is None else [model, reference]
+    if numbers is not None and isinstance(data, Tensor | np.ndarray):
+        _check_count(numbers, len(data))
+    models = [read_network(of) for of in (model, reference) if of is not None]
+    if preprocess is None:
+        preprocess = next(filter(None, map(own_preprocess, models)), None)
+    stream = open_images(data, preprocess=preprocess, labelled=labels is None)
     answers = answer(
         models, stream, batch_size=batch_size, needs_labels=numbers is reference is None
     )

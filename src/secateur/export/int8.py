@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from secateur.data.preprocess import Transform
+from secateur.data.sources import MAX_IMAGES, Data, load_images
 from secateur.errors import ModelError, OptionError, SecateurWarning
 from secateur.frontends import is_onnx, onnx_function, require_onnx
 from secateur.frontends.loading import read_model
@@ -48,7 +50,14 @@ class Quantized:
     notes: tuple[str, ...] = ()
 
 
-def quantize(model: Any, images: Tensor) -> Any:
+def quantize(
+    model: Any,
+    data: Data,
+    *,
+    preprocess: Transform | None = None,
+    max_images: int | None = MAX_IMAGES,
+    seed: int = 0,
+) -> Any:
     """Quantises an ONNX model to INT8, keeps every zero of its weights, and runs it once.
 
     Normalisations are folded into the convolutions before them first: integer convolutions need
@@ -65,7 +74,10 @@ def quantize(model: Any, images: Tensor) -> Any:
 
     Args:
         model: an `onnx.ModelProto` or the path of an .onnx file; not changed.
-        images: calibration images as the network takes them, (N, C, H, W); all are used.
+        data: calibration images, from any source as for `prune` (`secateur.Data`).
+        preprocess: from images to inputs, see `Preprocess`; for folders and uint8 data.
+        max_images: use at most this many images; None = all.
+        seed: seed of that choice.
 
     Returns:
         An `onnx.ModelProto` with integer weights, and QuantizeLinear and DequantizeLinear around
@@ -78,8 +90,9 @@ def quantize(model: Any, images: Tensor) -> Any:
 
     Cost: two forward passes, one image at a time.
     """
-    found = in_int8(model, images)
-    for note in found.notes:
+    images = load_images(data, preprocess=preprocess, max_images=max_images, seed=seed)
+    found = in_int8(model, images.tensor)
+    for note in (*images.warnings, *found.notes):
         warnings.warn(note, SecateurWarning, stacklevel=2)
     return found.model
 
