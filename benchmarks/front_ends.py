@@ -23,7 +23,7 @@ from torch import Tensor
 
 import secateur
 from secateur.export.files import save_onnx
-from secateur.frontends import named_tensors
+from secateur.frontends import open as open_model
 
 KEY = ("network", "sparsity", "images", "draw", "half", "test_images")
 COLUMNS = (
@@ -41,7 +41,7 @@ COLUMNS = (
 
 def equal_masks(first: secateur.PruneResult, second: secateur.PruneResult) -> float:
     """Share of the pruned layers' weights that are zero in both networks or in neither."""
-    tensors, others = named_tensors(first.model), named_tensors(second.model)
+    tensors, others = (open_model(of.model).tensors() for of in (first, second))
     names = [f"{layer.name}.weight" for layer in first.report.layers]
     same = sum(int(((tensors[name] == 0) == (of(others, name) == 0)).sum()) for name in names)
     return same / sum(tensors[name].numel() for name in names)

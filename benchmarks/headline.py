@@ -27,7 +27,7 @@ import secateur
 from secateur.data.sources import Images, open_images
 from secateur.evaluation.evaluation_set import EvaluationSet
 from secateur.evaluation.metrics import compare
-from secateur.frontends.loading import read_state
+from secateur.frontends.torch.checkpoints import read_state
 
 IMAGENET = secateur.Preprocess(
     size=224, resize=256, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)

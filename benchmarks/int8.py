@@ -26,8 +26,9 @@ from torch import Tensor
 import secateur
 from secateur.evaluation.inference import predict
 from secateur.evaluation.metrics import compare
-from secateur.export.files import as_onnx, save_int8, save_model, save_openvino
+from secateur.export.files import save_int8, save_model, save_openvino
 from secateur.export.int8 import check_zeros, quantize
+from secateur.frontends import open as open_model
 from secateur.frontends.onnx import layer_weights, read
 
 CASE = ("network", "sparsity", "images", "draw", "half", "test_images")
@@ -55,7 +56,7 @@ def measure(bench: Bench, case: dict[str, Any]) -> Iterator[dict[str, object]]:
     images = bench.subject.calibration(bench.folder, count=case["images"], draw=case["draw"])
     start = time.perf_counter()
     result = secateur.prune(bench.model, images, sparsity=case["sparsity"], progress=False)
-    pruned = as_onnx(result.model, images)
+    pruned = open_model(result.model).to_onnx(images)
     print(f"pruned in {time.perf_counter() - start:.0f} s", flush=True)
     makers: dict[str, Callable[[Path], dict[str, Any]]] = {
         "model.onnx": lambda path: _save(pruned, path, images),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import secateur
 from secateur.export.files import rehearse, save_model, save_onnx, save_safetensors
-from secateur.frontends import read
+from secateur.frontends.onnx import read
 
 NAMES = ["0.weight", "3.weight", "6.weight"]
 

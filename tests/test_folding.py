@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import secateur
 from secateur.export.files import save_onnx
-from secateur.frontends import with_parameters
+from secateur.frontends.torch.graph import with_parameters
 from secateur.network.folding import fold
 from secateur.network.graph import Graph
 from secateur.network.stream import Stream

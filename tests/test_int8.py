@@ -234,7 +234,7 @@ def test_what_no_scale_makes_run_is_one_sentence(images, monkeypatch) -> None:
     def refuses(model, example):
         raise secateur.ModelError("no such kernel")
 
-    monkeypatch.setattr("secateur.export.int8.onnx_function", refuses)
+    monkeypatch.setattr("secateur.frontends.onnx.frontend.OnnxFrontend.running", refuses)
     with pytest.raises(
         secateur.ModelError, match=r"INT8 does not run \(no such kernel\), expected"
     ):

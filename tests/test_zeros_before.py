@@ -13,8 +13,8 @@ from test_allocations import fitted_allocations
 from torch import Tensor, nn
 
 import secateur
+from secateur import frontends
 from secateur.core.methods import ADMM, METHODS, AdamCalibration
-from secateur.export.files import as_onnx
 from secateur.pruning.allocations import ALLOCATIONS, Budget
 from secateur.pruning.allocations.uniform import FittedUniform
 from secateur.pruning.reconstruction import BlockReconstruction
@@ -124,7 +124,7 @@ def test_column_blocks_and_alignment_fill_no_zero() -> None:
 
 def test_onnx_files_keep_their_zeros_too() -> None:
     onnx = pytest.importorskip("onnx")
-    model = as_onnx(network_with(0.6), IMAGES)
+    model = frontends.open(network_with(0.6)).to_onnx(IMAGES)
     result = pruned(model, sparsity=0.3, method="least-squares")
     arrays = [
         {of.name: onnx.numpy_helper.to_array(of) for of in one.graph.initializer}

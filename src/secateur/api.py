@@ -15,12 +15,10 @@ from secateur.core.patterns import Pattern, PatternName
 from secateur.data.preprocess import Transform
 from secateur.data.sources import MAX_IMAGES, Data, open_images
 from secateur.errors import ModelError, OptionError, SecateurWarning
-from secateur.export.files import CHECKED_IMAGES, as_onnx, rehearse
+from secateur.export.files import CHECKED_IMAGES, rehearse
 from secateur.export.int8 import Precision, Quantized, check_kind, in_int8
-from secateur.frontends import device_of, input_shape, trace
+from secateur.frontends import open as open_model
 from secateur.frontends.first_runs import one_first_run
-from secateur.frontends.hubs import own_input_shape
-from secateur.frontends.loading import read_model
 from secateur.network.samples import Samples
 from secateur.options import Options
 from secateur.pruning.allocations import Allocation, AllocationName
@@ -137,13 +135,13 @@ def prune(
     Memory: the values at the widest cut for all images, twice; see `secateur.pruning.walk`.
     """
     options = _options(locals())
-    model = read_model(model)
-    check_kind(quantize, model)
+    network = open_model(model)
+    check_kind(quantize, network)
     with telling(progress) as teller:
-        job = prepare(model, data, options, evaluation, teller=teller)
+        job = prepare(network, data, options, evaluation, teller=teller)
         if quantize is not None:
             teller.step("trying INT8 on the dense network")
-            rehearse(model, job.images.tensor, int8=True)
+            rehearse(network, job.images.tensor, int8=True)
             job.watch.lap("quantize")
         job = job.measure()
         walked, target, search = job.carry_out()
@@ -151,13 +149,13 @@ def prune(
         job.watch.lap("walk")
         teller.step("measuring what the steps have contributed")
         steps = job.run.account(walked, target, job.original, job.aligned)
-        found = step_reports(model, steps, job.run.samples.only(), walked.dense, job.evaluation_set)
+        found = step_reports(network, steps, job.run.samples, walked.dense, job.evaluation_set)
         job.watch.lap("steps")
         exported, integers, missing = None, Quantized(model=None), {}
         if quantize is not None:
             teller.step("quantising to INT8")
             try:
-                exported = as_onnx(pruned, job.images.tensor)
+                exported = pruned.to_onnx(job.images.tensor)
                 integers = in_int8(exported, job.images.tensor)
             except ModelError as error:  # the pruned network is there all the same
                 missing["int8"] = str(error)
@@ -169,7 +167,7 @@ def prune(
     for warning in report.warnings:
         warnings.warn(warning, SecateurWarning, stacklevel=2)
     return PruneResult(
-        model=pruned,
+        model=pruned.model,
         report=report,
         images=job.images.tensor if quantize else job.images.tensor[:CHECKED_IMAGES].clone(),
         steps=steps,
@@ -225,12 +223,12 @@ def plan(
     Cost: that of the allocation; next to nothing for allocations that look at weights only.
     """
     options = _options(locals())
-    model = read_model(model)
-    check_kind(quantize, model)
+    network = open_model(model)
+    check_kind(quantize, network)
     if evaluation is not None:
         next(open_images(evaluation, preprocess=preprocess).batches())
     with telling(progress) as teller:
-        job = prepare(model, data, options, search=False, teller=teller)
+        job = prepare(network, data, options, search=False, teller=teller)
         for warning in job.warnings:
             warnings.warn(warning, SecateurWarning, stacklevel=2)
         return make_plan(job.measure(job.run.measured).run)
@@ -264,13 +262,13 @@ def inspect(
         ModelError: the model cannot be exported or run with such an input.
     """
     check_device(device)
-    model = read_model(model)
+    network = open_model(model)
     if shape is None:
-        shape = own_input_shape(model) or input_shape(model)
+        shape = network.input_shape
     if not shape or any(size < 1 for size in shape):
         raise OptionError(f"shape is {tuple(shape)}, expected positive sizes such as (3, 224, 224)")
-    example = torch.zeros(2, *shape, device=device or device_of(model))
-    return Inspection.of(trace(model, Samples({"images": example})))
+    example = torch.zeros(2, *shape, device=device or network.device)
+    return Inspection.of(network.trace(Samples({"images": example})))
 
 
 @one_first_run()
@@ -326,7 +324,7 @@ def sweep(
     targets = [Sparsity(value) for value in sorted(set(check_sparsities(sparsities)))]
     options = _options({**arguments, "sparsity": targets[0].value})
     with telling(progress) as teller:
-        job = prepare(read_model(model), data, options, evaluation, teller=teller)
+        job = prepare(open_model(model), data, options, evaluation, teller=teller)
         job = job.measure(job.visits(targets))
         reports = [job.report_at(target) for target in targets]
     result = Sweep.of(reports, [of.value for of in targets], job.watch.seconds)

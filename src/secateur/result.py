@@ -15,17 +15,15 @@ from secateur.errors import IncompleteError, ModelError, OptionError, SecateurWa
 from secateur.evaluation.evaluation_set import EvaluationSet
 from secateur.evaluation.metrics import percent_text
 from secateur.export.files import (
-    as_onnx,
+    ONNX_WRITERS,
     differs,
     far_off,
     save_int8,
-    save_model,
-    save_onnx,
     save_openvino,
     save_safetensors,
 )
 from secateur.export.int8 import recurrent_note
-from secateur.frontends import is_onnx, named_tensors, read, with_parameters
+from secateur.frontends import open as open_model
 from secateur.frontends.first_runs import one_first_run
 from secateur.frontends.openvino.runtime import read_ir
 from secateur.frontends.torch.exported_programs import program_of, save_program
@@ -72,7 +70,7 @@ class PruneResult:
         if step not in self.steps:
             known = ", ".join(self.steps) or "none, for the recipe has a single step"
             raise OptionError(f"no step {step!r}, expected one of: {known}")
-        return with_parameters(self.model, self.steps[step])
+        return open_model(self.model).edited(self.steps[step]).model
 
     @property
     def is_quantized(self) -> bool:
@@ -130,8 +128,8 @@ class PruneResult:
                 "int8 is True, but prune made no INT8 network, expected one: call prune with "
                 'quantize="int8"'
             )
-        of_onnx, is_program = is_onnx(self.model), program_of(self.model) is not None
-        names = file_names(of_onnx, is_program, onnx=onnx, openvino=openvino, int8=int8)
+        own, is_program = open_model(self.model).suffix, program_of(self.model) is not None
+        names = file_names(own, is_program, onnx=onnx, openvino=openvino, int8=int8)
         check_folder(Path(out), [*names, REPORT, PAGE], overwrite=overwrite)
         with (
             telling(progress) as teller,
@@ -151,17 +149,15 @@ class PruneResult:
         return written
 
 
-def file_names(
-    of_onnx: bool, is_program: bool, *, onnx: bool, openvino: bool, int8: bool
-) -> list[str]:
+def file_names(own: str, is_program: bool, *, onnx: bool, openvino: bool, int8: bool) -> list[str]:
     """The files of a network, beside its report; the first one must not fail.
 
     Args:
-        of_onnx: whether the network is an ONNX model.
+        own: the ending of the file that the network itself is saved as.
         is_program: whether it came in a .pt2 file.
         onnx, openvino, int8: as for `PruneResult.save`.
     """
-    names = [ONNX] if of_onnx else [WEIGHTS, *([ONNX] if onnx else [])]
+    names = list(dict.fromkeys([f"model{own}", *[ONNX] * onnx]))
     names += [PROGRAM] * is_program + [INT8] * int8 + [IR] * openvino
     return names + [INT8_IR] * (openvino and int8)
 
@@ -194,22 +190,23 @@ def _write(
 def _writers(result: PruneResult, folder: Path) -> dict[str, Callable[[Path], dict[str, Any]]]:
     """How each file is written, by its name; each gives what was found out about it."""
     images, parameters = result.images, _pruned_parameters(result)
+    network = open_model(result.model)
 
     def exported() -> Any:
         if (folder / ONNX).exists():
-            return read(folder / ONNX)
-        return as_onnx(result.model, images) if result.exported is None else result.exported
+            return open_model(folder / ONNX).model
+        return network.to_onnx(images) if result.exported is None else result.exported
 
     def write_int8(path: Path) -> dict[str, Any]:
         if result.quantized is None:
             raise ModelError(result.missing["int8"])
         return save_int8(result.quantized, path, images, exported())
 
-    save = save_model if is_onnx(result.model) else save_onnx
+    write_onnx = ONNX_WRITERS[network.suffix]
     return {
         WEIGHTS: lambda path: save_safetensors(result.model, path, parameters),
         PROGRAM: lambda path: save_program(result.model, path),
-        ONNX: lambda path: save(result.model, path, images, parameters),
+        ONNX: lambda path: write_onnx(result.model, path, images, parameters),
         INT8: write_int8,
         IR: lambda path: _write_openvino(result, exported(), path, None),
         INT8_IR: lambda path: _write_openvino(result, exported(), path, images),
@@ -264,6 +261,6 @@ def _add(remarks: list[str], remark: str) -> None:
 
 
 def _pruned_parameters(result: PruneResult) -> list[str]:
-    tensors = named_tensors(result.model)
+    tensors = open_model(result.model).tensors()
     names = (layer.name for layer in result.report.layers)
     return [name if name in tensors else f"{name}.weight" for name in names]

@@ -16,8 +16,7 @@ from secateur.data.streams import ImageStream
 from secateur.errors import DataError, OptionError
 from secateur.evaluation.evaluation_set import EvaluationSet
 from secateur.evaluation.metrics import Evaluation, one_answer
-from secateur.frontends import device_of, saved_tensors, trace, with_parameters
-from secateur.frontends.hubs import own_preprocess
+from secateur.frontends import Frontend
 from secateur.network import judging
 from secateur.network.folding import fold
 from secateur.network.graph import Graph
@@ -96,7 +95,7 @@ class Job:
     """
 
     options: Options
-    model: Any
+    model: Frontend
     images: Images
     evaluation_set: EvaluationSet | None
     search_set: EvaluationSet | None
@@ -137,9 +136,9 @@ class Job:
             notes.append(walked.reconstruction.note())
         return [*notes, *walked.notes]
 
-    def network(self, walked: WalkResult) -> Any:
+    def network(self, walked: WalkResult) -> Frontend:
         """The network with what a walk has changed."""
-        return with_parameters(self.model, {**self.aligned.changes, **walked.changes})
+        return self.model.edited({**self.aligned.changes, **walked.changes})
 
     def evaluations(self, pruned: Any, int8: Any = None) -> dict[str, Evaluation]:
         """The networks on the evaluation data; none where there are no such data."""
@@ -150,7 +149,7 @@ class Job:
 
     def report(
         self,
-        pruned: Any,
+        pruned: Frontend,
         walked: WalkResult,
         evaluation: dict[str, Evaluation],
         *,
@@ -224,7 +223,7 @@ class Job:
             ),
         )
 
-    def _lost(self, sparsity: float, network: Any) -> Try:
+    def _lost(self, sparsity: float, network: Frontend) -> Try:
         assert self.search_set is not None
         found = self.search_set.evaluate(network)
         if found.drop is not None and found.drop_error is not None:
@@ -235,7 +234,7 @@ class Job:
 
 
 def prepare(
-    model: Any,
+    model: Frontend,
     data: Data,
     options: Options,
     evaluation: Data | None = None,
@@ -259,7 +258,7 @@ def prepare(
     watch = Stopwatch(teller)
     watch.begin("reading the images")
     if options.preprocess is None:
-        options = replace(options, preprocess=own_preprocess(model))
+        options = replace(options, preprocess=model.preprocess)
     how, target = options.recipe, options.target
     sampling = Sampling(max_columns=options.max_columns, seed=options.seed)
     images = load_images(
@@ -273,10 +272,10 @@ def prepare(
         judged = open_images(held_back)
     watch.lap("data")
 
-    samples = Samples({"images": images.tensor}).to(options.device or device_of(model))
+    samples = Samples({"images": images.tensor}).to(options.device or model.device)
     samples = samples.map(to_channels_last).map(_ordinary)
     watch.begin("tracing the network")
-    traced = trace(model, samples.select(slice(2)))
+    traced = model.trace(samples.select(slice(2)))
     samples = samples.named(traced.inputs)
     original = judging.judged(traced, samples)
     watch.lap("trace")
@@ -313,7 +312,7 @@ def prepare(
         samples=samples,
         layers=layers,
         target=target,
-        costs=Costs.of(graph.layers, layers, saved_tensors(model)),
+        costs=Costs.of(graph.layers, layers, model.saved_tensors()),
         recipe=how,
         sampling=sampling,
         chunk=chunk,

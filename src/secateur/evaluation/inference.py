@@ -17,10 +17,7 @@ from torch.utils._pytree import tree_leaves
 from secateur.core.distance import is_scores
 from secateur.data.streams import BATCH, ImageStream
 from secateur.errors import DataError, ModelError, OptionError, SecateurError
-from secateur.frontends import device_of, is_onnx, onnx_function
-from secateur.frontends.loading import read_network
-from secateur.frontends.openvino.runtime import IR
-from secateur.network.layout import to_channels_last
+from secateur.frontends import open_to_run
 from secateur.network.rows import RowsFirst, judged_output
 
 
@@ -137,8 +134,7 @@ def running(model: Any, example: Tensor) -> Iterator[Callable[[Tensor], Tensor]]
         model: as for `evaluate`.
         example: one image or two.
     """
-    model = model if isinstance(model, IR) else read_network(model)
-    with _forward(model, example) as forward:
+    with open_to_run(model).running(example) as forward:
         chosen: list[int] = []  # the output that counts, once for all
 
         def output(images: Tensor) -> Any:
@@ -170,47 +166,6 @@ def running(model: Any, example: Tensor) -> Iterator[Callable[[Tensor], Tensor]]
         yield run
 
 
-@contextmanager
-def _forward(model: Any, example: Tensor) -> Iterator[Callable[[Tensor], Any]]:
-    """A model as a function from images to whatever it returns."""
-    if isinstance(model, IR):
-        yield model
-        return
-    if is_onnx(model):
-        yield onnx_function(model, example)
-        return
-    device = device_of(model)
-    layouts = (to_channels_last, Tensor.contiguous)
-    ways = [(kind, layout) for kind in input_kinds(model) for layout in layouts]
-
-    def run(images: Tensor) -> Any:
-        images, failure = images.to(device), None
-        for tried, (kind, layout) in enumerate(ways):
-            try:
-                output = model(layout(images.to(kind)))
-            except RuntimeError as error:  # it may view values as only one layout allows
-                failure = failure or error
-            else:
-                del ways[:tried]
-                return output
-        assert failure is not None
-        raise failure
-
-    with _eval_mode(model):
-        yield run
-
-
-def input_kinds(model: nn.Module) -> list[torch.dtype]:
-    """The types that a module's input may have, to be tried in their order.
-
-    That of its floating-point parameters, where they are all of one type. Where they are not (the
-    body in half precision, normalisations in float32, a table in float64), float32 and then
-    theirs: which of them meets the input, only running the module tells.
-    """
-    kinds = {of.dtype: None for of in model.parameters() if of.is_floating_point()}
-    return list(kinds if len(kinds) == 1 else {torch.float32: None, **kinds})
-
-
 def _tensors(output: Any) -> list[Tensor]:
     """All tensors of what a model returns, or its `logits`."""
     leaves = tree_leaves(getattr(output, "logits", output))
@@ -237,14 +192,3 @@ def _with_rows(found: Any, count: int) -> Tensor:
             "returns that"
         )
     return found.float().cpu()
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +17,12 @@ from secateur.errors import ModelError
 from secateur.evaluation.inference import NoRowsError, first_output
 from secateur.evaluation.metrics import output_error
 from secateur.export.int8 import check_zeros, in_int8, parts, quantized
-from secateur.frontends import (
-    is_onnx,
-    named_tensors,
-    onnx_function,
-    output_difference,
-    read,
-    require_onnx,
-    trace,
-)
+from secateur.frontends import open as open_model
 from secateur.frontends.openvino.runtime import as_ir, batch_of, ir_weights, read_ir, write_ir
-from secateur.frontends.torch.modules import copy_module
-from secateur.frontends.torch.program import TRACING
-from secateur.network.rows import RowsFirst, judged_output
+from secateur.frontends.torch.modules import copy_module, named_tensors
+from secateur.frontends.torch.onnx_export import write_onnx
 from secateur.network.samples import Samples
-from secateur.support.loggers import quiet
+from secateur.support.extras import require_onnx
 
 CHECKED_IMAGES = 8  # on which a file is compared with the network
 _WARN_DIFFERENCE = 1e-3  # relative to the largest output
@@ -112,71 +100,14 @@ def save_onnx(
         MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
         ModelError: the exporter or ONNX Runtime refuses the module, or zeros were lost.
     """
-    onnx, runtime = require_onnx("writing ONNX", "onnxscript")
-    images = images[:CHECKED_IMAGES].cpu()
-    module = copy_module(model).eval().cpu()
-    dtype = _precision(module)
-    example = images[:2] if len(images) > 1 else torch.cat([images, images])
-    large = sum(tensor.nbytes for tensor in module.state_dict().values()) > 1_800_000_000
-    try:
-        with TRACING, _quiet():
-            torch.onnx.export(
-                module,
-                (example.to(dtype),),
-                str(path),
-                dynamo=True,
-                external_data=large,
-                input_names=["input"],
-                output_names=["output"],
-                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
-                verbose=False,
-            )
-        onnx.checker.check_model(str(path))
-        options = runtime.SessionOptions()
-        options.log_severity_level = 4
-        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-        def run(part: Tensor) -> list[Tensor]:
-            arrays = session.run(None, {"input": part.to(dtype).numpy()})
-            return [torch.from_numpy(np.asarray(of)) for of in arrays]
-
-        number = judged_output(run, images)
-        found = RowsFirst(lambda part: run(part)[number])(images)
-    except OSError:
-        raise
-    except Exception as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        if dtype != torch.float32:
-            first = f"{first} (in float32, after net.float(), it may be)"
-        raise ModelError(
-            f"the pruned network cannot be written as ONNX: {first}; the other outputs do not "
-            "need it: leave out --onnx, or export the saved weights with your own settings"
-        ) from error
+    module, images = copy_module(model).eval().cpu(), images[:CHECKED_IMAGES].cpu()
+    found = write_onnx(module, path, images, open_model(model).precision)
     held = sum(entry.stat().st_size for entry in path.parent.glob(f"{path.name}*"))
     return {
         "bytes": held,
         **_difference(found.float(), _judged(module, images)),
-        "zeros": _check_zeros(onnx, path, named_tensors(module), parameters),
+        "zeros": _check_zeros(path, named_tensors(module), parameters),
     }
-
-
-def as_onnx(model: Any, images: Float[Tensor, "batch ..."]) -> Any:
-    """A network as an `onnx.ModelProto`: itself, or what `save_onnx` makes of a module.
-
-    Args:
-        model: a module or an `onnx.ModelProto`.
-        images: some inputs.
-
-    Raises:
-        MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
-        ModelError: the exporter or ONNX Runtime refuses the module, or it is over 2 GB.
-    """
-    if is_onnx(model):
-        return model
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        save_onnx(model, path, images, [])
-        return read(path)
 
 
 def rehearse(
@@ -202,24 +133,20 @@ def rehearse(
 
     Cost: that of writing the files, but for the number of images.
     """
-    images = images[:2].cpu()
+    network, images = open_model(model), images[:2].cpu()
     if openvino or int8:
-        _check_float32(model, "OpenVINO" if openvino else "INT8")
+        _check_float32(network.precision, "OpenVINO" if openvino else "INT8")
+    try:
+        with network.running(images):  # an ONNX file's first run is not another library's
+            pass
+        if not (onnx or openvino or int8):
+            return
+        exported = network.to_onnx(images)
+    except ModelError:
+        network.trace(Samples({"images": images}))  # tells more, where the network is the reason
+        raise
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        try:
-            if is_onnx(model):
-                onnx_function(model, images)  # its first run is not another library's
-            elif onnx:
-                save_onnx(model, folder / "model.onnx", images, [])
-            if not (openvino or int8):
-                return
-            exported = as_onnx(model, images)
-        except ModelError:
-            trace(
-                model, Samples({"images": images})
-            )  # tells more, where the network itself is the reason
-            raise
         if openvino:
             save_openvino(exported, folder / "model.xml", images)
         if openvino and int8:
@@ -228,21 +155,14 @@ def rehearse(
             in_int8(exported, images)
 
 
-def _check_float32(model: Any, what: str) -> None:
-    """Raises ModelError for a module of another precision than the one that files are made from."""
-    dtype = torch.float32 if is_onnx(model) else _precision(model)
-    if dtype != torch.float32:
-        name = str(dtype).removeprefix("torch.")
+def _check_float32(precision: torch.dtype, what: str) -> None:
+    """Raises ModelError for weights of another precision than the one that files are made from."""
+    if precision != torch.float32:
+        name = str(precision).removeprefix("torch.")
         raise ModelError(
             f"the network's weights are {name}, expected float32 for {what}: pass the network in "
             f"float32 (net.float()), or leave out {what}"
         )
-
-
-def _precision(module: nn.Module) -> torch.dtype:
-    """The type of a module's first parameter of floats."""
-    floats = (p.dtype for p in module.parameters() if p.is_floating_point())
-    return next(floats, torch.float32)
 
 
 def save_int8(
@@ -263,7 +183,7 @@ def save_int8(
         ModelError: the file is refused by onnx.checker or ONNX Runtime, or a zero was lost.
     """
     path.write_bytes(model.SerializeToString())
-    held = read(path)
+    held = open_model(path).model
     found = _onnx_weights(held)
     return {
         "bytes": path.stat().st_size,
@@ -294,7 +214,7 @@ def save_openvino(
         MissingExtraError: openvino, onnx or, with `int8`, nncf is not installed.
         ModelError: OpenVINO or NNCF refuses the network, or a zero was lost.
     """
-    model = as_onnx(model, images)
+    model = open_model(model).to_onnx(images)
     made = as_ir(model)
     if int8 is not None:
         integers = quantized(made, parts(int8, batch_of(made)))
@@ -347,6 +267,12 @@ def _onnx_weights(model: Any) -> Any:
     return layer_weights(model)
 
 
+def _output_difference(model: Any, images: Tensor) -> tuple[float, float] | None:
+    from secateur.frontends.onnx import output_difference
+
+    return output_difference(model, images)
+
+
 def save_model(
     model: Any, path: Path, images: Float[Tensor, "batch ..."], parameters: Sequence[str]
 ) -> dict[str, Any]:
@@ -366,9 +292,9 @@ def save_model(
         ModelError: the file is refused by onnx.checker or ONNX Runtime, or a zero was lost.
     """
     path.write_bytes(model.SerializeToString())
-    held = read(path)
-    found = output_difference(held, images[:CHECKED_IMAGES])
-    before, after = named_tensors(model), named_tensors(held)
+    held = open_model(path)
+    found = _output_difference(held.model, images[:CHECKED_IMAGES])
+    before, after = open_model(model).tensors(), held.tensors()
     return {
         "bytes": path.stat().st_size,
         **(_told(*found) if found else {}),
@@ -380,10 +306,13 @@ def save_model(
     }
 
 
-def _check_zeros(
-    onnx: Any, path: Path, weights: Mapping[str, Tensor], pruned: Sequence[str]
-) -> int:
+# How a network is written as ONNX, by the ending of the file that it is saved as itself.
+ONNX_WRITERS = {".safetensors": save_onnx, ".onnx": save_model}
+
+
+def _check_zeros(path: Path, weights: Mapping[str, Tensor], pruned: Sequence[str]) -> int:
     """Zeros of the pruned weights; it raises where one is none in the file's initializers."""
+    onnx, _ = require_onnx("writing ONNX")
     initializers = onnx.load(str(path)).graph.initializer
     arrays = {
         entry.name: onnx.numpy_helper.to_array(entry, base_dir=str(path.parent))
@@ -405,11 +334,3 @@ def far_off(check: Mapping[str, Any]) -> bool:
     """
     figures = (check.get("output_error", 0.0), check.get("relative_difference", 0.0))
     return not any(figure <= _WARN_ERROR for figure in figures)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hides the exporter's own progress lines, logs and warnings about its internals."""
-    exporters = quiet("torch.onnx", "onnxscript", "onnx_ir", level=logging.ERROR)
-    with exporters, open(os.devnull, "w") as sink, redirect_stdout(sink):
-        yield

@@ -23,9 +23,9 @@ from torch import Tensor
 from secateur.data.preprocess import Transform
 from secateur.data.sources import MAX_IMAGES, Data, load_images
 from secateur.errors import ModelError, OptionError, SecateurWarning
-from secateur.frontends import is_onnx, onnx_function, require_onnx
-from secateur.frontends.loading import read_model
-from secateur.support.extras import require
+from secateur.frontends import Frontend
+from secateur.frontends import open as open_model
+from secateur.support.extras import require, require_onnx
 from secateur.support.loggers import quiet
 from secateur.support.signal_stack import kept_signal_stack
 
@@ -58,7 +58,7 @@ def quantize(
     max_images: int | None = MAX_IMAGES,
     seed: int = 0,
 ) -> Any:
-    """Quantises an ONNX model to INT8, keeps every zero of its weights, and runs it once.
+    """Quantises a network to INT8, keeps every zero of its weights, and runs it once.
 
     Normalisations are folded into the convolutions before them first: integer convolutions need
     the next quantisation directly behind them, and NNCF corrects only existing biases. A
@@ -73,7 +73,8 @@ def quantize(
         2500
 
     Args:
-        model: an `onnx.ModelProto` or the path of an .onnx file; not changed.
+        model: an `onnx.ModelProto`, the path of an .onnx file, or any other network that `prune`
+            takes, which is exported to ONNX first; not changed.
         data: calibration images, from any source as for `prune` (`secateur.Data`).
         preprocess: from images to inputs, see `Preprocess`; for folders and uint8 data.
         max_images: use at most this many images; None = all.
@@ -102,9 +103,7 @@ def in_int8(model: Any, images: Tensor) -> Quantized:
     require_onnx("quantising to INT8", extra="int8")
     from secateur.frontends import onnx as frontend
 
-    model = read_model(model)
-    if not is_onnx(model):
-        raise ModelError("the model is a torch.nn.Module, expected ONNX: pass the exported file")
+    model = open_model(model).to_onnx(images)
     plain = frontend.unshared(frontend.folded(frontend.upgraded(model)))
     name, batch = frontend.images_input(plain).name, frontend.declared_batch(plain)
     made = quantized(plain, [{name: part} for part in parts(images, batch)])
@@ -130,7 +129,8 @@ def _that_runs(made: Any, images: Tensor) -> tuple[Any, list[str]]:
     for everywhere in (False, True):
         found, layers = frontend.one_scale(made, everywhere=everywhere)
         try:
-            onnx_function(found, images)(images)
+            with open_model(found).running(images) as run:
+                run(images)
             return found, layers
         except ModelError as error:
             reason = error
@@ -211,12 +211,12 @@ def _lost(weights: np.ndarray, candidates: list[np.ndarray]) -> int:
     return min(missing, default=int(zeros.sum()))
 
 
-def check_kind(kind: Precision | None, model: Any) -> None:
-    """Tells before long work what would keep a model from being quantised.
+def check_kind(kind: Precision | None, network: Frontend) -> None:
+    """Tells before long work what would keep a network from being quantised.
 
     Args:
         kind: None = no quantisation.
-        model: a module, which has to be exported first, or an `onnx.ModelProto`.
+        network: a module has to be exported first.
 
     Raises:
         OptionError: any other kind.
@@ -226,8 +226,7 @@ def check_kind(kind: Precision | None, model: Any) -> None:
         names = ", ".join(map(repr, get_args(Precision)))
         raise OptionError(f"quantize is {kind!r}, expected {names} or None")
     if kind is not None:
-        more = [] if is_onnx(model) else ["onnxscript"]
-        require_onnx("quantising to INT8", *more, extra="int8")
+        require_onnx("quantising to INT8", *network.exporters, extra="int8")
         require_nncf()
 
 

@@ -1,18 +1,25 @@
-"""Networks by reference: files that hold one, functions that build one; and weights into them."""
+"""Models as they are given: objects, files that hold one, functions that build one; and weights.
+
+`open` turns any of them into a front-end; the others make a model of a reference.
+"""
 
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from secateur import frontends
 from secateur.errors import ModelError, OptionError
 from secateur.frontends.hubs import is_hub_name, load_from_hub
 from secateur.frontends.openvino.runtime import read_ir
+from secateur.frontends.protocol import Frontend, Runnable
 from secateur.frontends.torch.checkpoints import load_state, read_state
 from secateur.frontends.torch.exported_programs import read_program
+from secateur.frontends.torch.frontend import TorchFrontend
+from secateur.support.extras import require_onnx
 from secateur.support.file_kinds import (
     CHECKPOINT,
     IR,
@@ -30,9 +37,59 @@ _NETWORKS = "an .onnx or .pt2 file, file.py:callable, package.module:callable, t
 _WEIGHTS = "weights as .safetensors, .pt or .pth"
 
 
-def is_onnx_file(reference: str) -> bool:
-    """Whether a model is given as an ONNX file."""
-    return reference.lower().endswith(".onnx")
+def open(model: Any) -> Frontend:
+    """A network that is to be pruned, behind the front-end of its kind.
+
+    Args:
+        model: a module; an `onnx.ModelProto`; what `load_model` takes; or a front-end, which is
+            returned.
+
+    Raises:
+        ModelError: it is nothing of these or cannot be read, or a module has no weights yet (lazy,
+            or on the device meta) or is TorchScript.
+        OptionError: it is a file of weights only.
+        MissingExtraError: what its kind needs is not installed.
+    """
+    if isinstance(model, Frontend):
+        return model
+    if isinstance(model, str | Path):
+        kind = _network_kind(str(model))
+        if kind in (CHECKPOINT, SAFETENSORS):
+            _check_readable(kind, model)
+            raise OptionError(
+                f"{model} is {kind.what}, expected a torch.nn.Module or {_NETWORKS}: pass the "
+                "module, with these weights loaded"
+            )
+        if kind is ONNX:
+            return _onnx().read(model)
+        model = load_model(str(model))
+    if isinstance(model, nn.Module):
+        return TorchFrontend.of(model)
+    if isinstance(model, getattr(sys.modules.get("onnx"), "ModelProto", ())):
+        return _onnx().of(model)
+    raise ModelError(
+        f"the model is a {type(model).__name__}, expected a torch.nn.Module or the path of an "
+        ".onnx file: pass the module itself, with its weights loaded"
+    )
+
+
+def open_to_run(model: Any) -> Runnable:
+    """As `open`, but also of an OpenVINO `.xml` file, which can be run."""
+    if isinstance(model, Runnable):
+        return model
+    is_ir = isinstance(model, str | Path) and _network_kind(str(model)) is IR
+    return read_ir(model) if is_ir else open(model)
+
+
+def _onnx() -> Any:
+    """The front-end of ONNX models."""
+    require_onnx("reading an ONNX file")
+    return importlib.import_module("secateur.frontends.onnx.frontend").OnnxFrontend
+
+
+def saved_suffix(reference: str) -> str:
+    """The ending of the file that a network given like this is saved as, before it is read."""
+    return ".onnx" if reference.lower().endswith(".onnx") else TorchFrontend.suffix
 
 
 def is_program_file(reference: str) -> bool:
@@ -63,7 +120,7 @@ def load_model(reference: str, weights: str | Path | None = None) -> Any:
                 f"got the weights {weights} for {reference}, expected none, for an ONNX file has "
                 "its own: leave them out"
             )
-        return frontends.read(reference)
+        return _onnx().read(reference).model
     if kind is not None and kind is not PROGRAM:
         _check_readable(kind, reference)
         raise ModelError(kind.told(reference, _NETWORKS))
@@ -112,33 +169,6 @@ def load_network(reference: str, builder: str | None = None) -> Any:
     return load_model(builder, reference)
 
 
-def read_model(model: Any) -> Any:
-    """The network that is passed to a function of the library.
-
-    Args:
-        model: a module or an `onnx.ModelProto`, which are returned, or what `load_model` takes.
-
-    Raises: as `load_model`.
-    """
-    if not isinstance(model, str | Path):
-        return frontends.read(model)
-    kind = _network_kind(str(model))
-    if kind in (CHECKPOINT, SAFETENSORS):
-        _check_readable(kind, model)
-        raise OptionError(
-            f"{model} is {kind.what}, expected a torch.nn.Module or {_NETWORKS}: pass the module, "
-            "with these weights loaded"
-        )
-    found = load_model(str(model))
-    return found if frontends.is_onnx(found) else frontends.read(found)
-
-
-def read_network(model: Any) -> Any:
-    """As `read_model`, but also of an OpenVINO `.xml` file, which can be run."""
-    is_ir = isinstance(model, str | Path) and _network_kind(str(model)) is IR
-    return read_ir(model) if is_ir else read_model(model)
-
-
 def _network_kind(reference: str) -> FileKind | None:
     """The kind of the file that a network is given as; None where it is a reference to Python.
 
@@ -154,7 +184,7 @@ def _network_kind(reference: str) -> FileKind | None:
         raise ModelError(
             f"{reference[:200]} cannot be read ({error.strerror}), expected {_NETWORKS}: check it"
         ) from error
-    if kind is None and is_onnx_file(reference):
+    if kind is None and reference.lower().endswith(".onnx"):
         return ONNX  # its reader tells that there is none, or what is not installed
     if kind is None and kind_named(path) not in (None, PYTHON):
         raise ModelError(f"no such file: {path}, expected {_NETWORKS}: check the path")

@@ -17,11 +17,12 @@ from secateur.errors import ModelError
 from secateur.evaluation.evaluation_set import EvaluationSet
 from secateur.evaluation.inference import first_output
 from secateur.evaluation.metrics import Evaluation, compare
-from secateur.frontends import named_tensors, parameters, with_parameters
+from secateur.frontends import Frontend
 from secateur.hardware.layer_facts import LayerFacts
 from secateur.hardware.machine import Machine
 from secateur.hardware.requirements import requirements, survey
 from secateur.network.layers import Layer
+from secateur.network.samples import Samples
 from secateur.pruning.allocations import Curve
 from secateur.pruning.run import PruningRun
 from secateur.pruning.walk import LayerResult, WalkResult
@@ -33,7 +34,7 @@ from secateur.version import __version__
 
 
 def build_report(
-    pruned: Any,
+    pruned: Frontend,
     run: PruningRun,
     walked: WalkResult,
     images: Images,
@@ -47,7 +48,7 @@ def build_report(
     evaluation: dict[str, Evaluation],
 ) -> Report:
     """Puts together what a walk did; zeros are counted in the pruned model itself."""
-    tensors, asked = named_tensors(pruned), settings["target"]
+    tensors, asked = pruned.tensors(), settings["target"]
     curves = list(run.fitted_allocation.curves) or [None] * len(walked.results)
     layers = [
         _layer_report(result, tensors, curve)
@@ -62,7 +63,7 @@ def build_report(
     return Report(
         synthetic=images.synthetic,
         sparsity=sum(layer.zeros for layer in layers) / sum(layer.weights for layer in layers),
-        network_sparsity=_zero_share(parameters(pruned)),
+        network_sparsity=_zero_share(pruned.parameters()),
         macs_fraction=run.costs.macs.share(kept),
         bytes_fraction=run.costs.bytes.share(kept),
         requested=settings,
@@ -167,9 +168,9 @@ def _zero_share(tensors: Any) -> float:
 
 
 def step_reports(
-    model: Any,
+    model: Frontend,
     steps: Mapping[str, Mapping[str, Tensor]],
-    images: Tensor,
+    samples: Samples,
     dense: Tensor | None,
     evaluation_set: EvaluationSet | None = None,
 ) -> list[StepReport]:
@@ -178,21 +179,21 @@ def step_reports(
     Args:
         model: the dense network.
         steps: changed parameters after each step, by its name.
-        images: calibration inputs.
+        samples: calibration inputs.
         dense: the dense network's first output for them.
         evaluation_set: evaluation data, where there are any.
     """
     reports = []
     for name, changes in steps.items():
-        network = with_parameters(model, changes)
-        near = _near(None, network, images, dense)
+        network = model.edited(changes)
+        near = _near(None, network, samples.only(), dense)
         far = None if evaluation_set is None else evaluation_set.evaluate(network)
         reports.append(StepReport(name=name, calibration=near, evaluation=far))
     return reports
 
 
 def _near(
-    outputs: Tensor | None, network: Any, images: Tensor, dense: Tensor | None
+    outputs: Tensor | None, network: Frontend, images: Tensor, dense: Tensor | None
 ) -> Evaluation | None:
     """A network against the dense one's first output, from its own or from a forward pass.
 

@@ -25,3 +25,18 @@ def require(extra: str, purpose: str, *packages: str) -> list[Any]:
         except ImportError as error:
             raise MissingExtraError(error.name or package, extra, purpose) from error
     return found
+
+
+def require_onnx(purpose: str, *more: str, extra: str = "onnx") -> tuple[Any, Any]:
+    """The modules onnx and onnxruntime, with `more` packages at hand, or the install line.
+
+    Args:
+        purpose: what needs them, for the message.
+        more: names of packages.
+        extra: the one to name in the message, which installs all that `purpose` needs.
+
+    Raises:
+        MissingExtraError: one of them is not installed.
+    """
+    onnx, runtime, *_ = require(extra, purpose, "onnx", "onnxruntime", *more)
+    return onnx, runtime

@@ -19,9 +19,10 @@ from secateur.data.sources import load_images
 from secateur.errors import IncompleteError, OptionError
 from secateur.export.files import rehearse
 from secateur.export.int8 import check_kind, require_nncf
-from secateur.frontends import require_onnx, saved_tensors
+from secateur.frontends import Frontend
+from secateur.frontends import open as open_model
 from secateur.frontends.first_runs import one_first_run
-from secateur.frontends.loading import is_onnx_file, is_program_file, load_model
+from secateur.frontends.loading import is_program_file, load_model, saved_suffix
 from secateur.frontends.openvino.runtime import require_openvino
 from secateur.pruning.recipe import Recipe
 from secateur.pruning.targets import choose_target
@@ -37,6 +38,7 @@ from secateur.result import (
     PruneResult,
     file_names,
 )
+from secateur.support.extras import require_onnx
 from secateur.support.files import check_folder, check_space, rehearse_folder
 from secateur.support.progress import Teller, on_terminal
 
@@ -101,15 +103,15 @@ def _read(
     recipe: Recipe,
     preprocess: Preprocess | None,
     teller: Teller,
-) -> tuple[Any, Any, dict[str, Any]]:
+) -> tuple[Frontend, Any, dict[str, Any]]:
     """The network, the images, and the other arguments of `secateur.prune`.
 
     Args:
         files: that are to be written; the disk has to have room for them.
     """
     teller.step("loading the network")
-    network = load_model(asked.model, asked.weights)
-    preprocess = with_own(preprocess, network)
+    network = open_model(load_model(asked.model, asked.weights))
+    preprocess = with_own(preprocess, network.model)
     quantize = "int8" if asked.int8 else None
     check_kind(quantize, network)
     if asked.out is not None and files:
@@ -123,7 +125,7 @@ def _read(
 
 
 def _rehearse(
-    asked: options.Prune, files: Sequence[str], network: Any, images: Any, teller: Teller
+    asked: options.Prune, files: Sequence[str], network: Frontend, images: Any, teller: Teller
 ) -> None:
     """Writes the dense network in the formats that may fail, before the long work."""
     if {IR, INT8_IR} & {*files} or {WEIGHTS, ONNX} <= {*files}:
@@ -134,7 +136,7 @@ def _rehearse(
 def _files(asked: options.Prune) -> list[str]:
     """The network's files that will be written."""
     return file_names(
-        is_onnx_file(asked.model),
+        saved_suffix(asked.model),
         is_program_file(asked.model),
         onnx=asked.onnx,
         openvino=asked.openvino,
@@ -154,7 +156,7 @@ def _target(asked: options.Prune) -> dict[str, float | None]:
 def _require(asked: options.Prune) -> None:
     """Tells before long work what an option needs and the extra that installs it all."""
     formats = [name for name in ("openvino", "int8") if getattr(asked, name)]
-    formats = formats or ["onnx"] * (asked.onnx and not is_onnx_file(asked.model))
+    formats = formats or ["onnx"] * (asked.onnx and saved_suffix(asked.model) != ".onnx")
     if formats:
         purpose, extra = " ".join(f"--{name}" for name in formats), ",".join(formats)
         require_onnx(purpose, "onnxscript", extra=extra)
@@ -164,9 +166,9 @@ def _require(asked: options.Prune) -> None:
             require_nncf(purpose, extra=extra)
 
 
-def _least_bytes(network: Any, files: Sequence[str]) -> int:
+def _least_bytes(network: Frontend, files: Sequence[str]) -> int:
     """What the files of prune will hold at least: all weights each, a quarter of that in INT8."""
-    tensors = [tensor for tensor in saved_tensors(network).values() if not is_lazy(tensor)]
+    tensors = [tensor for tensor in network.saved_tensors().values() if not is_lazy(tensor)]
     size = sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())  # tied ones once
     quarters = len([name for name in files if name in (INT8, INT8_IR)])
     return (len(files) - quarters) * size + quarters * size // 4

@@ -5,6 +5,8 @@ OpenVINO is imported where it is needed; nothing else in the package knows it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import ModelError
+from secateur.frontends.protocol import Forward, Runnable
 from secateur.network.rows import RowsFirst, in_parts
 from secateur.support.extras import require
 from secateur.support.signal_stack import kept_signal_stack
@@ -26,7 +29,7 @@ _LAYERS = (
 )
 
 
-class IR:
+class IR(Runnable):
     """An OpenVINO model as a function from images to its first output, in float32.
 
     A fixed batch is kept to: images go through so many at a time, the last ones with copies.
@@ -48,6 +51,11 @@ class IR:
         self.model, self.batch = model, batch_of(model)
         self._run = compiled(model)
         self._rows = RowsFirst(self._part)
+
+    @contextmanager
+    def running(self, example: Tensor) -> Iterator[Forward]:
+        """Itself; see `Runnable.running`."""
+        yield self
 
     def __call__(self, images: Tensor) -> Tensor:
         """The first output, with a row for each image where it has any."""

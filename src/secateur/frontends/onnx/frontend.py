@@ -1,0 +1,89 @@
+"""An ONNX model behind the front-ends' common face."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from onnx import ModelProto
+from torch import Tensor
+
+from secateur.frontends.onnx import file, graph, signature
+from secateur.frontends.onnx.whole import Whole
+from secateur.frontends.protocol import Forward, Frontend
+from secateur.network.graph import Graph
+from secateur.network.samples import Samples
+
+
+@dataclass(frozen=True)
+class OnnxFrontend(Frontend):
+    """An `onnx.ModelProto`, run by ONNX Runtime; see `Frontend`."""
+
+    model: ModelProto
+    suffix = ".onnx"
+
+    @classmethod
+    def of(cls, model: ModelProto) -> OnnxFrontend:
+        """A model as it was given.
+
+        Raises:
+            ModelError: it is not a valid one.
+        """
+        file.check(model)
+        return cls(model)
+
+    @classmethod
+    def read(cls, path: str | Path) -> OnnxFrontend:
+        """What a file holds.
+
+        Raises:
+            ModelError: there is none, it cannot be read, or is not valid.
+        """
+        return cls(file.read(path))
+
+    @property
+    def device(self) -> torch.device:
+        """Main memory."""
+        return torch.device("cpu")
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Files are float32 where they can be pruned."""
+        return torch.float32
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """As the file says; 3 channels of 224 pixels where it leaves a size open."""
+        return signature.input_shape(self.model)
+
+    def trace(self, example: Samples) -> Graph:
+        """See `Frontend.trace`."""
+        return graph.trace(self.model, example.only())
+
+    def edited(self, changes: Mapping[str, Tensor]) -> OnnxFrontend:
+        """See `Frontend.edited`."""
+        return OnnxFrontend(graph.with_parameters(self.model, changes))
+
+    def to_onnx(self, images: Tensor) -> ModelProto:
+        """The model itself."""
+        return self.model
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All constants of floats, by name."""
+        return graph.named_tensors(self.model)
+
+    def saved_tensors(self) -> dict[str, Tensor]:
+        """The same: a file holds all of them."""
+        return self.tensors()
+
+    def parameters(self) -> list[Tensor]:
+        """All constants of floats."""
+        return list(self.tensors().values())
+
+    @contextmanager
+    def running(self, example: Tensor) -> Iterator[Forward]:
+        """See `Runnable.running`; its first output with a row for each image."""
+        yield Whole(self.model, example)

@@ -1,0 +1,147 @@
+"""A PyTorch module behind the front-ends' common face."""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.data.preprocess import Transform
+from secateur.frontends.hubs import own_input_shape, own_preprocess
+from secateur.frontends.protocol import Forward, Frontend
+from secateur.frontends.torch import graph, modules
+from secateur.frontends.torch.onnx_export import write_onnx
+from secateur.network.graph import Graph
+from secateur.network.layout import to_channels_last
+from secateur.network.samples import Samples
+
+_TRIED = 8  # images that a file is run on
+
+
+@dataclass(frozen=True)
+class TorchFrontend(Frontend):
+    """A module; see `Frontend`.
+
+    Attributes:
+        model: of `torch.compile(net)`, `DataParallel(net)` and the like the network within.
+    """
+
+    model: nn.Module
+    suffix = ".safetensors"
+    exporters = ("onnxscript",)
+
+    @classmethod
+    def of(cls, model: nn.Module) -> TorchFrontend:
+        """The network within a module.
+
+        Raises:
+            ModelError: it has no weights yet (lazy, or on the device meta) or is TorchScript.
+        """
+        model = modules.unwrapped(model)
+        modules.check_usable(model)
+        return cls(model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its first tensor is."""
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The type of its first parameter of floats."""
+        return next(_precisions(self.model), torch.float32)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """As a network from a hub says; 3 channels of 224 pixels of any other."""
+        return own_input_shape(self.model) or (3, 224, 224)
+
+    @property
+    def preprocess(self) -> Transform | None:
+        """As a network from a hub says; None of any other."""
+        return own_preprocess(self.model)
+
+    def trace(self, example: Samples) -> Graph:
+        """See `Frontend.trace`."""
+        return graph.trace(self.model, example.only())
+
+    def edited(self, changes: Mapping[str, Tensor]) -> TorchFrontend:
+        """See `Frontend.edited`; the copy is in eval mode."""
+        return TorchFrontend(modules.with_parameters(self.model, changes))
+
+    def to_onnx(self, images: Tensor) -> Any:
+        """See `Frontend.to_onnx`."""
+        module, few = modules.copy_module(self.model).eval().cpu(), images[:_TRIED].cpu()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            write_onnx(module, path, few, self.precision)
+            return importlib.import_module("secateur.frontends.onnx").read(path)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers, by name."""
+        return modules.named_tensors(self.model)
+
+    def saved_tensors(self) -> dict[str, Tensor]:
+        """Those that the state dict holds."""
+        return modules.saved_tensors(self.model)
+
+    def parameters(self) -> list[Tensor]:
+        """Parameters, tied ones once."""
+        return list({one.data_ptr() or id(one): one for one in self.model.parameters()}.values())
+
+    @contextmanager
+    def running(self, example: Tensor) -> Iterator[Forward]:
+        """See `Runnable.running`; the module is in eval mode meanwhile."""
+        device = self.device
+        layouts = (to_channels_last, Tensor.contiguous)
+        ways = [(kind, layout) for kind in input_kinds(self.model) for layout in layouts]
+
+        def run(images: Tensor) -> Any:
+            images, failure = images.to(device), None
+            for tried, (kind, layout) in enumerate(ways):
+                try:
+                    output = self.model(layout(images.to(kind)))
+                except RuntimeError as error:  # it may view values as only one layout allows
+                    failure = failure or error
+                else:
+                    del ways[:tried]
+                    return output
+            assert failure is not None
+            raise failure
+
+        with _eval_mode(self.model):
+            yield run
+
+
+def input_kinds(model: nn.Module) -> list[torch.dtype]:
+    """The types that a module's input may have, to be tried in their order.
+
+    That of its floating-point parameters, where they are all of one type. Where they are not (the
+    body in half precision, normalisations in float32, a table in float64), float32 and then
+    theirs: which of them meets the input, only running the module tells.
+    """
+    kinds = dict.fromkeys(_precisions(model))
+    return list(kinds if len(kinds) == 1 else {torch.float32: None, **kinds})
+
+
+def _precisions(model: nn.Module) -> Iterator[torch.dtype]:
+    return (of.dtype for of in model.parameters() if of.is_floating_point())
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,87 @@
+"""A PyTorch module as an ONNX file, written by PyTorch's exporter and run by ONNX Runtime."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from secateur.errors import ModelError
+from secateur.frontends.torch.program import TRACING
+from secateur.network.rows import RowsFirst, judged_output
+from secateur.support.extras import require_onnx
+from secateur.support.loggers import quiet
+
+_LARGE = 1_800_000_000  # bytes of weights that do not fit into the file itself
+
+
+def write_onnx(
+    module: nn.Module, path: Path, images: Float[Tensor, "batch ..."], dtype: torch.dtype
+) -> Float[Tensor, "batch ..."]:
+    """Writes an ONNX file with a dynamic batch, checks it and runs it.
+
+    Args:
+        module: in eval mode, on the CPU.
+        path: where to write; weights over 2 GB go to a file beside it.
+        images: some inputs, on the CPU.
+        dtype: of the module's inputs.
+
+    Returns:
+        What the file gives for the images: the output by which the network is judged.
+
+    Raises:
+        MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
+        ModelError: the exporter or ONNX Runtime refuses the module.
+    """
+    onnx, runtime = require_onnx("writing ONNX", "onnxscript")
+    example = images[:2] if len(images) > 1 else torch.cat([images, images])
+    large = sum(tensor.nbytes for tensor in module.state_dict().values()) > _LARGE
+    try:
+        with TRACING, _quiet():
+            torch.onnx.export(
+                module,
+                (example.to(dtype),),
+                str(path),
+                dynamo=True,
+                external_data=large,
+                input_names=["input"],
+                output_names=["output"],
+                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+                verbose=False,
+            )
+        onnx.checker.check_model(str(path))
+        options = runtime.SessionOptions()
+        options.log_severity_level = 4
+        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+        def run(part: Tensor) -> list[Tensor]:
+            arrays = session.run(None, {"input": part.to(dtype).numpy()})
+            return [torch.from_numpy(np.asarray(of)) for of in arrays]
+
+        number = judged_output(run, images)
+        return RowsFirst(lambda part: run(part)[number])(images)
+    except OSError:
+        raise
+    except Exception as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        if dtype != torch.float32:
+            first = f"{first} (in float32, after net.float(), it may be)"
+        raise ModelError(
+            f"the pruned network cannot be written as ONNX: {first}; the other outputs do not "
+            "need it: leave out --onnx, or export the saved weights with your own settings"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides the exporter's own progress lines, logs and warnings about its internals."""
+    exporters = quiet("torch.onnx", "onnxscript", "onnx_ir", level=logging.ERROR)
+    with exporters, open(os.devnull, "w") as sink, redirect_stdout(sink):
+        yield
