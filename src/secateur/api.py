@@ -21,6 +21,7 @@ from secateur.frontends import open as open_model
 from secateur.frontends.first_runs import one_first_run
 from secateur.network.samples import Samples
 from secateur.options import Options
+from secateur.preparation import prepare
 from secateur.pruning.allocations import Allocation, AllocationName
 from secateur.pruning.recipe import Recipe, RecipeName
 from secateur.pruning.sampling import Sampling
@@ -31,7 +32,6 @@ from secateur.report.inspection import Inspection
 from secateur.report.plan import Plan, make_plan
 from secateur.report.sweep import Sweep
 from secateur.result import PruneResult
-from secateur.session import prepare
 from secateur.support.choices import check_device
 from secateur.support.progress import telling
 

@@ -1,4 +1,4 @@
-"""A call of `prune` or `plan`: images read, the network traced, and all of it carried out."""
+"""A call of `prune` or `plan`: its options, and all that is known when pruning begins."""
 
 from __future__ import annotations
 
@@ -7,45 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from secateur.core.distance import has_one_answer, is_scores
-from secateur.data.sources import Data, Images, load_images, open_images
-from secateur.data.streams import ImageStream
-from secateur.errors import DataError, OptionError
+from secateur.data.sources import Images
 from secateur.evaluation.evaluation_set import EvaluationSet
-from secateur.evaluation.metrics import Evaluation, one_answer
+from secateur.evaluation.metrics import Evaluation
 from secateur.frontends import Frontend
-from secateur.network import judging
-from secateur.network.folding import fold
 from secateur.network.graph import Graph
-from secateur.network.layout import (
-    to_channels_last,
-)
-from secateur.network.samples import Samples
 from secateur.options import Options
 from secateur.pruning.alignment import Alignment
-from secateur.pruning.layer_selection import (
-    select_layers,
-)
-from secateur.pruning.recalibration import Recalibration, recalibrate
-from secateur.pruning.recipe import Recipe
 from secateur.pruning.run import PruningRun
-from secateur.pruning.sampling import Sampling
 from secateur.pruning.search import Try
 from secateur.pruning.search import search as search_sparsity
-from secateur.pruning.targets import Costs, MaxDrop, MaxMacs, Sparsity, Target
+from secateur.pruning.targets import MaxDrop, Sparsity, Target
 from secateur.pruning.walk import WalkResult
 from secateur.report.build import build_report
 from secateur.report.model import Report, SearchReport, StepReport
 from secateur.report.plan import predict_loss
 from secateur.support.progress import Teller
-
-# Input values per run of an operation. Larger chunks made EfficientNet-Lite0 up to 1.6 times
-# slower: activations over 32 MB get fresh pages from the system at every allocation.
-_CHUNK_VALUES = 8 * 3 * 224 * 224
-_HELD_BACK = 4  # every fourth image is judged on where a search has no evaluation data
 
 
 class Stopwatch:
@@ -231,172 +208,3 @@ class Job:
         assert found.agreement is not None
         share = 1 - found.agreement / 100
         return Try(sparsity, 100 * share, 100 * (share * (1 - share) / found.images) ** 0.5)
-
-
-def prepare(
-    model: Frontend,
-    data: Data,
-    options: Options,
-    evaluation: Data | None = None,
-    *,
-    search: bool = True,
-    teller: Teller | None = None,
-) -> Job:
-    """Reads the images, traces and aligns the network, and chooses its layers.
-
-    Args:
-        model: the dense network.
-        data: calibration images.
-        options: all others.
-        evaluation: images to judge by, with labels or without.
-        search: whether images are held back to judge by where a drop is to be kept.
-        teller: is told of each step, here and in the job.
-
-    Raises:
-        OptionError, DataError, ModelError: a mistake that the message helps to put right.
-    """
-    watch = Stopwatch(teller)
-    watch.begin("reading the images")
-    if options.preprocess is None:
-        options = replace(options, preprocess=model.preprocess)
-    how, target = options.recipe, options.target
-    sampling = Sampling(max_columns=options.max_columns, seed=options.seed)
-    images = load_images(
-        data, preprocess=options.preprocess, max_images=options.max_images, seed=options.seed
-    )
-    judged = None
-    if evaluation is not None:
-        judged = open_images(evaluation, preprocess=options.preprocess)
-    elif isinstance(target, MaxDrop) and search:
-        images, held_back = hold_back(images)
-        judged = open_images(held_back)
-    watch.lap("data")
-
-    samples = Samples({"images": images.tensor}).to(options.device or model.device)
-    samples = samples.map(to_channels_last).map(_ordinary)
-    watch.begin("tracing the network")
-    traced = model.trace(samples.select(slice(2)))
-    samples = samples.named(traced.inputs)
-    original = judging.judged(traced, samples)
-    watch.lap("trace")
-
-    baseline, doubts = None, list(images.warnings)
-    if judged is not None:
-        if original.outputs[0] not in traced.outputs:  # as many as there are images by chance only
-            raise DataError(
-                "the network's outputs have as many rows as the values of the images lead to, "
-                "expected a row for each image to evaluate it: leave out the evaluation images, or "
-                "wrap it in a module that returns what the selection is made from"
-            )
-        watch.begin("running the dense network on the images to judge by")
-        baseline = EvaluationSet.of(model, judged)
-        doubts += judged.doubts(baseline.dense.shape[1] if is_scores(baseline.dense) else 0)
-        if isinstance(target, MaxDrop):
-            _check_answers(baseline)
-        elif baseline.labels is None:
-            doubts += one_answer(baseline.dense, "evaluation images")
-        if evaluation is not None:
-            doubts += _fitted_to(judged, len(baseline.dense), images)
-    watch.lap("evaluation")
-    watch.begin("preparing the layers")
-    chunk = chunk_size(samples)
-    aligned, recalibration = _condition(
-        original, samples, how, synthetic=images.synthetic is not None, chunk=chunk
-    )
-    folding = fold(recalibration.graph)
-    graph = folding.graph
-    layers = select_layers(graph.layers, options.include, options.exclude)
-    run = PruningRun(
-        recalibration=recalibration,
-        folding=folding,
-        samples=samples,
-        layers=layers,
-        target=target,
-        costs=Costs.of(graph.layers, layers, model.saved_tensors()),
-        recipe=how,
-        sampling=sampling,
-        chunk=chunk,
-    )
-    if isinstance(target, MaxMacs) and (short := target.shortfall(run.costs)):
-        doubts.append(short)
-    target.budget(run.costs)  # a target that cannot be met shows now, not after the allocation
-    return Job(
-        options=options,
-        model=model,
-        images=images,
-        evaluation_set=baseline if evaluation is not None else None,
-        search_set=baseline,
-        original=original,
-        aligned=aligned,
-        run=run,
-        warnings=tuple(dict.fromkeys(doubts)),  # a folder of both kinds tells them once
-        watch=watch,
-    )
-
-
-def _condition(
-    graph: Graph, samples: Samples, recipe: Recipe, *, synthetic: bool, chunk: int
-) -> tuple[Alignment, Recalibration]:
-    """The network aligned, and BatchNorm statistics taken anew, as the recipe says."""
-    aligned = Alignment()
-    if recipe.alignment is not None:
-        aligned = recipe.alignment.align(graph, samples, chunk=chunk)
-    graph = graph.changed(aligned.changes) if aligned.changes else graph
-    if {"all": True, "none": False}.get(recipe.recalibration, synthetic):
-        return aligned, recalibrate(graph, samples, chunk=chunk)
-    return aligned, Recalibration(graph)
-
-
-def _check_answers(baseline: EvaluationSet) -> None:
-    """Raises where there are no answers to count, or all are the same."""
-    if not is_scores(baseline.dense):
-        raise OptionError(
-            f"max_drop counts answers, and the network returns {tuple(baseline.dense.shape)}, "
-            "expected scores of shape (batch, classes): ask for a sparsity"
-        )
-    if baseline.labels is None and has_one_answer(baseline.dense):
-        raise OptionError(
-            "max_drop counts answers, and the network gives the same answer for all "
-            f"{len(baseline.dense)} images that it is judged on, expected several: pass evaluation "
-            "images of several classes or with labels, or ask for a sparsity"
-        )
-
-
-def _fitted_to(judged: ImageStream, count: int, images: Images) -> list[str]:
-    """A warning where images to judge by are among those that layers are fitted to."""
-    same = judged.same_images(images.tensor)
-    if not same:
-        return []
-    return [
-        f"{same} of {count} evaluation images are calibration images too, which the "
-        "layers are fitted to: what is lost on others is more; evaluate on others"
-    ]
-
-
-def hold_back(images: Images) -> tuple[Images, Images]:
-    """Images to fit to, and every fourth one, to judge on."""
-    count = len(images.tensor)
-    if count < 2 * _HELD_BACK:
-        raise DataError(
-            f"got {count} calibration images, expected at least {2 * _HELD_BACK}, a quarter of "
-            "which are held back to measure the drop on: add images, or pass evaluation images"
-        )
-    judged = torch.arange(count) % _HELD_BACK == _HELD_BACK - 1
-    note = f"{int(judged.sum())} of {count} images held back to measure the drop on"
-    return (
-        replace(images, tensor=images.tensor[~judged], notes=[*images.notes, note]),
-        replace(images, tensor=images.tensor[judged], labels=None),
-    )
-
-
-def chunk_size(samples: Samples) -> int:
-    """Samples per run of an operation: 8 images of 224 pixels, more of smaller ones, at most 256.
-
-    Of the samples' shape alone, not of the memory at hand: results depend on it.
-    """
-    return max(1, min(256, _CHUNK_VALUES // max(1, samples.values_per_sample)))
-
-
-def _ordinary(tensor: Tensor) -> Tensor:
-    """A tensor that gradients can pass through: blocks are trained with them."""
-    return tensor.clone() if tensor.is_inference() else tensor

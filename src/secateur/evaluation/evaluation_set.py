@@ -18,8 +18,7 @@ from secateur.data.streams import BATCH, ImageStream
 from secateur.errors import DataError, ModelError, SecateurWarning
 from secateur.evaluation.inference import answer
 from secateur.evaluation.metrics import Evaluation, check_labels, compare, one_answer
-from secateur.frontends.hubs import own_preprocess
-from secateur.frontends.loading import read_network
+from secateur.frontends import open_to_run
 
 
 def evaluate(
@@ -67,9 +66,9 @@ def evaluate(
     numbers = None if labels is None else label_numbers(labels)
     if numbers is not None and isinstance(data, Tensor | np.ndarray):
         _check_count(numbers, len(data))
-    models = [read_network(of) for of in (model, reference) if of is not None]
+    models = [open_to_run(of) for of in (model, reference) if of is not None]
     if preprocess is None:
-        preprocess = next(filter(None, map(own_preprocess, models)), None)
+        preprocess = next((of.preprocess for of in models if of.preprocess is not None), None)
     stream = open_images(data, preprocess=preprocess, labelled=labels is None)
     answers = answer(
         models, stream, batch_size=batch_size, needs_labels=numbers is reference is None

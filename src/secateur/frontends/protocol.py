@@ -20,6 +20,11 @@ Forward = Callable[[Tensor], Any]
 class Runnable(ABC):
     """A network that can be run as a whole."""
 
+    @property
+    def preprocess(self) -> Transform | None:
+        """How it wants its images, where it says so."""
+        return None
+
     @abstractmethod
     def running(self, example: Tensor) -> AbstractContextManager[Forward]:
         """The network as a function from images to whatever it returns.
@@ -56,11 +61,6 @@ class Frontend(Runnable):
     @abstractmethod
     def input_shape(self) -> tuple[int, ...]:
         """Of one image, as far as it says; 3 channels of 224 pixels where nothing is said."""
-
-    @property
-    def preprocess(self) -> Transform | None:
-        """How it wants its images, where it says so."""
-        return None
 
     @abstractmethod
     def trace(self, example: Samples) -> Graph:

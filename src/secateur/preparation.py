@@ -1,0 +1,274 @@
+"""What comes before pruning: data read, the network traced, conditioned, its layers selected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from secateur.core.distance import has_one_answer, is_scores
+from secateur.data.sources import Data, Images, load_images, open_images
+from secateur.data.streams import ImageStream
+from secateur.errors import DataError, OptionError
+from secateur.evaluation.evaluation_set import EvaluationSet
+from secateur.evaluation.metrics import one_answer
+from secateur.frontends import Frontend
+from secateur.network import judging
+from secateur.network.folding import Folding, fold
+from secateur.network.graph import Graph
+from secateur.network.layout import to_channels_last
+from secateur.network.samples import Samples
+from secateur.options import Options
+from secateur.pruning.alignment import Alignment
+from secateur.pruning.layer_selection import select_layers
+from secateur.pruning.recalibration import Recalibration, recalibrate
+from secateur.pruning.recipe import Recipe
+from secateur.pruning.run import PruningRun
+from secateur.pruning.sampling import Sampling
+from secateur.pruning.targets import Costs, MaxDrop, MaxMacs
+from secateur.session import Job, Stopwatch
+from secateur.support.progress import Teller
+
+# Input values per run of an operation. Larger chunks made EfficientNet-Lite0 up to 1.6 times
+# slower: activations over 32 MB get fresh pages from the system at every allocation.
+_CHUNK_VALUES = 8 * 3 * 224 * 224
+_HELD_BACK = 4  # every fourth image is judged on where a search has no evaluation data
+
+
+def prepare(
+    model: Frontend,
+    data: Data,
+    options: Options,
+    evaluation: Data | None = None,
+    *,
+    search: bool = True,
+    teller: Teller | None = None,
+) -> Job:
+    """Reads the images, traces and aligns the network, and chooses its layers.
+
+    Args:
+        model: the dense network.
+        data: calibration images.
+        options: all others.
+        evaluation: images to judge by, with labels or without.
+        search: whether images are held back to judge by where a drop is to be kept.
+        teller: is told of each step, here and in the job.
+
+    Raises:
+        OptionError, DataError, ModelError: a mistake that the message helps to put right.
+    """
+    watch = Stopwatch(teller)
+    if options.preprocess is None:
+        options = replace(options, preprocess=model.preprocess)
+
+    watch.begin("reading the images")
+    images, judged = read(data, options, evaluation, search=search)
+    watch.lap("data")
+
+    watch.begin("tracing the network")
+    traced = trace(model, images, options)
+    watch.lap("trace")
+
+    baseline, warnings = None, list(images.warnings)
+    if judged is not None:
+        watch.begin("running the dense network on the images to judge by")
+        baseline, found = run_dense(model, traced, judged, options)
+        warnings += found
+        if evaluation is not None:
+            warnings += _fitted_to(judged, len(baseline.dense), images)
+    watch.lap("evaluation")
+
+    watch.begin("preparing the layers")
+    chunk = chunk_size(traced.samples)
+    conditioned = condition(traced, options.recipe, images.synthetic is not None, chunk)
+    run = select(model, traced.samples, conditioned, options, chunk)
+    if isinstance(run.target, MaxMacs) and (short := run.target.shortfall(run.costs)):
+        warnings.append(short)
+    return Job(
+        options=options,
+        model=model,
+        images=images,
+        evaluation_set=baseline if evaluation is not None else None,
+        search_set=baseline,
+        original=traced.graph,
+        aligned=conditioned.aligned,
+        run=run,
+        warnings=tuple(dict.fromkeys(warnings)),  # a folder of both kinds tells them once
+        watch=watch,
+    )
+
+
+def read(
+    data: Data, options: Options, evaluation: Data | None, *, search: bool
+) -> tuple[Images, ImageStream | None]:
+    """The images to fit layers to, and those to judge by, if any."""
+    images = load_images(
+        data, preprocess=options.preprocess, max_images=options.max_images, seed=options.seed
+    )
+    if evaluation is not None:
+        return images, open_images(evaluation, preprocess=options.preprocess)
+    if isinstance(options.target, MaxDrop) and search:
+        images, held_back = hold_back(images)
+        return images, open_images(held_back)
+    return images, None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traced:
+    """The network as a graph, and what it is run on.
+
+    Attributes:
+        graph: with the output first that it is judged by.
+        samples: the calibration inputs.
+        rows: whether that output has a row for each image, not by chance only.
+    """
+
+    graph: Graph
+    samples: Samples
+    rows: bool
+
+
+def trace(model: Frontend, images: Images, options: Options) -> Traced:
+    """Traces the network."""
+    samples = Samples({"images": images.tensor}).to(options.device or model.device)
+    samples = samples.map(to_channels_last).map(_ordinary)
+    graph = model.trace(samples.select(slice(2)))
+    samples = samples.named(graph.inputs)
+    judged = judging.judged(graph, samples)
+    return Traced(graph=judged, samples=samples, rows=judged.outputs[0] in graph.outputs)
+
+
+def run_dense(
+    model: Frontend, traced: Traced, images: ImageStream, options: Options
+) -> tuple[EvaluationSet, Sequence[str]]:
+    """What the dense network says to the images to judge by, and what may be wrong with these.
+
+    Raises:
+        DataError: it does not take them, or has no output to judge.
+        OptionError: a drop is to be kept, and there are no answers to count.
+    """
+    if not traced.rows:
+        raise DataError(
+            "the network's outputs have as many rows as the values of the images lead to, "
+            "expected a row for each image to evaluate it: leave out the evaluation images, or "
+            "wrap it in a module that returns what the selection is made from"
+        )
+    baseline = EvaluationSet.of(model, images)
+    warnings = images.doubts(baseline.dense.shape[1] if is_scores(baseline.dense) else 0)
+    if isinstance(options.target, MaxDrop):
+        _check_answers(baseline)
+    elif baseline.labels is None:
+        warnings += one_answer(baseline.dense, "evaluation images")
+    return baseline, warnings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditioned:
+    """The network as its layers are fitted.
+
+    Attributes:
+        aligned: its channels, as the recipe says.
+        recalibration: its BatchNorm statistics, taken anew or not.
+        folding: BatchNorms folded into the layers before them.
+    """
+
+    aligned: Alignment
+    recalibration: Recalibration
+    folding: Folding
+
+
+def condition(traced: Traced, recipe: Recipe, synthetic: bool, chunk: int) -> Conditioned:
+    """Aligns channels, recalibrates BatchNorms, and folds them."""
+    graph, aligned = traced.graph, Alignment()
+    if recipe.alignment is not None:
+        aligned = recipe.alignment.align(graph, traced.samples, chunk=chunk)
+    graph = graph.changed(aligned.changes) if aligned.changes else graph
+    if {"all": True, "none": False}.get(recipe.recalibration, synthetic):
+        recalibration = recalibrate(graph, traced.samples, chunk=chunk)
+    else:
+        recalibration = Recalibration(graph)
+    return Conditioned(
+        aligned=aligned, recalibration=recalibration, folding=fold(recalibration.graph)
+    )
+
+
+def select(
+    model: Frontend, samples: Samples, conditioned: Conditioned, options: Options, chunk: int
+) -> PruningRun:
+    """Chooses the layers.
+
+    Raises:
+        OptionError: no such layers, or the target cannot be met with them.
+    """
+    graph = conditioned.folding.graph
+    layers = select_layers(graph.layers, options.include, options.exclude)
+    run = PruningRun(
+        recalibration=conditioned.recalibration,
+        folding=conditioned.folding,
+        samples=samples,
+        layers=layers,
+        target=options.target,
+        costs=Costs.of(graph.layers, layers, model.saved_tensors()),
+        recipe=options.recipe,
+        sampling=Sampling(max_columns=options.max_columns, seed=options.seed),
+        chunk=chunk,
+    )
+    run.target.budget(run.costs)  # what cannot be met shows now, not after the allocation
+    return run
+
+
+def _check_answers(baseline: EvaluationSet) -> None:
+    """Raises where there are no answers to count, or all are the same."""
+    if not is_scores(baseline.dense):
+        raise OptionError(
+            f"max_drop counts answers, and the network returns {tuple(baseline.dense.shape)}, "
+            "expected scores of shape (batch, classes): ask for a sparsity"
+        )
+    if baseline.labels is None and has_one_answer(baseline.dense):
+        raise OptionError(
+            "max_drop counts answers, and the network gives the same answer for all "
+            f"{len(baseline.dense)} images that it is judged on, expected several: pass evaluation "
+            "images of several classes or with labels, or ask for a sparsity"
+        )
+
+
+def _fitted_to(judged: ImageStream, count: int, images: Images) -> list[str]:
+    """A warning where images to judge by are among those that layers are fitted to."""
+    same = judged.same_images(images.tensor)
+    if not same:
+        return []
+    return [
+        f"{same} of {count} evaluation images are calibration images too, which the "
+        "layers are fitted to: what is lost on others is more; evaluate on others"
+    ]
+
+
+def hold_back(images: Images) -> tuple[Images, Images]:
+    """Images to fit to, and every fourth one, to judge on."""
+    count = len(images.tensor)
+    if count < 2 * _HELD_BACK:
+        raise DataError(
+            f"got {count} calibration images, expected at least {2 * _HELD_BACK}, a quarter of "
+            "which are held back to measure the drop on: add images, or pass evaluation images"
+        )
+    judged = torch.arange(count) % _HELD_BACK == _HELD_BACK - 1
+    note = f"{int(judged.sum())} of {count} images held back to measure the drop on"
+    return (
+        replace(images, tensor=images.tensor[~judged], notes=[*images.notes, note]),
+        replace(images, tensor=images.tensor[judged], labels=None),
+    )
+
+
+def chunk_size(samples: Samples) -> int:
+    """Samples per run of an operation: 8 images of 224 pixels, more of smaller ones, at most 256.
+
+    Of the samples' shape alone, not of the memory at hand: results depend on it.
+    """
+    return max(1, min(256, _CHUNK_VALUES // max(1, samples.values_per_sample)))
+
+
+def _ordinary(tensor: Tensor) -> Tensor:
+    """A tensor that gradients can pass through: blocks are trained with them."""
+    return tensor.clone() if tensor.is_inference() else tensor
