@@ -70,6 +70,7 @@ class _Victim:
         """One kill, and what is found then."""
         start, number = self.rng.choice(_STARTS), self.rng.choice(_SIGNALS)
         force = self._prepare(start)
+        before = everything(self.arena)
         moment = self.rng.random()
         if self.rng.random() < 0.5:
             run = Run(self._words(force), self.logs)
@@ -82,6 +83,8 @@ class _Victim:
             how = f"{number.name} before change {at} of {self.changes}"
         status, text = run.wait()
         self.kills += status != 0
+        if status == -signal.SIGTERM and not text and everything(self.arena) == before:
+            status = -signal.SIGKILL  # it came before the program had begun to listen
         fault = self._check(start, status, text)
         if fault:
             detail = f"{how}, {start} before: {fault}\n\n{text}\n\n{sorted(everything(self.arena))}"
