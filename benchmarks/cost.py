@@ -19,10 +19,9 @@ from results_table import MACHINE, machine, write_rows
 from torch import Tensor, nn
 
 import secateur
-from secateur.network.layout import (
-    to_channels_last,
-)
-from secateur.session import chunk_size
+from secateur import preparation
+from secateur.network.layout import to_channels_last
+from secateur.network.samples import Samples
 
 COLUMNS = (
     "network",
@@ -36,6 +35,11 @@ COLUMNS = (
     "ratio",
     *MACHINE,
 )
+
+
+def chunk_size(images: Tensor) -> int:
+    """Images in a forward pass, as in `secateur.prune`."""
+    return preparation.chunk_size(Samples({"images": images}))
 
 
 def forward_seconds(model: nn.Module, images: Tensor) -> float:

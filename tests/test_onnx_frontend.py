@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -287,6 +288,11 @@ def test_a_gemm_with_another_addend_is_a_product_and_a_sum(shape, two_layers) ->
 @pytest.mark.parametrize("opset", [11, 12, 13, 18, NEWEST])
 def test_opsets(opset) -> None:
     model = small(opset)
+    try:
+        onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    except Exception as error:
+        assert opset == NEWEST
+        pytest.skip(f"ONNX Runtime {onnxruntime.__version__} does not run it: {error}"[:200])
     result = secateur.prune(model, torch.randn(40, 3, 6, 6), sparsity=0.5)
     assert result.model.opset_import[0].version == opset
     assert int((stored(result.model)["head.weight"] == 0).sum()) == 10
