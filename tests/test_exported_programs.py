@@ -106,7 +106,7 @@ def test_the_same_program_is_written_each_time(program, tmp_path) -> None:
     module = read_program(program)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        save_program(module, program, tmp_path / name / "model.pt2")
+        save_program(module, tmp_path / name / "model.pt2")
     assert (tmp_path / "a/model.pt2").read_bytes() == (tmp_path / "b/model.pt2").read_bytes()
 
 
@@ -169,5 +169,5 @@ def test_a_program_that_has_changed_is_not_written_over(program, tmp_path) -> No
     module = read_program(program)
     exported(nn.Linear(8, 3).eval(), program)
     with pytest.raises(ModelError, match="no longer the program that was pruned"):
-        save_program(module, program, tmp_path / "out.pt2")
+        save_program(module, tmp_path / "out.pt2")
     assert not (tmp_path / "out.pt2").exists()

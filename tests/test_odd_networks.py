@@ -120,9 +120,8 @@ def images(count: int = 70) -> Tensor:
 
 @pytest.mark.parametrize("kind", ODD, ids=lambda kind: kind.__name__)
 def test_they_are_pruned_and_trained(kind, monkeypatch) -> None:
-    monkeypatch.setattr(
-        secateur.session, "_CHUNK_VALUES", 20 * 3 * 8 * 8
-    )  # chunks of 20, 20, 20, 10
+    chunk = 20 * 3 * 8 * 8  # chunks of 20, 20, 20, 10 images
+    monkeypatch.setattr("secateur.preparation._CHUNK_VALUES", chunk)
     network = made(kind)
     result = secateur.prune(network, images(), sparsity=0.8, recipe=BRIEF, progress=False)
     assert result.report.sparsity == pytest.approx(0.8, abs=1e-3)

@@ -949,7 +949,7 @@ def test_a_damaged_file_is_one_sentence_or_a_model(edits, cut, tmp_path, own_pro
         content[at : at + removed] = put
     path = tmp_path / "net.onnx"
     path.write_bytes(content[:cut])
-    reading = complaint(lambda: secateur.frontends.read(path))
+    reading = complaint(lambda: secateur.frontends.open(path))
     assert "\n" not in reading
     if not reading and not _BUDGET.spent():
         assert "\n" not in complaint(lambda: secateur.inspect(path, (3, 6, 6)))

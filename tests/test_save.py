@@ -19,6 +19,7 @@ from torch import nn
 
 import secateur
 from secateur import IncompleteError, ModelError, OptionError, OutputError, Report
+from secateur.export.files import ONNX_WRITERS
 
 IMAGES = torch.randn(40, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 HOW = {"sparsity": 0.5, "method": "magnitude", "allocation": "uniform", "progress": False}
@@ -109,7 +110,7 @@ def refuses(*_, **__):
 
 
 def test_other_formats_that_fail_leave_the_rest(pruned, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("secateur.result.save_onnx", refuses)
+    monkeypatch.setitem(ONNX_WRITERS, ".safetensors", refuses)
     with pytest.raises(IncompleteError, match=r"model\.onnx was not written: not this one") as told:
         pruned.save(tmp_path / "out", onnx=True)
     names = ["model.safetensors", "report.html", "report.json"]
@@ -130,8 +131,9 @@ def test_remarks_about_a_file_are_made_once(pruned, tmp_path, monkeypatch) -> No
     before = list(pruned.report.warnings)
     with warnings.catch_warnings(record=True):
         warnings.simplefilter("always")
-        monkeypatch.setattr(
-            "secateur.result.save_onnx",
+        monkeypatch.setitem(
+            ONNX_WRITERS,
+            ".safetensors",
             lambda model, path, *_: {"bytes": path.write_bytes(b""), "largest_difference": 1.0},
         )
         for name in ("one", "two"):
