@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.render.axes import Scale, spanning
-from secateur.render.charts import Line, bars, curves, intervals
+from secateur.render.svg import Line, bars, curves, intervals
+from secateur.render.svg_axes import Scale, spanning
 
 NUMBERS = st.floats(allow_nan=True, allow_infinity=True)
 ORDINARY = st.floats(-1e6, 1e6)

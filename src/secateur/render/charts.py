@@ -1,266 +1,197 @@
-"""Charts as inline SVG: text stays text, and the page's style gives colours and fonts.
-
-Every shape has a class that `templates/page.css` colours, so that a chart is light or dark as its
-page. The same data give the same bytes.
-"""
+"""The charts of a page, each with its caption."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from xml.etree import ElementTree
+from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup
+import numpy as np
 
-from secateur.render.axes import Scale, drawable, spanning
+from secateur.render.sentences import percent
+from secateur.render.svg import Line, bars, curves, intervals
 from secateur.support.tables import printable
 
-SERIES = 5  # colours there are
-_WIDTH, _HEIGHT = 330, 200  # units in which text is 10 high
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 10, 20, 36  # margins around the frame
-_ENTRY = 14  # height of a line of a legend
-_ROW = 30  # height of a row of intervals
+if TYPE_CHECKING:
+    from secateur.evaluation.metrics import Evaluation
+    from secateur.hardware.latency import Bench
+    from secateur.report.layers import LayerReport
+    from secateur.report.model import Report
+    from secateur.report.sweep import Sweep
+
+_NAMED = 5  # curves with a colour and a name
 
 
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """A line of a chart.
+def layer_charts(report: Report) -> list[dict[str, Any]]:
+    """Zeros, error, bytes and multiplications of each pruned layer."""
+    layers, totals = report.layers, report.totals
+    sizes, packed = zip(*map(totals.bytes_shares, layers), strict=True)
+    macs, left = zip(*map(totals.macs_shares, layers), strict=True)
+    most = max(layers, key=lambda layer: layer.sparsity)
+    worst = max(layers, key=lambda layer: layer.relative_error)
+    return [
+        _chart(
+            "zeros",
+            "Zeros by layer",
+            f"From {percent(min(one.sparsity for one in layers), 1)} to "
+            f"{percent(most.sparsity, 1)}, most in {printable(most.name)}.",
+            [100 * layer.sparsity for layer in layers],
+            ylabel="zeros, %",
+        ),
+        _chart(
+            "error",
+            "Error by layer",
+            f"Largest, {percent(worst.relative_error, 2)}, in {printable(worst.name)}.",
+            [100 * layer.relative_error for layer in layers],
+            ylabel="error, % of variance",
+        ),
+        _chart(
+            "size",
+            "Share of the network's bytes by layer",
+            "Grey: dense. Blue: packed, without zeros.",
+            packed,
+            ylabel="share of bytes, %",
+            before=sizes,
+        ),
+        _chart(
+            "macs",
+            "Share of the network's multiplications by layer",
+            "Grey: dense. Blue: with nonzero weights only.",
+            left,
+            ylabel="share of MACs, %",
+            before=macs,
+        ),
+    ]
 
-    Attributes:
-        name: in the legend; empty = one of many, in gray.
-        x, y: its points.
-        error: half of the error bars at each point; empty = none.
-        dashed: whether it is dashed.
-    """
 
-    name: str
-    x: Sequence[float]
-    y: Sequence[float]
-    error: Sequence[float] = ()
-    dashed: bool = False
-
-
-def bars(
+def _chart(
     name: str,
     title: str,
-    describe: str,
+    caption: str,
     values: Sequence[float],
     *,
     ylabel: str,
     before: Sequence[float] = (),
-) -> Markup:
-    """One bar per layer, numbered from 1.
-
-    Args:
-        name: of the chart, for ids in the page: a word.
-        title, describe: read out in the place of the chart.
-        values: of each layer.
-        ylabel: what they are.
-        before: of each layer, dense: lighter bars behind.
-    """
-    plot = _Plot(name, title, describe, _HEIGHT)
-    x = Scale(low=0.4, high=len(values) + 0.6, start=_LEFT, end=_WIDTH - _RIGHT, whole=True)
-    y = spanning([*values, *before], plot.bottom, plot.top, low=0)
-    plot.axes(x, y, xlabel="layer", ylabel=ylabel)
-    for number, value in enumerate(before, 1):
-        plot.bar(x, y, number, value, 0.8, "muted")
-    for number, value in enumerate(values, 1):
-        plot.bar(x, y, number, value, 0.5 if before else 0.8, "series-1")
-    return plot.markup()
+) -> dict[str, Any]:
+    svg = bars(
+        f"chart-{name}",
+        title,
+        f"{caption} The table below has the numbers.",
+        values,
+        ylabel=ylabel,
+        before=before,
+    )
+    return {"svg": svg, "caption": f"{title}. {caption}"}
 
 
-def curves(
-    name: str,
-    title: str,
-    describe: str,
-    lines: Sequence[Line],
-    *,
-    xlabel: str,
-    ylabel: str,
-    marks: Sequence[tuple[float, float]] = (),
-    logarithmic: bool = False,
-) -> Markup:
-    """Lines with a legend below; those without a name are gray and behind.
-
-    Args:
-        name, title, describe: as for `bars`.
-        lines: at most five with a name.
-        xlabel, ylabel: of the axes.
-        marks: points to mark.
-        logarithmic: whether the y axis is.
-    """
-    named = [line for line in lines if line.name][:SERIES]
-    plot = _Plot(name, title, describe, _HEIGHT, legend=len(named))
-    ends = [end for line in lines for points in _error_bars(line) for end in points[1:]]
-    heights = [*(value for line in lines for value in line.y), *ends]
-    x = spanning((value for line in lines for value in line.x), _LEFT, _WIDTH - _RIGHT)
-    y = spanning(heights, plot.bottom, plot.top, logarithmic=logarithmic)
-    plot.axes(x, y, xlabel=xlabel, ylabel=ylabel)
-    for line in (line for line in lines if not line.name):
-        plot.line(x, y, line, "muted")
-    for number, line in enumerate(named, 1):
-        plot.line(x, y, line, f"series-{number}")
-        plot.entry(number, line)
-    for mark in marks:
-        plot.diamond(x, y, *mark)
-    return plot.markup()
-
-
-def intervals(
-    name: str,
-    title: str,
-    describe: str,
-    rows: Sequence[tuple[str, float, float, float]],
-    *,
-    xlabel: str,
-) -> Markup:
-    """Medians with their intervals, a row each: (label, low, median, high)."""
-    plot = _Plot(name, title, describe, _ROW * len(rows) + _BOTTOM, top=0)
-    x = spanning((value for row in rows for value in row[1:]), 10, _WIDTH - _RIGHT, low=0)
-    plot.axes(x, None, xlabel=xlabel)
-    for index, (label, low, middle, high) in enumerate(rows):
-        height = _ROW * (index + 0.7)
-        plot.text(12, height - 8, _short(label))
-        if drawable(low, middle, high):
-            plot.path([(x.place(low), height), (x.place(high), height)], "interval series-1")
-            plot.dot(x.place(middle), height, "ink")
-    return plot.markup()
-
-
-class _Plot:
-    """A drawing: a frame with its axes, and shapes in it.
-
-    Attributes:
-        top, bottom: places of the frame's upper and lower edge.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        title: str,
-        describe: str,
-        height: float,
-        *,
-        top: float = _TOP,
-        legend: int = 0,
-    ) -> None:
-        self.top, self.bottom = top, height - _BOTTOM
-        tall = height + legend * _ENTRY
-        self.svg = ElementTree.Element(
-            "svg",
-            {
-                "class": "chart",
-                "role": "img",
-                "aria-labelledby": f"{name}-title {name}-describe",
-                "viewBox": f"0 0 {_WIDTH} {tall}",
-            },
+def sensitivity(report: Report) -> dict[str, Any] | None:
+    """The curves, the most sensitive layers with a name."""
+    layers = [layer for layer in report.layers if layer.sensitivity is not None]
+    if not layers:
+        return None
+    level = min(len(_curve(layer).sparsities) for layer in layers) - 1
+    ranked = sorted(layers, key=lambda layer: -_curve(layer).loss_increase[level])
+    named = {id(layer) for layer in ranked[:_NAMED]}
+    lines = [
+        Line(
+            name=layer.name if id(layer) in named else "",
+            x=[100 * s for s in _curve(layer).sparsities],
+            y=_curve(layer).loss_increase,
         )
-        for tag, words in (("title", title), ("desc", describe)):
-            part = "title" if tag == "title" else "describe"
-            self._add(tag, id=f"{name}-{part}").text = printable(words)
-
-    def axes(self, x: Scale, y: Scale | None, *, xlabel: str, ylabel: str = "") -> None:
-        """Draws the frame, grid lines, and the numbers beside them.
-
-        Args:
-            x, y: scales; without `y` the grid lines are upright.
-            xlabel, ylabel: what the numbers are; the latter is above the frame.
-        """
-        right = _WIDTH - _RIGHT
-        for value, label in x.ticks():
-            place = x.place(value)
-            if y is None:
-                self.path([(place, self.bottom), (place, self.top)], "grid")
-            self.text(place, self.bottom + 13, label, "middle")
-        if y is not None:
-            for value, label in y.ticks():
-                place = y.place(value)
-                self.path([(x.start, place), (right, place)], "grid")
-                self.text(x.start - 4, place + 3.5, label, "end")
-            self.text(2, 10, ylabel)
-        self.path([(x.start, self.top), (x.start, self.bottom), (right, self.bottom)], "frame")
-        self.text((x.start + right) / 2, self.bottom + 28, xlabel, "middle")
-
-    def bar(self, x: Scale, y: Scale, number: int, value: float, width: float, kind: str) -> None:
-        """A bar from zero, as wide as a share of the room there is for each."""
-        if drawable(value):
-            left, right = x.place(number - width / 2), x.place(number + width / 2)
-            ends = sorted((y.place(value), y.place(0)))
-            self._add(
-                "rect",
-                **{"class": f"fill {kind}"},
-                x=_number(left),
-                y=_number(ends[0]),
-                width=_number(right - left),
-                height=_number(ends[1] - ends[0]),
-            )
-
-    def line(self, x: Scale, y: Scale, line: Line, kind: str) -> None:
-        """A line through its points; a solid one with a name has dots and error bars."""
-        points = [
-            (x.place(a), y.place(b))
-            for a, b in zip(line.x, line.y, strict=True)
-            if drawable(a) and drawable(b, logarithmic=y.logarithmic)
-        ]
-        self.path(points, f"line {kind}" + " dashed" * line.dashed)
-        for a, low, high in _error_bars(line):
-            if drawable(a) and drawable(low, high, logarithmic=y.logarithmic):
-                self.path([(x.place(a), y.place(low)), (x.place(a), y.place(high))], f"line {kind}")
-        if line.name and not line.dashed:
-            for point in points:
-                self.dot(*point, kind)
-
-    def entry(self, number: int, line: Line) -> None:
-        """A line of the legend, below the drawing."""
-        height = self.bottom + _BOTTOM + _ENTRY * (number - 0.5)
-        kind = f"series-{number}"
-        self.path([(_LEFT, height), (_LEFT + 22, height)], f"line {kind}" + " dashed" * line.dashed)
-        if not line.dashed:
-            self.dot(_LEFT + 11, height, kind)
-        self.text(_LEFT + 28, height + 3.5, _short(line.name))
-
-    def diamond(self, x: Scale, y: Scale, a: float, b: float) -> None:
-        """A mark at a point."""
-        if drawable(a) and drawable(b, logarithmic=y.logarithmic):
-            at, height = x.place(a), y.place(b)
-            corners = [(at, height - 3), (at + 3, height), (at, height + 3), (at - 3, height)]
-            self.path(corners, "fill ink")
-
-    def path(self, points: Sequence[tuple[float, float]], kind: str) -> None:
-        """A line from point to point."""
-        if points:
-            pairs = " L".join(f"{_number(x)} {_number(y)}" for x, y in points)
-            self._add("path", **{"class": kind}, d=f"M{pairs}")
-
-    def dot(self, x: float, y: float, kind: str) -> None:
-        """A point."""
-        self._add("circle", **{"class": f"fill {kind}"}, cx=_number(x), cy=_number(y), r="2")
-
-    def text(self, x: float, y: float, words: str, anchor: str = "start") -> None:
-        """Words that begin, end or have their middle at a place."""
-        place = {"x": _number(x), "y": _number(y)}
-        other = {} if anchor == "start" else {"text-anchor": anchor}
-        self._add("text", **place, **other).text = printable(words)
-
-    def markup(self) -> Markup:
-        """The drawing as a part of a page."""
-        return Markup(ElementTree.tostring(self.svg, encoding="unicode"))
-
-    def _add(self, tag: str, **attributes: str) -> ElementTree.Element:
-        return ElementTree.SubElement(self.svg, tag, attributes)
+        for layer in [*ranked[:_NAMED], *ranked[_NAMED:]]
+    ]
+    names = ", ".join(printable(layer.name) for layer in ranked[:_NAMED])
+    others = f" The other {len(layers) - _NAMED} layers are grey." if len(layers) > _NAMED else ""
+    return {
+        "svg": curves(
+            "chart-sensitivity",
+            "Change of the output when one layer alone is pruned",
+            f"The most sensitive layers, most first: {names}. The table below has the numbers.",
+            lines,
+            xlabel="zeros in this layer alone, %",
+            ylabel="squared error relative to variance",
+            marks=[mark for layer in ranked[:_NAMED] if (mark := _mark(layer)) is not None],
+            logarithmic=True,
+        ),
+        "caption": "Change of the network's output against the zeros in one layer alone, on a "
+        "logarithmic scale; higher is worse. Coloured: the "
+        f"{min(_NAMED, len(layers))} most sensitive layers.{others} A diamond marks the zeros that "
+        "such a layer got, if they are in the measured range.",
+    }
 
 
-def _error_bars(line: Line) -> list[tuple[float, float, float]]:
-    """The place, the lower and the upper end of each."""
-    points = zip(line.x, line.y, line.error, strict=True) if line.error else ()
-    return [(x, y - error, y + error) for x, y, error in points]
+def _curve(layer: LayerReport) -> Any:
+    return layer.sensitivity
 
 
-def _number(value: float) -> str:
-    return f"{value:.2f}".rstrip("0").rstrip(".")
+def _mark(layer: LayerReport) -> tuple[float, float] | None:
+    """Where a layer ended on its curve; None outside of what was measured."""
+    x, y = _curve(layer).sparsities, _curve(layer).loss_increase
+    if not x[0] <= layer.sparsity <= x[-1] or min(y) <= 0:
+        return None
+    return 100 * layer.sparsity, float(np.exp(np.interp(layer.sparsity, x, np.log(y))))
 
 
-def _short(name: str) -> str:
-    """A name that fits into a legend, its end kept: that is what tells layers apart."""
-    name = printable(name)
-    return name if len(name) <= 44 else "…" + name[-43:]
+def latency_chart(bench: Bench) -> dict[str, Any]:
+    """The measured latencies with their intervals."""
+    rows = [
+        (f"{of.runtime}: {bench.label(of)}", of.low, of.median, of.high) for of in bench.timings
+    ]
+    svg = intervals(
+        "chart-latency",
+        "Time for one run",
+        "Typical times and their intervals. The table below has the numbers.",
+        rows,
+        xlabel="milliseconds",
+    )
+    caption = (
+        f"Time of one run: the dot is the median, the bar its {bench.confidence:.0%} interval. The "
+        "files took turns; the table says which differences are measurable."
+    )
+    return {"svg": svg, "caption": caption}
+
+
+def sweep_charts(sweep: Sweep) -> list[dict[str, Any]]:
+    """Accuracy, if the network gives scores, and the bytes and MACs left."""
+    x = [100 * point.sparsity for point in sweep.points]
+    known = [of for of in sweep.evaluations() if of is not None]
+    charts = [_answers(x, known, sweep)]
+    left = {
+        "bytes, packed": [100 * point.bytes_fraction for point in sweep.points],
+        "multiplications, without zeros": [100 * point.macs_fraction for point in sweep.points],
+    }
+    title = "Bytes and multiplications left of the dense network"
+    svg = curves(
+        "chart-left",
+        title,
+        f"From {left['bytes, packed'][0]:.0f} to {left['bytes, packed'][-1]:.0f} % of the bytes.",
+        [Line(name=name, x=x, y=y) for name, y in left.items()],
+        xlabel="zeros in pruned layers, %",
+        ylabel="left, % of dense",
+    )
+    charts.append({"svg": svg, "caption": f"{title}."})
+    return [chart for chart in charts if chart]
+
+
+def _answers(x: Sequence[float], known: Sequence[Evaluation], sweep: Sweep) -> dict[str, Any]:
+    """Top-1, or agreement with the dense network where there are no labels."""
+    if len(known) < len(x) or any(one.output_error is not None for one in known):
+        return {}
+    labelled = sweep.is_judged and all(one.top1 is not None for one in known)
+    y = [one.top1 if labelled else one.agreement for one in known]
+    name = "right answers (top-1)" if labelled else "same answer as the dense network"
+    error = [one.drop_error or 0.0 for one in known] if labelled else []
+    lines = [Line(name=f"{name}, pruned", x=x, y=[of or 0.0 for of in y], error=error)]
+    if labelled and sweep.dense is not None and sweep.dense.top1 is not None:
+        lines.append(Line(name="dense", x=[x[0], x[-1]], y=[sweep.dense.top1] * 2, dashed=True))
+    bars = " Bars: standard error of the loss against the dense network." if labelled else ""
+    where = "evaluation images" if sweep.is_judged else "calibration images, which is optimistic"
+    caption = f"{name[0].upper()}{name[1:]} against zeros, on the {where}.{bars}"
+    svg = curves(
+        "chart-answers",
+        name,
+        f"From {y[0]:.1f} to {y[-1]:.1f} %. The table below has the numbers.",
+        lines,
+        xlabel="zeros in pruned layers, %",
+        ylabel="images, %",
+    )
+    return {"svg": svg, "caption": caption}

@@ -1,6 +1,6 @@
 """A report as a page: one self-contained HTML file for people.
 
-The templates are in `templates/`, the charts are drawn by `secateur.render.charts`. All text is
+The templates are in `templates/`, the charts are in `charts.py`, drawn by `svg.py`. All text is
 escaped: names of layers and files are whatever a model file says.
 """
 
@@ -15,7 +15,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from secateur.evaluation.metrics import percent_text
-from secateur.render.figures import latency_chart, layer_charts, sensitivity, sweep_charts
+from secateur.render.charts import latency_chart, layer_charts, sensitivity, sweep_charts
 from secateur.render.sentences import cards, data_sentence, lede, size_sentence, speed_sentence
 from secateur.report.layers import sensitivity_table
 from secateur.report.model import Report
