@@ -105,7 +105,7 @@ class NormalEquations:
         for _ in range(_ATTEMPTS):
             shifted = self.gram.clone()
             shifted.diagonal(dim1=-2, dim2=-1).add_(shift)
-            factor, info = torch.linalg.cholesky_ex(shifted)
+            factor, info = _cholesky(shifted)
             if not info.any():
                 return factor, shift
             shift *= _GROWTH
@@ -155,3 +155,9 @@ class NormalEquations:
         left = int((power > target).sum())
         notes = (f"{left} rows not converged in {iterations} iterations",) if left else ()
         return x / self.column_scale * support, notes
+
+
+def _cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower factors and, for each, whether it failed: a number that is not 0."""
+    # PyTorch gives torch.linalg no types.
+    return torch.linalg.cholesky_ex(matrix)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]

@@ -31,7 +31,7 @@ def bn_scale_of(norm: BatchNorm, parameters: Mapping[str, Tensor]) -> Float[Tens
     """The same of an operation, with parameters by name."""
     variance = parameters[norm.variance].detach()
     gamma = _array(norm.gamma, 1.0, parameters)
-    return torch.from_numpy(bn_scale(gamma, variance.cpu().numpy(), norm.epsilon)).to(variance)
+    return torch.as_tensor(bn_scale(gamma, variance.cpu().numpy(), norm.epsilon)).to(variance)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def fold_layer(
         return None
     moved = (_array(bias, 0.0, parameters) - mean) * scale + _array(norm.beta, 0.0, parameters)
     new = old * scale.reshape(-1, *[1] * (old.ndim - 1))
-    return FoldedLayer(*(torch.from_numpy(of).to(parameters[weight]) for of in (new, moved, scale)))
+    values = (torch.as_tensor(array).to(parameters[weight]) for array in (new, moved, scale))
+    return FoldedLayer(*values)
 
 
 def _array(name: str | None, default: float, parameters: Mapping[str, Tensor]) -> Array | float:

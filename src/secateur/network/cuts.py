@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from secateur.core.precision import widened
-from secateur.network.graph import Graph
+from secateur.network.graph import Graph, overlay
 from secateur.network.layers import Layer
 from secateur.network.samples import Samples
 from secateur.network.stream import Stream
@@ -46,7 +45,7 @@ class Block:
         stream = self._before.fork(parameters)
         blank = self.example.to(x.device).blank(len(x))  # only their number matters
         stream.values.update({**blank.tensors, **x.tensors})
-        names = ChainMap(stream.values, parameters)  # type: ignore[arg-type]
+        names = overlay(stream.values, parameters)
         for index in self.sizes:
             stream.values[self.graph.ops[index].name] = self.graph.run(index, names)
         stream.advance(self.stop)
@@ -74,9 +73,11 @@ class Cuts:
         outputs: those of the network that have a row for each sample.
     """
 
-    sizes: list[int] = field(default_factory=list)
-    shapes: dict[int, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
-    outputs: list[str] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list[int])
+    shapes: dict[int, tuple[str, tuple[int, ...]]] = field(
+        default_factory=dict[int, tuple[str, tuple[int, ...]]]
+    )
+    outputs: list[str] = field(default_factory=list[str])
 
 
 def blocks(graph: Graph, samples: Samples, layers: Sequence[Layer], least: int) -> Iterator[Block]:
@@ -144,7 +145,7 @@ def _cuts(graph: Graph, samples: Samples) -> Cuts:
     last |= dict.fromkeys(graph.outputs, len(graph.ops))
     inputs = set(graph.inputs)
     values: dict[str, Any] = dict(samples.tensors)
-    names = ChainMap(values, dict(graph.parameters))  # type: ignore[arg-type]
+    names = overlay(values, graph.parameters)
     cuts = Cuts()
     made_of_sizes, alive = set(inputs), set(inputs)
     for index, op in enumerate(graph.ops):
@@ -223,7 +224,7 @@ def network_errors(
         )
     count, total, square = moments.unbind(-1)
     variance = (square / count - (total / count).square()).clamp_min(1e-300)
-    return (squares / count / variance).mean(-1).tolist()
+    return [float(error) for error in (squares / count / variance).mean(-1)]
 
 
 def _sums(rows: Sequence[Sequence[Any]]) -> Tensor:

@@ -6,8 +6,8 @@ one `Graph` of a model, and nothing else changes where a front-end is added.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections import ChainMap, Counter
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -108,3 +108,11 @@ def last_reads(graph: Graph) -> dict[int, tuple[str, ...]]:
         if name not in graph.outputs and name not in graph.parameters:
             dead.setdefault(index, []).append(name)
     return {index: tuple(names) for index, names in dead.items()}
+
+
+def overlay(
+    values: MutableMapping[str, Any], parameters: Mapping[str, Tensor]
+) -> Mapping[str, Any]:
+    """What is in `values` as it is at the time of the look-up, else the parameter of that name."""
+    # The type asks for mappings that can be written, but a ChainMap writes to its first alone.
+    return ChainMap(values, parameters)  # type: ignore[arg-type]

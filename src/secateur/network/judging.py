@@ -7,7 +7,7 @@ NonMaxSuppression), and in all outputs, by what the selection is made from.
 
 from __future__ import annotations
 
-from collections import ChainMap
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import ModelError
-from secateur.network.graph import Graph, last_reads
+from secateur.network.graph import Graph, last_reads, overlay
 from secateur.network.samples import Samples
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -60,8 +60,9 @@ def _source(graph: Graph, rows: Shapes, unsteady: set[str]) -> str | None:
     values = [op.name for op in graph.ops if op.name in rows and op.name not in unsteady]
     read = {name for op in graph.ops if op.name in unsteady for name in op.reads}
     chosen = [name for name in values if name in read]
-    size = lambda name: torch.Size(rows[name]).numel()  # noqa: E731
-    return max(chosen, key=size) if chosen else next(reversed(values), None)
+    if not chosen:
+        return next(reversed(values), None)
+    return max(chosen, key=lambda name: math.prod(rows[name]))
 
 
 def _rows(graph: Graph, samples: Samples) -> Shapes:
@@ -77,7 +78,7 @@ def _rows(graph: Graph, samples: Samples) -> Shapes:
 def _shapes(graph: Graph, samples: Samples) -> Shapes:
     found: dict[str, tuple[int, ...]] = {}
     values: dict[str, Any] = dict(samples.tensors)
-    names = ChainMap(values, dict(graph.parameters))  # type: ignore[arg-type]
+    names = overlay(values, graph.parameters)
     dead = last_reads(graph)
     for index, op in enumerate(graph.ops):
         value = values[op.name] = graph.run(index, names)

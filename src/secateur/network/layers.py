@@ -170,12 +170,12 @@ class LayerFinder:
 
     def users(self, parameter: str) -> list[Op]:
         """The operations that read a parameter as it is, transposed or in another shape."""
-        found = []
+        users: list[Op] = []
         for op in self.readers[parameter]:
             passes_on = isinstance(op, Reshape | Transpose | Identity) and op.input == parameter
             is_output = op.name in self.graph.outputs
-            found += self.users(op.name) if passes_on and not is_output else [op]
-        return found
+            users += self.users(op.name) if passes_on and not is_output else [op]
+        return users
 
     def layers_of(self, index: int, op: Op) -> Iterator[Layer]:
         """The layers that an operation is: several of a recurrent one, one a weight."""

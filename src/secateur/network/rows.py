@@ -73,12 +73,16 @@ def _move(graph: Graph, name: str) -> Transpose | None:
     if len(axes) != 1 or axes == [0]:
         return None
     (axis,) = axes
-    others = (other for other in range(len(shape.sizes)) if other != axis)
+    rest = (place for place in range(len(shape.sizes)) if place != axis)
+
+    def compute(value: Tensor) -> Tensor:
+        return value.movedim(axis, 0)
+
     return Transpose(
         name=f"{name} (images first)",
         inputs=(name,),
-        permutation=(axis, *others),
-        compute=lambda value: value.movedim(axis, 0),
+        permutation=(axis, *rest),
+        compute=compute,
         operation="transpose",
     )
 
@@ -125,9 +129,9 @@ def in_parts(run: Callable[[Tensor], Any], images: Tensor, size: int) -> Any:
 
     The last part is filled with copies of the last image.
     """
-    counts = [len(part) for part in images.split(size)]
+    counts = [len(part) for part in torch.split(images, size)]
     images = torch.cat([images, images[-1:].expand(-len(images) % size, *images.shape[1:])])
-    parts = images.split(size)
+    parts = torch.split(images, size)
     found = [run(part) for part in parts]
     if not isinstance(found[0], Tensor) or found[0].dim() == 0:
         return found[0]

@@ -81,13 +81,13 @@ def find_layouts(graph: Graph, samples: Samples) -> Layouts:
         return {}
     streams = [Stream(graph, graph.parameters, dict(trial.tensors)) for trial in trials]
     calls = {call.op: call for layer in graph.layers for call in layer.calls}
-    found = {}
+    layouts: dict[int, Layout] = {}
     for op in sorted(calls):
         for stream in streams:
             stream.advance(op + 1)
         values = [stream.values[graph.ops[op].name] for stream in streams]
-        found[op] = _layout(values, calls[op].geometry)
-    return found
+        layouts[op] = _layout(values, calls[op].geometry)
+    return layouts
 
 
 def _trials(samples: Samples) -> list[Samples] | None:
@@ -149,7 +149,7 @@ def _explains(inner: int, changed: Sequence[Bool[Tensor, " positions"]]) -> bool
 def _repeats(inner: int, value: Tensor, geometry: Geometry) -> bool:
     """Whether a constant is the same for each sample."""
     every = torch.arange(geometry.count(value), device=value.device)
-    parts = geometry.outputs(value, every).unflatten(1, (-1, _TRIED, inner))
+    parts = torch.unflatten(geometry.outputs(value, every), 1, (-1, _TRIED, inner))
     return torch.allclose(parts, parts[:, :, :1].expand_as(parts), equal_nan=True)
 
 

@@ -62,7 +62,7 @@ class Samples:
 
     def split(self, size: int) -> list[Samples]:
         """All samples in parts of so many; the last may be smaller. No copies."""
-        parts = zip(*(tensor.split(size) for tensor in self.tensors.values()), strict=True)
+        parts = zip(*(torch.split(tensor, size) for tensor in self.tensors.values()), strict=True)
         return [Samples(dict(zip(self.tensors, part, strict=True))) for part in parts]
 
     def to(self, device: torch.device | str | None) -> Samples:

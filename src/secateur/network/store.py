@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, MutableMapping
-from typing import Any
+from collections.abc import Hashable, Iterator, Mapping, MutableMapping, Sequence
+from typing import Any, TypeGuard
 
 from torch import Tensor
 
@@ -93,6 +93,10 @@ def _storages(value: Any) -> Iterator[tuple[int, int]]:
     if isinstance(value, Tensor):
         storage = value.untyped_storage()
         yield storage.data_ptr(), storage.nbytes()
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _storages(item)
+    elif _is_several(value):
+        for part in value:
+            yield from _storages(part)
+
+
+def _is_several(value: Any) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, tuple | list)

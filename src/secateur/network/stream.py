@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Collection, Mapping, MutableMapping
 from typing import Any
 
 from torch import Tensor
 
-from secateur.network.graph import Graph, last_reads
+from secateur.network.graph import Graph, last_reads, overlay
 
 
 class Stream:
@@ -44,7 +43,7 @@ class Stream:
         for name in self._kept:
             del self.values[name]
         self._kept = []
-        names = ChainMap(self.values, self.parameters)  # type: ignore[arg-type]
+        names = overlay(self.values, self.parameters)
         for index in range(self.at, stop):
             self.values[self.graph.ops[index].name] = self.graph.run(index, names)
             for name in self._last_reads.get(index, ()):
@@ -72,6 +71,8 @@ class Stream:
         twin = Stream.__new__(Stream)
         twin.graph, twin.parameters, twin.at = self.graph, parameters, self.at
         twin._last_reads, twin._kept = self._last_reads, []
-        twin.values = {} if values is None else values
-        twin.values.update({key: of for key, of in self.values.items() if key not in self._kept})
+        shared = {name: value for name, value in self.values.items() if name not in self._kept}
+        own: MutableMapping[str, Any] = {} if values is None else values
+        own.update(shared)
+        twin.values = own
         return twin

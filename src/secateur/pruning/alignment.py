@@ -30,7 +30,7 @@ class Alignment:
         pairs: names of the layers aligned, (first, second).
     """
 
-    changes: dict[str, Tensor] = field(default_factory=dict)
+    changes: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     pairs: tuple[tuple[str, str], ...] = ()
 
 
@@ -101,21 +101,21 @@ class ChannelAlignment:
         self, graph: Graph, samples: Samples, names: list[str], chunk: int
     ) -> list[tuple[Float[Tensor, " chan"], Float[Tensor, " chan"]]]:
         """Low and high quantiles per channel of some values, medians over the samples."""
-        found: dict[str, list[Tensor]] = {name: [] for name in names}
+        quantiles: dict[str, list[Tensor]] = {name: [] for name in names}
         ends = torch.tensor([self.quantile, 1 - self.quantile], device=samples.device)
         for part in samples.split(chunk):
             for name, value in _values(graph, part, names):
-                found[name].append(_quantiles(value, ends))
-        return [tuple(torch.cat(found[name], 1).median(1).values) for name in names]  # type: ignore[misc]
+                quantiles[name].append(_quantiles(value, ends))
+        medians = (torch.cat(quantiles[name], 1).median(1).values for name in names)
+        return [(low, high) for low, high in medians]
 
 
 def _quantiles(value: Tensor, ends: Tensor) -> Float[Tensor, "ends batch chan"]:
     """Per image and channel; in parts, because torch.quantile takes 16 million values at most."""
     rows = value.flatten(2).flatten(0, 1)  # batch * chan, places
-    parts = rows.split(max(1, 2**23 // rows.shape[1]))
-    return torch.cat([part.quantile(ends, dim=1) for part in parts], 1).unflatten(
-        1, value.shape[:2]
-    )
+    parts = torch.split(rows, max(1, 2**23 // rows.shape[1]))
+    quantiles = torch.cat([part.quantile(ends, dim=1) for part in parts], 1)
+    return torch.unflatten(quantiles, 1, value.shape[:2])
 
 
 def pairs_to_align(graph: Graph) -> Iterator[tuple[Layer, Layer]]:

@@ -120,7 +120,8 @@ class LayerFit:
         kept = min(kept, int(self.free.sum()))
         shares = _shares(torch.where(self.free, size, -1.0), bounds, kept)
         new = self.dense.clone()
-        solutions, problem = [], None
+        solutions: list[Solution] = []
+        problem: Problem | None = None
         for columns, share in zip(bounds, shares, strict=True):
             problem = self.problem(method, _Columns(columns, new))
             solutions.append(_named(self.layer, method.solve, problem, pattern, share))

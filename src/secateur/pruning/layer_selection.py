@@ -109,7 +109,9 @@ def _way_out(layers: Sequence[Layer], include: Any, exclude: Any) -> str:
             f"{shares.stuck:.0%} of the weights are in layers that cannot be pruned; pass a "
             "network whose weights can"
         )
-    excluded = set() if exclude is None else _matching("exclude", exclude, layers, any_layer=True)
+    excluded: set[str] = set()
+    if exclude is not None:
+        excluded = _matching("exclude", exclude, layers, any_layer=True)
     names = [layer.name for layer in prunable if layer.name not in excluded]
     if not names:
         return "exclude fewer layers, and name protected ones in include="

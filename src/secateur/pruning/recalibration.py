@@ -39,7 +39,7 @@ class Recalibration:
     """
 
     original: Graph
-    statistics: Mapping[str, Tensor] = field(default_factory=dict)
+    statistics: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     @property
     def graph(self) -> Graph:

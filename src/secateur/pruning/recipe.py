@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import tomli_w
 
@@ -179,8 +179,10 @@ def summary_of(part: Any) -> str:
 
 def _plain(setting: Any, *, unset: bool = True) -> Any:
     """A setting as plain data, with or without those that are None."""
+    if _is_tuple(setting):
+        return list(setting)
     if not dataclasses.is_dataclass(setting):
-        return list(setting) if isinstance(setting, tuple) else setting
+        return setting
     values = {item.name: getattr(setting, item.name) for item in dataclasses.fields(setting)}
     plain = {
         name: _plain(value, unset=unset)
@@ -194,13 +196,22 @@ def _plain(setting: Any, *, unset: bool = True) -> Any:
 def _named(kind: type, value: Any) -> Any:
     """A pattern, method or allocation from its name, or from a table with `name` in it."""
     table = _KINDS[kind]
-    settings = dict(value) if isinstance(value, dict) else {"name": value}
+    settings = dict(value) if _is_table(value) else {"name": value}
     name = settings.pop("name", None)
     if not isinstance(name, str):
         raise OptionError(
             f"expected a name or a table with a name, one of {', '.join(table)}, got {value!r}"
         )
-    return from_plain(type(choose("name", name, table)), settings, named=_named, plain=_plain)
+    part: object = choose("name", name, table)
+    return from_plain(type(part), settings, named=_named, plain=_plain)
+
+
+def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
+    return isinstance(value, tuple)
+
+
+def _is_table(value: Any) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict)
 
 
 _BY_THE_WAY: dict[str, Any] = {"levels": (0.1, 0.0), "levels_from": 0.5}

@@ -32,7 +32,7 @@ from torch import Tensor
 from secateur.errors import DataError, ModelError
 from secateur.network.cuts import Block, blocks, network_errors
 from secateur.network.geometry import per_output
-from secateur.network.graph import Graph
+from secateur.network.graph import Graph, overlay
 from secateur.network.layers import Layer
 from secateur.network.samples import Samples
 from secateur.support.settings import at_least, check_settings, more_than
@@ -131,7 +131,8 @@ class BlockReconstruction:
         judged = torch.arange(len(samples)) % self.held_back == self.held_back - 1
         least = max(1, min(self.layers, len(layers) * 3 // 4))
         dense = pruned = samples
-        done, stages = [], [dict(changes)]
+        done: list[BlockResult] = []
+        stages = [dict(changes)]
         for block in blocks(graph, samples, layers, least):
             target = block.run(graph.parameters, dense, chunk)
             new = self._trained(
@@ -168,7 +169,7 @@ class BlockReconstruction:
         if not names:
             return {}
         values = {name: parameters[name].detach().clone().requires_grad_() for name in names}
-        changed = ChainMap(values, parameters)  # type: ignore[arg-type]
+        changed = overlay(values, parameters)
         variances = {name: _variance(value) for name, value in target.tensors.items()}
 
         def error(chosen: Tensor) -> Tensor:
@@ -191,10 +192,8 @@ class BlockReconstruction:
         generator: torch.Generator,
     ) -> None:
         masks = [_alive(value.detach()) if value.dim() > 1 else None for value in values]
-        groups = [{"params": [value], "lr": self.rate * _size(value)} for value in values]
-        adam = torch.optim.Adam(groups)
-        falling = lambda step: 0.5 * (1 + math.cos(math.pi * step / self.steps))  # noqa: E731
-        schedule = torch.optim.lr_scheduler.LambdaLR(adam, falling)
+        adam = self._adam(values)
+        schedule = torch.optim.lr_scheduler.LambdaLR(adam, self._falling)
         for _ in range(self.steps):
             chosen = torch.randint(samples, (self.batch,), generator=generator)
             with torch.enable_grad():
@@ -202,12 +201,21 @@ class BlockReconstruction:
             if not loss.requires_grad:  # the network detaches its values
                 return
             adam.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             for value, mask in zip(values, masks, strict=True):
                 if mask is not None and value.grad is not None:
                     value.grad *= mask
             adam.step()
             schedule.step()
+
+    def _adam(self, values: Sequence[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(
+            [{"params": [value], "lr": self.rate * _size(value)} for value in values]
+        )
+
+    def _falling(self, step: int) -> float:
+        """What the first step size is multiplied by at a step: half a cosine, from 1 to 0."""
+        return 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,10 @@ from secateur.support.choices import name_of
 Changes = dict[str, Tensor]
 
 
+def _ignore(layer: str) -> None:
+    """What is done with the name of a finished layer where nobody counts them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PruningRun:
     """What a recipe is carried out on.
@@ -59,7 +63,7 @@ class PruningRun:
     recipe: Recipe
     sampling: Sampling
     chunk: int
-    on_layer: Callable[[str], Any] = lambda name: None
+    on_layer: Callable[[str], Any] = _ignore
 
     @cached_property
     def graph(self) -> Graph:
@@ -337,19 +341,19 @@ class PruningRun:
             original: the network before it was aligned.
             aligned: what aligning it changed.
         """
-        names = [name_of(part) for part in stages(self.recipe.method)]
+        methods = list(stages(self.recipe.method))
+        names = [name_of(method) for method in methods]
         steps = walked.stages
         if len(names) > 1 and len(self.levels(target)) > 1:
-            base = self.recipe.method.base  # type: ignore[attr-defined]
-            recipe = replace(self.recipe, method=base, levels=(0.0,), reconstruction=None)
-            straight = replace(self, recipe=recipe, on_layer=lambda name: None)
+            recipe = replace(self.recipe, method=methods[-2], levels=(0.0,), reconstruction=None)
+            straight = replace(self, recipe=recipe, on_layer=_ignore)
             steps = [*straight.prune_to(target).stages, walked.stages[-1]]
         if len(steps) != len(names):  # a method that does not tell its steps
             return {}
         found = {
             name: {**aligned.changes, **changes} for name, changes in zip(names, steps, strict=True)
         }
-        if aligned.pairs and isinstance(next(stages(self.recipe.method)), Magnitude):
+        if aligned.pairs and isinstance(methods[0], Magnitude):
             found = {"channel-alignment" if k == "magnitude" else k: v for k, v in found.items()}
             found = {"magnitude": self._magnitude(original, target), **found}
         changed = {**aligned.changes, **walked.changes}
@@ -360,7 +364,7 @@ class PruningRun:
         """Magnitude pruning without alignment: the network that the first step starts from."""
         chosen = {layer.name for layer in self.layers}
         layers = [layer for layer in original.layers if layer.name in chosen]
-        changes = {}
+        changes: Changes = {}
         fitted = self._fit_allocation(original, layers, {})
         for layer, kept in zip(layers, self.kept(fitted, target), strict=True):
             name, geometry = str(layer.parameter), layer.calls[0].geometry

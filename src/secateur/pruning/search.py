@@ -60,7 +60,7 @@ class PredictedLoss:
     @classmethod
     def of(cls, loss: Callable[[float], float] | None) -> PredictedLoss:
         """From the sum of the loss curves at a sparsity; None = a curve that fits any network."""
-        sparsities = np.linspace(0.02, 0.99, 25).tolist()
+        sparsities: list[float] = np.linspace(0.02, 0.99, 25).tolist()
         found = [_unknown(s) if loss is None else _POINTS * loss(s) ** 0.5 for s in sparsities]
         rising = itertools.accumulate(found, lambda before, now: max(now, 1.001 * before + 1e-9))
         return cls(tuple(sparsities), tuple(rising))
@@ -71,7 +71,8 @@ class PredictedLoss:
 
     def sparsity(self, points: float) -> float:
         """Where they are expected to be lost."""
-        return float(np.interp(np.log(points), np.log(self.points), self.sparsities))
+        logarithm: float = np.log(points)
+        return float(np.interp(logarithm, np.log(self.points), self.sparsities))
 
 
 def search(

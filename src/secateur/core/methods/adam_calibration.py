@@ -116,7 +116,7 @@ class _Training:
         groups = [
             {"params": [held], "lr": rate} for held, rate in zip((weight, bias), rates, strict=True)
         ]
-        self.optimizer = torch.optim.Adam(groups, fused=True)
+        self.optimizer: torch.optim.Optimizer = torch.optim.Adam(groups, fused=True)
 
     def step(self, x: Tensor, y: Tensor) -> None:
         """One step on mean ||y - W x - b||^2 over a batch (groups, samples, ...)."""

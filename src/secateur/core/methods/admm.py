@@ -130,7 +130,9 @@ class ADMM:
 
     def _mask(
         self, system: NormalEquations, problem: Problem, pattern: Pattern, kept: int
-    ) -> tuple[Bool[Tensor, "groups rows cols"], Float[Tensor, "groups rows cols"], tuple]:
+    ) -> tuple[
+        Bool[Tensor, "groups rows cols"], Float[Tensor, "groups rows cols"], tuple[str, ...]
+    ]:
         """Runs the splitting; returns the mask, weights to start from (unscaled) and notes."""
         notes: tuple[str, ...] = ()
         sparse = problem.weight * system.column_scale

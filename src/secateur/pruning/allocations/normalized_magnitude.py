@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -53,7 +54,7 @@ class FittedMagnitude:
             order = torch.argsort(torch.cat(scores), descending=True, stable=True)
             prices = torch.tensor(budget.prices(len(scores)), dtype=torch.float64)
             chosen = order[prices[owner[order]].cumsum(0) <= budget.allowed * (1 + 1e-12)]
-        return torch.bincount(owner[chosen], minlength=len(scores)).tolist()
+        return [int(count) for count in torch.bincount(owner[chosen], minlength=len(scores))]
 
     def loss_increase(self, kept: Sequence[int]) -> list[float]:
         """Nothing is known."""
@@ -62,4 +63,4 @@ class FittedMagnitude:
 
 def _normalized(weight: Tensor) -> Float[Tensor, " weights"]:
     flat = weight.detach().flatten().abs().float().cpu()
-    return flat / flat.norm().clamp_min(torch.finfo(flat.dtype).tiny)
+    return F.normalize(flat, dim=0, eps=torch.finfo(flat.dtype).tiny)

@@ -38,7 +38,7 @@ class AllocationInputs:
     graph: Graph
     samples: Samples
     layers: Sequence[Layer]
-    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    weights: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     previous: FittedAllocation | None = None
     costs: Sequence[float] | None = None
     pattern: Pattern = field(default_factory=Unstructured)

@@ -78,7 +78,8 @@ class Sensitivity:
         previous = inputs.previous
         known = previous if isinstance(previous, FittedSensitivity) and previous.errors else None
         small = _smallest(inputs, self.small)
-        errors, losses = [], []
+        errors: list[list[float]] = []
+        losses: list[list[float] | None] = []
         for index, layer in enumerate(inputs.layers):
             changes, own_errors = study.fits(index, layer, self.levels, self.method)
             errors.append(own_errors)
@@ -193,7 +194,7 @@ class _Study:
     def _outputs(self, changes: Mapping[str, Tensor]) -> list[Tensor]:
         """The network's first output, chunk by chunk."""
         parameters = ChainMap(dict(changes), dict(self.graph.parameters))
-        outputs = []
+        outputs: list[Tensor] = []
         for stream in self.judging:
             ahead = stream.fork(parameters)
             ahead.advance(len(self.graph.ops))
@@ -262,15 +263,17 @@ def _loss_at(curve: Curve, sparsity: Tensor) -> Tensor:
 
 def _hull(size: int, curve: Curve) -> list[tuple[float, int]]:
     """(loss per weight, weights) along a curve's lower convex hull."""
-    removed = torch.linspace(0, size, min(size, _STEPS) + 1, dtype=torch.float64).round().unique()
+    steps = torch.linspace(0, size, min(size, _STEPS) + 1, dtype=torch.float64).round()
+    removed = sorted({float(count) for count in steps})
+    sparsities = torch.tensor(removed, dtype=torch.float64) / size
+    loss = [float(value) for value in _loss_at(curve, sparsities)]
     hull: list[int] = []
-    at, loss = removed.tolist(), _loss_at(curve, removed / size).tolist()
-    for index in range(len(at)):
-        while len(hull) > 1 and _above(at, loss, hull[-2], hull[-1], index):
+    for index in range(len(removed)):
+        while len(hull) > 1 and _above(removed, loss, hull[-2], hull[-1], index):
             hull.pop()
         hull.append(index)
     return [
-        ((loss[b] - loss[a]) / (at[b] - at[a]), int(at[b] - at[a]))
+        ((loss[b] - loss[a]) / (removed[b] - removed[a]), int(removed[b] - removed[a]))
         for a, b in itertools.pairwise(hull)
     ]
 
