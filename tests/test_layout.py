@@ -74,8 +74,9 @@ def test_files_import_each_other_in_no_circle():
     assert sorted(edges) == []
 
 
-# what need not be installed, or not on every system; the front-end of ONNX files imports onnx
-OPTIONAL = {"openvino", "onnxruntime", "resource", "secateur.frontends.onnx"}
+# what need not be installed, or not on every system; the two of ours import onnx
+OPTIONAL = {"openvino", "onnxruntime", "resource"}
+OPTIONAL |= {"secateur.frontends.onnx", "secateur.export.onnx_surgery"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: module(path).removeprefix("secateur."))

@@ -101,10 +101,11 @@ def quantize(
 def in_int8(model: Any, images: Tensor) -> Quantized:
     """`quantize` with notes in the place of warnings."""
     require_onnx("quantising to INT8", extra="int8")
+    from secateur.export import onnx_surgery
     from secateur.frontends import onnx as frontend
 
     model = open_model(model).to_onnx(images)
-    plain = frontend.unshared(frontend.folded(frontend.upgraded(model)))
+    plain = onnx_surgery.unshared(onnx_surgery.folded(onnx_surgery.upgraded(model)))
     name, batch = frontend.images_input(plain).name, frontend.declared_batch(plain)
     made = quantized(plain, [{name: part} for part in parts(images, batch)])
     found, layers = _that_runs(made, images[:2])
@@ -123,11 +124,11 @@ def _that_runs(made: Any, images: Tensor) -> tuple[Any, list[str]]:
 
     Run with ONNX Runtime's default optimisations, which may fail where none of them do.
     """
-    from secateur.frontends import onnx as frontend
+    from secateur.export.onnx_surgery import one_scale
 
     reason: ModelError | None = None
     for everywhere in (False, True):
-        found, layers = frontend.one_scale(made, everywhere=everywhere)
+        found, layers = one_scale(made, everywhere=everywhere)
         try:
             with open_model(found).running(images) as run:
                 run(images)

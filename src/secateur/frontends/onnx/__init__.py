@@ -1,9 +1,7 @@
 """ONNX files: read, run layer by layer, and written back with other weights."""
 
 from secateur.frontends.onnx.file import check, read
-from secateur.frontends.onnx.folding import folded, upgraded
 from secateur.frontends.onnx.graph import named_tensors, output_difference, trace, with_parameters
-from secateur.frontends.onnx.integers import one_scale, unshared
 from secateur.frontends.onnx.signature import declared_batch, images_input, input_shape
 from secateur.frontends.onnx.weights import layer_weights
 from secateur.frontends.onnx.whole import Whole
@@ -12,16 +10,12 @@ __all__ = [
     "Whole",
     "check",
     "declared_batch",
-    "folded",
     "images_input",
     "input_shape",
     "layer_weights",
     "named_tensors",
-    "one_scale",
     "output_difference",
     "read",
     "trace",
-    "unshared",
-    "upgraded",
     "with_parameters",
 ]
