@@ -28,8 +28,9 @@ from secateur.evaluation.inference import predict
 from secateur.evaluation.metrics import compare
 from secateur.export.files import save_int8, save_model, save_openvino
 from secateur.export.int8 import check_zeros, quantize
+from secateur.export.onnx_weights import layer_weights
 from secateur.frontends import open as open_model
-from secateur.frontends.onnx import layer_weights, read
+from secateur.frontends.onnx import read
 
 CASE = ("network", "sparsity", "images", "draw", "half", "test_images")
 COLUMNS = (

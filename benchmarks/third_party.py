@@ -27,7 +27,8 @@ from torch import Tensor
 
 import secateur
 from secateur.export.files import save_model
-from secateur.frontends.onnx import layer_weights, read
+from secateur.export.onnx_weights import layer_weights
+from secateur.frontends.onnx import read
 
 FILES = {  # package: files in its wheel, and the height and width of an input
     "nudenet": {"nudenet/320n.onnx": (320, 320)},

@@ -27,9 +27,10 @@ import secateur
 from secateur.core.methods import Magnitude
 from secateur.data.sources import Preprocess, load_images
 from secateur.errors import SecateurError
+from secateur.export.onnx_weights import layer_weights
 from secateur.export.packing import pack, unpack
 from secateur.frontends.loading import load_network
-from secateur.frontends.onnx import declared_batch, first_run, input_shape, layer_weights
+from secateur.frontends.onnx import declared_batch, first_run, input_shape
 from secateur.frontends.onnx.file import read
 from secateur.frontends.onnx.graph import named_tensors
 from secateur.frontends.onnx.translation import Translation

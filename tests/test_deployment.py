@@ -24,7 +24,8 @@ from secateur.evaluation.inference import predict
 from secateur.export.files import far_off, save_int8, save_openvino
 from secateur.export.int8 import check_zeros, parts, quantize, recurrent_note, require_nncf
 from secateur.export.onnx_surgery import folded, upgraded
-from secateur.frontends.onnx import first_run, layer_weights, read
+from secateur.export.onnx_weights import layer_weights
+from secateur.frontends.onnx import first_run, read
 from secateur.frontends.onnx.trial import run
 from secateur.frontends.openvino.runtime import IR, as_ir, ir_weights, read_ir
 from secateur.result import warn_of_difference

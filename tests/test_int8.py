@@ -21,7 +21,7 @@ from secateur.evaluation.inference import predict
 from secateur.export.files import save_openvino
 from secateur.export.int8 import in_int8, quantized, require_nncf
 from secateur.export.onnx_surgery import one_scale, unshared
-from secateur.frontends.onnx import layer_weights
+from secateur.export.onnx_weights import layer_weights
 from secateur.frontends.openvino.runtime import read_ir
 
 if importlib.util.find_spec("nncf") is None:

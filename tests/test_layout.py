@@ -74,9 +74,10 @@ def test_files_import_each_other_in_no_circle():
     assert sorted(edges) == []
 
 
-# what need not be installed, or not on every system; the two of ours import onnx
+# what need not be installed, or not on every system; those of ours import onnx
 OPTIONAL = {"openvino", "onnxruntime", "resource"}
-OPTIONAL |= {"secateur.frontends.onnx", "secateur.export.onnx_surgery"}
+OPTIONAL |= {"secateur.frontends.onnx"}
+OPTIONAL |= {"secateur.export.onnx_surgery", "secateur.export.onnx_weights"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: module(path).removeprefix("secateur."))

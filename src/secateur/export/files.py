@@ -262,7 +262,7 @@ def _told(difference: float, largest: float) -> dict[str, float]:
 
 
 def _onnx_weights(model: Any) -> Any:
-    from secateur.frontends.onnx import layer_weights
+    from secateur.export.onnx_weights import layer_weights
 
     return layer_weights(model)
 

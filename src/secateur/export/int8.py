@@ -100,8 +100,8 @@ def quantize(
 
 def in_int8(model: Any, images: Tensor) -> Quantized:
     """`quantize` with notes in the place of warnings."""
-    require_onnx("quantising to INT8", extra="int8")
-    from secateur.export import onnx_surgery
+    require_onnx("quantising to INT8", "onnx_ir", extra="int8")
+    from secateur.export import onnx_surgery, onnx_weights
     from secateur.frontends import onnx as frontend
 
     model = open_model(model).to_onnx(images)
@@ -109,7 +109,8 @@ def in_int8(model: Any, images: Tensor) -> Quantized:
     name, batch = frontend.images_input(plain).name, frontend.declared_batch(plain)
     made = quantized(plain, [{name: part} for part in parts(images, batch)])
     found, layers = _that_runs(made, images[:2])
-    check_zeros(frontend.layer_weights(model), frontend.layer_weights(found), "model-int8.onnx")
+    before, after = onnx_weights.layer_weights(model), onnx_weights.layer_weights(found)
+    check_zeros(before, after, "model-int8.onnx")
     weights = {node.output[0]: node.input[1] for node in plain.graph.node if len(node.input) > 1}
     names = ", ".join(weights[layer].removesuffix(".weight") for layer in layers)
     note = (
@@ -227,7 +228,7 @@ def check_kind(kind: Precision | None, network: Frontend) -> None:
         names = ", ".join(map(repr, get_args(Precision)))
         raise OptionError(f"quantize is {kind!r}, expected {names} or None")
     if kind is not None:
-        require_onnx("quantising to INT8", *network.exporters, extra="int8")
+        require_onnx("quantising to INT8", "onnx_ir", *network.exporters, extra="int8")
         require_nncf()
 
 

@@ -3,7 +3,6 @@
 from secateur.frontends.onnx.file import check, read
 from secateur.frontends.onnx.graph import named_tensors, output_difference, trace, with_parameters
 from secateur.frontends.onnx.signature import declared_batch, images_input, input_shape
-from secateur.frontends.onnx.weights import layer_weights
 from secateur.frontends.onnx.whole import Whole
 
 __all__ = [
@@ -12,7 +11,6 @@ __all__ = [
     "declared_batch",
     "images_input",
     "input_shape",
-    "layer_weights",
     "named_tensors",
     "output_difference",
     "read",

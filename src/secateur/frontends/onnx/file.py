@@ -6,9 +6,11 @@ the model's folder, sizes fit what is there, functions end. Nothing is run here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TypeVar
 
 import onnx
 import onnx.inliner
@@ -24,6 +26,8 @@ from secateur.support.model_files import steady
 _MOST_BYTES = 2**31 - 1  # protobuf's limit for one message
 _MOST_NODES = 1_000_000  # of a model whose functions are expanded
 _FOUR_BITS = ("INT4", "UINT4", "FLOAT4E2M1")
+
+_Kind = TypeVar("_Kind", bound=Message)
 
 
 def read(path: str | Path) -> ModelProto:
@@ -62,7 +66,7 @@ def _parsed(path: Path) -> ModelProto:
 
 def check(model: ModelProto, name: str = "the ONNX model") -> None:
     """Raises ModelError unless a model is complete and passes `onnx.checker`."""
-    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in tensors(model)):
+    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in _within(model, TensorProto)):
         raise ModelError(
             f"{name} has weights in other files that were not loaded, expected them within: "
             "pass the file's path, or load it with onnx.load"
@@ -77,12 +81,12 @@ def check(model: ModelProto, name: str = "the ONNX model") -> None:
             "accepts: export it again"
         ) from error
     _check_functions(model, name)
-    _check_references(model.graph, name)
+    _check_references(model, name)
 
 
-def _check_references(graph: GraphProto, name: str) -> None:
+def _check_references(model: ModelProto, name: str) -> None:
     """Raises ModelError for attributes that name one of a function, outside of any."""
-    for node in graph.node:
+    for node in _within(model.graph, NodeProto):
         for attribute in node.attribute:
             if attribute.ref_attr_name:
                 raise ModelError(
@@ -90,8 +94,6 @@ def _check_references(graph: GraphProto, name: str) -> None:
                     f"{attribute.name} stands for one of a function, expected a value: export the "
                     "file again"
                 )
-        for inner in _bodies(node):
-            _check_references(inner, name)
 
 
 def _check_size(size: int, name: str) -> None:
@@ -99,19 +101,28 @@ def _check_size(size: int, name: str) -> None:
         raise ModelError(f"{name} holds {size / 1e9:.1f} GB, expected at most 2 GB: split it")
 
 
-def _check_texts(message: Message, name: str) -> None:
+def _check_texts(model: ModelProto, name: str) -> None:
     """Raises ModelError when a text is not UTF-8; protobuf gives such a one as bytes."""
-    for field, value in message.ListFields():
-        if field.type == FieldDescriptor.TYPE_MESSAGE:
-            for inner in value if hasattr(value, "extend") else [value]:
-                _check_texts(inner, name)
-        elif field.type == FieldDescriptor.TYPE_STRING:
+    for message in _within(model, Message):
+        for field, value in message.ListFields():
+            if field.type != FieldDescriptor.TYPE_STRING:
+                continue
             for text in [value] if isinstance(value, str | bytes) else value:
                 if isinstance(text, bytes):
                     raise ModelError(
                         f"{name} has a {field.name} that is not UTF-8 ({text[:50]!r}), expected a "
                         "text: copy or export the file again"
                     )
+
+
+def _within(message: Message, kind: type[_Kind]) -> Iterator[_Kind]:
+    """All messages of a kind within one, itself included: those in bodies and functions too."""
+    if isinstance(message, kind):
+        yield message
+    for field, value in message.ListFields():
+        if field.type == FieldDescriptor.TYPE_MESSAGE:
+            for inner in value if hasattr(value, "extend") else [value]:
+                yield from _within(inner, kind)
 
 
 def inlined(model: ModelProto) -> ModelProto:
@@ -172,9 +183,7 @@ def first_line(error: object) -> str:
 
 def _bodies(node: NodeProto) -> Iterator[GraphProto]:
     for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            yield attribute.g
-        yield from attribute.graphs
+        yield from [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs
 
 
 def _free(graph: GraphProto) -> list[str]:
@@ -186,32 +195,6 @@ def _free(graph: GraphProto) -> list[str]:
         free += [name for name in reads(node) if name not in known]
         known.update(node.output)
     return free + [value.name for value in graph.output if value.name not in known]
-
-
-def tensors(model: ModelProto) -> Iterator[TensorProto]:
-    """Every tensor that a model holds, those in bodies and functions included."""
-    yield from _graph_tensors(model.graph)
-    for function in model.functions:
-        yield from _node_tensors(function.node)
-
-
-def _graph_tensors(graph: GraphProto) -> Iterator[TensorProto]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    yield from _node_tensors(graph.node)
-
-
-def _node_tensors(nodes: object) -> Iterator[TensorProto]:
-    for node in nodes:  # type: ignore[attr-defined]
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            if attribute.HasField("sparse_tensor"):
-                yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
-        for graph in _bodies(node):
-            yield from _graph_tensors(graph)
 
 
 def _with_output_shapes(model: ModelProto) -> ModelProto:
@@ -227,7 +210,8 @@ def _with_output_shapes(model: ModelProto) -> ModelProto:
 
 
 def _load_external(model: ModelProto, path: Path) -> None:
-    outside = [held for held in tensors(model) if held.data_location == TensorProto.EXTERNAL]
+    tensors = _within(model, TensorProto)
+    outside = [held for held in tensors if held.data_location == TensorProto.EXTERNAL]
     sizes = [_bytes(held, path) for held in outside]
     if model.ByteSize() + sum(sizes) > _MOST_BYTES:
         raise ModelError(
@@ -246,10 +230,7 @@ def _load_external(model: ModelProto, path: Path) -> None:
 
 def _bytes(stored: TensorProto, path: Path) -> int:
     """How many bytes a tensor's shape and type ask for."""
-    count = 1
-    for size in stored.dims:
-        count *= size
-    kind = stored.data_type
+    count, kind = math.prod(stored.dims), stored.data_type
     if kind in (TensorProto.STRING, TensorProto.UNDEFINED) or min(stored.dims, default=0) < 0:
         raise ModelError(
             f"{path}: the external tensor {stored.name} has shape {list(stored.dims)} and type "
@@ -266,13 +247,12 @@ def _bytes(stored: TensorProto, path: Path) -> int:
     return (count + 1) // 2 if halves else count * width
 
 
-def _place(stored: TensorProto, path: Path) -> Path:
-    entries = {entry.key: entry.value for entry in stored.external_data}
-    return _inside(entries.get("location", ""), stored.name, path)
+def _entries(stored: TensorProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in stored.external_data}
 
 
 def _external_bytes(stored: TensorProto, size: int, place: Path, path: Path) -> bytes:
-    entries = {entry.key: entry.value for entry in stored.external_data}
+    entries = _entries(stored)
     try:
         offset, length = int(entries.get("offset", 0)), int(entries.get("length", size))
     except ValueError:
@@ -288,8 +268,9 @@ def _external_bytes(stored: TensorProto, size: int, place: Path, path: Path) -> 
         return file.read(size)
 
 
-def _inside(location: str, name: str, path: Path) -> Path:
+def _place(stored: TensorProto, path: Path) -> Path:
     """The file of external data; refused where it is not below the model's folder."""
+    name, location = stored.name, _entries(stored).get("location", "")
     folder = path.parent.resolve()
     place = folder / location
     try:
@@ -317,14 +298,10 @@ def _check_functions(model: ModelProto, name: str) -> None:
     sizes: dict[tuple[str, str, str], int] = {}
     open_calls: list[tuple[str, str, str]] = []
 
-    def size(nodes: object) -> int:
-        total = 0
-        for node in nodes:  # type: ignore[attr-defined]
-            total += 1 + sum(size(graph.node) for graph in _bodies(node))
-            key = node.domain, node.op_type, node.overload
-            if key in bodies:
-                total += expanded(key)
-        return total
+    def size(body: Message) -> int:
+        nodes = list(_within(body, NodeProto))
+        calls = [(node.domain, node.op_type, node.overload) for node in nodes]
+        return len(nodes) + sum(expanded(key) for key in calls if key in bodies)
 
     def expanded(key: tuple[str, str, str]) -> int:
         if key in open_calls or len(open_calls) > 100:
@@ -334,11 +311,11 @@ def _check_functions(model: ModelProto, name: str) -> None:
             )
         if key not in sizes:
             open_calls.append(key)
-            sizes[key] = size(bodies[key].node)
+            sizes[key] = size(bodies[key])
             open_calls.pop()
         return sizes[key]
 
-    total = size(model.graph.node)
+    total = size(model.graph)
     if total > _MOST_NODES:
         raise ModelError(
             f"{name} expands to {total:.2g} nodes, expected at most {_MOST_NODES}: "

@@ -7,8 +7,8 @@ whatever the file's; they go back into the file's constants as they were stored.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -19,7 +19,8 @@ from secateur.errors import ModelError
 from secateur.frontends.onnx import kernels
 from secateur.frontends.onnx.file import constants, first_line, has_body, put, reads, tensor_of
 from secateur.frontends.onnx.first_run import Trial, trial
-from secateur.frontends.onnx.parts import Parts
+from secateur.frontends.onnx.nodes import leading_to
+from secateur.frontends.onnx.parts import described
 from secateur.frontends.onnx.schedule import schedule
 from secateur.frontends.onnx.segment import Segment
 from secateur.frontends.onnx.signature import several
@@ -27,7 +28,7 @@ from secateur.frontends.onnx.translation import Translation
 from secateur.frontends.onnx.whole import Whole
 from secateur.network.graph import Graph
 from secateur.network.layers import uncounted
-from secateur.network.ops import Fused, Op, Opaque, Shape, Shapes, Sizes, Transpose
+from secateur.network.ops import Fused, Op, Opaque, Shape, Sizes, Transpose
 from secateur.network.rows import images_first
 from secateur.network.stream import Stream
 
@@ -35,21 +36,6 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 _NO_WEIGHTS = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL, TensorProto.STRING)
 _UNSTEADY = ("NonMaxSuppression", "NonZero", "Compress", "Unique")  # rows depend on the values
 _AGREEMENT = 1e-3  # largest difference of graph and file, relative to the largest output
-
-
-@dataclass(frozen=True, kw_only=True)
-class Traced:
-    """A graph that gives what its file gives.
-
-    Attributes:
-        graph: the network.
-        translation: what the file says.
-        axes: of outputs of the file whose images are not on the first axis, the one they are on.
-    """
-
-    graph: Graph
-    translation: Translation
-    axes: Mapping[str, int]
 
 
 def trace(model: ModelProto, example: Tensor) -> Graph:
@@ -63,7 +49,36 @@ def trace(model: ModelProto, example: Tensor) -> Graph:
         ModelError: the model cannot be run on such inputs or takes several, a weight is NaN or
             infinite, or the graph does not give what the model gives.
     """
-    return _traced(model, example).graph
+    example = several(model, example)
+    found = trial(model, example)
+    translation = Translation(model)
+    parameters = _parameters(translation, example.device)
+    ways = [(translation, False)]
+    if found.batch:
+        ways.append((Translation(model, any_batch=found.batch), False))
+    if found.batch == 1:
+        ways.append((translation, True))
+    reason: Exception | str = ""
+    for way, one_by_one in ways:
+        try:
+            graph = _build(model, way, parameters, example, one_by_one=one_by_one)
+            difference = _difference(graph, way, example, found)
+        except (ValueError, RuntimeError, IndexError) as error:  # for another number of images
+            reason = error
+            continue
+        if not difference > _AGREEMENT:  # NaN is told with its layer's name, by the walk
+            return graph
+        reason = f"its outputs differ by {difference:.2g} of the largest"
+    if found.batch:
+        raise ModelError(
+            f"the ONNX model works on {found.batch} images at a time only ({first_line(reason)}), "
+            "expected any number, or one: export it with a dynamic batch"
+        )
+    raise ModelError(
+        f"the ONNX model's layers, run one after the other, do not give what the whole model gives "
+        f"({first_line(reason)}), expected the same: a random model cannot be pruned; otherwise "
+        "please report its operations"
+    )
 
 
 def with_parameters(model: ModelProto, changes: Mapping[str, Tensor]) -> ModelProto:
@@ -97,46 +112,11 @@ def output_difference(model: ModelProto, images: Tensor) -> tuple[float, float] 
     images = images.cpu()
     whole = Whole(model, images[:2])
     wanted = whole(images)
-    traced = _traced(model, images[:2])
-    found = _outputs(traced.graph, images)[traced.translation.outputs.index(whole.name)]
+    index = Translation(model).outputs.index(whole.name)
+    found = _outputs(trace(model, images[:2]), images)[index]
     if wanted.shape != found.shape or not wanted.numel():
         return None
     return float((wanted - found).abs().max()), float(wanted.abs().max())
-
-
-def _traced(model: ModelProto, example: Tensor) -> Traced:
-    """The graph that gives what the file gives, with all images at once or one by one."""
-    example = several(model, example)
-    found = trial(model, example)
-    translation = Translation(model)
-    parameters = _parameters(translation, example.device)
-    ways = [lambda: _build(model, translation, parameters, example)]
-    if found.batch:
-        other = Translation(model, any_batch=found.batch)
-        ways.append(lambda: _build(model, other, parameters, example))
-    if found.batch == 1:
-        ways.append(lambda: _build(model, translation, parameters, example, one_by_one=True))
-    reason: Exception | str = ""
-    for way in ways:
-        try:
-            traced = way()
-            difference = _difference(traced, _outputs(traced.graph, example), found)
-        except (ValueError, RuntimeError, IndexError) as error:  # for another number of images
-            reason = error
-            continue
-        if not difference > _AGREEMENT:  # NaN is told with its layer's name, by the walk
-            return traced
-        reason = f"its outputs differ by {difference:.2g} of the largest"
-    if found.batch:
-        raise ModelError(
-            f"the ONNX model works on {found.batch} images at a time only ({first_line(reason)}), "
-            "expected any number, or one: export it with a dynamic batch"
-        )
-    raise ModelError(
-        f"the ONNX model's layers, run one after the other, do not give what the whole model gives "
-        f"({first_line(reason)}), expected the same: a random model cannot be pruned; otherwise "
-        "please report its operations"
-    )
 
 
 def _parameters(translation: Translation, device: torch.device) -> dict[str, Tensor]:
@@ -158,7 +138,7 @@ def _build(
     example: Tensor,
     *,
     one_by_one: bool = False,
-) -> Traced:
+) -> Graph:
     """A graph, whose segments may take one image after the other."""
     nodes = translation.nodes
     inner = any(has_body(node) for node in nodes.nodes)
@@ -180,19 +160,17 @@ def _build(
     graph = _one_by_one(graph, example) if one_by_one else graph
     graph = _described(_with_shapes(graph, translation, example), translation)
     graph = replace(graph, notes=[*graph.notes, *uncounted(graph)])
-    return _rows_first(graph, translation)
+    return images_first(_taken_apart(graph))
 
 
 def _fixed(translation: Translation, writable: Collection[str]) -> dict[str, str]:
     """Why parameters cannot be changed: the file has no place for them, or gives them back."""
     nodes = translation.nodes
-    names = [name for name in nodes.outputs if name not in translation.outputs]
-    for name in names:
-        index = nodes.makers.get(name)
-        names += [] if index is None else reads(nodes.nodes[index])
-    fixed = {name: "inside a function of the file" for name in translation.layouts}
-    fixed = {name: why for name, why in fixed.items() if name not in writable}
-    return dict.fromkeys(set(names) & set(nodes.constants), "also used by an output") | fixed
+    others = set(nodes.outputs) - set(translation.outputs)
+    read = {name for node in leading_to(others, nodes.nodes) for name in reads(node)}
+    fixed = dict.fromkeys((others | read) & set(nodes.constants), "also used by an output")
+    inner = translation.layouts.keys() - set(writable)
+    return fixed | dict.fromkeys(inner, "inside a function of the file")
 
 
 def _unsteady(translation: Translation, ops: Sequence[Op]) -> set[str]:
@@ -272,38 +250,25 @@ def _growing(one: Sizes, more: Sizes | None, fixed: bool) -> tuple[bool, ...]:
 
 def _described(graph: Graph, translation: Translation) -> Graph:
     """The graph with what its segments are made of, as typed operations."""
-    parts, seen = Parts(translation, graph.shapes), set[int]()
+    seen = set[int]()
     ops: list[Op] = []
     for op in graph.ops:
         if isinstance(op, Fused):
             numbers = [number for number in cast(Segment, op.compute).numbers if number not in seen]
             seen.update(numbers)
-            op = replace(op, parts=tuple(parts.ops(numbers)))
+            op = replace(op, parts=tuple(described(translation, graph.shapes, numbers)))
         elif isinstance(op, Transpose) and not op.permutation:
-            op = replace(op, permutation=_swapped(graph.shapes, op.input))
+            *before, last, end = range(len(graph.shapes[op.input].sizes))
+            op = replace(op, permutation=(*before, end, last))
         ops.append(op)
     return replace(graph, ops=ops)
 
 
-def _swapped(shapes: Shapes, name: str) -> tuple[int, ...]:
-    *before, last, end = range(len(shapes[name].sizes))
-    return (*before, end, last)
-
-
-def _rows_first(graph: Graph, translation: Translation) -> Traced:
-    """The graph with outputs that have a row for each image, where they have an axis for these."""
-    apart = {name: _apart(graph, name) for name in graph.outputs}
-    ops = [op for op in apart.values() if op is not None]
-    names = [name if (op := apart[name]) is None else op.name for name in graph.outputs]
-    moved = images_first(replace(graph, ops=[*graph.ops, *ops], outputs=names))
-    first = {op.name: op.permutation[0] for op in moved.ops if isinstance(op, Transpose)}
-    axes = dict[str, int]()
-    for name, new in zip(translation.outputs, moved.outputs, strict=True):
-        if apart[name] is not None:
-            axes[name] = graph.shapes[name].sizes.index(1)
-        elif new != name:
-            axes[name] = first[new]
-    return Traced(graph=moved, translation=translation, axes=axes)
+def _taken_apart(graph: Graph) -> Graph:
+    """The graph with a row for each image in outputs where these lie behind each other."""
+    apart = {name: op for name in graph.outputs if (op := _apart(graph, name)) is not None}
+    names = [apart[name].name if name in apart else name for name in graph.outputs]
+    return replace(graph, ops=[*graph.ops, *apart.values()], outputs=names)
 
 
 def _apart(graph: Graph, name: str) -> Op | None:
@@ -317,20 +282,20 @@ def _apart(graph: Graph, name: str) -> Op | None:
     return Opaque(name=f"{name} (images first)", inputs=(name,), compute=compute)
 
 
-def _difference(traced: Traced, outputs: Iterable[Any], found: Trial) -> float:
+def _difference(graph: Graph, translation: Translation, example: Tensor, found: Trial) -> float:
     """The largest difference to the file's own outputs, as a share of the largest of them."""
-    translation, worst = traced.translation, 0.0
     names = [value.name for value in translation.model.graph.output]
-    own = dict(zip(names, found.outputs, strict=True))
-    for name, got in zip(translation.outputs, outputs, strict=True):
+    own, worst = dict(zip(names, found.outputs, strict=True)), 0.0
+    outputs = zip(translation.outputs, graph.outputs, _outputs(graph, example), strict=True)
+    for name, new, got in outputs:
         want = own[name]
         if want is None or not want.is_floating_point() or want.numel() == 0:
             continue
-        want = want.movedim(traced.axes[name], 0) if name in traced.axes else want
-        want = want[: len(got)].to(got.device)
-        if want.shape != got.shape and name in traced.graph.unsteady:
-            continue  # a score on the edge of a selection
-        if want.shape != got.shape:
+        axes = [0] if new == name else range(1, want.dim())  # where the file has the images
+        rows = [want.movedim(axis, 0)[: len(got)].to(got.device) for axis in axes]
+        differences = [float((of - got).abs().max()) for of in rows if of.shape == got.shape]
+        if differences:
+            worst = max(worst, min(differences) / max(1.0, float(want.abs().max())))
+        elif name not in graph.unsteady:  # there a score may be on the edge of a selection
             raise ModelError(f"output {name} has shape {tuple(got.shape)}, not {tuple(want.shape)}")
-        worst = max(worst, float((want - got).abs().max()) / max(1.0, float(want.abs().max())))
     return worst

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import onnx
+import torch
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto
 
 from secateur.errors import ModelError
@@ -43,13 +44,9 @@ class Nodes:
         self.outputs = [value.name for value in graph.output]
         self.taken = {name for node in graph.node for name in (*node.input, *node.output)}
         self.taken |= {value.name for value in graph.input} | set(self.constants)
-        every = [
-            new
-            for node in graph.node
-            if node.output[0] not in self.constants
-            for new in self._plain(node)
-        ]
-        self.nodes = _alive(every, self.outputs)
+        moving = [node for node in graph.node if node.output[0] not in self.constants]
+        every = [new for node in moving for new in self._plain(node)]
+        self.nodes = leading_to(self.outputs, every)
         self.makers = {name: i for i, node in enumerate(self.nodes) for name in node.output if name}
         self.readers: dict[str, list[int]] = {}
         self.fixed = set(self.constants)
@@ -57,7 +54,7 @@ class Nodes:
             names = reads(node)
             for name in names:
                 self.readers.setdefault(name, []).append(index)
-            if all(name in self.fixed for name in names):
+            if self.fixed.issuperset(names):
                 self.fixed.update(node.output)
             elif any_batch and is_node(node, "Reshape"):
                 self.nodes[index] = self._for_any_batch(node, any_batch)
@@ -70,15 +67,18 @@ class Nodes:
         self.taken.add(new)
         return new
 
+    def maker(self, name: str) -> NodeProto | None:
+        """The node that makes a value."""
+        return self.nodes[self.makers[name]] if name in self.makers else None
+
     def is_fixed(self, node: NodeProto) -> bool:
         """Whether a node depends on constants only."""
-        return all(name in self.fixed for name in node.output if name)
+        return self.fixed.issuperset(filter(None, node.output))
 
     def source(self, name: str) -> tuple[str, bool]:
         """The constant behind a value, through Identity and Transpose; whether transposed."""
         turned = False
-        while name in self.makers and _is_alias(self.nodes[self.makers[name]]):
-            node = self.nodes[self.makers[name]]
+        while (node := self.maker(name)) is not None and _is_alias(node):
             turned ^= node.op_type == "Transpose"
             name = node.input[0]
         return name, turned
@@ -89,10 +89,7 @@ class Nodes:
         The shape is None where it is no float32 constant.
         """
         nodes: list[NodeProto] = []
-        while name in self.makers:
-            node = self.nodes[self.makers[name]]
-            if not (is_node(node, "Identity") or self._is_new_shape(node)):
-                break
+        while (node := self.maker(name)) is not None and self._is_new_shape(node):
             nodes.append(node)
             name = node.input[0]
         shape = self.float_shape(name)
@@ -100,98 +97,78 @@ class Nodes:
             shape = shape if shape is None else self._new_shape(node, shape)
         return name, shape
 
-    def users(self, name: str) -> list[int]:
-        """The nodes that read a constant, directly or through Identity, Transpose, a new shape.
-
-        An output of the graph counts as -1.
-        """
-        found, names = [], [name]
-        for known in names:
-            found += [-1] * (known in self.outputs)
-            for index in self.readers.get(known, ()):
-                node = self.nodes[index]
-                if _is_alias(node) or (self._is_new_shape(node) and node.input[0] == known):
-                    names.append(node.output[0])
-                else:
-                    found.append(index)
-        return found
-
     def only_reader(self, name: str) -> int | None:
         """The node that alone reads a value, once."""
-        found = self.readers.get(name, [])
-        if len(found) != 1 or name in self.outputs:
+        readers = self.readers.get(name, [])
+        if len(readers) != 1 or name in self.outputs:
             return None
-        return found[0] if list(self.nodes[found[0]].input).count(name) == 1 else None
+        return readers[0] if list(self.nodes[readers[0]].input).count(name) == 1 else None
 
     def float_shape(self, name: str) -> tuple[int, ...] | None:
         """The shape of a float32 constant; None for anything else."""
-        held = self.constants.get(name)
-        return None if held is None or held.data_type != TensorProto.FLOAT else tuple(held.dims)
+        stored = self.constants.get(name)
+        is_float = stored is not None and stored.data_type == TensorProto.FLOAT
+        return tuple(stored.dims) if stored is not None and is_float else None
 
-    def integers(self, name: str) -> list[int]:
-        """The values of a constant of integers."""
-        return onnx.numpy_helper.to_array(self.constants[name]).tolist()
+    def integers(self, name: str) -> list[int] | None:
+        """The values of a constant of integers; None where it is computed."""
+        stored = self.constants.get(name)
+        return None if stored is None else onnx.numpy_helper.to_array(stored).ravel().tolist()
 
     def _is_new_shape(self, node: NodeProto) -> bool:
-        """Whether a node gives a constant another shape, which is a constant too."""
-        held = is_node(node, "Reshape") or is_node(node, "Unsqueeze")
-        return held and self.is_fixed(node) and all(of in self.constants for of in node.input[1:])
+        """Whether a node gives a constant the same shape or another, which is a constant too."""
+        kinds = ("Identity", "Reshape", "Unsqueeze")
+        known = all(name in self.constants for name in node.input[1:])
+        return known and self.is_fixed(node) and any(is_node(node, kind) for kind in kinds)
 
     def _new_shape(self, node: NodeProto, shape: tuple[int, ...]) -> tuple[int, ...]:
-        if is_node(node, "Identity"):
-            return shape
+        value = torch.empty(shape, device="meta")  # a shape without numbers
+        sizes = (self.integers(node.input[1]) if node.input[1:] else None) or []
         if is_node(node, "Reshape"):
-            sizes = self.integers(node.input[1])
             pairs = zip(sizes, (*shape, *sizes), strict=False)
-            sizes = [old if new == 0 else new for new, old in pairs]
-            rest = math.prod(size for size in sizes if size != -1)
-            left = math.prod(shape) // max(rest, 1)
-            return tuple(left if size == -1 else size for size in sizes)
-        axes = self.integers(node.input[1]) if node.input[1:] else option(node, "axes", [])
-        rank = len(shape) + len(axes)
-        ones, sizes = {axis % rank for axis in axes}, iter(shape)
-        return tuple(1 if axis in ones else next(sizes) for axis in range(rank))
+            return tuple(value.reshape([old if new == 0 else new for new, old in pairs]).shape)
+        axes = sizes or option(node, "axes", [])
+        for axis in sorted(axis % (len(shape) + len(axes)) for axis in axes):
+            value = value.unsqueeze(axis)
+        return tuple(value.shape)
 
     def _for_any_batch(self, node: NodeProto, batch: int) -> NodeProto:
-        sizes = self.integers(node.input[1]) if node.input[1] in self.constants else []
+        sizes = self.integers(node.input[1]) or []
         if sizes[:1] != [batch] or option(node, "allowzero", 0):
             return node
-        twin = NodeProto()
-        twin.CopyFrom(node)
-        twin.input[1] = name = self.fresh(node.input[1])
         sizes[0] = 0 if -1 in sizes else -1  # as many as the input's first axis, or as are left
-        self.constants[name] = onnx.helper.make_tensor(name, TensorProto.INT64, [len(sizes)], sizes)
+        name = self._constant(node.input[1], TensorProto.INT64, [len(sizes)], sizes)
         self.fixed.add(name)
-        return twin
+        return renamed(node, [node.input[0], name], node.output)
 
     def _plain(self, node: NodeProto) -> Iterator[NodeProto]:
         """A Gemm whose C is no bias per output, as product and sum; others as they are."""
-        if not is_node(node, "Gemm") or len(node.input) < 3 or not node.input[2]:
+        addend = node.input[2] if is_node(node, "Gemm") and len(node.input) > 2 else ""
+        beta, stored = option(node, "beta", 1.0), self.constants.get(addend)
+        dims = stored.dims if stored is not None else []
+        if not addend or (beta and dims and 1 < dims[-1] == math.prod(dims)):
             yield node
             return
-        beta, held = option(node, "beta", 1.0), self.constants.get(node.input[2])
-        if beta and held is not None and held.dims and 1 < held.dims[-1] == math.prod(held.dims):
-            yield node
-            return
-        twin = NodeProto()
-        twin.CopyFrom(node)
-        twin.input[:] = node.input[:2]
-        if not beta:
-            yield twin
-            return
-        product, added = self.fresh(node.output[0]), node.input[2]
-        twin.output[:] = [product]
-        yield twin
-        if beta != 1:
-            added, factor = self.fresh(added), self.fresh("beta")
-            self.constants[factor] = onnx.helper.make_tensor(factor, TensorProto.FLOAT, [], [beta])
-            yield onnx.helper.make_node("Mul", [node.input[2], factor], [added])
-        yield onnx.helper.make_node("Add", [product, added], list(node.output))
+        product = self.fresh(node.output[0]) if beta else node.output[0]
+        yield renamed(node, node.input[:2], [product])
+        if beta not in (0, 1):
+            factor = self._constant("beta", TensorProto.FLOAT, [], [beta])
+            scaled = self.fresh(addend)
+            yield onnx.helper.make_node("Mul", [addend, factor], [scaled])
+            addend = scaled
+        if beta:
+            yield onnx.helper.make_node("Add", [product, addend], node.output)
+
+    def _constant(self, like: str, kind: int, shape: list[int], values: list[Any]) -> str:
+        """A further constant: its name."""
+        name = self.fresh(like)
+        self.constants[name] = onnx.helper.make_tensor(name, kind, shape, values)
+        return name
 
 
 def opset(model: ModelProto) -> int:
     """The version of the ONNX standard that a model keeps to; 0 where it does not say."""
-    versions = [held.version for held in model.opset_import if held.domain in ("", "ai.onnx")]
+    versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     return next(iter(versions), 0)
 
 
@@ -209,17 +186,25 @@ def option(node: NodeProto, name: str, default: Any) -> Any:
     return default
 
 
-def _is_alias(node: NodeProto) -> bool:
-    """Whether a node hands on a matrix as it is, or transposed."""
-    turns = is_node(node, "Transpose") and option(node, "perm", [1, 0]) == [1, 0]
-    return turns or is_node(node, "Identity")
+def renamed(node: NodeProto, inputs: Iterable[str], outputs: Iterable[str]) -> NodeProto:
+    """A copy of a node that reads and makes values of other names."""
+    twin = NodeProto()
+    twin.CopyFrom(node)
+    twin.input[:], twin.output[:] = inputs, outputs
+    return twin
 
 
-def _alive(nodes: Sequence[NodeProto], outputs: Sequence[str]) -> list[NodeProto]:
-    """The nodes that the outputs depend on."""
-    wanted, found = set(outputs), []
-    for node in reversed(nodes):
+def leading_to(names: Iterable[str], nodes: Iterable[NodeProto]) -> list[NodeProto]:
+    """Those of some nodes that values depend on, in the same order."""
+    wanted, found = set(names), list[NodeProto]()
+    for node in reversed([*nodes]):
         if wanted.intersection(node.output):
             wanted.update(reads(node))
             found.append(node)
     return found[::-1]
+
+
+def _is_alias(node: NodeProto) -> bool:
+    """Whether a node hands on a matrix as it is, or transposed."""
+    turns = is_node(node, "Transpose") and option(node, "perm", [1, 0]) == [1, 0]
+    return turns or is_node(node, "Identity")

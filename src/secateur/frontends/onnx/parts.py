@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,108 +34,129 @@ from secateur.network.ops import (
     Reduction,
     Reshape,
     Shapes,
+    Sizes,
     Softmax,
     Transpose,
+    UnknownShapeError,
 )
 
 _QUANTISED, _FUSED = "quantised", "fused by ONNX Runtime"
+_DOMAINS = ("", "ai.onnx", "com.microsoft")
 
 
-@dataclass(frozen=True)
-class _Typed:
-    """What a node is: the type of operation, the values that it computes with, other fields."""
+def described(translation: Translation, shapes: Shapes, numbers: Sequence[int]) -> Iterator[Op]:
+    """Nodes as operations; one of several outputs is followed by what takes it apart.
 
-    kind: type[Op]
-    inputs: Sequence[str]
-    settings: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Describes nodes.
-
-    Attributes:
+    Args:
         translation: of the model that they are in.
         shapes: of values and constants, as far as they are known.
+        numbers: of the nodes.
+    """
+    nodes = translation.nodes
+    for index in numbers:
+        node = nodes.nodes[index]
+        outputs = [name for name in node.output if name]
+        single = list(node.output[:1]) == outputs
+        name = outputs[0] if single else nodes.fresh(outputs[0])
+        part = _Part(name, node, nodes, shapes, translation.left.get(index))
+        yield _typed(part) if single or node.op_type in _RECURRENT else _opaque(part)
+        if not single:
+            numbered = [(at, output) for at, output in enumerate(node.output) if output]
+            yield from (GetItem(name=output, inputs=(name,), index=at) for at, output in numbered)
+
+
+def _typed(part: _Part) -> Op:
+    make = _MAKERS.get(part.node.op_type) if part.node.domain in _DOMAINS else None
+    try:
+        return make(part) if make else _opaque(part)
+    except UnknownShapeError:
+        return _opaque(part)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A node to describe, by the name that its operation gets.
+
+    `left` says why it is no operation of PyTorch, where it could be one.
     """
 
-    translation: Translation
+    name: str
+    node: NodeProto
+    nodes: Nodes
     shapes: Shapes
+    left: Left | None
 
-    def ops(self, numbers: Sequence[int]) -> Iterator[Op]:
-        """Nodes as operations; one of several outputs is followed by what takes it apart."""
-        for index in numbers:
-            node = self.nodes.nodes[index]
-            outputs = [name for name in node.output if name]
-            single = list(node.output[:1]) == outputs
-            name = outputs[0] if single else self.nodes.fresh(outputs[0])
-            yield self._op(name, node, index, single)
-            if not single:
-                numbered = [(at, of) for at, of in enumerate(node.output) if of]
-                yield from (GetItem(name=of, inputs=(name,), index=at) for at, of in numbered)
+    def op(self, kind: type[Op], inputs: Iterable[str], **settings: Any) -> Op:
+        """The node as an operation of this type that computes with these values."""
+        op = kind(
+            name=self.name,
+            inputs=tuple(filter(None, inputs)),
+            operation=self.node.op_type,
+            label=self.node.name or self.name,
+            **settings,
+        )
+        return replace(op, others=tuple(of for of in reads(self.node) if of not in op.reads))
 
     @property
-    def nodes(self) -> Nodes:
-        """Look-ups."""
-        return self.translation.nodes
+    def x(self) -> list[str]:
+        """The first input alone."""
+        return list(self.node.input[:1])
 
-    def _op(self, name: str, node: NodeProto, index: int, single: bool) -> Op:
-        standard = node.domain in ("", "ai.onnx", "com.microsoft")
-        described = standard and (single or node.op_type in _RECURRENT)
-        make = _MAKERS.get(node.op_type) if described else None
-        typed = make(self, node, self.translation.left.get(index)) if make else None
-        typed = typed or _Typed(Opaque, list(node.input), {})
-        op = typed.kind(
-            name=name,
-            inputs=tuple(name for name in typed.inputs if name),
-            operation=node.op_type,
-            label=node.name or name,
-            **typed.settings,
-        )
-        return replace(op, others=tuple(of for of in reads(node) if of not in op.reads))
+    def sizes(self, name: str) -> Sizes:
+        """The shape of a value for one image, or UnknownShapeError, which makes it `Opaque`."""
+        if name not in self.shapes:
+            raise UnknownShapeError(name)
+        return self.shapes[name].sizes
 
-    def rank(self, name: str) -> int | None:
-        """How many axes a value has; None where that is not known."""
-        return len(self.shapes[name].sizes) if name in self.shapes else None
+    @property
+    def rank(self) -> int:
+        """How many axes the first input has."""
+        return len(self.sizes(self.node.input[0]))
 
-    def axis(self, node: NodeProto, default: int) -> int | None:
-        """The axis that a node names, counted from the first one."""
-        rank = self.rank(node.input[0])
-        return None if rank is None else option(node, "axis", default) % max(1, rank)
+    def axis(self, default: int) -> int:
+        """The axis that an attribute names, counted from the first one."""
+        return option(self.node, "axis", default) % max(1, self.rank)
 
-    def integers(self, node: NodeProto, at: int, name: str) -> list[int] | None:
-        """Integers that are an attribute or, since a later opset, an input; None = not known."""
-        if len(node.input) > at and node.input[at]:
-            held = node.input[at]
-            return self.nodes.integers(held) if held in self.nodes.constants else None
-        return option(node, name, [])
+    def integers(self, at: int, name: str) -> list[int]:
+        """Integers that are an attribute or, since a later opset, an input."""
+        if len(self.node.input) <= at or not self.node.input[at]:
+            return option(self.node, name, [])
+        if (values := self.nodes.integers(self.node.input[at])) is None:
+            raise UnknownShapeError(self.node.input[at])
+        return values
 
 
-Maker = Callable[[Parts, NodeProto, Left | None], _Typed | None]
+Maker = Callable[[_Part], Op]
+
+
+def _opaque(part: _Part) -> Op:
+    return part.op(Opaque, part.node.input)
 
 
 def _one_input(kind: type[Op]) -> Maker:
-    return lambda parts, node, left: _Typed(kind, node.input[:1], {})
+    return lambda part: part.op(kind, part.x)
 
 
 def _all_inputs(kind: type[Op]) -> Maker:
-    return lambda parts, node, left: _Typed(kind, node.input, {})
+    return lambda part: part.op(kind, part.node.input)
 
 
-def _convolution(reason: str, *, x: int = 0, weight: int = 1) -> Maker:
+def _convolution(reason: str, *, weight: int = 1) -> Maker:
     """A convolution that stays as it is."""
 
-    def make(parts: Parts, node: NodeProto, left: Left | None) -> _Typed:
-        name = (left and left.weight) or parts.nodes.source(node.input[weight])[0]
-        name = name if name in parts.nodes.constants else node.input[weight]
-        shape = parts.shapes.get(name)
-        settings = {
-            "weight": name,
-            "geometry": convolution_geometry(node, shape.sizes[2:] if shape else ()),
-            "transposed": node.op_type == "ConvTranspose",
-            "obstacle": left.reason if left else reason,
-        }
-        return _Typed(Convolution, [node.input[x]], settings)
+    def make(part: _Part) -> Op:
+        operand, left = part.node.input[weight], part.left
+        name = (left and left.weight) or part.nodes.source(operand)[0]
+        name = name if name in part.nodes.constants else operand
+        shape = part.shapes.get(name)
+        return part.op(
+            Convolution,
+            part.x,
+            weight=name,
+            geometry=convolution_geometry(part.node, shape.sizes[2:] if shape else ()),
+            transposed=part.node.op_type == "ConvTranspose",
+            obstacle=left.reason if left else reason,
+        )
 
     return make
 
@@ -143,111 +164,97 @@ def _convolution(reason: str, *, x: int = 0, weight: int = 1) -> Maker:
 def _product(reason: str = "", *, other: int = 1) -> Maker:
     """A product of matrices that stays as it is."""
 
-    def make(parts: Parts, node: NodeProto, left: Left | None) -> _Typed:
-        a, b = node.input[0], node.input[other]
-        first = "ji" if option(node, "transA", 0) else "ij"
-        second = "kj" if option(node, "transB", 0) else "jk"
-        if left and b in parts.nodes.fixed and first == "ij":
-            held = left.weight if left.weight in parts.nodes.constants else b
-            return _Typed(Linear, [a], {"weight": held, "obstacle": left.reason})
-        first, second = (
-            "j" if parts.rank(name) == 1 else f"...{axes}"
-            for name, axes in ((a, first), (b, second))
-        )
-        kept = [axes.strip(".j") for axes in (first, second)]
+    def make(part: _Part) -> Op:
+        a, b, left = part.node.input[0], part.node.input[other], part.left
+        first = "ji" if option(part.node, "transA", 0) else "ij"
+        second = "kj" if option(part.node, "transB", 0) else "jk"
+        if left and b in part.nodes.fixed and first == "ij":
+            weight = left.weight if left.weight in part.nodes.constants else b
+            return part.op(Linear, [a], weight=weight, obstacle=left.reason)
+        vectors = [name in part.shapes and len(part.sizes(name)) == 1 for name in (a, b)]
+        pairs = zip(vectors, (first, second), strict=True)
+        first, second = ("j" if vector else f"...{axes}" for vector, axes in pairs)
+        kept = "".join(axes.strip(".j") for axes in (first, second))
         obstacle = left.reason if left else reason
-        settings = {"obstacle": obstacle} if obstacle else {}
-        return _Typed(
-            Product, [a, b], {"equation": f"{first},{second}->...{''.join(kept)}", **settings}
-        )
+        more = {"obstacle": obstacle} if obstacle else {}
+        return part.op(Product, [a, b], equation=f"{first},{second}->...{kept}", **more)
 
     return make
 
 
-def _packed_product(parts: Parts, node: NodeProto, left: Left | None) -> _Typed:
-    return _Typed(Linear, node.input[:1], {"weight": node.input[1], "obstacle": _QUANTISED})
+def _packed_product(part: _Part) -> Op:
+    return part.op(Linear, part.x, weight=part.node.input[1], obstacle=_QUANTISED)
 
 
-def _einsum(parts: Parts, node: NodeProto, left: Left | None) -> _Typed:
-    return _Typed(Product, node.input, {"equation": option(node, "equation", b"").decode()})
+def _einsum(part: _Part) -> Op:
+    return part.op(Product, part.node.input, equation=option(part.node, "equation", b"").decode())
 
 
-def _attention(parts: Parts, node: NodeProto, left: Left | None) -> _Typed:
+def _attention(part: _Part) -> Op:
     """Of three inputs; ONNX Runtime's makes all three of one."""
+    node = part.node
     if node.domain in ("", "ai.onnx") or node.op_type == "MultiHeadAttention":
-        return _Typed(Attention, node.input[:3], {})
-    widths = option(node, "qkv_hidden_sizes", None)
+        return part.op(Attention, node.input[:3])
+    widths = option(part.node, "qkv_hidden_sizes", None)
     reason = _QUANTISED if node.op_type == "QAttention" else _FUSED
-    settings = {"weight": node.input[1], "widths": widths and tuple(widths), "obstacle": reason}
-    return _Typed(FusedAttention, node.input[:1], settings)
+    widths = widths and tuple(widths)
+    return part.op(FusedAttention, part.x, weight=node.input[1], widths=widths, obstacle=reason)
 
 
-def _recurrent(parts: Parts, node: NodeProto, left: Left | None) -> _Typed:
-    matrices = tuple(parts.nodes.source(name)[0] for name in node.input[1:3])
-    return _Typed(Recurrent, node.input[:1], {"matrices": matrices})
+def _recurrent(part: _Part) -> Op:
+    matrices = tuple(part.nodes.source(name)[0] for name in part.node.input[1:3])
+    return part.op(Recurrent, part.x, matrices=matrices)
 
 
-def _layer_norm(parts: Parts, node: NodeProto, left: Left | None) -> _Typed | None:
-    axis, rank = parts.axis(node, -1), parts.rank(node.input[0])
-    if axis is None or rank is None:
-        return None
-    gamma, beta = (*node.input[1:3], "", "")[:2]
-    settings = {"gamma": gamma or None, "beta": beta or None, "axes": rank - axis}
-    return _Typed(LayerNorm, node.input[:1], settings)
+def _layer_norm(part: _Part) -> Op:
+    gamma, beta = (name or None for name in (*part.node.input[1:3], "", "")[:2])
+    return part.op(LayerNorm, part.x, gamma=gamma, beta=beta, axes=part.rank - part.axis(-1))
 
 
-def _group_norm(parts: Parts, node: NodeProto, left: Left | None) -> _Typed:
-    gamma, beta = node.input[1:3]
-    settings = {"gamma": gamma, "beta": beta, "groups": option(node, "num_groups", 1)}
-    return _Typed(GroupNorm, node.input[:1], settings)
+def _group_norm(part: _Part) -> Op:
+    gamma, beta = part.node.input[1:3]
+    groups = option(part.node, "num_groups", 1)
+    return part.op(GroupNorm, part.x, gamma=gamma, beta=beta, groups=groups)
 
 
-def _concatenate(parts: Parts, node: NodeProto, left: Left | None) -> _Typed | None:
-    axis = parts.axis(node, 0)
-    return None if axis is None else _Typed(Concatenate, node.input, {"axis": axis})
+def _concatenate(part: _Part) -> Op:
+    return part.op(Concatenate, part.node.input, axis=part.axis(0))
 
 
-def _softmax(parts: Parts, node: NodeProto, left: Left | None) -> _Typed | None:
+def _softmax(part: _Part) -> Op:
     """Along one axis; before opset 13 along all from one on, where it has no type."""
-    axis, rank = parts.axis(node, -1 if parts.nodes.opset >= 13 else 1), parts.rank(node.input[0])
-    if axis is None or (parts.nodes.opset < 13 and axis + 1 != rank):
-        return None
-    return _Typed(Softmax, node.input[:1], {"axis": axis})
+    newer = part.nodes.opset >= 13
+    axis = part.axis(-1 if newer else 1)
+    return part.op(Softmax, part.x, axis=axis) if newer or axis + 1 == part.rank else _opaque(part)
 
 
-def _transpose(parts: Parts, node: NodeProto, left: Left | None) -> _Typed | None:
-    permutation = option(node, "perm", None)
-    if permutation is None and (rank := parts.rank(node.input[0])) is not None:
-        permutation = range(rank - 1, -1, -1)
-    if permutation is None:
-        return None
-    return _Typed(Transpose, node.input[:1], {"permutation": tuple(permutation)})
+def _transpose(part: _Part) -> Op:
+    permutation = option(part.node, "perm", None) or range(part.rank - 1, -1, -1)
+    return part.op(Transpose, part.x, permutation=tuple(permutation))
 
 
-def _reduction(parts: Parts, node: NodeProto, left: Left | None) -> _Typed | None:
-    axes, rank = parts.integers(node, 1, "axes"), parts.rank(node.input[0])
-    if axes is None or rank is None or option(node, "noop_with_empty_axes", 0):
-        return None
-    chosen = tuple(sorted(axis % rank for axis in axes or range(rank)))
-    settings = {"axes": chosen, "keepdims": bool(option(node, "keepdims", 1))}
-    return _Typed(Reduction, node.input[:1], settings)
+def _reduction(part: _Part) -> Op:
+    axes = part.integers(1, "axes")
+    if option(part.node, "noop_with_empty_axes", 0):
+        return _opaque(part)
+    chosen = tuple(sorted(axis % part.rank for axis in axes or range(part.rank)))
+    keepdims = bool(option(part.node, "keepdims", 1))
+    return part.op(Reduction, part.x, axes=chosen, keepdims=keepdims)
 
 
-def _resizing(parts: Parts, node: NodeProto, left: Left | None) -> _Typed | None:
+def _resizing(part: _Part) -> Op:
     """Of the axes behind the channels."""
-    before, after = (parts.shapes.get(name) for name in (node.input[0], node.output[0]))
-    if before is None or after is None or before.sizes[:2] != after.sizes[:2]:
-        return None
-    return _Typed(Pooling, node.input[:1], {})
+    before, after = (part.sizes(name) for name in (part.node.input[0], part.node.output[0]))
+    return part.op(Pooling, part.x) if before[:2] == after[:2] else _opaque(part)
 
 
-def _padding(parts: Parts, node: NodeProto, left: Left | None) -> _Typed | None:
-    pads, rank = parts.integers(node, 1, "pads"), parts.rank(node.input[0])
-    some = len(node.input) > 3 and node.input[3]  # only some axes are named
-    if pads is None or rank is None or some or len(pads) != 2 * rank:
-        return None
+def _padding(part: _Part) -> Op:
+    pads, rank = part.integers(1, "pads"), part.rank
+    some = len(part.node.input) > 3 and part.node.input[3]  # only some axes are named
+    if some or len(pads) != 2 * rank:
+        return _opaque(part)
     axes = tuple(axis for axis in range(rank) if pads[axis] or pads[axis + rank])
-    return _Typed(Padding, node.input[:1], {"axes": axes})
+    return part.op(Padding, part.x, axes=axes)
 
 
 def _each(make: Maker, names: str) -> dict[str, Maker]:

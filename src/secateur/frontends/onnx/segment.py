@@ -16,6 +16,7 @@ from torch import Tensor
 
 from secateur.errors import ModelError
 from secateur.frontends.onnx.file import has_body
+from secateur.frontends.onnx.nodes import renamed
 from secateur.frontends.onnx.runtime import as_array, as_tensor, call, start
 from secateur.network.layout import to_channels_last
 from secateur.network.ops import Sizes
@@ -139,11 +140,8 @@ class Segment:
             graph.initializer.add().CopyFrom(held)
             graph.initializer[-1].name = names(name)
         for node in self.nodes:
-            twin = graph.node.add()
-            twin.CopyFrom(node)
-            twin.name = twin.doc_string = ""
-            twin.input[:] = [names(name) for name in node.input]
-            twin.output[:] = [names(name) for name in node.output]
+            graph.node.append(renamed(node, map(names, node.input), map(names, node.output)))
+            graph.node[-1].name = graph.node[-1].doc_string = ""
         graph.output.extend(onnx.ValueInfoProto(name=names(name)) for name in self.writes)
         return ModelProto(
             ir_version=self.source.ir_version, opset_import=self.source.opset_import, graph=graph

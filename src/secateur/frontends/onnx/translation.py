@@ -152,10 +152,8 @@ class Translation:
         if shape is None or len(shape) < 3 or turned:
             self._not_a_parameter(index, node.input[1])
             return
-        bias = self._own_bias(node, shape[0], 1.0)
-        if bias is None:
-            ones = (1,) * (len(shape) - 2)
-            bias = self._added_bias(node, {(shape[0], *ones), (1, shape[0], *ones)})
+        channels = (shape[0], *(1,) * (len(shape) - 2))
+        bias = self._bias(node, shape[0], {channels, (1, *channels)})
         if not self._fits(index, weight, WeightLayout(), bias):
             return
         geometry = convolution_geometry(node, shape[2:])
@@ -171,96 +169,50 @@ class Translation:
         )
         self._unit(index, [op], bias)
 
-    def _gemm(self, index: int, node: NodeProto) -> None:
-        alpha = option(node, "alpha", 1.0)
-        found = self._matrix(node.input[1], turned=not option(node, "transB", 0), factor=alpha)
-        if found is None or node.input[0] in self.nodes.fixed or not alpha:
-            self._not_a_parameter(index, node.input[1])
+    def _product(self, index: int, node: NodeProto) -> None:
+        """Gemm, or MatMul with the weight on either side: W x = (x^T W^T)^T."""
+        left = is_node(node, "MatMul") and node.input[0] in self.nodes.fixed
+        operand, x = node.input[:2] if left else node.input[1::-1]
+        weight, again = self.nodes.source(operand)
+        shape, alpha = self.nodes.float_shape(weight), option(node, "alpha", 1.0)
+        if shape is None or len(shape) != 2 or x in self.nodes.fixed or not alpha:
+            self._not_a_parameter(index, operand)
             return
-        weight, layout, rows = found
-        bias = self._own_bias(node, rows, option(node, "beta", 1.0))
-        bias = bias or self._added_bias(node, {(rows,), (1, rows)})
+        turned = again ^ (not left and not option(node, "transB", 0))
+        rows, layout = shape[turned], WeightLayout(transposed=turned, factor=alpha)
+        bias = _Bias() if left else self._bias(node, rows, {(rows,), (1, rows)})
         if not self._fits(index, weight, layout, bias):
             return
-        x = node.input[0]
-        turned = [self._swap(node, x, self.nodes.fresh(x))] if option(node, "transA", 0) else []
-        x = turned[0].name if turned else x
-        self._unit(index, [*turned, self._linear(node, x, weight, bias)], bias)
-
-    def _matmul(self, index: int, node: NodeProto) -> None:
-        left = node.input[0] in self.nodes.fixed
-        held, x = (node.input[0], node.input[1]) if left else (node.input[1], node.input[0])
-        found = self._matrix(held, turned=not left)
-        if found is None:
-            self._not_a_parameter(index, held)
-            return
-        weight, layout, rows = found
-        bias = _Bias() if left else self._added_bias(node, {(rows,), (1, rows)})
-        if not self._fits(index, weight, layout, bias):
-            return
-        if not left:
-            self._unit(index, [self._linear(node, x, weight, bias)], bias)
-            return
-        before, after = self.nodes.fresh(x), self.nodes.fresh(node.output[0])
-        ops = [  # W x = (x^T W^T)^T
-            self._swap(node, x, before),
-            self._linear(node, before, weight, bias, name=after),
-            self._swap(node, after, node.output[0]),
-        ]
-        self._unit(index, ops, bias)
-
-    def _linear(self, node: NodeProto, x: str, weight: str, bias: _Bias, name: str = "") -> Linear:
-        return Linear(
-            name=name or self._written(node, bias),
-            inputs=(x,),
+        y, ops = self._written(node, bias), list[Op]()
+        if left or option(node, "transA", 0):
+            ops.append(_swap(node, x, self.nodes.fresh(x)))
+        linear = Linear(
+            name=self.nodes.fresh(y) if left else y,
+            inputs=(ops[0].name if ops else x,),
             weight=weight,
             bias=bias.name,
             compute=F.linear,
             operation=node.op_type,
             label=node.name,
         )
+        self._unit(index, [*ops, linear, *([_swap(node, linear.name, y)] if left else [])], bias)
 
-    def _swap(self, node: NodeProto, value: str, name: str) -> Transpose:
-        return Transpose(
-            name=name,
-            inputs=(value,),
-            permutation=(),  # of an unknown number of axes, which `shapes` tells
-            compute=kernels.swap,
-            operation="Transpose",
-            label=node.name,
-        )
-
-    def _matrix(
-        self, name: str, *, turned: bool, factor: float = 1.0
-    ) -> tuple[str, WeightLayout, int] | None:
-        """A weight as parameter, how it is stored, and its rows; None when it is no matrix."""
-        weight, again = self.nodes.source(name)
-        shape = self.nodes.float_shape(weight)
-        if shape is None or len(shape) != 2:
-            return None
-        layout = WeightLayout(transposed=turned ^ again, factor=factor)
-        return weight, layout, shape[1 if layout.transposed else 0]
-
-    def _own_bias(self, node: NodeProto, rows: int, factor: float) -> _Bias | None:
-        """The bias among a node's inputs; None where it has none."""
-        if len(node.input) < 3 or not node.input[2]:
-            return None
-        name, shape = self.nodes.vector(node.input[2])
-        if shape is None or math.prod(shape) != rows:
-            return _COMPUTED
-        return _Bias(name, self._as_vector(name, factor))
-
-    def _added_bias(self, node: NodeProto, shapes: set[tuple[int, ...]]) -> _Bias:
-        """The constant of one of these shapes that a following Add brings, or no bias."""
+    def _bias(self, node: NodeProto, rows: int, added: set[tuple[int, ...]]) -> _Bias:
+        """The bias among a node's inputs, or the one of some shapes that a following Add brings."""
+        if len(node.input) > 2 and node.input[2]:
+            name, shape = self.nodes.vector(node.input[2])
+            fits = shape is not None and math.prod(shape) == rows
+            return self._vector(name, option(node, "beta", 1.0)) if fits else _COMPUTED
         reader = self.nodes.only_reader(node.output[0])
         if reader is None or not is_node(self.nodes.nodes[reader], "Add"):
             return _Bias()
         (other,) = [name for name in self.nodes.nodes[reader].input if name != node.output[0]]
         name, shape = self.nodes.vector(other)
-        return _Bias(name, self._as_vector(name), reader) if shape in shapes else _Bias()
+        return self._vector(name, add=reader) if shape in added else _Bias()
 
-    def _as_vector(self, name: str, factor: float = 1.0) -> WeightLayout:
-        return WeightLayout(vector=len(self.nodes.constants[name].dims) != 1, factor=factor)
+    def _vector(self, name: str, factor: float = 1.0, add: int | None = None) -> _Bias:
+        vector = len(self.nodes.constants[name].dims) != 1
+        return _Bias(name, WeightLayout(vector=vector, factor=factor), add)
 
     def _fits(self, index: int, weight: str, layout: WeightLayout, bias: _Bias) -> bool:
         """Whether a layer can be run by PyTorch; it stays in a segment where it cannot."""
@@ -289,13 +241,13 @@ class Translation:
     def _not_a_parameter(self, index: int, operand: str) -> None:
         """Leaves a layer whose weight is not a float32 matrix or kernel in the file."""
         source, _ = self.nodes.source(operand)
-        held, maker = self.nodes.constants.get(source), self.nodes.makers.get(source)
-        if held is not None and held.data_type != TensorProto.FLOAT:
-            kind = TensorProto.DataType.Name(held.data_type).lower()
+        stored, maker = self.nodes.constants.get(source), self.nodes.maker(source)
+        if stored is not None and stored.data_type != TensorProto.FLOAT:
+            kind = TensorProto.DataType.Name(stored.data_type).lower()
             self.left[index] = Left(f"weight of type {kind}", source)
-        elif maker is not None and is_node(self.nodes.nodes[maker], "DequantizeLinear"):
+        elif maker is not None and is_node(maker, "DequantizeLinear"):
             self.left[index] = Left("quantised weight")
-        elif operand in self.nodes.fixed and held is None:
+        elif operand in self.nodes.fixed and stored is None:
             self.left[index] = Left(f"{ON_THE_FLY}: {FOLD}")
         elif is_node(self.nodes.nodes[index], "Conv"):
             self.left[index] = Left(ON_THE_FLY)
@@ -303,9 +255,20 @@ class Translation:
     _MAKERS = {  # noqa: RUF012
         "BatchNormalization": _normalisation,
         "Conv": _convolution,
-        "Gemm": _gemm,
-        "MatMul": _matmul,
+        "Gemm": _product,
+        "MatMul": _product,
     }
+
+
+def _swap(node: NodeProto, value: str, name: str) -> Transpose:
+    return Transpose(
+        name=name,
+        inputs=(value,),
+        permutation=(),  # of an unknown number of axes, which `shapes` tells
+        compute=kernels.swap,
+        operation="Transpose",
+        label=node.name,
+    )
 
 
 _COMPUTED = _Bias("")

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, helper
 
 from secateur.frontends.onnx.file import constants, inlined, reads
-from secateur.frontends.onnx.nodes import Nodes, is_node
+from secateur.frontends.onnx.nodes import Nodes, is_node, leading_to
 from secateur.frontends.onnx.runtime import call, start
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -55,16 +55,13 @@ def constant_values(model: ModelProto, names: Iterable[str]) -> dict[str, np.nda
 
 def _part(model: ModelProto, names: list[str]) -> ModelProto:
     """The part of a model that makes some values, which are its outputs; it has no inputs."""
-    wanted, nodes = set(names), list[NodeProto]()
-    for node in reversed(model.graph.node):
-        if wanted.intersection(node.output):
-            wanted.update(reads(node))
-            nodes.append(node)
+    nodes = leading_to(names, model.graph.node)
+    read = {*names, *(name for node in nodes for name in reads(node))}
     graph = helper.make_graph(
-        nodes[::-1],
+        nodes,
         "constants",
         [],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names],
-        [held for held in model.graph.initializer if held.name in wanted],
+        [held for held in model.graph.initializer if held.name in read],
     )
     return helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
