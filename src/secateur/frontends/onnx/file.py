@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import onnx
 import onnx.inliner
 import torch
@@ -25,7 +26,7 @@ from secateur.support.model_files import steady
 
 _MOST_BYTES = 2**31 - 1  # protobuf's limit for one message
 _MOST_NODES = 1_000_000  # of a model whose functions are expanded
-_FOUR_BITS = ("INT4", "UINT4", "FLOAT4E2M1")
+_BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}  # of types under a byte
 
 _Kind = TypeVar("_Kind", bound=Message)
 
@@ -230,21 +231,17 @@ def _load_external(model: ModelProto, path: Path) -> None:
 
 def _bytes(stored: TensorProto, path: Path) -> int:
     """How many bytes a tensor's shape and type ask for."""
-    count, kind = math.prod(stored.dims), stored.data_type
-    if kind in (TensorProto.STRING, TensorProto.UNDEFINED) or min(stored.dims, default=0) < 0:
+    count, kind, dtype = math.prod(stored.dims), stored.data_type, np.dtype(object)
+    with suppress(KeyError, TypeError, ValueError):  # a type that the installed onnx does not know
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
+    if dtype.hasobject or min(stored.dims, default=0) < 0:
         raise ModelError(
             f"{path}: the external tensor {stored.name} has shape {list(stored.dims)} and type "
-            f"{kind}, expected sizes of numbers: export the file again"
+            f"{kind}, expected sizes of numbers that the installed onnx knows: update onnx, or "
+            "export the file again"
         )
-    try:
-        width = onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"{path}: the external tensor {stored.name} has the unknown type {kind}, expected one "
-            "that the installed onnx knows: update onnx or export the file again"
-        ) from error
-    halves = onnx.helper.tensor_dtype_to_string(kind).rpartition(".")[2] in _FOUR_BITS
-    return (count + 1) // 2 if halves else count * width
+    name = onnx.helper.tensor_dtype_to_string(kind).rpartition(".")[2]
+    return (count * _BITS.get(name, 8 * dtype.itemsize) + 7) // 8
 
 
 def _entries(stored: TensorProto) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from onnx import ModelProto, NodeProto, TensorProto
@@ -130,20 +130,10 @@ class Translation:
             return
         if not self._hold(dict.fromkeys(names, WeightLayout())):
             return
-        gamma, beta, mean, variance = names
         epsilon = option(node, "epsilon", 1e-5)
-        norm = BatchNorm(
-            name=node.output[0],
-            inputs=(node.input[0],),
-            gamma=gamma,
-            beta=beta,
-            mean=mean,
-            variance=variance,
-            epsilon=epsilon,
-            compute=kernels.batch_norm(epsilon),
-            operation=node.op_type,
-            label=node.name,
-        )
+        held = dict(zip(("gamma", "beta", "mean", "variance"), names, strict=True))
+        compute = kernels.batch_norm(epsilon)
+        norm = _op(BatchNorm, node, node.input[0], epsilon=epsilon, compute=compute, **held)
         self.units[index] = [norm]
 
     def _convolution(self, index: int, node: NodeProto) -> None:
@@ -157,17 +147,10 @@ class Translation:
         if not self._fits(index, weight, WeightLayout(), bias):
             return
         geometry = convolution_geometry(node, shape[2:])
-        op = Convolution(
-            name=self._written(node, bias),
-            inputs=(node.input[0],),
-            weight=weight,
-            bias=bias.name,
-            geometry=geometry,
-            compute=kernels.convolution(geometry),
-            operation=node.op_type,
-            label=node.name,
-        )
-        self._unit(index, [op], bias)
+        settings = {"geometry": geometry, "compute": kernels.convolution(geometry)}
+        held = {"weight": weight, "bias": bias.name}
+        y = self._written(node, bias)
+        self._unit(index, [_op(Convolution, node, node.input[0], y, **held, **settings)], bias)
 
     def _product(self, index: int, node: NodeProto) -> None:
         """Gemm, or MatMul with the weight on either side: W x = (x^T W^T)^T."""
@@ -186,16 +169,10 @@ class Translation:
         y, ops = self._written(node, bias), list[Op]()
         if left or option(node, "transA", 0):
             ops.append(_swap(node, x, self.nodes.fresh(x)))
-        linear = Linear(
-            name=self.nodes.fresh(y) if left else y,
-            inputs=(ops[0].name if ops else x,),
-            weight=weight,
-            bias=bias.name,
-            compute=F.linear,
-            operation=node.op_type,
-            label=node.name,
-        )
-        self._unit(index, [*ops, linear, *([_swap(node, linear.name, y)] if left else [])], bias)
+        held = {"weight": weight, "bias": bias.name}
+        x, product = (ops[0].name if ops else x), (self.nodes.fresh(y) if left else y)
+        ops.append(_op(Linear, node, x, product, compute=F.linear, **held))
+        self._unit(index, [*ops, *([_swap(node, product, y)] if left else [])], bias)
 
     def _bias(self, node: NodeProto, rows: int, added: set[tuple[int, ...]]) -> _Bias:
         """The bias among a node's inputs, or the one of some shapes that a following Add brings."""
@@ -260,15 +237,16 @@ class Translation:
     }
 
 
-def _swap(node: NodeProto, value: str, name: str) -> Transpose:
-    return Transpose(
-        name=name,
-        inputs=(value,),
-        permutation=(),  # of an unknown number of axes, which `shapes` tells
-        compute=kernels.swap,
-        operation="Transpose",
-        label=node.name,
-    )
+def _op(kind: type[Op], node: NodeProto, x: str, name: str = "", **settings: Any) -> Op:
+    """What PyTorch runs of a node: an operation that reads one value beside its parameters."""
+    settings = {"operation": node.op_type, "label": node.name, **settings}
+    return kind(name=name or node.output[0], inputs=(x,), **settings)
+
+
+def _swap(node: NodeProto, x: str, name: str) -> Op:
+    """Of an unknown number of axes, which the shapes tell later."""
+    settings = {"permutation": (), "compute": kernels.swap, "operation": "Transpose"}
+    return _op(Transpose, node, x, name, **settings)
 
 
 _COMPUTED = _Bias("")
