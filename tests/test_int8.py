@@ -20,7 +20,7 @@ import secateur
 from secateur.evaluation.inference import predict
 from secateur.export.files import save_openvino
 from secateur.export.int8 import in_int8, quantized, require_nncf
-from secateur.export.onnx_surgery import one_scale, unshared
+from secateur.export.onnx_surgery import folded, one_scale, unshared
 from secateur.export.onnx_weights import layer_weights
 from secateur.frontends.openvino.runtime import read_ir
 
@@ -240,6 +240,15 @@ def test_what_no_scale_makes_run_is_one_sentence(images, monkeypatch) -> None:
         secateur.ModelError, match=r"INT8 does not run \(no such kernel\), expected"
     ):
         secateur.quantize(mobilenet_v3(), images)
+
+
+def test_a_model_with_maps_is_one_sentence() -> None:
+    model = mobilenet_v3()
+    tensor = helper.make_tensor_type_proto(TensorProto.FLOAT, [])
+    model.graph.output[0].type.CopyFrom(helper.make_map_type_proto(TensorProto.INT64, tensor))
+    for rewrite in (folded, unshared, one_scale):
+        with pytest.raises(secateur.ModelError, match=r"for INT8 \(Map types .*, expected tensors"):
+            rewrite(model)
 
 
 # what NNCF says

@@ -39,6 +39,19 @@ def upgraded(model: ModelProto) -> ModelProto:
         ) from error
 
 
+def _as_ir(model: ModelProto) -> ir.Model:
+    try:
+        return ir.from_proto(model)
+    except Exception as error:  # of types that it does not know, such as maps
+        reason: BaseException = error
+        while reason.__cause__ is not None:
+            reason = reason.__cause__
+        raise ModelError(
+            f"the ONNX model cannot be rewritten for INT8 ({first_line(reason)}), expected tensors "
+            "between its operations: leave out INT8; the other outputs do not need it"
+        ) from error
+
+
 def folded(model: ModelProto) -> ModelProto:
     """A copy that has each BatchNormalization in the convolution that alone feeds it.
 
@@ -48,7 +61,7 @@ def folded(model: ModelProto) -> ModelProto:
     Args:
         model: without functions of its own; not changed.
     """
-    twin = ir.from_proto(model)
+    twin = _as_ir(model)
     LiftConstantsToInitializersPass(size_limit=0)(twin)
     for node in twin.graph:
         conv = _convolution_before(node) if _is(node, "BatchNormalization") else None
@@ -102,7 +115,7 @@ def unshared(model: ModelProto) -> ModelProto:
     Args:
         model: without functions of its own; given back where there is no such constant.
     """
-    twin, changed = ir.from_proto(model), False
+    twin, changed = _as_ir(model), False
     for value in list(twin.graph.initializers.values()):
         outside = [use for use in value.uses() if use.node.graph is twin.graph]
         if value.dtype == ir.DataType.FLOAT and 0 < len(outside) < len(value.uses()):
@@ -128,7 +141,7 @@ def one_scale(model: ModelProto, *, everywhere: bool = False) -> tuple[ModelProt
     Returns:
         The copy, and names of the values that the layers concerned make.
     """
-    twin, layers = ir.from_proto(model), list[str]()
+    twin, layers = _as_ir(model), list[str]()
     for node in twin.graph:
         if not _is(node, "QuantizeLinear") or _size(_inputs(node)[1]) == 1:
             continue
