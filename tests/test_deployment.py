@@ -294,6 +294,24 @@ def test_a_normalisation_that_cannot_be_folded_stays(images, case) -> None:
         assert torch.equal(_first(plain, images), _first(model, images))
 
 
+@pytest.mark.parametrize("case", ["constant nodes", "no scale", "a shared weight"])
+def test_what_a_normalisation_is_folded_into_is_the_same_function(images, case) -> None:
+    torch.manual_seed(0)
+    build, norm = Builder(3, 11, 11), network().norm
+    if case == "no scale":
+        norm.weight[:4] = 0  # channels that are constants
+    hold = build.constant if case == "constant nodes" else build.hold
+    weight = hold(torch.randn(8, 3, 3, 3))
+    x = build.normalisation(build.node("Conv", "input", weight), norm, "norm")
+    if case == "a shared weight":
+        x = build.node("Add", x, build.node("Conv", "input", weight))
+    model = build.model(build.node("Flatten", build.node("GlobalAveragePool", x)))
+    plain = folded(model)
+    left = [node.op_type for node in plain.graph.node].count("BatchNormalization")
+    assert left == (case == "a shared weight")
+    torch.testing.assert_close(predict(plain, images), predict(model, images))
+
+
 def _first(model, images):
     from secateur.frontends.onnx import Whole
 

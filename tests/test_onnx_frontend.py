@@ -24,7 +24,7 @@ import secateur
 from secateur.cli.app import app
 from secateur.evaluation.inference import predict
 from secateur.frontends.first_runs import one_first_run
-from secateur.frontends.onnx import first_run
+from secateur.frontends.onnx import first_run, read
 from secateur.frontends.onnx.translation import FOLD
 from secateur.frontends.onnx.trial import run
 from secateur.network.layers import ON_THE_FLY, BiasParameter
@@ -632,6 +632,24 @@ def test_external_data_from_elsewhere_are_refused(case, tmp_path) -> None:
     (path.parent / "there").symlink_to(tmp_path)
     with refused(says):
         secateur.inspect(path)
+
+
+BYTES = {"DOUBLE": 24, "FLOAT": 12, "FLOAT16": 6, "BOOL": 3, "UINT4": 2, "INT2": 1}  # of three
+BYTES = {kind: size for kind, size in BYTES.items() if hasattr(TensorProto, kind)}
+
+
+@pytest.mark.parametrize("kind", BYTES)
+def test_external_data_are_as_many_bytes_as_their_type_needs(kind, tmp_path) -> None:
+    model = small()
+    held = model.graph.initializer.add(name="more", dims=[3], data_location=TensorProto.EXTERNAL)
+    held.data_type = getattr(TensorProto, kind)
+    held.external_data.add(key="location", value="weights.bin")
+    (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
+    (tmp_path / "weights.bin").write_bytes(bytes(BYTES[kind]))
+    assert len(read(tmp_path / "net.onnx").graph.initializer[-1].raw_data) == BYTES[kind]
+    (tmp_path / "weights.bin").write_bytes(bytes(BYTES[kind] - 1))
+    with refused(f"expected {BYTES[kind]} within the file"):
+        read(tmp_path / "net.onnx")
 
 
 def _broken(kind: str) -> bytes:
