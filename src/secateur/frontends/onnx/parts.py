@@ -11,34 +11,8 @@ from onnx import NodeProto
 from secateur.frontends.onnx.file import reads
 from secateur.frontends.onnx.nodes import Nodes, option
 from secateur.frontends.onnx.translation import Left, Translation, convolution_geometry
-from secateur.network.ops import (
-    Activation,
-    Add,
-    Attention,
-    Concatenate,
-    Convolution,
-    FusedAttention,
-    GetItem,
-    GroupNorm,
-    Identity,
-    LayerNorm,
-    Linear,
-    Multiply,
-    Op,
-    Opaque,
-    Padding,
-    Pointwise,
-    Pooling,
-    Product,
-    Recurrent,
-    Reduction,
-    Reshape,
-    Shapes,
-    Sizes,
-    Softmax,
-    Transpose,
-    UnknownShapeError,
-)
+from secateur.network import ops
+from secateur.network.ops import Op, Shapes, Sizes
 
 _QUANTISED, _FUSED = "quantised", "fused by ONNX Runtime"
 _DOMAINS = ("", "ai.onnx", "com.microsoft")
@@ -61,15 +35,16 @@ def described(translation: Translation, shapes: Shapes, numbers: Sequence[int]) 
         part = _Part(name, node, nodes, shapes, translation.left.get(index))
         yield _typed(part) if single or node.op_type in _RECURRENT else _opaque(part)
         if not single:
-            numbered = [(at, output) for at, output in enumerate(node.output) if output]
-            yield from (GetItem(name=output, inputs=(name,), index=at) for at, output in numbered)
+            for at, output in enumerate(node.output):
+                if output:
+                    yield ops.GetItem(name=output, inputs=(name,), index=at)
 
 
 def _typed(part: _Part) -> Op:
     make = _MAKERS.get(part.node.op_type) if part.node.domain in _DOMAINS else None
     try:
         return make(part) if make else _opaque(part)
-    except UnknownShapeError:
+    except ops.UnknownShapeError:
         return _opaque(part)
 
 
@@ -105,7 +80,7 @@ class _Part:
     def sizes(self, name: str) -> Sizes:
         """The shape of a value for one image, or UnknownShapeError, which makes it `Opaque`."""
         if name not in self.shapes:
-            raise UnknownShapeError(name)
+            raise ops.UnknownShapeError(name)
         return self.shapes[name].sizes
 
     @property
@@ -122,7 +97,7 @@ class _Part:
         if len(self.node.input) <= at or not self.node.input[at]:
             return option(self.node, name, [])
         if (values := self.nodes.integers(self.node.input[at])) is None:
-            raise UnknownShapeError(self.node.input[at])
+            raise ops.UnknownShapeError(self.node.input[at])
         return values
 
 
@@ -130,15 +105,7 @@ Maker = Callable[[_Part], Op]
 
 
 def _opaque(part: _Part) -> Op:
-    return part.op(Opaque, part.node.input)
-
-
-def _one_input(kind: type[Op]) -> Maker:
-    return lambda part: part.op(kind, part.x)
-
-
-def _all_inputs(kind: type[Op]) -> Maker:
-    return lambda part: part.op(kind, part.node.input)
+    return part.op(ops.Opaque, part.node.input)
 
 
 def _convolution(reason: str, *, weight: int = 1) -> Maker:
@@ -150,7 +117,7 @@ def _convolution(reason: str, *, weight: int = 1) -> Maker:
         name = name if name in part.nodes.constants else operand
         shape = part.shapes.get(name)
         return part.op(
-            Convolution,
+            ops.Convolution,
             part.x,
             weight=name,
             geometry=convolution_geometry(part.node, shape.sizes[2:] if shape else ()),
@@ -170,67 +137,69 @@ def _product(reason: str = "", *, other: int = 1) -> Maker:
         second = "kj" if option(part.node, "transB", 0) else "jk"
         if left and b in part.nodes.fixed and first == "ij":
             weight = left.weight if left.weight in part.nodes.constants else b
-            return part.op(Linear, [a], weight=weight, obstacle=left.reason)
+            return part.op(ops.Linear, [a], weight=weight, obstacle=left.reason)
         vectors = [name in part.shapes and len(part.sizes(name)) == 1 for name in (a, b)]
         pairs = zip(vectors, (first, second), strict=True)
         first, second = ("j" if vector else f"...{axes}" for vector, axes in pairs)
         kept = "".join(axes.strip(".j") for axes in (first, second))
         obstacle = left.reason if left else reason
         more = {"obstacle": obstacle} if obstacle else {}
-        return part.op(Product, [a, b], equation=f"{first},{second}->...{kept}", **more)
+        return part.op(ops.Product, [a, b], equation=f"{first},{second}->...{kept}", **more)
 
     return make
 
 
 def _packed_product(part: _Part) -> Op:
-    return part.op(Linear, part.x, weight=part.node.input[1], obstacle=_QUANTISED)
+    return part.op(ops.Linear, part.x, weight=part.node.input[1], obstacle=_QUANTISED)
 
 
 def _einsum(part: _Part) -> Op:
-    return part.op(Product, part.node.input, equation=option(part.node, "equation", b"").decode())
+    equation = option(part.node, "equation", b"").decode()
+    return part.op(ops.Product, part.node.input, equation=equation)
 
 
 def _attention(part: _Part) -> Op:
     """Of three inputs; ONNX Runtime's makes all three of one."""
     node = part.node
     if node.domain in ("", "ai.onnx") or node.op_type == "MultiHeadAttention":
-        return part.op(Attention, node.input[:3])
+        return part.op(ops.Attention, node.input[:3])
     widths = option(part.node, "qkv_hidden_sizes", None)
     reason = _QUANTISED if node.op_type == "QAttention" else _FUSED
     widths = widths and tuple(widths)
-    return part.op(FusedAttention, part.x, weight=node.input[1], widths=widths, obstacle=reason)
+    return part.op(ops.FusedAttention, part.x, weight=node.input[1], widths=widths, obstacle=reason)
 
 
 def _recurrent(part: _Part) -> Op:
     matrices = tuple(part.nodes.source(name)[0] for name in part.node.input[1:3])
-    return part.op(Recurrent, part.x, matrices=matrices)
+    return part.op(ops.Recurrent, part.x, matrices=matrices)
 
 
 def _layer_norm(part: _Part) -> Op:
     gamma, beta = (name or None for name in (*part.node.input[1:3], "", "")[:2])
-    return part.op(LayerNorm, part.x, gamma=gamma, beta=beta, axes=part.rank - part.axis(-1))
+    return part.op(ops.LayerNorm, part.x, gamma=gamma, beta=beta, axes=part.rank - part.axis(-1))
 
 
 def _group_norm(part: _Part) -> Op:
     gamma, beta = part.node.input[1:3]
     groups = option(part.node, "num_groups", 1)
-    return part.op(GroupNorm, part.x, gamma=gamma, beta=beta, groups=groups)
+    return part.op(ops.GroupNorm, part.x, gamma=gamma, beta=beta, groups=groups)
 
 
 def _concatenate(part: _Part) -> Op:
-    return part.op(Concatenate, part.node.input, axis=part.axis(0))
+    return part.op(ops.Concatenate, part.node.input, axis=part.axis(0))
 
 
 def _softmax(part: _Part) -> Op:
     """Along one axis; before opset 13 along all from one on, where it has no type."""
     newer = part.nodes.opset >= 13
     axis = part.axis(-1 if newer else 1)
-    return part.op(Softmax, part.x, axis=axis) if newer or axis + 1 == part.rank else _opaque(part)
+    along_one = newer or axis + 1 == part.rank
+    return part.op(ops.Softmax, part.x, axis=axis) if along_one else _opaque(part)
 
 
 def _transpose(part: _Part) -> Op:
     permutation = option(part.node, "perm", None) or range(part.rank - 1, -1, -1)
-    return part.op(Transpose, part.x, permutation=tuple(permutation))
+    return part.op(ops.Transpose, part.x, permutation=tuple(permutation))
 
 
 def _reduction(part: _Part) -> Op:
@@ -239,13 +208,13 @@ def _reduction(part: _Part) -> Op:
         return _opaque(part)
     chosen = tuple(sorted(axis % part.rank for axis in axes or range(part.rank)))
     keepdims = bool(option(part.node, "keepdims", 1))
-    return part.op(Reduction, part.x, axes=chosen, keepdims=keepdims)
+    return part.op(ops.Reduction, part.x, axes=chosen, keepdims=keepdims)
 
 
 def _resizing(part: _Part) -> Op:
     """Of the axes behind the channels."""
     before, after = (part.sizes(name) for name in (part.node.input[0], part.node.output[0]))
-    return part.op(Pooling, part.x) if before[:2] == after[:2] else _opaque(part)
+    return part.op(ops.Pooling, part.x) if before[:2] == after[:2] else _opaque(part)
 
 
 def _padding(part: _Part) -> Op:
@@ -254,11 +223,19 @@ def _padding(part: _Part) -> Op:
     if some or len(pads) != 2 * rank:
         return _opaque(part)
     axes = tuple(axis for axis in range(rank) if pads[axis] or pads[axis + rank])
-    return part.op(Padding, part.x, axes=axes)
+    return part.op(ops.Padding, part.x, axes=axes)
 
 
-def _each(make: Maker, names: str) -> dict[str, Maker]:
+def _each(names: str, make: Maker) -> dict[str, Maker]:
     return dict.fromkeys(names.split(), make)
+
+
+def _one_input(kind: type[Op], names: str) -> dict[str, Maker]:
+    return _each(names, lambda part: part.op(kind, part.x))
+
+
+def _all_inputs(kind: type[Op], names: str) -> dict[str, Maker]:
+    return _each(names, lambda part: part.op(kind, part.node.input))
 
 
 _RECURRENT = ("LSTM", "GRU", "RNN")
@@ -277,25 +254,25 @@ _MAKERS: dict[str, Maker] = {
     "QLinearMatMul": _product(_QUANTISED, other=3),
     "MatMulNBits": _packed_product,
     "Einsum": _einsum,
-    **_each(_attention, "Attention QAttention MultiHeadAttention"),
-    **_each(_recurrent, "LSTM GRU RNN"),
+    **_each("Attention QAttention MultiHeadAttention", _attention),
+    **_each("LSTM GRU RNN", _recurrent),
     "LayerNormalization": _layer_norm,
     "GroupNormalization": _group_norm,
     "Concat": _concatenate,
-    **_each(_softmax, "Softmax LogSoftmax"),
+    **_each("Softmax LogSoftmax", _softmax),
     "Transpose": _transpose,
     "Pad": _padding,
-    **_each(_resizing, "Resize Upsample"),
-    **_each(_reduction, "ReduceMean ReduceSum ReduceMax ReduceMin"),
-    **_each(_one_input(Reshape), "Reshape Flatten Squeeze Unsqueeze"),
-    **_each(_one_input(Identity), "Identity Dropout"),
-    **_each(_one_input(Pooling), "MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool"),
-    **_each(_all_inputs(Add), "Add Sum"),
-    **_each(_all_inputs(Multiply), "Mul"),
-    **_each(_all_inputs(Pointwise), "Sub Div Pow Max Min Mean Where PRelu Mod And Or Xor Equal"),
-    **_each(_all_inputs(Pointwise), "Greater Less GreaterOrEqual LessOrEqual"),
-    **_each(_one_input(Activation), "Relu LeakyRelu Elu Selu Celu Gelu Mish Clip ThresholdedRelu"),
-    **_each(_one_input(Activation), "Sigmoid HardSigmoid HardSwish Swish Tanh Softplus Softsign"),
-    **_each(_one_input(Activation), "Abs Neg Exp Log Sqrt Reciprocal Erf Floor Ceil Round Sign"),
-    **_each(_one_input(Activation), "Sin Cos Not IsNaN IsInf Cast"),
+    **_each("Resize Upsample", _resizing),
+    **_each("ReduceMean ReduceSum ReduceMax ReduceMin", _reduction),
+    **_one_input(ops.Reshape, "Reshape Flatten Squeeze Unsqueeze"),
+    **_one_input(ops.Identity, "Identity Dropout"),
+    **_one_input(ops.Pooling, "MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool"),
+    **_all_inputs(ops.Add, "Add Sum"),
+    **_all_inputs(ops.Multiply, "Mul"),
+    **_all_inputs(ops.Pointwise, "Sub Div Pow Max Min Mean Where PRelu Mod And Or Xor Equal"),
+    **_all_inputs(ops.Pointwise, "Greater Less GreaterOrEqual LessOrEqual"),
+    **_one_input(ops.Activation, "Relu LeakyRelu Elu Selu Celu Gelu Mish Clip ThresholdedRelu"),
+    **_one_input(ops.Activation, "Sigmoid HardSigmoid HardSwish Swish Tanh Softplus Softsign"),
+    **_one_input(ops.Activation, "Abs Neg Exp Log Sqrt Reciprocal Erf Floor Ceil Round Sign"),
+    **_one_input(ops.Activation, "Sin Cos Not IsNaN IsInf Cast"),
 }
