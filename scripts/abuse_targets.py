@@ -32,7 +32,7 @@ from secateur.export.packing import pack, unpack
 from secateur.frontends.loading import load_network
 from secateur.frontends.onnx import declared_batch, first_run, input_shape
 from secateur.frontends.onnx.file import read
-from secateur.frontends.onnx.graph import named_tensors
+from secateur.frontends.onnx.frontend import OnnxFrontend
 from secateur.frontends.onnx.translation import Translation
 from secateur.frontends.torch.checkpoints import load_state, read_state
 from secateur.hardware.latency import Bench, Timing
@@ -125,7 +125,7 @@ def _read_onnx(folder: Path) -> None:
     """Everything short of the first run; where that fails, the whole, which runs it before."""
     model = read(folder / "model.onnx")
     try:
-        input_shape(model), named_tensors(model), layer_weights(model)
+        input_shape(model), OnnxFrontend(model).tensors(), layer_weights(model)
         for batch in {0, declared_batch(model)}:
             Translation(model, any_batch=batch).parameters()
     except SecateurError:

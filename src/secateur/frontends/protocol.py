@@ -91,10 +91,10 @@ class Frontend(Runnable):
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers, or constants, by name."""
 
-    @abstractmethod
     def saved_tensors(self) -> dict[str, Tensor]:
-        """Those of `tensors` that a saved file holds."""
+        """Those of `tensors` that a saved file holds: all of them, where nothing else is said."""
+        return self.tensors()
 
-    @abstractmethod
     def parameters(self) -> list[Tensor]:
-        """What counts as a parameter, tied ones once."""
+        """What counts as a parameter, tied ones once; all tensors, where nothing else is said."""
+        return list(self.tensors().values())

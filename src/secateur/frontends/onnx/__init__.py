@@ -1,7 +1,7 @@
 """ONNX files: read, run layer by layer, and written back with other weights."""
 
 from secateur.frontends.onnx.file import check, read
-from secateur.frontends.onnx.graph import named_tensors, output_difference, trace, with_parameters
+from secateur.frontends.onnx.graph import output_difference, trace
 from secateur.frontends.onnx.signature import declared_batch, images_input, input_shape
 from secateur.frontends.onnx.whole import Whole
 
@@ -11,9 +11,7 @@ __all__ = [
     "declared_batch",
     "images_input",
     "input_shape",
-    "named_tensors",
     "output_difference",
     "read",
     "trace",
-    "with_parameters",
 ]

@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 from torch import Tensor
 
 from secateur.frontends.onnx import file, graph, signature
+from secateur.frontends.onnx.translation import Translation
 from secateur.frontends.onnx.whole import Whole
 from secateur.frontends.protocol import Forward, Frontend
 from secateur.network.graph import Graph
 from secateur.network.samples import Samples
+
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 
 
 @dataclass(frozen=True)
@@ -64,24 +67,23 @@ class OnnxFrontend(Frontend):
         return graph.trace(self.model, example.only())
 
     def edited(self, changes: Mapping[str, Tensor]) -> OnnxFrontend:
-        """See `Frontend.edited`."""
-        return OnnxFrontend(graph.with_parameters(self.model, changes))
+        """A copy with some constants changed, stored as they were, and nothing else."""
+        twin = ModelProto()
+        twin.CopyFrom(self.model)
+        layouts, stored = Translation(self.model).layouts, file.constants(twin.graph)
+        for name, value in changes.items():
+            file.put(stored[name], layouts[name].write(value))
+        return OnnxFrontend(twin)
 
     def to_onnx(self, images: Tensor) -> ModelProto:
         """The model itself."""
         return self.model
 
     def tensors(self) -> dict[str, Tensor]:
-        """All constants of floats, by name."""
-        return graph.named_tensors(self.model)
-
-    def saved_tensors(self) -> dict[str, Tensor]:
-        """The same: a file holds all of them."""
-        return self.tensors()
-
-    def parameters(self) -> list[Tensor]:
-        """All constants of floats."""
-        return list(self.tensors().values())
+        """The floating-point constants by name, as they are stored; copied."""
+        stored = file.constants(self.model.graph)
+        floats = {name: held for name, held in stored.items() if held.data_type in _FLOATS}
+        return {name: file.tensor_of(held, name) for name, held in floats.items()}
 
     @contextmanager
     def running(self, example: Tensor) -> Iterator[Forward]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from secateur.errors import ModelError
 from secateur.frontends.onnx import kernels
-from secateur.frontends.onnx.file import constants, first_line, has_body, put, reads, tensor_of
+from secateur.frontends.onnx.file import constants, first_line, has_body, reads
 from secateur.frontends.onnx.first_run import Trial, trial
 from secateur.frontends.onnx.nodes import leading_to
 from secateur.frontends.onnx.parts import described
@@ -32,7 +32,6 @@ from secateur.network.ops import Fused, Op, Opaque, Shape, Sizes, Transpose
 from secateur.network.rows import images_first
 from secateur.network.stream import Stream
 
-_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 _NO_WEIGHTS = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL, TensorProto.STRING)
 _UNSTEADY = ("NonMaxSuppression", "NonZero", "Compress", "Unique")  # rows depend on the values
 _AGREEMENT = 1e-3  # largest difference of graph and file, relative to the largest output
@@ -79,27 +78,6 @@ def trace(model: ModelProto, example: Tensor) -> Graph:
         f"({first_line(reason)}), expected the same: a random model cannot be pruned; otherwise "
         "please report its operations"
     )
-
-
-def with_parameters(model: ModelProto, changes: Mapping[str, Tensor]) -> ModelProto:
-    """A copy of a model with some constants changed, and nothing else.
-
-    Args:
-        model: not touched.
-        changes: new values by parameter name, as the layers use them.
-    """
-    twin = ModelProto()
-    twin.CopyFrom(model)
-    layouts, held = Translation(model).layouts, constants(twin.graph)
-    for name, value in changes.items():
-        put(held[name], layouts[name].write(value))
-    return twin
-
-
-def named_tensors(model: ModelProto) -> dict[str, Tensor]:
-    """The floating-point constants of a model by name, as they are stored; copied."""
-    held = constants(model.graph)
-    return {name: tensor_of(of, name) for name, of in held.items() if of.data_type in _FLOATS}
 
 
 def output_difference(model: ModelProto, images: Tensor) -> tuple[float, float] | None:
