@@ -118,12 +118,16 @@ def _check_texts(model: ModelProto, name: str) -> None:
 
 def _within(message: Message, kind: type[_Kind]) -> Iterator[_Kind]:
     """All messages of a kind within one, itself included: those in bodies and functions too."""
-    if isinstance(message, kind):
-        yield message
-    for field, value in message.ListFields():
-        if field.type == FieldDescriptor.TYPE_MESSAGE:
-            for inner in value if hasattr(value, "extend") else [value]:
-                yield from _within(inner, kind)
+    waiting: list[Message] = [message]
+    while waiting:
+        inner = waiting.pop()
+        if isinstance(inner, kind):
+            yield inner
+        if isinstance(inner, TensorProto) and not issubclass(Message, kind):
+            continue  # listing its fields would copy its numbers
+        for field, value in inner.ListFields():
+            if field.type == FieldDescriptor.TYPE_MESSAGE:
+                waiting.extend(value if hasattr(value, "extend") else [value])
 
 
 def inlined(model: ModelProto) -> ModelProto:
