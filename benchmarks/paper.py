@@ -5,7 +5,7 @@
 For each network, kind of images and sparsity, one run of `recipe="paper"` gives the rows of its
 steps, and one run each of least squares and ADMM (pruned inputs, normalised magnitudes) the two
 others. "admm-for-adam" is the paper's recipe with ADMM on pruned inputs in place of the two
-corrections and Adam: alignment, division and levels are the same, only the method differs.
+corrections and Adam: alignment, allocation and schedule are the same, only the method differs.
 
 Images: real ones, or as many fractals, pink or Gaussian noise with the network's preprocessing.
 Cost is the time of the whole `prune` call over that of a dense forward pass over the same images,

@@ -42,7 +42,9 @@ from secateur.report.comparison import compare_reports
 from secateur.report.model import Report, SearchReport
 from secateur.report.sweep import Sweep
 
-first_run._PATIENCE = 10.0  # the fuzzer does not wait five minutes for a loop that never ends
+first_run._TIMEOUT_SECONDS = (
+    10.0  # the fuzzer does not wait five minutes for a loop that never ends
+)
 
 
 @dataclass(frozen=True)

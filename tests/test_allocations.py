@@ -192,7 +192,7 @@ def test_small_layers_are_not_run_and_say_so(lopsided) -> None:
     assert [curve.measured for curve in few] == [True, True, False]
     dear = inputs_of(network, images, costs=[1.0, 1.0, 1000.0])
     assert [c.measured for c in Sensitivity(small=0.1).fit(dear).curves] == [False, False, True]
-    assert all(damage > 0 for damage in few[2].loss_increase)
+    assert all(loss > 0 for loss in few[2].loss_increase)
 
 
 def test_outputs_that_are_no_scores_are_judged_by_squared_error() -> None:

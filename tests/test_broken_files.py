@@ -48,7 +48,7 @@ def test_a_message_without_such_things_is_kept_as_it_is():
 
 @pytest.mark.parametrize("depth", [100, 1000, 100_000])
 def test_a_recipe_nested_without_end_is_one_sentence(tmp_path, depth):
-    (tmp_path / "a.toml").write_text("levels = " + "[" * depth + "]" * depth)
+    (tmp_path / "a.toml").write_text("schedule = " + "[" * depth + "]" * depth)
     with pytest.raises(OptionError):
         Recipe.load(tmp_path / "a.toml")
 

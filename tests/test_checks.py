@@ -89,8 +89,8 @@ def test_no_setting_takes_what_it_is_not(kind: type, name: str, of: Any) -> None
             "held_back is 1, expected a whole number at least 2",
         ),
         (lambda: Sampling(max_columns=0), "max_columns is 0, expected a whole number at least 1"),
-        (lambda: Recipe(levels=(0.1, math.nan, 0.0)), r"levels is \(0.1, nan, 0.0\), expected"),
-        (lambda: Recipe(levels_from=2), r"levels_from is 2, expected a number in \[0, 1\]"),
+        (lambda: Recipe(schedule=(0.1, math.nan, 0.0)), r"schedule is \(0.1, nan, 0.0\), expected"),
+        (lambda: Recipe(schedule_from=2), r"schedule_from is 2, expected a number in \[0, 1\]"),
         (
             lambda: Recipe(reconstruction=True),
             "reconstruction is True, expected an object of kind BlockReconstruction",
@@ -124,7 +124,7 @@ def test_settings_that_are_right_are_taken_as_they_are() -> None:
         ("[allocation]\nname='sensitivity'\nlevels=[0.9, 0.5]", "expected rising numbers"),
         ("[alignment]\nquantile=2", "alignment: ChannelAlignment's quantile is 2"),
         ("[reconstruction]\nrate=inf", "reconstruction: BlockReconstruction's rate is inf"),
-        ("levels_from=1.5", "levels_from is 1.5"),
+        ("schedule_from=1.5", "schedule_from is 1.5"),
     ],
 )
 def test_files_are_checked_alike(text: str, says: str, tmp_path) -> None:

@@ -442,15 +442,15 @@ def test_class_folders_that_only_hold_folders_are_doubtful(tmp_path):
 def test_fewer_class_folders_than_outputs_are_doubtful(tmp_path):
     folder = make_folder(tmp_path / "d", [f"{name}/1.png" for name in "dbca"])
     found = load_images(folder, preprocess=SCALED, labelled=True)
-    assert found.doubts(4) == []
-    (warning,) = found.doubts(1000)
+    assert found.warnings_for(4) == []
+    (warning,) = found.warnings_for(1000)
     assert "4 class folders for a network with 1000 outputs" in warning
     assert "(a = 0, b = 1, c = 2, ...)" in warning
     (folder / "labels.csv").write_text(
         "file,label\n" + "\n".join(f"{name}/1.png,{ord(name)}" for name in "abcd")
     )
     found = load_images(folder, preprocess=SCALED, labelled=True)
-    assert found.doubts(1000) == []  # numbers were given
+    assert found.warnings_for(1000) == []  # numbers were given
 
 
 def test_a_flat_folder_has_no_labels(tmp_path):

@@ -157,7 +157,7 @@ def flat() -> nn.Module:
 @pytest.mark.parametrize(
     ("network", "left"),
     [(trained(ReadTwice()), "plain"), (trained(Twice()), "biased"), (flat(), "grouped")],
-    ids=["read twice", "used twice", "slope of 0"],
+    ids=["read twice", "used twice", "scale of 0"],
 )
 def test_a_layer_that_cannot_be_folded_stays_and_is_pruned(network: nn.Module, left: str) -> None:
     graph = trace(network, images(2))
@@ -194,7 +194,7 @@ def test_weights_too_small_to_be_folded_are_pruned_all_the_same() -> None:
     network = trained(Normed())
     with torch.no_grad():
         network.biased.weight[:4] *= 1e-30
-        network.biased_norm.running_var[:4] = 1e30  # a slope of 1e-15
+        network.biased_norm.running_var[:4] = 1e30  # a scale of 1e-15
     result = secateur.prune(network, images(), sparsity=0.5, include="biased", progress=False)
     assert result.report.sparsity == pytest.approx(0.5, abs=0.01)
     assert (result.model.biased.weight == 0).float().mean() == pytest.approx(0.5, abs=0.01)

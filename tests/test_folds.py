@@ -230,8 +230,10 @@ def test_the_chunks_do_not_matter_to_a_layer_on_a_constant() -> None:
         torch.testing.assert_close(one.changes[name], other.changes[name], rtol=1e-3, atol=1e-4)
 
 
-def halves(samples: int, noise: float, seed: int) -> tuple[Problem, list[tuple[Tensor, Tensor]]]:
-    """A problem with halves in float32, and the samples of each."""
+def problem_with_folds(
+    samples: int, noise: float, seed: int
+) -> tuple[Problem, list[tuple[Tensor, Tensor]]]:
+    """A problem with folds in float32, and the samples of each."""
     weight = random_weight(1, 5, 12)
     parts = []
     for half in range(2):
@@ -268,7 +270,7 @@ def held_out_error(parts: list[tuple[Tensor, Tensor]], mask: Tensor, damping: fl
 def test_the_damping_chosen_errs_least_on_the_other_half(samples: int, noise: float) -> None:
     candidates = (0.001, 0.01, 0.1, 1.0, 10.0)
     for seed in range(3):
-        held, parts = halves(samples, noise, seed)
+        held, parts = problem_with_folds(samples, noise, seed)
         mask = Unstructured().mask(held.weight.abs(), 30)
         errors = {of: held_out_error(parts, mask, of) for of in candidates}
         falling = [10.0]  # from the strongest down while the error falls
@@ -283,14 +285,14 @@ def test_the_damping_chosen_errs_least_on_the_other_half(samples: int, noise: fl
 def test_few_samples_are_damped_more_than_many() -> None:
     mask = Unstructured().mask(random_weight(1, 5, 12).abs(), 30)
     chosen = [
-        choose_damping(halves(samples, 0.5, 0)[0], mask, (0.001, 0.01, 0.1, 1.0, 10.0))
+        choose_damping(problem_with_folds(samples, 0.5, 0)[0], mask, (0.001, 0.01, 0.1, 1.0, 10.0))
         for samples in (10, 1000)
     ]
     assert chosen[0] > chosen[1]
 
 
 def test_a_damping_needs_halves_to_be_chosen_on() -> None:
-    held, _ = halves(20, 0.1, 0)
+    held, _ = problem_with_folds(20, 0.1, 0)
     whole = Problem(**{**vars(held), "folds": None})
     with pytest.raises(ValueError, match="does not hold its folds"):
         choose_damping(whole, torch.ones(1, 5, 12, dtype=torch.bool), (0.1, 1.0))

@@ -144,17 +144,17 @@ class Weighed(TorchDispatchMode):
 
 
 def test_the_sums_weigh_what_is_documented() -> None:
-    """6 * cols^2 * 4 bytes for a layer whose halves are kept apart, from the sums to the solve."""
+    """6 * cols^2 * 4 bytes for a layer whose folds are kept apart, from the sums to the solve."""
     cols, rows = 1500, 2
     x = torch.randn(1, 16, cols)
     weight = torch.randn(1, rows, cols)
     with Weighed() as weighed:
-        halves = [Statistics(), Statistics()]
-        for half, part in zip(halves, x.split(8, 1), strict=True):
-            half.add(part, part[..., :rows])
-        problems = [half.problem(weight, fits_bias=False) for half in halves]
-        whole = merged(halves)
-        del halves, half
+        folds = [Statistics(), Statistics()]
+        for fold, part in zip(folds, x.split(8, 1), strict=True):
+            fold.add(part, part[..., :rows])
+        problems = [fold.problem(weight, fits_bias=False) for fold in folds]
+        whole = merged(folds)
+        del folds, fold
         problem = replace(whole.problem(weight), folds=(problems[0], problems[1]))
         del whole, problems
         sums, weighed.peak = weighed.peak, 0

@@ -90,9 +90,9 @@ def test_the_damage_to_such_outputs_is_that_of_each_quantity() -> None:
     found[:, 0] = found[:, 0].mean()
     assert has_one_answer(dense)
     for scale in (torch.tensor([1.0, 1.0]), torch.tensor([1.0, 100.0])):
-        damage = relative_error((scale * dense).split(9), (scale * found).split(9))
-        assert damage == pytest.approx(value_error([dense], [found]), rel=1e-3)
-        assert damage >= 0.5 - 1e-3  # one of two is lost
+        error = relative_error((scale * dense).split(9), (scale * found).split(9))
+        assert error == pytest.approx(value_error([dense], [found]), rel=1e-3)
+        assert error >= 0.5 - 1e-3  # one of two is lost
 
 
 def test_the_command_says_so(tmp_path) -> None:

@@ -793,7 +793,7 @@ def test_an_accident_in_the_first_run_is_one_sentence(
     folder = Path(first_run.__file__).parent
     (tmp_path / "program.py").write_text(f"import sys\nsys.path.append({str(folder)!r})\n{code}\n")
     monkeypatch.setattr(first_run, "_PROGRAM", tmp_path / "program.py")
-    monkeypatch.setattr(first_run, "_PATIENCE", 0.5 if accident == "no end" else 60.0)
+    monkeypatch.setattr(first_run, "_TIMEOUT_SECONDS", 0.5 if accident == "no end" else 60.0)
     with refused(says):
         secateur.inspect(small(), (3, 6, 6))
 

@@ -163,21 +163,21 @@ def test_each_step_can_be_switched_off(network, images) -> None:
     assert not secateur.prune(network, images, sparsity=0.5).report.steps
 
 
-def test_levels_start_from_the_weights_before(network, images) -> None:
+def test_walks_start_from_the_weights_before(network, images) -> None:
     """The weights that go on the way do not come back; without training nothing else changes."""
     plain = Recipe(method=secateur.Magnitude(), allocation=Uniform())
     straight = secateur.prune(network, images, sparsity=0.6, recipe=plain)
-    by_the_way = dataclasses.replace(plain, levels=(0.3, 0.0))
-    on_the_way = secateur.prune(network, images, sparsity=0.6, recipe=by_the_way)
+    gradual = dataclasses.replace(plain, schedule=(0.3, 0.0))
+    on_the_way = secateur.prune(network, images, sparsity=0.6, recipe=gradual)
     for key, value in straight.model.state_dict().items():
         assert torch.equal(value, on_the_way.model.state_dict()[key])
-    quick = Recipe(method=QUICK, inputs="dense", levels=(0.3, 0.0))
+    quick = Recipe(method=QUICK, inputs="dense", schedule=(0.3, 0.0))
     two = secateur.prune(network, images, sparsity=0.6, recipe=quick).model
     one = secateur.prune(
-        network, images, sparsity=0.6, recipe=dataclasses.replace(quick, levels=(0.0,))
+        network, images, sparsity=0.6, recipe=dataclasses.replace(quick, schedule=(0.0,))
     ).model
     half = secateur.prune(
-        network, images, sparsity=0.3, recipe=dataclasses.replace(quick, levels=(0.0,))
+        network, images, sparsity=0.3, recipe=dataclasses.replace(quick, schedule=(0.0,))
     ).model
     assert not torch.equal(one.b.weight, two.b.weight)
     assert not ((half.b.weight == 0) & (two.b.weight != 0)).any()
@@ -223,12 +223,12 @@ def test_recipes_survive_a_file(name, tmp_path) -> None:
 def test_a_file_says_only_what_differs(tmp_path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(
-        'allocation = "uniform"\nlevels = [0.2, 0]\n[method]\nname = "bias-correction"\n'
+        'allocation = "uniform"\nschedule = [0.2, 0]\n[method]\nname = "bias-correction"\n'
         '[method.base]\nname = "admm"\ndamping = 1\n[alignment]\n'
     )
     assert Recipe.load(path) == Recipe(
         allocation=Uniform(),
-        levels=(0.2, 0.0),
+        schedule=(0.2, 0.0),
         method=BiasCorrection(base=ADMM(damping=1.0)),
         alignment=ChannelAlignment(),
     )
@@ -249,10 +249,10 @@ def test_a_file_says_only_what_differs(tmp_path) -> None:
         ("inputs = 'both'", "inputs: expected one of 'pruned', 'dense', got 'both'"),
         ("inputs = 1", "inputs: expected a text, got a whole number"),
         ("inputs = 1979-05-27", "inputs: expected a text, got a date"),
-        ("levels = [0.1]", "levels is .0.1., expected falling numbers"),
-        ("levels = [0.1, 0.2, 0.0]", "expected falling numbers"),
-        ("levels = 0.1", "levels: expected a list, got a decimal number"),
-        ("levels_from = 1" + 400 * "0", "levels_from: number out of range"),
+        ("schedule = [0.1]", "schedule is .0.1., expected falling numbers"),
+        ("schedule = [0.1, 0.2, 0.0]", "expected falling numbers"),
+        ("schedule = 0.1", "schedule: expected a list, got a decimal number"),
+        ("schedule_from = 1" + 400 * "0", "schedule_from: number out of range"),
         ("alignment = true", "alignment: expected a table or none, got true or false"),
         ("[alignment]\nlimits=['a', 1]", r"alignment\.limits\[0\]: expected a decimal number"),
         ("[alignment]\nlimits=[1]", r"alignment\.limits: expected a list of length 2, got 1"),
@@ -296,7 +296,7 @@ def test_saved_recipes_are_plain_toml(tmp_path) -> None:
     held = tomllib.loads((tmp_path / "recipe.toml").read_text())
     assert held["method"]["name"] == "adam-calibration"
     assert held["method"]["base"]["base"]["base"] == {"name": "magnitude"}
-    assert held["levels"] == [0.1, 0.0]
+    assert held["schedule"] == [0.1, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_saved_recipes_are_plain_toml(tmp_path) -> None:
     ],
 )
 def test_targets_on_the_way(target, values) -> None:
-    found = Recipe(levels=(0.2, 0.1, 0.0)).targets(target)
+    found = Recipe(schedule=(0.2, 0.1, 0.0)).targets(target)
     assert [one.value for one in found] == pytest.approx(values)
     assert {type(one) for one in found} == {type(target)}
 
@@ -318,13 +318,13 @@ def test_targets_on_the_way(target, values) -> None:
 def test_a_hard_target_is_reached_by_way_of_an_easier_one(network, images) -> None:
     recipe = dataclasses.replace(RECIPES["default"], method=QUICK)
     note = "pruned to sparsity 0.7 on the way, and on from there"
-    by_the_way = secateur.prune(network, images, sparsity=0.8, recipe=recipe)
-    once = dataclasses.replace(recipe, levels=(0.0,))
+    gradual = secateur.prune(network, images, sparsity=0.8, recipe=recipe)
+    once = dataclasses.replace(recipe, schedule=(0.0,))
     at_once = secateur.prune(network, images, sparsity=0.8, recipe=once)
-    assert note in by_the_way.report.notes
+    assert note in gradual.report.notes
     assert note not in at_once.report.notes
-    assert not torch.equal(by_the_way.model.b.weight, at_once.model.b.weight)
-    for result in (by_the_way, at_once):
+    assert not torch.equal(gradual.model.b.weight, at_once.model.b.weight)
+    for result in (gradual, at_once):
         assert result.report.sparsity == pytest.approx(0.8, abs=1e-3)
 
 
@@ -345,7 +345,7 @@ class Fixed(FittedUniform):
     "method", [QUICK, secateur.Magnitude(), secateur.LeastSquares(), ADMM()], ids=name_of
 )
 def test_a_layer_may_keep_more_than_the_level_before_left_it(network, images, method) -> None:
-    recipe = Recipe(method=method, allocation=Moody(), levels=(0.1, 0.0))
+    recipe = Recipe(method=method, allocation=Moody(), schedule=(0.1, 0.0))
     chosen = ["b", "c", "head"]
     result = secateur.prune(network, images, sparsity=0.5, recipe=recipe, include=chosen)
     assert [layer.name for layer in result.report.layers] == chosen

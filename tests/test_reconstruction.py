@@ -70,7 +70,7 @@ def images(count: int, seed: int = 5) -> Tensor:
 def pruned(
     network: nn.Module, training: BlockReconstruction | None, **settings
 ) -> secateur.PruneResult:
-    recipe = replace(RECIPES["default"], reconstruction=training, levels=(0.0,))
+    recipe = replace(RECIPES["default"], reconstruction=training, schedule=(0.0,))
     how = {"recipe": recipe, "allocation": "uniform", "progress": False, **settings}
     return secateur.prune(network, images(96), sparsity=0.75, **how)
 
@@ -225,7 +225,7 @@ def test_the_network_is_taken_as_it_was_when_it_was_best(network, monkeypatch) -
 
 def test_easy_targets_are_not_trained_for(network) -> None:
     recipe = replace(
-        RECIPES["default"], reconstruction=BRIEF, levels=(0.0,), reconstruction_from=0.7
+        RECIPES["default"], reconstruction=BRIEF, schedule=(0.0,), reconstruction_from=0.7
     )
     found = [
         secateur.prune(network, images(96), recipe=recipe, progress=False, **target).report

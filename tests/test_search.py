@@ -130,7 +130,7 @@ def test_only_the_best_result_is_held() -> None:
 
 # on a real network
 
-UNTUNED = dataclasses.replace(RECIPES["default"], reconstruction=None, levels=(0.0,))  # quick
+UNTUNED = dataclasses.replace(RECIPES["default"], reconstruction=None, schedule=(0.0,))  # quick
 UNMEASURED = {"recipe": UNTUNED, "allocation": "normalized-magnitude"}
 QUICK = {
     "recipe": UNTUNED,
@@ -296,7 +296,7 @@ def test_evaluation_images_that_do_not_fit_are_told_before_pruning(network) -> N
 
 def test_a_recipe_of_several_levels_goes_through_them_at_every_try(network, test_images) -> None:
     seen: list[tuple[int, int, str]] = []
-    recipe = secateur.Recipe(method=secateur.BiasCorrection(), levels=(0.1, 0.0))
+    recipe = secateur.Recipe(method=secateur.BiasCorrection(), schedule=(0.1, 0.0))
     result = secateur.prune(
         network,
         example.calibration()[:60],

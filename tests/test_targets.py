@@ -17,12 +17,12 @@ from secateur.pruning.layer_selection import (
     select_layers,
 )
 from secateur.pruning.targets import (
+    CostModel,
     Costs,
     MaxBytes,
     MaxDrop,
     MaxMacs,
     Sparsity,
-    Tariff,
     choose_target,
 )
 
@@ -95,7 +95,7 @@ def test_weights_count_at_their_own_width_and_tied_ones_once(network, images) ->
     network.float()
     held = {name: value.detach().half() for name, value in held.items()}
     found = Costs.of(graph.layers, select_layers(graph.layers), held)
-    assert found.bytes.each == (2.0, 2.0, 2.0)
+    assert found.bytes.cost_per_unit == (2.0, 2.0, 2.0)
     tied = Costs.of(graph.layers, select_layers(graph.layers), held | {"again": held["late.bias"]})
     assert tied.bytes.dense == found.bytes.dense
 
@@ -114,15 +114,15 @@ def test_a_budget_of_a_share_is_met_and_no_weight_more_would_fit(sizes, fixed, v
     random = torch.Generator().manual_seed(seed)
     each = tuple((1 + 20 * torch.rand(len(sizes), generator=random)).tolist())
     dense = fixed + sum(size * price for size, price in zip(sizes, each, strict=True))
-    tariff = Tariff(each, fixed, dense)
-    known = Costs(tuple(sizes), macs=tariff, bytes=tariff)
+    model = CostModel(each, fixed, dense)
+    known = Costs(tuple(sizes), macs=model, bytes=model)
     for target in (MaxMacs(value), MaxBytes(value)):
         if value * dense < fixed:
             with pytest.raises(OptionError, match="expected at least"):
                 target.budget(known)
             continue
         for fitted in fitted_allocations(sizes, seed):
-            share = tariff.share(fitted.kept(target.budget(known)))
+            share = model.share(fitted.kept(target.budget(known)))
             assert share <= value * (1 + 1e-9)
             assert value * dense - share * dense <= sum(each) + 1e-6
 
@@ -171,14 +171,14 @@ def test_the_allocation_knows_what_weights_cost(network, images) -> None:
 def test_levels_relax_the_target(network, images) -> None:
     recipe = Recipe(method=secateur.LeastSquares(), allocation=secateur.Uniform())
     first = secateur.prune(network, images, max_macs=0.6, recipe=recipe).model
-    twice = dataclasses.replace(recipe, levels=(0.2, 0.0))
+    twice = dataclasses.replace(recipe, schedule=(0.2, 0.0))
     second = secateur.prune(network, images, max_macs=0.4, recipe=twice).report
     assert 0.395 < second.macs_fraction <= 0.4
     straight = secateur.prune(network, images, max_macs=0.4, recipe=recipe)
-    by_the_way = secateur.prune(network, images, max_macs=0.4, recipe=twice)
-    assert not torch.equal(straight.model.late.weight, by_the_way.model.late.weight)
+    gradual = secateur.prune(network, images, max_macs=0.4, recipe=twice)
+    assert not torch.equal(straight.model.late.weight, gradual.model.late.weight)
     gone = (first.late.weight == 0).sum()
-    assert gone < (by_the_way.model.late.weight == 0).sum()
+    assert gone < (gradual.model.late.weight == 0).sum()
 
 
 def test_the_most_that_can_be_asked_for_is_reached(network, images, costs) -> None:
@@ -260,7 +260,7 @@ def test_what_cannot_be_met_says_what_can(network, images, asked, layers) -> Non
 
 @pytest.mark.parametrize("given", [{"sparsity": 0.7}, {"max_macs": 0.4}, {"max_bytes": 0.4}])
 def test_a_plan_is_what_pruning_does(network, images, given) -> None:
-    """Where the target is walked to at once; a recipe with levels measures again."""
+    """Where the target is walked to at once; a recipe with a schedule measures again."""
     recipe = Recipe(method=secateur.Magnitude())
     plan = secateur.plan(network, images, recipe=recipe, **given)
     report = secateur.prune(network, images, recipe=recipe, **given).report
@@ -323,7 +323,7 @@ def test_a_network_whose_state_dict_has_other_names_is_pruned(network, images) -
 
 
 def test_the_plan_shows_each_layer_and_the_sums(network, images) -> None:
-    found = secateur.plan(network, images, max_macs=0.4, recipe=Recipe(levels=(0.1, 0.0)))
+    found = secateur.plan(network, images, max_macs=0.4, recipe=Recipe(schedule=(0.1, 0.0)))
     text = str(found)
     rows = {line.split()[0]: line for line in text.splitlines()}
     assert "16x8x3x3" in rows["early"]

@@ -20,7 +20,7 @@ from secateur.frontends.torch.graph import trace
 from secateur.frontends.torch.modules import copy_module
 from secateur.pruning.recipe import RECIPES
 
-QUICK = replace(RECIPES["default"], reconstruction=None, levels=(0.0,))
+QUICK = replace(RECIPES["default"], reconstruction=None, schedule=(0.0,))
 OPTIONS = {"recipe": QUICK, "allocation": "uniform", "sparsity": 0.5, "progress": False}
 PLACE = "not in the state dict"
 

@@ -109,7 +109,7 @@ def test_every_target_counts_the_zeros_that_are_there(target: str, value: float)
 def test_levels_and_reconstruction_fill_no_zero() -> None:
     network = network_with(0.6)
     recipe = secateur.Recipe(
-        levels=(0.1, 0.0), reconstruction=BlockReconstruction(steps=5, batch=8)
+        schedule=(0.1, 0.0), reconstruction=BlockReconstruction(steps=5, batch=8)
     )
     check(network, pruned(network, sparsity=0.75, recipe=recipe), 0.75)
 

@@ -156,7 +156,7 @@ def run_dense(
             "wrap it in a module that returns what the selection is made from"
         )
     baseline = EvaluationSet.of(model, images)
-    warnings = images.doubts(baseline.dense.shape[1] if is_scores(baseline.dense) else 0)
+    warnings = images.warnings_for(baseline.dense.shape[1] if is_scores(baseline.dense) else 0)
     if isinstance(options.target, MaxDrop):
         _check_answers(baseline)
     elif baseline.labels is None:

@@ -74,8 +74,8 @@ def main() -> None:
     try:
         demonstrate(out)
     except (OutputError, KeyboardInterrupt) as error:
-        told = str(error) or "interrupted: nothing was written"
-        parser.exit(2, f"{parser.prog}: error: {told}\n")
+        message = str(error) or "interrupted: nothing was written"
+        parser.exit(2, f"{parser.prog}: error: {message}\n")
 
 
 def demonstrate(out: Path) -> None:

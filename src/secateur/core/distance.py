@@ -51,7 +51,7 @@ def as_scores(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """
     if not (is_probabilities(one) or is_probabilities(other)):
         return one, other
-    one, other = (logarithms(of) if _fractions(of) else of for of in (one, other))
+    one, other = (logarithms(table) if _fractions(table) else table for table in (one, other))
     return one, other
 
 
@@ -77,10 +77,10 @@ def relative_error(dense: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
     if has_one_answer(whole):
         return value_error(dense, outputs)
     if is_probabilities(whole):
-        dense, outputs = ([logarithms(part) for part in of] for of in (dense, outputs))
-    wanted, found = (torch.cat([_seen(part) for part in of]) for of in (dense, outputs))
-    error = (found - wanted).square().mean()
-    variance = wanted.var(correction=0)
+        dense, outputs = ([logarithms(part) for part in parts] for parts in (dense, outputs))
+    expected, scores = (torch.cat([_seen(part) for part in parts]) for parts in (dense, outputs))
+    error = (scores - expected).square().mean()
+    variance = expected.var(correction=0)
     return float(error / variance.clamp_min(torch.finfo(variance.dtype).tiny))
 
 
@@ -103,19 +103,21 @@ def value_error(dense: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
     Memory: three times one image's output, and a batch, in float64.
     """
     count = sum(map(len, dense))
-    mean = _total(widened(one).sum(0) for one in dense) / count
-    variance = _total((widened(one) - mean).square().sum(0) for one in dense) / count
+    mean = _total(widened(batch).sum(0) for batch in dense) / count
+    variance = _total((widened(batch) - mean).square().sum(0) for batch in dense) / count
     pairs = zip(dense, outputs, strict=True)
-    error = _total((widened(two) - widened(one)).square().sum(0) for one, two in pairs) / count
+    error = _total((widened(b) - widened(a)).square().sum(0) for a, b in pairs) / count
     smallest = torch.finfo(torch.float32).tiny
     whole = (variance.mean() + mean.var(correction=0)).clamp_min(smallest)
     views = [error.mean() / whole]
     for axis in range(mean.dim()):
-        means, spreads, errors = (_by_index(of, axis) for of in (mean, variance, error))
-        own = spreads.mean(1) + means.var(1, correction=0)
-        floor = _CONSTANT * torch.maximum(own.max(), own + means.square().mean(1))
-        own = torch.where(own <= floor, whole, own)
-        views.append((errors.mean(1) / own).mean())
+        means, variances, errors = (_by_index(v, axis) for v in (mean, variance, error))
+        index_variance = variances.mean(1) + means.var(1, correction=0)
+        floor = _CONSTANT * torch.maximum(
+            index_variance.max(), index_variance + means.square().mean(1)
+        )
+        index_variance = torch.where(index_variance <= floor, whole, index_variance)
+        views.append((errors.mean(1) / index_variance).mean())
     return float(torch.stack(views).max())
 
 

@@ -60,10 +60,10 @@ def choose_damping(
     for damping in sorted(candidates, reverse=True):
         error = 0.0
         for fitted, judged in ((first, second), (second, first)):
-            found, _ = NormalEquations.of(fitted, damping).fit(
+            weight, _ = NormalEquations.of(fitted, damping).fit(
                 fitted.weight, mask, tolerance=1e-2, iterations=50
             )
-            error += float(judged.loss(found, fitted.bias(found)).sum())
+            error += float(judged.loss(weight, fitted.bias(weight)).sum())
         if error >= least:
             break
         best, least = damping, error

@@ -141,8 +141,8 @@ class Problem:
         own outputs vary less, and layer after layer the signal fades (regression dilution).
         One where the weights' outputs are zero.
         """
-        own = (weight @ self.gram).mul_(weight).sum(-1)
-        return torch.where(own > 0, self.energy / own, 1.0).sqrt()
+        variance = (weight @ self.gram).mul_(weight).sum(-1)
+        return torch.where(variance > 0, self.energy / variance, 1.0).sqrt()
 
     def relative_error(
         self,

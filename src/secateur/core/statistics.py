@@ -155,7 +155,7 @@ class Statistics:
             return
         if not self.chunks:
             wide = sums.vectors.energy.dtype
-            self.gram, self.cross = (of.to(wide, copy=True) for of in (sums.gram, sums.cross))
+            self.gram, self.cross = sums.gram.to(wide, copy=True), sums.cross.to(wide, copy=True)
         else:
             self.gram += sums.gram
             self.cross += sums.cross
@@ -233,8 +233,8 @@ class Statistics:
 
 def merged(parts: Sequence[Statistics]) -> Statistics:
     """The statistics of all samples together; those given are used up."""
-    whole, *others = parts
-    for part in others:
+    whole, *rest = parts
+    for part in rest:
         whole.merge(part)
     return whole
 

@@ -221,8 +221,8 @@ class ModelPreprocess(Preprocess):
             "mean": self.mean,
             "std": self.std,
         }
-        told = [f"{name} {_text(value)}" for name, value in parts.items() if value is not None]
-        return f"{', '.join(told)}, {self.interpolation}"
+        settings = [f"{name} {_text(value)}" for name, value in parts.items() if value is not None]
+        return f"{', '.join(settings)}, {self.interpolation}"
 
 
 def completed(asked: Preprocess | None, own: ModelPreprocess | None) -> Preprocess | None:

@@ -105,7 +105,7 @@ class Images:
     classes: tuple[str, ...] = ()
     warnings: list[str] = field(default_factory=list)
 
-    def doubts(self, outputs: int) -> list[str]:
+    def warnings_for(self, outputs: int) -> list[str]:
         """The warnings, and one if the network has more outputs than there are class folders."""
         return [*self.warnings, *few_classes(self.source, self.classes, outputs)]
 

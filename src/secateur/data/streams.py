@@ -94,7 +94,7 @@ class ImageStream:
         known = set(digests(others))
         return sum(digest in known for digest in self._digests)
 
-    def doubts(self, outputs: int) -> list[str]:
+    def warnings_for(self, outputs: int) -> list[str]:
         """The warnings, and one where a network has more outputs than there are class folders."""
         return [*self.warnings, *few_classes(self.source, self.classes, outputs)]
 

@@ -76,11 +76,11 @@ def evaluate(
     numbers = answers.labels if numbers is None else numbers
     if numbers is not None:
         _check_count(numbers, answers.images)
-    doubts = stream.doubts(answers.classes)
+    cautions = stream.warnings_for(answers.classes)
     if numbers is None:
-        doubts += one_answer(answers.outputs[1], "images")
-    for doubt in doubts:
-        warnings.warn(doubt, SecateurWarning, stacklevel=2)
+        cautions += one_answer(answers.outputs[1], "images")
+    for warning in cautions:
+        warnings.warn(warning, SecateurWarning, stacklevel=2)
     return compare(answers.outputs[0], numbers, None if reference is None else answers.outputs[1])
 
 

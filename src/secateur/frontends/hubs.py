@@ -150,8 +150,8 @@ def _hugging_face(name: str, options: Mapping[str, Any]) -> nn.Module:
 def _with_weights(kind: Any, name: str, bars: Any) -> nn.Module:
     """A network with the weights of a folder or a hub, all of which have to be there."""
     with _no_bars(bars):
-        model, told = kind.from_pretrained(name, output_loading_info=True)
-    lacking = sorted(map(str, (*told["missing_keys"], *told["mismatched_keys"])))
+        model, loading_info = kind.from_pretrained(name, output_loading_info=True)
+    lacking = sorted(map(str, (*loading_info["missing_keys"], *loading_info["mismatched_keys"])))
     if lacking:
         raise ModelError(
             f"hf:{name} has no weights that fit for {', '.join(lacking[:3])} of {kind.__name__}, "
@@ -284,15 +284,15 @@ def _weights_only() -> Iterator[None]:
 
 
 @contextmanager
-def _no_bars(told: Any) -> Iterator[None]:
-    """Hides the bars of Transformers, told by its own logging."""
-    shown = told.is_progress_bar_enabled()
-    told.disable_progress_bar()
+def _no_bars(logging: Any) -> Iterator[None]:
+    """Hides the bars of Transformers, through its own `logging`."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
         if shown:
-            told.enable_progress_bar()
+            logging.enable_progress_bar()
 
 
 def _first(error: BaseException) -> str:

@@ -123,7 +123,7 @@ def load_model(reference: str, weights: str | Path | None = None) -> Any:
         return _onnx().read(reference).model
     if kind is not None and kind is not PROGRAM:
         _check_readable(kind, reference)
-        raise ModelError(kind.told(reference, _NETWORKS))
+        raise ModelError(kind.message(reference, _NETWORKS))
     if weights is not None:
         _check_weights(Path(weights))
     if kind is PROGRAM:
@@ -208,4 +208,4 @@ def _check_weights(path: Path) -> None:
             f"{str(path)[:200]} cannot be read ({error.strerror}), expected {_WEIGHTS}: check it"
         ) from error
     if kind not in (CHECKPOINT, SAFETENSORS):
-        raise ModelError(kind.told(path, _WEIGHTS))
+        raise ModelError(kind.message(path, _WEIGHTS))

@@ -207,18 +207,18 @@ def network_errors(
         stream.advance(len(graph.ops))
         return [stream.values[name] for name in graph.outputs]
 
-    own = dict(graph.parameters)
+    dense = dict(graph.parameters)
     moments = squares = torch.zeros(())
     rows: list[int] = []
     for part in samples.split(chunk):
-        wanted = run(own, part)
-        rows = rows or [index for index, of in enumerate(wanted) if _has_rows(of, part)]
-        wanted = _numbers(wanted, rows)
-        moments = moments + _sums([[len(of), of.sum(), of @ of] for of in wanted])
-        outputs = [_numbers(run({**own, **one}, part), rows) for one in candidates]
+        expected = run(dense, part)
+        rows = rows or [index for index, value in enumerate(expected) if _has_rows(value, part)]
+        expected = _numbers(expected, rows)
+        moments = moments + _sums([[len(y), y.sum(), y @ y] for y in expected])
+        outputs = [_numbers(run({**dense, **changes}, part), rows) for changes in candidates]
         squares = squares + _sums(
             [
-                [(found - of).square().sum() for found, of in zip(row, wanted, strict=True)]
+                [(b - a).square().sum() for a, b in zip(expected, row, strict=True)]
                 for row in outputs
             ]
         )
@@ -229,7 +229,7 @@ def network_errors(
 
 def _sums(rows: Sequence[Sequence[Any]]) -> Tensor:
     """Sums of a chunk as a table on the CPU, where there is float64."""
-    return torch.tensor([[float(of) for of in row] for row in rows], dtype=torch.float64)
+    return torch.tensor([[float(total) for total in row] for row in rows], dtype=torch.float64)
 
 
 def _numbers(values: Sequence[Any], rows: Sequence[int]) -> list[Tensor]:

@@ -26,14 +26,14 @@ def einsum_macs(equation: str, shapes: Sequence[Sizes]) -> int:
         for name, size in zip(names, shape, strict=True):
             length[name] = max(size, length.get(name, 0))
     results = set(_result(result, labels) if "->" in equation else _implied(labels))
-    first, *others = (set(names) for names in labels)
+    first, *rest = (set(names) for names in labels)
     total = 0
-    for index, other in enumerate(others):
-        kept = results.union(*others[index + 1 :])
-        first, other = (a & (b | kept) for a, b in ((first, other), (other, first)))
-        if (first & other) - kept:
-            total += math.prod(length[name] for name in first | other)
-        first = (first | other) & kept
+    for index, second in enumerate(rest):
+        kept = results.union(*rest[index + 1 :])
+        first, second = (a & (b | kept) for a, b in ((first, second), (second, first)))
+        if (first & second) - kept:
+            total += math.prod(length[name] for name in first | second)
+        first = (first | second) & kept
     return total
 
 

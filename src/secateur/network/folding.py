@@ -68,22 +68,22 @@ class Folding:
 
         Zeros stay zeros, and weights that were not changed stay what they were to the last bit.
         """
-        found = dict(changes)
+        unfolded = dict(changes)
         for fold in self.folds:
-            if (weight := found.get(fold.weight)) is not None:
+            if (weight := unfolded.get(fold.weight)) is not None:
                 dense = self.graph.parameters[fold.weight]
                 original = self.original.parameters[fold.weight]
                 new = weight / per_output(fold.bn_scale, weight) + 0.0  # zeros without a sign
                 # Weights too small for the folded layer are zeros there, and may be meant to be.
-                same = (weight == dense) & ((weight != 0) | (original == 0))
-                found[fold.weight] = torch.where(same, original, new)
-            if (bias := found.pop(fold.bias, None)) is not None:
+                unchanged = (weight == dense) & ((weight != 0) | (original == 0))
+                unfolded[fold.weight] = torch.where(unchanged, original, new)
+            if (bias := unfolded.pop(fold.bias, None)) is not None:
                 change = bias - self.graph.parameters[fold.bias]
                 name, place = fold.offset, fold.bias_parameter
                 if name is None:
                     name, change = place.name, place.sign * change / fold.bn_scale
-                found[name] = self.original.parameters[name] + change
-        return found
+                unfolded[name] = self.original.parameters[name] + change
+        return unfolded
 
 
 def fold(graph: Graph) -> Folding:

@@ -67,12 +67,12 @@ class Graph:
     @property
     def norms(self) -> Sequence[Norm]:
         """BatchNorms that alone hold their statistics, in execution order."""
-        found = [
+        norms = [
             Norm(index, op.input, op.mean, op.variance)
             for index, op in enumerate(self.ops)
             if isinstance(op, BatchNorm)
         ]
-        return alone(found, self.parameters)
+        return alone(norms, self.parameters)
 
     def run(self, index: int, values: Mapping[str, Any]) -> Any:
         """Runs op number `index`; `values` holds activations and parameters by name."""
@@ -84,8 +84,8 @@ class Graph:
 
     def judged_by(self, name: str, note: str) -> Graph:
         """The same network with a value before its outputs, by which it is judged, and a note."""
-        others = [output for output in self.outputs if output != name]
-        return replace(self, outputs=[name, *others], notes=[*self.notes, note])
+        rest = [output for output in self.outputs if output != name]
+        return replace(self, outputs=[name, *rest], notes=[*self.notes, note])
 
 
 def alone(norms: Sequence[Norm], parameters: Mapping[str, Tensor]) -> list[Norm]:

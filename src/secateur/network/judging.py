@@ -76,7 +76,7 @@ def _rows(graph: Graph, samples: Samples) -> Shapes:
 
 @torch.no_grad()
 def _shapes(graph: Graph, samples: Samples) -> Shapes:
-    found: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     values: dict[str, Any] = dict(samples.tensors)
     names = overlay(values, graph.parameters)
     dead = last_reads(graph)
@@ -84,7 +84,7 @@ def _shapes(graph: Graph, samples: Samples) -> Shapes:
         value = values[op.name] = graph.run(index, names)
         is_numbers = isinstance(value, Tensor) and value.is_floating_point()
         if is_numbers and value.dim() > 0 and len(value) == len(samples):
-            found[op.name] = tuple(value.shape[1:])
+            shapes[op.name] = tuple(value.shape[1:])
         for name in dead.get(index, ()):
             del values[name]
-    return found
+    return shapes

@@ -129,8 +129,8 @@ def activations_product(macs: int) -> Layer:
 def find_layers(graph: Graph) -> list[Layer]:
     """The layers of a network, in order of the first call."""
     finder = LayerFinder(graph)
-    found = merged(layer for index, op in finder.ops for layer in finder.layers_of(index, op))
-    return protected([finder.settled(layer) for layer in found])
+    layers = merged(layer for index, op in finder.ops for layer in finder.layers_of(index, op))
+    return protected([finder.settled(layer) for layer in layers])
 
 
 def uncounted(graph: Graph) -> list[str]:
@@ -269,12 +269,12 @@ class LayerFinder:
             return f"weight {self.graph.fixed[weight]}"
         if weight in self.graph.outputs:
             return "weight also used by an output"
-        others = [op for op in self.users(weight) if not self._multiplies_with(op, weight)]
-        return f"weight also used by {others[0].operation}" if others else None
+        readers = [op for op in self.users(weight) if not self._multiplies_with(op, weight)]
+        return f"weight also used by {readers[0].operation}" if readers else None
 
     def _multiplies_with(self, op: Op, weight: str) -> bool:
-        own = isinstance(op, Multiplication) and op.weight == weight and op.obstacle is None
-        return own and not (isinstance(op, Convolution) and op.transposed)
+        multiplies = isinstance(op, Multiplication) and op.weight == weight and op.obstacle is None
+        return multiplies and not (isinstance(op, Convolution) and op.transposed)
 
     def _product(self, op: Product | Attention, macs: int) -> Layer:
         """A product, named by the largest parameter in a factor that is not made of images."""
@@ -293,8 +293,8 @@ class LayerFinder:
         behind: dict[str, str | None] = {name: self._as_weight(name) for name in read}
         for _, op in self.ops:
             if all(name in behind for name in op.reads):
-                held = (behind[name] for name in op.reads)
-                behind[op.name] = max(filter(None, held), key=self._count, default=None)
+                weights = (behind[name] for name in op.reads)
+                behind[op.name] = max(filter(None, weights), key=self._count, default=None)
         return behind
 
     def _as_weight(self, name: str) -> str | None:
@@ -305,10 +305,10 @@ class LayerFinder:
 
     def _dense(self, op: Op, weight: str, reason: str, macs: int) -> Layer:
         """A layer that stays dense, and its weight: a constant, or computed on the fly."""
-        held = weight in self.graph.constants
+        is_constant = weight in self.graph.constants
         return Layer(
-            name=self._short(weight) if held else op.label or op.name,
-            parameter=weight if held else None,
+            name=self._short(weight) if is_constant else op.label or op.name,
+            parameter=weight if is_constant else None,
             kind=op.operation.split(".")[0],
             shape=torch.Size(self._sizes(weight)),
             output=self._shown(op),
@@ -355,20 +355,20 @@ class LayerFinder:
 
 def merged(layers: Iterable[Layer]) -> list[Layer]:
     """One layer per weight: its uses together, in order of the first call."""
-    found: dict[tuple[str, str | None], Layer] = {}
+    by_weight: dict[tuple[str, str | None], Layer] = {}
     for layer in layers:
         key = layer.name, layer.parameter
-        known = found.get(key)
-        found[key] = layer if known is None else _together(known, layer)
-    return list(found.values())
+        first = by_weight.get(key)
+        by_weight[key] = layer if first is None else _together(first, layer)
+    return list(by_weight.values())
 
 
-def _together(known: Layer, again: Layer) -> Layer:
+def _together(first: Layer, again: Layer) -> Layer:
     return replace(
-        known,
-        calls=known.calls + again.calls,
-        macs=known.macs + again.macs,
-        obstacle=known.obstacle or again.obstacle,
+        first,
+        calls=first.calls + again.calls,
+        macs=first.macs + again.macs,
+        obstacle=first.obstacle or again.obstacle,
     )
 
 
@@ -406,10 +406,14 @@ class Shares:
     def of(cls, layers: Sequence[Layer]) -> Shares:
         """Of a network; what multiplies a vector only is a norm of a weight that counts already."""
         layers = [layer for layer in layers if layer.kind not in ("mv", "dot", "vdot")]
-        total = max(1, sum(layer.weights for layer in layers))
+        total = max(1, _weights(layers))
         stuck = [layer for layer in layers if layer.obstacle is not None]
-        computed = [of for of in stuck if str(of.obstacle).startswith(ON_THE_FLY)]
-        return cls(*(sum(of.weights for of in held) / total for held in (stuck, computed)))
+        computed = [layer for layer in stuck if str(layer.obstacle).startswith(ON_THE_FLY)]
+        return cls(_weights(stuck) / total, _weights(computed) / total)
+
+
+def _weights(layers: Iterable[Layer]) -> int:
+    return sum(layer.weights for layer in layers)
 
 
 def _is_depthwise(layer: Layer) -> bool:

@@ -18,18 +18,20 @@ from secateur.network.graph import Graph
 from secateur.network.ops import Shape, Transpose
 
 
-def images_axis(one: Sequence[int], several: Sequence[int], count: int) -> int | None:
+def images_axis(single: Sequence[int], several: Sequence[int], count: int) -> int | None:
     """The axis of size 1 for one image and of size `count` for so many; None where there is none.
 
     Args:
-        one, several: shapes of the same output.
+        single, several: shapes of the same output.
         count: at least 2.
     """
-    differ = [axis for axis, pair in enumerate(zip(one, several, strict=False)) if len({*pair}) > 1]
-    if len(one) != len(several) or len(differ) != 1:
+    differ = [
+        axis for axis, pair in enumerate(zip(single, several, strict=False)) if len({*pair}) > 1
+    ]
+    if len(single) != len(several) or len(differ) != 1:
         return None
     (axis,) = differ
-    return axis if (one[axis], several[axis]) == (1, count) else None
+    return axis if (single[axis], several[axis]) == (1, count) else None
 
 
 def judged_output(run: Callable[[Tensor], Sequence[Any]], images: Tensor) -> int:
@@ -46,9 +48,9 @@ def judged_output(run: Callable[[Tensor], Sequence[Any]], images: Tensor) -> int
         pairs = zip(run(images[:1]), every, strict=True)
     except (ModelError, RuntimeError, ValueError):  # it takes no other number
         return 0
-    for number, (one, several) in enumerate(pairs):
+    for number, (single, several) in enumerate(pairs):
         numbers = isinstance(several, Tensor) and several.is_floating_point()
-        if numbers and images_axis(one.shape, several.shape, len(images)) is not None:
+        if numbers and images_axis(single.shape, several.shape, len(images)) is not None:
             return number
     return 0
 
@@ -60,7 +62,7 @@ def images_first(graph: Graph) -> Graph:
         graph,
         ops=[*graph.ops, *moves.values()],
         outputs=[moves[name].name if name in moves else name for name in graph.outputs],
-        shapes={**graph.shapes, **{of.name: _moved(graph, of) for of in moves.values()}},
+        shapes={**graph.shapes, **{move.name: _moved(graph, move) for move in moves.values()}},
     )
 
 
@@ -106,22 +108,24 @@ class RowsFirst:
 
     def __call__(self, images: Tensor) -> Any:
         """The result for some images."""
-        found, count = self.run(images), len(images)
-        if not isinstance(found, Tensor):
-            return found
-        axes = [axis for axis, size in enumerate(found.shape) if size == count]
+        result, count = self.run(images), len(images)
+        if not isinstance(result, Tensor):
+            return result
+        axes = [axis for axis, size in enumerate(result.shape) if size == count]
         if self.axis not in axes:
-            self.axis = 0 if axes == [0] else self._found(found.shape, images) if axes else None
-        return found if not self.axis else found.movedim(self.axis, 0)
+            self.axis = self._images_axis(axes, result.shape, images)
+        return result if not self.axis else result.movedim(self.axis, 0)
 
-    def _found(self, shape: Sequence[int], images: Tensor) -> int | None:
+    def _images_axis(self, axes: Sequence[int], shape: Sequence[int], images: Tensor) -> int | None:
+        if len(axes) == 0 or axes == [0]:
+            return next(iter(axes), None)
         other = images[:1] if len(images) > 1 else torch.cat([images, images])
         try:
             shapes = shape, self.run(other).shape
         except (ModelError, RuntimeError):  # it takes no other number
             return None
-        one, several = shapes if len(images) == 1 else reversed(shapes)
-        return images_axis(one, several, max(len(images), 2))
+        single, several = shapes if len(images) == 1 else reversed(shapes)
+        return images_axis(single, several, max(len(images), 2))
 
 
 def in_parts(run: Callable[[Tensor], Any], images: Tensor, size: int) -> Any:
@@ -132,22 +136,23 @@ def in_parts(run: Callable[[Tensor], Any], images: Tensor, size: int) -> Any:
     counts = [len(part) for part in torch.split(images, size)]
     images = torch.cat([images, images[-1:].expand(-len(images) % size, *images.shape[1:])])
     parts = torch.split(images, size)
-    found = [run(part) for part in parts]
-    if not isinstance(found[0], Tensor) or found[0].dim() == 0:
-        return found[0]
-    axis = _axis_of_size(run, parts[0], found[0])
+    results = [run(part) for part in parts]
+    if not isinstance(results[0], Tensor) or results[0].dim() == 0:
+        return results[0]
+    axis = _axis_of_size(run, parts[0], results[0])
     if axis is None:
-        return torch.cat(found)
-    return torch.cat([of.movedim(axis, 0)[:count] for of, count in zip(found, counts, strict=True)])
+        return torch.cat(results)
+    pairs = zip(results, counts, strict=True)
+    return torch.cat([result.movedim(axis, 0)[:count] for result, count in pairs])
 
 
-def _axis_of_size(run: Callable[[Tensor], Tensor], images: Tensor, found: Tensor) -> int | None:
+def _axis_of_size(run: Callable[[Tensor], Tensor], images: Tensor, result: Tensor) -> int | None:
     """The axis with an entry for each image; of several that where one image changes one entry."""
-    axes = [axis for axis, size in enumerate(found.shape) if size == len(images)]
+    axes = [axis for axis, size in enumerate(result.shape) if size == len(images)]
     if len(axes) < 2:
         return next(iter(axes), None)
     other = images.clone()
     other[0] = 1 - images[0]
-    differ = run(other) != found
+    differ = run(other) != result
     fit = [axis for axis in axes if not differ.movedim(axis, 0)[1:].any()]
     return (fit or axes)[0]

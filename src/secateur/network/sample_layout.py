@@ -96,10 +96,10 @@ def _trials(samples: Samples) -> list[Samples] | None:
     if len(different) < 2:
         return None
     base = [different[index % len(different)] for index in range(_TRIED)]
-    others = [different[(index + 1) % len(different)] for index in range(_TRIED)]
+    replacements = [different[(index + 1) % len(different)] for index in range(_TRIED)]
     if len(different) == 2:  # base is a, b, a
-        others = [different[1], different[0], different[1]]
-    replaced = [[*base[:i], others[i], *base[i + 1 :]] for i in range(_TRIED)]
+        replacements = [different[1], different[0], different[1]]
+    replaced = [[*base[:i], replacements[i], *base[i + 1 :]] for i in range(_TRIED)]
     return [samples.select(trial) for trial in (base, *replaced, base[:2])]
 
 
@@ -121,7 +121,7 @@ def _layout(values: Sequence[Tensor], geometry: Geometry) -> Layout:
     if count == 0 or any(other.shape != base.shape for other in replaced):
         return unknown
     changed = [_changed(base, other, geometry) for other in replaced]
-    constant = not any(bool(of.any()) for of in changed)
+    constant = not any(bool(positions.any()) for positions in changed)
     if constant:
         unknown = Layout(inner=None, count=count - less or count, constant=True)
     if count % _TRIED or count - less != count // _TRIED:
@@ -135,15 +135,15 @@ def _layout(values: Sequence[Tensor], geometry: Geometry) -> Layout:
 def _changed(one: Tensor, other: Tensor, geometry: Geometry) -> Bool[Tensor, " positions"]:
     every = torch.arange(geometry.count(one), device=one.device)
     before, after = geometry.outputs(one, every), geometry.outputs(other, every)
-    same = (before == after) | ((before != before) & (after != after))  # NaN stays NaN
-    return (~same).any(-1).any(0)
+    unchanged = (before == after) | ((before != before) & (after != after))  # NaN stays NaN
+    return (~unchanged).any(-1).any(0)
 
 
 def _explains(inner: int, changed: Sequence[Bool[Tensor, " positions"]]) -> bool:
     """Whether replacing a sample has changed no position of another one."""
     at = torch.arange(len(changed[0]), device=changed[0].device)
     sample = at.div(inner, rounding_mode="floor") % len(changed)
-    return not any(bool(of[sample != index].any()) for index, of in enumerate(changed))
+    return not any(bool(there[sample != index].any()) for index, there in enumerate(changed))
 
 
 def _repeats(inner: int, value: Tensor, geometry: Geometry) -> bool:
@@ -155,4 +155,4 @@ def _repeats(inner: int, value: Tensor, geometry: Geometry) -> bool:
 
 def _divisors(number: int) -> Iterator[int]:
     """From the number itself (samples on the first axis) down to 1 (samples on the last)."""
-    return (of for of in range(number, 0, -1) if number % of == 0)
+    return (divisor for divisor in range(number, 0, -1) if number % divisor == 0)

@@ -72,7 +72,7 @@ class Stream:
         twin.graph, twin.parameters, twin.at = self.graph, parameters, self.at
         twin._last_reads, twin._kept = self._last_reads, []
         shared = {name: value for name, value in self.values.items() if name not in self._kept}
-        own: MutableMapping[str, Any] = {} if values is None else values
-        own.update(shared)
-        twin.values = own
+        store: MutableMapping[str, Any] = {} if values is None else values
+        store.update(shared)
+        twin.values = store
         return twin

@@ -83,13 +83,15 @@ class ChannelAlignment:
             return Alignment()
         middle = [first.calls[0].output for first, _ in pairs]
         ranges = self._ranges(graph, samples, middle, chunk)
-        held = dict(graph.parameters)
+        parameters = dict(graph.parameters)
         for (first, second), (low, high) in zip(pairs, ranges, strict=True):
             scale = self._scale(low, high)
             shift = (low + high) / 2 if _can_shift(first, second) else torch.zeros_like(low)
-            _divide(held, first, scale, shift)
-            _multiply(held, second, scale, shift)
-        changes = {name: new for name, new in held.items() if new is not graph.parameters[name]}
+            _divide(parameters, first, scale, shift)
+            _multiply(parameters, second, scale, shift)
+        changes = {
+            name: new for name, new in parameters.items() if new is not graph.parameters[name]
+        }
         names = tuple((first.name, second.name) for first, second in pairs)
         return Alignment(changes, names)
 
@@ -160,20 +162,20 @@ def _values(graph: Graph, part: Samples, names: list[str]) -> Iterator[tuple[str
             yield name, stream.values[name]
 
 
-def _divide(held: dict[str, Tensor], layer: Layer, scale: Tensor, shift: Tensor) -> None:
+def _divide(parameters: dict[str, Tensor], layer: Layer, scale: Tensor, shift: Tensor) -> None:
     """y <- (y - shift) / scale, in the parameters that give a layer's output its scale."""
     assert layer.affine is not None
     weight, bias = layer.affine
-    held[weight] = held[weight] / per_output(scale, held[weight])
+    parameters[weight] = parameters[weight] / per_output(scale, parameters[weight])
     if bias is not None:
-        held[bias] = (held[bias] - shift) / scale
+        parameters[bias] = (parameters[bias] - shift) / scale
 
 
-def _multiply(held: dict[str, Tensor], layer: Layer, scale: Tensor, shift: Tensor) -> None:
+def _multiply(parameters: dict[str, Tensor], layer: Layer, scale: Tensor, shift: Tensor) -> None:
     """The inverse in the layer that reads y: columns times the scale, the shift into its bias."""
     assert layer.parameter is not None
-    old = held[layer.parameter]
+    old = parameters[layer.parameter]
     if layer.bias is not None:
         moved = torch.einsum("oi,i->o", old.flatten(2).sum(2), shift)
-        held[layer.bias.name] = held[layer.bias.name] + layer.bias.sign * moved
-    held[layer.parameter] = old * scale.view(1, -1, *[1] * (old.dim() - 2))
+        parameters[layer.bias.name] = parameters[layer.bias.name] + layer.bias.sign * moved
+    parameters[layer.parameter] = old * scale.view(1, -1, *[1] * (old.dim() - 2))

@@ -60,11 +60,11 @@ class _Columns:
     """A block of a wide layer's columns.
 
     Attributes:
-        of: which columns.
+        where: which columns.
         new: weights of the layer; of the columns before these they are solved.
     """
 
-    of: slice
+    where: slice
     new: Tensor
 
 
@@ -152,7 +152,7 @@ class LayerFit:
             gathered.add(chunk)
             del chunk  # before the next one is run
         parts, folds, no_folds = gathered.statistics(), None, gathered.no_folds
-        columns = slice(None) if block is None else block.of
+        columns = slice(None) if block is None else block.where
         if len(parts) == 2 and not no_folds and all(fold.samples for fold in parts):
             folds = self._problem(parts[0], columns), self._problem(parts[1], columns)
         whole = merged(parts)
@@ -174,7 +174,7 @@ class LayerFit:
         return sum(layout.count for layout in self.chunks.layouts if layout is not None)
 
     def _no_folds(self) -> str:
-        """Why halves of the samples cannot be kept apart; empty where they can."""
+        """Why the samples cannot be split into folds; empty where they can."""
         layouts = self.chunks.layouts
         if self.constant:
             return "its input does not depend on the images"
@@ -281,7 +281,7 @@ class _Gathering:
         x, y = sampled.inputs, sampled.outputs
         whole = None
         if self.block is not None:
-            columns, new, whole = self.block.of, self.block.new, y
+            columns, new, whole = self.block.where, self.block.new, y
             y = y - x[..., : columns.start] @ new[..., : columns.start].mT
             y -= sampled.dense_inputs[..., columns.stop :] @ self.fit.dense[..., columns.stop :].mT
             x = x[..., columns]

@@ -46,18 +46,18 @@ def _matching(
 ) -> set[str]:
     names: set[str] = set()
     for glob in [globs] if isinstance(globs, str) else globs:
-        found = _named(glob, layers)
-        if not found:
-            known = [layer.name for layer in layers]
+        matches = _named(glob, layers)
+        if not matches:
+            every_name = [layer.name for layer in layers]
             raise OptionError(
                 f"{option}={glob!r} matches no layer, expected a layer's name or a glob such as "
-                f"'layer1.*'{did_you_mean(glob, known)} (secateur inspect lists the names)"
+                f"'layer1.*'{did_you_mean(glob, every_name)} (secateur inspect lists the names)"
             )
-        usable = [layer.name for layer in found if any_layer or layer.obstacle is None]
+        usable = [layer.name for layer in matches if any_layer or layer.obstacle is None]
         if not usable:
             raise OptionError(
-                f"{option}={glob!r} matches only {found[0].name}, which cannot be pruned "
-                f"({found[0].obstacle}), expected a prunable layer: leave it out"
+                f"{option}={glob!r} matches only {matches[0].name}, which cannot be pruned "
+                f"({matches[0].obstacle}), expected a prunable layer: leave it out"
             )
         names.update(usable)
     return names
@@ -70,18 +70,18 @@ def _named(glob: str, layers: Sequence[Layer]) -> list[Layer]:
     exact = [layer for layer in layers if layer.name == glob]
     if exact:
         return exact
-    found = [layer for layer in layers if fnmatchcase(layer.name, glob)]
+    matches = [layer for layer in layers if fnmatchcase(layer.name, glob)]
     literal = glob.replace("[", "[[]")
-    return found or [layer for layer in layers if fnmatchcase(layer.name, literal)]
+    return matches or [layer for layer in layers if fnmatchcase(layer.name, literal)]
 
 
 def _nothing_to_prune(layers: Sequence[Layer], include: Any, exclude: Any) -> str:
     kept = [f"{layer.name} ({layer.obstacle or layer.protected or 'excluded'})" for layer in layers]
     more = f" and {len(kept) - 5} more" if len(kept) > 5 else ""
-    found = f"only layers that stay dense: {', '.join(kept[:5])}{more}" if kept else "no such layer"
+    left = f"only layers that stay dense: {', '.join(kept[:5])}{more}" if kept else "no such layer"
     return (
         "the model has no layer to prune, expected at least one convolution or linear layer; "
-        f"found {found}: {_way_out(layers, include, exclude)}"
+        f"found {left}: {_way_out(layers, include, exclude)}"
     )
 
 
@@ -91,8 +91,8 @@ def _way_out(layers: Sequence[Layer], include: Any, exclude: Any) -> str:
     if not layers:
         return "check that this is the right model"
     shares = Shares.of(layers)
-    told = any(str(layer.obstacle).startswith(f"{ON_THE_FLY}: ") for layer in layers)
-    if told and shares.computed > 0.5:
+    has_reasons = any(str(layer.obstacle).startswith(f"{ON_THE_FLY}: ") for layer in layers)
+    if has_reasons and shares.computed > 0.5:
         return (
             f"do what is said of these layers, for they hold {shares.computed:.0%} of the weights"
         )

@@ -78,9 +78,9 @@ def recalibrate(graph: Graph, samples: Samples, *, chunk: int) -> Recalibration:
     streams = [Stream(graph, parameters, dict(part.tensors)) for part in samples.split(chunk)]
     for norm in graph.norms:
         mean, variance = _merged([_moments(stream, norm) for stream in streams])
-        own = graph.parameters[norm.variance]
-        statistics[norm.mean] = mean.to(own)
-        statistics[norm.variance] = torch.maximum(variance.to(own), _LEAST * own)
+        original = graph.parameters[norm.variance]
+        statistics[norm.mean] = mean.to(original)
+        statistics[norm.variance] = torch.maximum(variance.to(original), _LEAST * original)
     return Recalibration(graph, statistics)
 
 

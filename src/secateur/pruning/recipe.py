@@ -61,10 +61,10 @@ class Recipe:
         alignment: equalises channels between convolutions first; None = no.
         recalibration: on which images layers are fitted with BatchNorm statistics that are taken
             anew on them (see `secateur.pruning.recalibration`): "synthetic", "all" or "none".
-        levels: by how much the target is relaxed on the way, the last one 0: (0.1, 0) prunes to
+        schedule: by how much the target is relaxed on the way, the last one 0: (0.1, 0) prunes to
             ten points of sparsity less (or of MACs or bytes more), then starts from those
             weights for the target.
-        levels_from: sparsity of the pruned layers from which a level is worth a walk; those
+        schedule_from: sparsity of the pruned layers from which a target is worth a walk; those
             before it are left out. At 50 % zeros EfficientNet-Lite0 gained nothing by another one.
         reconstruction: trains the surviving weights of each block together after each walk;
             None = no. Left out, with a note in the report, for ONNX files and for `Magnitude`,
@@ -78,26 +78,27 @@ class Recipe:
     inputs: Inputs = "pruned"
     alignment: ChannelAlignment | None = None
     recalibration: RecalibrationName = "synthetic"
-    levels: tuple[float, ...] = (0.0,)
-    levels_from: float = 0.0
+    schedule: tuple[float, ...] = (0.0,)
+    schedule_from: float = 0.0
     reconstruction: BlockReconstruction | None = None
     reconstruction_from: float = 0.0
 
     def __post_init__(self) -> None:
         fraction = Range(low=0, high=1, open_high=True)
         check_settings(
-            self, levels=fraction, levels_from=from_to(0, 1), reconstruction_from=from_to(0, 1)
+            self, schedule=fraction, schedule_from=from_to(0, 1), reconstruction_from=from_to(0, 1)
         )
-        falling = all(a > b for a, b in itertools.pairwise(self.levels))
-        if not self.levels or self.levels[-1] != 0 or not falling:
+        falling = all(a > b for a, b in itertools.pairwise(self.schedule))
+        if not self.schedule or self.schedule[-1] != 0 or not falling:
             raise OptionError(
-                f"levels is {list(self.levels)}, expected falling numbers below 1 that end with 0, "
-                "such as [0.1, 0.0]"
+                f"schedule is {list(self.schedule)}, expected falling numbers below 1 that end "
+                "with 0, such as [0.1, 0.0]"
             )
 
     def targets(self, target: Target) -> list[Target]:
-        """The target and its levels; those at which nothing is asked for are left out."""
-        return [level for by in self.levels[:-1] if (level := target.relaxed(by))] + [target]
+        """The targets of the schedule, the given one last; those that ask nothing are left out."""
+        relaxed = (target.relaxed(by) for by in self.schedule[:-1])
+        return [*(easier for easier in relaxed if easier), target]
 
     def summary(self, *, reconstructed: bool) -> list[str]:
         """What it does, in sentences for readers new to pruning.
@@ -129,16 +130,16 @@ class Recipe:
             OptionError: no such file, not TOML, an unknown key or a value of the wrong type.
         """
         try:
-            held = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            settings = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise OptionError(f"{path} cannot be read as a recipe: {error}") from error
-        return cls.of(held, str(path))
+        return cls.of(settings, str(path))
 
     @classmethod
-    def of(cls, held: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    def of(cls, settings: Mapping[str, Any], where: str = "recipe") -> Recipe:
         """Makes a recipe from plain data."""
         try:
-            return from_plain(cls, held, named=_named, plain=_plain)
+            return from_plain(cls, settings, named=_named, plain=_plain)
         except ValueError as error:
             raise OptionError(f"{where}: {error}") from error
         except RecursionError as error:
@@ -214,20 +215,18 @@ def _is_table(value: Any) -> TypeGuard[dict[str, Any]]:
     return isinstance(value, dict)
 
 
-_BY_THE_WAY: dict[str, Any] = {"levels": (0.1, 0.0), "levels_from": 0.5}
+GRADUAL: dict[str, Any] = {"schedule": (0.1, 0.0), "schedule_from": 0.5}
 
 RecipeName = Literal["default", "tuned", "paper"]
 RECIPES = {
-    "default": Recipe(
-        **_BY_THE_WAY, reconstruction=BlockReconstruction(), reconstruction_from=0.75
-    ),
-    "tuned": Recipe(**_BY_THE_WAY, reconstruction=BlockReconstruction(steps=300)),
+    "default": Recipe(**GRADUAL, reconstruction=BlockReconstruction(), reconstruction_from=0.75),
+    "tuned": Recipe(**GRADUAL, reconstruction=BlockReconstruction(steps=300)),
     "paper": Recipe(
         method=AdamCalibration(base=BiasCorrection(base=WeightCorrection())),
         allocation=NormalizedMagnitude(),
         inputs="dense",
         alignment=ChannelAlignment(),
         recalibration="none",
-        levels=(0.1, 0.0),
+        schedule=(0.1, 0.0),
     ),
 }

@@ -174,9 +174,9 @@ class BlockReconstruction:
 
         def error(chosen: Tensor) -> Tensor:
             outputs = block.values(changed, inputs.select(chosen)).tensors
-            wanted = target.select(chosen).tensors
+            expected = target.select(chosen).tensors
             errors = [
-                (outputs[name] - wanted[name]).square().mean() / variance
+                (outputs[name] - expected[name]).square().mean() / variance
                 for name, variance in variances.items()
             ]
             return torch.stack(errors).mean()
@@ -284,11 +284,11 @@ def _trainable(layer: Layer) -> list[str]:
     return [str(layer.parameter), *bias]
 
 
-def _error(outputs: Samples, wanted: Samples) -> float:
+def _error(outputs: Samples, expected: Samples) -> float:
     """Mean squared error relative to the variance; the mean over several values."""
     errors = [
         float((outputs.tensors[name].float() - value).square().mean() / _variance(value))
-        for name, value in wanted.map(Tensor.float).tensors.items()
+        for name, value in expected.map(Tensor.float).tensors.items()
     ]
     return sum(errors) / len(errors)
 
@@ -301,7 +301,7 @@ def _alive(weight: Tensor) -> Tensor:
     """Weights to train: those left, but of outputs that are negligible, as they are to be.
 
     Steps are relative to the whole weight's size. Where a BatchNorm has switched an output off, its
-    weights would be huge once divided by that BatchNorm's slope again.
+    weights would be huge once divided by that BatchNorm's scale again.
     """
     largest = weight.abs().flatten(1).amax(1)
     rows = largest > _NEGLIGIBLE * largest.max()

@@ -84,26 +84,26 @@ class PruningRun:
     def visits(self) -> int:
         """How often layers are visited at most, by the allocation and by the walks."""
         searched = isinstance(self.target, MaxDrop)
-        known = isinstance(self.target, Sparsity)
-        levels = len(self.levels(self.target) if known else self.recipe.levels)
-        trains = self.reconstructs(self.target) if known else self.reconstructed_from < 1
-        walks = levels * (2 if trains else 1)
-        walk = walks * len(self.layers) + (levels - 1) * self.measured
+        is_sparsity = isinstance(self.target, Sparsity)
+        steps = len(self.schedule(self.target) if is_sparsity else self.recipe.schedule)
+        trains = self.reconstructs(self.target) if is_sparsity else self.reconstructed_from < 1
+        walks = steps * (2 if trains else 1)
+        walk = walks * len(self.layers) + (steps - 1) * self.measured
         return self.measured + (WALKS if searched else 1) * walk  # the first fit serves all
 
     def prune_to(self, target: Target) -> WalkResult:
-        """Walks once per level, each time from the weights of the level before.
+        """Walks once per target of the schedule, each time from the weights of the walk before.
 
         Args:
             target: the run's own, or, where that has to be searched, a sparsity to try.
         """
         walked, weights = None, {}
-        *previous, _ = levels = self.levels(target)
+        *previous, _ = targets = self.schedule(target)
         reconstructs = self.reconstructs(target)
-        for level in levels:
+        for step in targets:
             fitted = self.fitted_allocation if walked is None else self.fit_allocation(weights)
-            kept = self.kept(fitted, level)
-            walked = replace(self._walk(kept, weights), kept=kept, target=level)
+            kept = self.kept(fitted, step)
+            walked = replace(self._walk(kept, weights), kept=kept, target=step)
             walked = self._reconstructed(walked) if reconstructs else walked
             names = (str(layer.parameter) for layer in self.layers)
             weights = {name: walked.changes[name] for name in names}
@@ -111,7 +111,7 @@ class PruningRun:
         left_out = self.asks_for_reconstruction(target) and not reconstructs
         walked = replace(
             walked,
-            previous=[f"{level.name} {level.value:g}" for level in previous],
+            previous=[f"{step.name} {step.value:g}" for step in previous],
             notes=[f"no block reconstruction: {self.cannot_reconstruct}"] * left_out
             + self.zeros_before(),
         )
@@ -128,10 +128,10 @@ class PruningRun:
             "given; they stay zero and count"
         ]
 
-    def levels(self, target: Target) -> list[Target]:
+    def schedule(self, target: Target) -> list[Target]:
         """The targets to go through on the way, the given one last."""
         *before, last = self.recipe.targets(target)
-        return [*(level for level in before if self._is_worth_a_walk(level)), last]
+        return [*(step for step in before if self._is_worth_a_walk(step)), last]
 
     def reconstructs(self, target: Target) -> bool:
         """Whether blocks are trained after the walks to a target."""
@@ -166,8 +166,8 @@ class PruningRun:
             return False
         return self._zeros(target) > self.recipe.reconstruction_from - 1e-9
 
-    def _is_worth_a_walk(self, level: Target) -> bool:
-        return self._zeros(level) > self.recipe.levels_from - 1e-9
+    def _is_worth_a_walk(self, target: Target) -> bool:
+        return self._zeros(target) > self.recipe.schedule_from - 1e-9
 
     def _zeros(self, target: Target) -> float:
         """Sparsity of the pruned layers that a target comes to."""
@@ -265,10 +265,10 @@ class PruningRun:
         """
         total, before = sum(self.costs.sizes), sum(self.costs.sizes) - sum(self.present)
         budget, zeros = walked.target.budget(self.costs), total - sum(kept)
-        prices = budget.prices(len(kept))
+        cost_per_unit = budget.cost_per_unit(len(kept))
         allowed = round(budget.allowed) if budget.costs is None else budget.allowed
         asked = f"{walked.target.name} {walked.target.value:g}"
-        spent = math.fsum(map(operator.mul, prices, self.present))
+        spent = math.fsum(map(operator.mul, cost_per_unit, self.present))
         if before and spent < allowed - 1e-9 * max(1.0, allowed) and zeros == before:
             return [
                 f"{before / total:.2%} of the weights of the pruned layers are zero in the network "
@@ -276,8 +276,8 @@ class PruningRun:
             ]
         fewer = [
             layer.name
-            for layer, got, of in zip(self.layers, kept, walked.kept, strict=True)
-            if got != of
+            for layer, count, planned in zip(self.layers, kept, walked.kept, strict=True)
+            if count != planned
         ]
         exact = budget.costs is not None or sum(walked.kept) == allowed
         if not fewer and exact:
@@ -309,9 +309,9 @@ class PruningRun:
         )
 
     def _start(self, kept: Sequence[int], weights: Changes) -> Changes:
-        """The weights of the level before; with dense ones for its zeros where more are to stay.
+        """The weights of the walk before; with dense ones for its zeros where more are to stay.
 
-        The allocation measures anew at each level, and may leave a layer more than it left it
+        The allocation measures anew for each walk, and may leave a layer more than it left it
         before. A method that keeps weights as they are would keep zeros.
         """
         start = dict(weights)
@@ -331,9 +331,9 @@ class PruningRun:
         Each step names all parameters that the whole recipe changes, so that any network that
         the recipe has gone through can be made from any other.
 
-        With several levels the steps before the last are taken straight at the target, so that
-        each differs from the one before by that step alone. What levels and reconstruction do
-        counts with the last step.
+        With several walks the steps before the last are taken straight at the target, so that
+        each differs from the one before by that step alone. What earlier walks and reconstruction
+        do counts with the last step.
 
         Args:
             walked: what `prune_to` returned.
@@ -344,21 +344,25 @@ class PruningRun:
         methods = list(stages(self.recipe.method))
         names = [name_of(method) for method in methods]
         steps = walked.stages
-        if len(names) > 1 and len(self.levels(target)) > 1:
-            recipe = replace(self.recipe, method=methods[-2], levels=(0.0,), reconstruction=None)
+        if len(names) > 1 and len(self.schedule(target)) > 1:
+            recipe = replace(self.recipe, method=methods[-2], schedule=(0.0,), reconstruction=None)
             straight = replace(self, recipe=recipe, on_layer=_ignore)
             steps = [*straight.prune_to(target).stages, walked.stages[-1]]
         if len(steps) != len(names):  # a method that does not tell its steps
             return {}
-        found = {
+        cumulative = {
             name: {**aligned.changes, **changes} for name, changes in zip(names, steps, strict=True)
         }
         if aligned.pairs and isinstance(methods[0], Magnitude):
-            found = {"channel-alignment" if k == "magnitude" else k: v for k, v in found.items()}
-            found = {"magnitude": self._magnitude(original, target), **found}
+            cumulative = {
+                "channel-alignment" if k == "magnitude" else k: v for k, v in cumulative.items()
+            }
+            cumulative = {"magnitude": self._magnitude(original, target), **cumulative}
+        if len(cumulative) < 2:
+            return {}
         changed = {**aligned.changes, **walked.changes}
         dense = {name: original.parameters[name] for name in changed}
-        return {name: {**dense, **of} for name, of in found.items()} if len(found) > 1 else {}
+        return {name: {**dense, **changes} for name, changes in cumulative.items()}
 
     def _magnitude(self, original: Graph, target: Target) -> Changes:
         """Magnitude pruning without alignment: the network that the first step starts from."""

@@ -24,7 +24,7 @@ WIDTH = 0.01  # of the bracket, as a sparsity, at which the search ends
 # embedded example it is 8 to 11 between 50 and 90 % zeros; elsewhere the second try corrects it.
 _POINTS = 10.0
 _LEAST = 0.1  # a loss below this share of the limit tells no more than that it is small
-_NEAR = 0.1  # how far below the sparsity from which blocks are trained that is worth a try
+_MARGIN = 0.1  # how far below `better_from` the search may end for that to be tried too
 _REACH = 4.0  # a single try says no more than that the limit is within this factor
 
 Result = TypeVar("Result")
@@ -61,8 +61,8 @@ class PredictedLoss:
     def of(cls, loss: Callable[[float], float] | None) -> PredictedLoss:
         """From the sum of the loss curves at a sparsity; None = a curve that fits any network."""
         sparsities: list[float] = np.linspace(0.02, 0.99, 25).tolist()
-        found = [_unknown(s) if loss is None else _POINTS * loss(s) ** 0.5 for s in sparsities]
-        rising = itertools.accumulate(found, lambda before, now: max(now, 1.001 * before + 1e-9))
+        points = [_unknown(s) if loss is None else _POINTS * loss(s) ** 0.5 for s in sparsities]
+        rising = itertools.accumulate(points, lambda before, now: max(now, 1.001 * before + 1e-9))
         return cls(tuple(sparsities), tuple(rising))
 
     def at(self, sparsity: float) -> float:
@@ -106,13 +106,13 @@ def search(
             sparsity = better_from
         else:
             break
-        found, result = attempt(sparsity)
-        tries.append(found)
-        if found.drop <= limit:  # always above the best so far: inside the bracket or above it
-            best = found, result
+        latest, result = attempt(sparsity)
+        tries.append(latest)
+        if latest.drop <= limit:  # always above the best so far: inside the bracket or above it
+            best = latest, result
         del result
     if best is None:
-        nearest = min(tries, key=lambda found: found.drop)
+        nearest = min(tries, key=lambda attempted: attempted.drop)
         raise OptionError(
             f"max_drop is {limit:g}, expected at least {nearest.drop:.2f} ± {nearest.error:.2f} "
             f"points, the least lost in {len(tries)} tries, at sparsity {nearest.sparsity:g}: "
@@ -128,36 +128,40 @@ def propose(tries: Sequence[Try], limit: float, expected: PredictedLoss) -> floa
     if _stalled(tries, limit):
         return round((left + right) / 2, 4)
     floor = max(_LEAST * limit, 1e-3)
-    wanted = max(limit, floor)
-    found = [one for one in (low, high) if one is not None]
-    if not found:
-        points = wanted
+    goal = max(limit, floor)
+    ends = [end for end in (low, high) if end is not None]
+    if not ends:
+        points = goal
     else:
-        lost = [max(one.drop, floor) for one in found]
-        known = [expected.at(one.sparsity) for one in found]
-        points = known[0] * min(_REACH, max(1 / _REACH, wanted / lost[0]))
-        if len(found) == 2 and lost[1] > lost[0]:
-            share = np.log(wanted / lost[0]) / np.log(lost[1] / lost[0])
-            points = known[0] * (known[1] / known[0]) ** share
+        lost = [max(end.drop, floor) for end in ends]
+        predicted = [expected.at(end.sparsity) for end in ends]
+        points = predicted[0] * min(_REACH, max(1 / _REACH, goal / lost[0]))
+        if len(ends) == 2 and lost[1] > lost[0]:
+            share = np.log(goal / lost[0]) / np.log(lost[1] / lost[0])
+            points = predicted[0] * (predicted[1] / predicted[0]) ** share
     margin = min(WIDTH, (right - left) / 2)
     return round(min(right - margin, max(left + margin, expected.sparsity(points))), 4)
 
 
 def bracket(tries: Sequence[Try], limit: float) -> tuple[Try | None, Try | None]:
     """The largest sparsity that stays within the limit, and the smallest above it that does not."""
-    within = [one for one in tries if one.drop <= limit]
-    low = max(within, key=lambda one: one.sparsity, default=None)
+    within = [t for t in tries if t.drop <= limit]
+    low = max(within, key=_sparsity, default=None)
     least = low.sparsity if low else 0.0
-    above = [one for one in tries if one.drop > limit and one.sparsity > least]
-    return low, min(above, key=lambda one: one.sparsity, default=None)
+    above = [t for t in tries if t.drop > limit and t.sparsity > least]
+    return low, min(above, key=_sparsity, default=None)
+
+
+def _sparsity(attempted: Try) -> float:
+    return attempted.sparsity
 
 
 def _ends_close_below(tries: Sequence[Try], limit: float, better_from: float) -> bool:
     """Whether the smallest sparsity that loses too much is little below one not tried yet."""
     _, high = bracket(tries, limit)
-    if better_from >= 1 or high is None or any(one.sparsity >= better_from for one in tries):
+    if better_from >= 1 or high is None or any(t.sparsity >= better_from for t in tries):
         return False
-    return better_from - _NEAR <= high.sparsity
+    return better_from - _MARGIN <= high.sparsity
 
 
 def _width(tries: Sequence[Try], limit: float) -> float:

@@ -89,8 +89,8 @@ class LayerChunk:
         order = odd.argsort(stable=True)
         chosen = at[order].to(self.outputs.device)
         x = geometry.inputs(self.inputs, chosen, shape)
-        same = self.dense_inputs is self.inputs
-        dense = x if same else geometry.inputs(self.dense_inputs, chosen, shape)
+        inputs_alike = self.dense_inputs is self.inputs
+        dense = x if inputs_alike else geometry.inputs(self.dense_inputs, chosen, shape)
         y = geometry.outputs(self.outputs, chosen)
         y = y if self.bias is None else y - geometry.rows(self.bias).unsqueeze(1)
         stored = sample[:0] if patches is None else _within(sample, self._own(patches))
@@ -101,8 +101,8 @@ class LayerChunk:
         """The part of a choice that is about this chunk: by sample, where these are known."""
         if self.is_shared:  # and counts with the first sample
             return (draw if self.first == 0 else draw.part(0, 0)).merged()
-        own = draw.part(self.first, self.samples)
-        return own.merged() if self.positions % self.samples else own
+        part = draw.part(self.first, self.samples)
+        return part.merged() if self.positions % self.samples else part
 
     def _chosen(self, draw: Draw) -> tuple[Tensor, Tensor]:
         """The sample of each position that is taken, counted from the chunk's first, and where."""

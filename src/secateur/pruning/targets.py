@@ -24,24 +24,26 @@ from secateur.support.choices import check_sparsity
 
 
 @dataclass(frozen=True)
-class Tariff:
-    """What a network costs as weights go: fixed + sum over layers of each * kept.
+class CostModel:
+    """What a network costs as weights go: fixed + sum over layers of cost_per_unit * kept.
 
     Attributes:
-        each: cost of one kept weight, by layer.
+        cost_per_unit: of one kept weight, by layer.
         fixed: of all that stays whatever is pruned.
         dense: of the dense network.
         least: what would stay if all layers were pruned that can be; None = `fixed`.
     """
 
-    each: tuple[float, ...]
+    cost_per_unit: tuple[float, ...]
     fixed: float
     dense: float
     least: float | None = None
 
     def share(self, kept: Sequence[int]) -> float:
         """Cost at given numbers of kept weights, as a fraction of the dense network's."""
-        spent = math.fsum(price * count for price, count in zip(self.each, kept, strict=True))
+        spent = math.fsum(
+            cost * count for cost, count in zip(self.cost_per_unit, kept, strict=True)
+        )
         return (self.fixed + spent) / self.dense if self.dense else 1.0
 
 
@@ -60,8 +62,8 @@ class Costs:
     """
 
     sizes: tuple[int, ...]
-    macs: Tariff
-    bytes: Tariff
+    macs: CostModel
+    bytes: CostModel
     stuck: float = 0.0
 
     @classmethod
@@ -85,20 +87,20 @@ class Costs:
         )
 
 
-def _macs(every: Sequence[Layer], chosen: Sequence[Layer]) -> Tariff:
+def _macs(every: Sequence[Layer], chosen: Sequence[Layer]) -> CostModel:
     total = sum(layer.macs for layer in every)
     each = tuple(layer.macs / layer.weights for layer in chosen)
-    return Tariff(each, total - sum(layer.macs for layer in chosen), total)
+    return CostModel(each, total - sum(layer.macs for layer in chosen), total)
 
 
-def _bytes(chosen: Sequence[Layer], tensors: Mapping[str, Any]) -> Tariff:
+def _bytes(chosen: Sequence[Layer], tensors: Mapping[str, Any]) -> CostModel:
     every = (value for value in tensors.values() if isinstance(value, Tensor))
-    held = {value.data_ptr() or id(value): value for value in every}
-    total = sum(value.nbytes for value in held.values())
+    by_address = {value.data_ptr() or id(value): value for value in every}
+    total = sum(value.nbytes for value in by_address.values())
     widths = [tensors[str(layer.parameter)].element_size() for layer in chosen]
     masks = sum(math.ceil(layer.weights / 8) for layer in chosen)
     pruned = sum(layer.weights * width for layer, width in zip(chosen, widths, strict=True))
-    return Tariff(tuple(map(float, widths)), total - pruned + masks, total)
+    return CostModel(tuple(map(float, widths)), total - pruned + masks, total)
 
 
 class Target(Protocol):
@@ -125,7 +127,7 @@ class Target(Protocol):
         ...
 
     def relaxed(self, by: float) -> Target | None:
-        """The target of a level on the way, easier by a fraction; None where it asks nothing."""
+        """A target on the way to it, easier by a fraction; None where it asks nothing."""
         ...
 
 
@@ -141,7 +143,7 @@ class Sparsity:
         check_sparsity(self.value)
 
     def budget(self, costs: Costs) -> Budget:
-        """As many weights as the sparsity leaves, at the price of 1 each."""
+        """As many weights as the sparsity leaves, at the cost of 1 each."""
         return Budget.of_sparsity(costs.sizes, self.value)
 
     def relaxed(self, by: float) -> Sparsity | None:
@@ -181,12 +183,12 @@ class MaxMacs(_Share):
         """What the layers left dense do not take."""
         if self.shortfall(costs):
             pruned = costs.macs.dense - costs.macs.fixed
-            return Budget(self.value * pruned, costs.macs.each)
+            return Budget(self.value * pruned, costs.macs.cost_per_unit)
         return _what_is_left(self, costs, costs.macs, "the layers that stay dense take")
 
     def shortfall(self, costs: Costs) -> str | None:
         """Why no choice of layers could meet it; None where one could."""
-        if costs.stuck < self.value * costs.macs.dense or not any(costs.macs.each):
+        if costs.stuck < self.value * costs.macs.dense or not any(costs.macs.cost_per_unit):
             return None
         return (
             f"max_macs is {self.value:g}, but layers that cannot be pruned take "
@@ -233,7 +235,7 @@ class MaxDrop:
         return Budget.of_sparsity(costs.sizes, 0.0)
 
     def relaxed(self, by: float) -> None:
-        """No levels of its own: those of the sparsity that is found."""
+        """No schedule of its own: that of the sparsity that is found."""
         return None
 
 
@@ -276,19 +278,19 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _what_is_left(target: _Share, costs: Costs, tariff: Tariff, who: str) -> Budget:
-    allowed = target.value * tariff.dense - tariff.fixed
-    if allowed < 0 or not any(tariff.each):
-        least = math.ceil(1e4 * tariff.fixed / tariff.dense) / 1e4 if tariff.dense else 1.0
+def _what_is_left(target: _Share, costs: Costs, model: CostModel, who: str) -> Budget:
+    allowed = target.value * model.dense - model.fixed
+    if allowed < 0 or not any(model.cost_per_unit):
+        least = math.ceil(1e4 * model.fixed / model.dense) / 1e4 if model.dense else 1.0
         raise OptionError(
             f"{target.name} is {target.value:g}, expected at least {least:g}, which {who}: "
-            f"raise it{_with_more_layers(target, tariff)}"
+            f"raise it{_with_more_layers(target, model)}"
         )
-    return Budget(allowed, tariff.each)
+    return Budget(allowed, model.cost_per_unit)
 
 
-def _with_more_layers(target: _Share, tariff: Tariff) -> str:
+def _with_more_layers(target: _Share, model: CostModel) -> str:
     """How to meet a target otherwise, if every layer that can be pruned is enough for it."""
-    least = tariff.fixed if tariff.least is None else tariff.least
-    enough = least < tariff.fixed and least < target.value * tariff.dense
+    least = model.fixed if model.least is None else model.least
+    enough = least < model.fixed and least < target.value * model.dense
     return ", or prune more layers with include" if enough else ""

@@ -49,7 +49,7 @@ class WalkResult:
             each of them; `pruned` also when no pruned stream was run, or the network was changed
             after it.
         reconstruction: what training blocks did, where they were trained.
-        previous: what the network was pruned to on the way, where there was such a level.
+        previous: what the network was pruned to on the way, where its schedule had such a target.
         notes: what a reader of the report should know of the whole.
         kept: non-zero weights that each layer was to have.
         target: what was asked for.

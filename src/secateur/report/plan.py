@@ -121,9 +121,9 @@ def make_plan(run: PruningRun) -> Plan:
     """
     fitted, asked = run.fitted_allocation, run.target
     target, notes = _without_search(run, asked)
-    if len(levels := run.levels(target)) > 1:
+    if len(targets := run.schedule(target)) > 1:
         notes.append(
-            f"planned for the dense network: the recipe prunes to {levels[0].value:g} first and "
+            f"planned for the dense network: the recipe prunes to {targets[0].value:g} first and "
             "measures again"
         )
     if run.reconstructs(target):

@@ -22,7 +22,7 @@ class FileKind:
     what: str
     way_out: str
 
-    def told(self, path: str | Path, expected: str) -> str:
+    def message(self, path: str | Path, expected: str) -> str:
         """The sentence that refuses a file of this kind where something else is expected."""
         way_out = self.way_out.replace("{path}", str(path))
         return f"{path} is {self.what}, expected {expected}: {way_out}"

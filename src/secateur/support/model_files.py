@@ -44,7 +44,7 @@ def find_tensors(path: Path) -> list[Tensor]:
     with reading(path, f"a whole {suffix} file: save the model again"), path.open("rb") as file:
         kind = kind_of(path)
         if kind in (EMPTY, LFS_POINTER, WEB_PAGE):
-            raise PackError(kind.told(path, "a .safetensors or .onnx file"))
+            raise PackError(kind.message(path, "a .safetensors or .onnx file"))
         return list(finders[suffix](file, size))
 
 

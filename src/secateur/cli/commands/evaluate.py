@@ -33,11 +33,11 @@ def run(asked: options.Evaluate) -> None:
     output, *references = answers.outputs
     reference = references[0] if references else None
     evaluations = [(asked.file, compare(output, answers.labels, reference))]
-    doubts = images.doubts(answers.classes)
+    cautions = images.warnings_for(answers.classes)
     if reference is not None and answers.labels is None:
-        doubts += one_answer(reference, "images")
-    for doubt in doubts:
-        warnings.warn(doubt, SecateurWarning, stacklevel=2)
+        cautions += one_answer(reference, "images")
+    for warning in cautions:
+        warnings.warn(warning, SecateurWarning, stacklevel=2)
     if reference is not None and asked.against is not None:
         evaluations.append((asked.against, compare(reference, answers.labels, reference)))
     typer.echo(_json(evaluations) if asked.json else "\n".join(verdict_lines(evaluations)))

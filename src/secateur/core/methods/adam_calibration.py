@@ -114,7 +114,8 @@ class _Training:
     ) -> None:
         self.weight, self.bias, self.mask = weight, bias, mask.to(weight.dtype)
         groups = [
-            {"params": [held], "lr": rate} for held, rate in zip((weight, bias), rates, strict=True)
+            {"params": [tensor], "lr": rate}
+            for tensor, rate in zip((weight, bias), rates, strict=True)
         ]
         self.optimizer: torch.optim.Optimizer = torch.optim.Adam(groups, fused=True)
 

@@ -44,8 +44,8 @@ class WeightCorrection:
         """Cost: a few passes over the weights; no statistics are used."""
         previous = self.base.solve(problem, pattern, kept)
         dense, sparse = problem.weight, previous.weight
-        spread = [held.std(-1, correction=0, keepdim=True) for held in (dense, sparse)]
-        scaled = sparse * (spread[0] / (spread[1] + _TINY))
+        dense_std, sparse_std = (w.std(-1, correction=0, keepdim=True) for w in (dense, sparse))
+        scaled = sparse * (dense_std / (sparse_std + _TINY))
         shift = dense.mean(-1, keepdim=True) - scaled.mean(-1, keepdim=True)
         weight = (scaled + shift) * previous.mask
         return previous.refined(weight, previous.bias)

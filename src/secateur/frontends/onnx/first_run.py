@@ -28,7 +28,7 @@ from secateur.frontends.onnx.translation import Translation
 from secateur.frontends.onnx.trial import run
 from secateur.support.subprocesses import run_program
 
-_PATIENCE = 300.0  # seconds for the first run, on a few images
+_TIMEOUT_SECONDS = 300.0  # for the first run, on a few images
 _PROGRAM = Path(__file__).with_name("trial.py")
 _CRASHES = {-number.value: number.name for number in signal.Signals}
 
@@ -122,10 +122,12 @@ def at_arms_length(model: bytes, images: np.ndarray, batch: int) -> Mapping[str,
     np.save(file, images)
     numbers = [str(torch.get_num_threads()), str(len(model)), str(batch)]
     try:
-        done = run_program(_PROGRAM, numbers, seconds=_PATIENCE, content=model + file.getvalue())
+        done = run_program(
+            _PROGRAM, numbers, seconds=_TIMEOUT_SECONDS, content=model + file.getvalue()
+        )
     except subprocess.TimeoutExpired as error:
         raise ModelError(
-            f"the ONNX model did not finish on {len(images)} images within {_PATIENCE:g} s, "
+            f"the ONNX model did not finish on {len(images)} images within {_TIMEOUT_SECONDS:g} s, "
             "expected one that ends: check its loops"
         ) from error
     if done.returncode != 0:

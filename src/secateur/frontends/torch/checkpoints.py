@@ -144,12 +144,12 @@ def _unpickled(path: Path) -> Any:
             with path.open("rb") as file:  # of a name PyTorch may map it into memory, see above
                 return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling and safetensors raise many kinds
-        told = str(error).rpartition("WeightsUnpickler error: ")[2]
-        if held := re.search(r"nsupported (?:global|class|GLOBAL):? ?(?:GLOBAL )?(\S+)", told):
+        message = str(error).rpartition("WeightsUnpickler error: ")[2]
+        if held := re.search(r"nsupported (?:global|class|GLOBAL):? ?(?:GLOBAL )?(\S+)", message):
             unknown = [held[1]]
         if unknown:
             raise _not_unpickled(path, unknown) from error
-        first = next(iter(told.splitlines()), "") or type(error).__name__
+        first = next(iter(message.splitlines()), "") or type(error).__name__
         raise ModelError(
             f"{path} cannot be read as weights ({first[:200]}), expected .safetensors or a "
             "checkpoint with tensors only: save model.state_dict()"

@@ -52,8 +52,8 @@ class FittedMagnitude:
             chosen = torch.topk(torch.cat(scores), count, sorted=False).indices
         else:
             order = torch.argsort(torch.cat(scores), descending=True, stable=True)
-            prices = torch.tensor(budget.prices(len(scores)), dtype=torch.float64)
-            chosen = order[prices[owner[order]].cumsum(0) <= budget.allowed * (1 + 1e-12)]
+            cost_per_unit = torch.tensor(budget.cost_per_unit(len(scores)), dtype=torch.float64)
+            chosen = order[cost_per_unit[owner[order]].cumsum(0) <= budget.allowed * (1 + 1e-12)]
         return [int(count) for count in torch.bincount(owner[chosen], minlength=len(scores))]
 
     def loss_increase(self, kept: Sequence[int]) -> list[float]:

@@ -27,7 +27,7 @@ class AllocationInputs:
         graph: the dense network.
         samples: calibration inputs.
         layers: the layers to prune, in execution order.
-        weights: weights by parameter name that stand for the dense ones (of a level before).
+        weights: weights by parameter name that stand for the dense ones (of the walk before).
         previous: what was found out about the dense network, where `weights` are given.
         costs: what one kept weight costs in each layer; None = 1 each.
         pattern: which zeros are allowed.
@@ -58,9 +58,9 @@ class AllocationInputs:
         return [int(free.sum()) for free in self.free]
 
     @property
-    def prices(self) -> list[float]:
+    def cost_per_unit(self) -> list[float]:
         """The costs, one for each layer."""
-        return Budget(0, self.costs).prices(len(self.layers))
+        return Budget(0, self.costs).cost_per_unit(len(self.layers))
 
     @cached_property
     def folded(self) -> list[Tensor]:
@@ -86,7 +86,7 @@ class Budget:
         """As many weights as a sparsity in [0, 1) leaves."""
         return cls(total_kept(sum(sizes), sparsity))
 
-    def prices(self, layers: int) -> list[float]:
+    def cost_per_unit(self, layers: int) -> list[float]:
         """The costs, one for each layer."""
         return [1.0] * layers if self.costs is None else list(self.costs)
 
@@ -146,15 +146,17 @@ def remove_in_order(
 
     The last step is taken in part: as far as it has to be.
     """
-    kept, prices = list(sizes), budget.prices(len(sizes))
-    excess = math.fsum(n * price for n, price in zip(sizes, prices, strict=True)) - budget.allowed
+    kept, cost_per_unit = list(sizes), budget.cost_per_unit(len(sizes))
+    excess = (
+        math.fsum(n * cost for n, cost in zip(sizes, cost_per_unit, strict=True)) - budget.allowed
+    )
     for layer, count in steps:
         if excess <= 1e-9 * max(1.0, budget.allowed):
             break
-        price = prices[layer]
-        if price <= 0:
+        cost = cost_per_unit[layer]
+        if cost <= 0:
             continue
-        taken = min(count, kept[layer], math.ceil(excess / price - 1e-9))
+        taken = min(count, kept[layer], math.ceil(excess / cost - 1e-9))
         kept[layer] -= taken
-        excess -= taken * price
+        excess -= taken * cost
     return kept

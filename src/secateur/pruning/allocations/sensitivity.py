@@ -35,7 +35,7 @@ class Sensitivity:
     (increase of the output error against sparsity, interpolated in its logarithm) is minimised
     within the budget.
 
-    At a later level (see `Recipe.levels`) layers start from other weights, and their curves
+    In a later walk (see `Recipe.schedule`) layers start from other weights, and their curves
     differ. They are fitted again but not run again: their loss is estimated from their own output
     errors and from the effect of such errors in the dense network.
 
@@ -76,24 +76,26 @@ class Sensitivity:
         """
         study = _Study(inputs, *_split(inputs.samples, self.images))
         previous = inputs.previous
-        known = previous if isinstance(previous, FittedSensitivity) and previous.errors else None
+        dense: FittedSensitivity | None = None
+        if isinstance(previous, FittedSensitivity) and previous.errors:
+            dense = previous
         small = _smallest(inputs, self.small)
         errors: list[list[float]] = []
         losses: list[list[float] | None] = []
         for index, layer in enumerate(inputs.layers):
             changes, own_errors = study.fits(index, layer, self.levels, self.method)
             errors.append(own_errors)
-            if known is not None:
-                losses.append(known.loss_of(index, own_errors))
+            if dense is not None:
+                losses.append(dense.loss_of(index, own_errors))
             else:
                 is_run = index not in small
-                losses.append([study.loss(layer, of) for of in changes] if is_run else None)
+                losses.append([study.loss(layer, new) for new in changes] if is_run else None)
             inputs.on_layer(layer.name)
         curves = [
             _curve(self.levels, loss, error, losses, errors)
             for loss, error in zip(losses, errors, strict=True)
         ]
-        if known is not None:
+        if dense is not None:
             curves = [replace(curve, measured=False) for curve in curves]
         return FittedSensitivity(inputs.present, curves, errors)
 
@@ -118,9 +120,9 @@ class FittedSensitivity:
         Exact for the curves' lower convex hulls (Fox, "Discrete optimization via marginal
         analysis", 1966).
         """
-        prices = [max(price, 1e-300) for price in budget.prices(len(self.sizes))]
+        cost_per_unit = [max(cost, 1e-300) for cost in budget.cost_per_unit(len(self.sizes))]
         steps = sorted(
-            (rise / prices[layer], layer, count) for rise, layer, count in self._marginal
+            (rise / cost_per_unit[layer], layer, count) for rise, layer, count in self._marginal
         )
         return remove_in_order(self.sizes, budget, [(layer, count) for _, layer, count in steps])
 
@@ -135,11 +137,11 @@ class FittedSensitivity:
 
     def loss_of(self, layer: int, errors: Sequence[float]) -> list[float]:
         """What other output errors of a layer would lead to, from those measured (log-linear)."""
-        known = np.log(np.maximum(self.errors[layer], 1e-12))
-        order = np.argsort(known, kind="stable")
-        ratios = np.log(self.curves[layer].loss_increase) - known
+        measured = np.log(np.maximum(self.errors[layer], 1e-12))
+        order = np.argsort(measured, kind="stable")
+        ratios = np.log(self.curves[layer].loss_increase) - measured
         asked = np.log(np.maximum(errors, 1e-12))
-        return np.exp(asked + np.interp(asked, known[order], ratios[order])).tolist()
+        return np.exp(asked + np.interp(asked, measured[order], ratios[order])).tolist()
 
     def loss_increase(self, kept: Sequence[int]) -> list[float]:
         """What the curves expect of each layer, at given numbers of kept weights."""
@@ -215,8 +217,8 @@ def _split(samples: Samples, judging: int) -> tuple[Samples, Samples]:
 
 def _smallest(inputs: AllocationInputs, share: float) -> set[int]:
     """The layers that cost least, together at most a share of the cost of all."""
-    prices = torch.tensor(inputs.prices, dtype=torch.float64)
-    costs = prices * torch.tensor(inputs.present)
+    cost_per_unit = torch.tensor(inputs.cost_per_unit, dtype=torch.float64)
+    costs = cost_per_unit * torch.tensor(inputs.present)
     shares = costs / costs.sum().clamp_min(torch.finfo(costs.dtype).tiny)
     order = torch.argsort(shares, stable=True)
     return {int(index) for index in order[shares[order].cumsum(0) <= share]}
@@ -237,9 +239,9 @@ def _curve(
     measured = losses is not None
     if losses is None:
         ratios = [
-            [loss / max(error, 1e-12) for loss, error in zip(one, other, strict=True)]
-            for one, other in zip(all_losses, all_errors, strict=True)
-            if one is not None
+            [loss / max(error, 1e-12) for loss, error in zip(of_layer, its_errors, strict=True)]
+            for of_layer, its_errors in zip(all_losses, all_errors, strict=True)
+            if of_layer is not None
         ]
         worst = [max(column) for column in zip(*ratios, strict=True)] or [1.0] * len(levels)
         losses = [error * ratio for error, ratio in zip(errors, worst, strict=True)]

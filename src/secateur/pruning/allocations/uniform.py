@@ -46,8 +46,8 @@ class FittedUniform:
         """
         sizes = torch.tensor(self.sizes, dtype=torch.float64)
         present = sizes if self.present is None else torch.tensor(self.present).to(sizes)
-        prices = torch.tensor(budget.prices(len(sizes)), dtype=torch.float64)
-        exact = _filled(sizes, present, prices, budget.allowed)
+        cost_per_unit = torch.tensor(budget.cost_per_unit(len(sizes)), dtype=torch.float64)
+        exact = _filled(sizes, present, cost_per_unit, budget.allowed)
         kept = exact.floor()
         if budget.costs is None:
             missing = min(round(budget.allowed), int(present.sum())) - int(kept.sum())
@@ -61,12 +61,12 @@ class FittedUniform:
         return []
 
 
-def _filled(sizes: Tensor, present: Tensor, prices: Tensor, allowed: float) -> Tensor:
+def _filled(sizes: Tensor, present: Tensor, cost_per_unit: Tensor, allowed: float) -> Tensor:
     """The same share of every layer, or all that is there, at a cost of `allowed` in sum."""
     exact, full = torch.zeros_like(sizes), torch.zeros_like(sizes, dtype=torch.bool)
     for _ in sizes:
-        left = allowed - float((present * prices)[full].sum())
-        cost = float((sizes * prices)[~full].sum())
+        left = allowed - float((present * cost_per_unit)[full].sum())
+        cost = float((sizes * cost_per_unit)[~full].sum())
         share = min(1.0, max(0.0, left / cost)) if cost > 0 else 1.0
         exact = torch.where(full, present, sizes * share)
         if not (more := exact > present).any():
