@@ -14,8 +14,8 @@ from problems import correlated, random_weight
 from torch import Tensor, nn
 
 import secateur
+from secateur.core.damping import choose_damping
 from secateur.core.methods import ADMM, AdamCalibration, LeastSquares
-from secateur.core.normal_equations import choose_damping
 from secateur.core.patterns import Unstructured
 from secateur.core.problem import Problem
 from secateur.core.statistics import Statistics, merged

@@ -12,6 +12,7 @@ from problems import problem, slow_masked_fit
 from torch import nn
 
 import secateur
+from secateur.core.damping import damping_for
 from secateur.core.methods import (
     ADMM,
     METHODS,
@@ -23,7 +24,7 @@ from secateur.core.methods import (
     stages,
     stored_patches,
 )
-from secateur.core.normal_equations import NormalEquations, damping_for
+from secateur.core.normal_equations import NormalEquations
 from secateur.core.patterns import PATTERNS
 from secateur.core.problem import Problem
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,60 +12,6 @@ from secateur.core.problem import Problem
 from secateur.errors import NumericalError
 
 _GROWTH, _ATTEMPTS = 10.0, 5  # how damping escalates where a Cholesky factorisation fails
-
-
-def damping_for(problem: Problem, least: float) -> tuple[float, tuple[str, ...]]:
-    """Relative damping max(least, 0.1 * cols / samples), with a note where samples are few.
-
-    Below one sample per column the fit has more freedom than data; pulling harder towards the
-    dense weights was measured to help on networks with a linear layer after global pooling.
-    """
-    cols, samples = problem.columns, problem.samples
-    damping = max(least, 0.1 * cols / samples)
-    if samples < cols:
-        return damping, (f"{samples} samples for {cols} columns: damping raised to {damping:.2g}",)
-    return damping, ()
-
-
-def choose_damping(
-    problem: Problem,
-    mask: Bool[Tensor, "groups rows cols"],
-    candidates: Sequence[float],
-    *,
-    rows: int = 64,
-) -> float:
-    """The relative damping whose fit to either half of the samples errs least on the other.
-
-    Goes from the strongest down while the error falls; fits start from the dense weights, which
-    have not seen either half. How much a fit to a few hundred images
-    can be trusted differs from layer to layer: on EfficientNet-Lite0 the best damping is 0.1 in
-    the first layers, where images give thousands of samples, and 3 in the last.
-
-    Args:
-        problem: with its folds.
-        mask: the mask to fit on.
-        candidates: relative dampings.
-        rows: at most this many rows a group are looked at, evenly spread.
-
-    Cost: for each candidate tried, two fits of `rows` rows to a tenth of a percent or so.
-    """
-    if problem.folds is None:
-        raise ValueError("the problem does not hold its folds")
-    step = -(-mask.shape[-2] // rows)
-    first, second = (fold.rows(slice(None, None, step)) for fold in problem.folds)
-    mask = mask[:, ::step]
-    best, least = max(candidates), math.inf
-    for damping in sorted(candidates, reverse=True):
-        error = 0.0
-        for fitted, judged in ((first, second), (second, first)):
-            weight, _ = NormalEquations.of(fitted, damping).fit(
-                fitted.weight, mask, tolerance=1e-2, iterations=50
-            )
-            error += float(judged.loss(weight, fitted.bias(weight)).sum())
-        if error >= least:
-            break
-        best, least = damping, error
-    return best
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from secateur.core.normal_equations import NormalEquations, choose_damping, damping_for
+from secateur.core.damping import CANDIDATES, choose_damping, damping_for
+from secateur.core.normal_equations import NormalEquations
 from secateur.core.patterns import Pattern
 from secateur.core.problem import Problem, Solution
 from secateur.support.settings import at_least, between, check_settings, from_to, more_than
@@ -60,7 +61,7 @@ class ADMM:
     )
 
     damping: float = 0.3
-    dampings: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
+    dampings: tuple[float, ...] = CANDIDATES
     max_row_gain: float = 2.0
     rho: float = 0.1
     steps: int = 120

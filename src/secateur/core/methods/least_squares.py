@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from secateur.core.normal_equations import NormalEquations, damping_for
+from secateur.core.damping import damping_for
+from secateur.core.normal_equations import NormalEquations
 from secateur.core.patterns import Pattern
 from secateur.core.problem import Problem, Solution
 from secateur.support.settings import at_least, between, check_settings

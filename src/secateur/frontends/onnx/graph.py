@@ -20,7 +20,7 @@ from secateur.frontends.onnx import kernels
 from secateur.frontends.onnx.file import constants, first_line, has_body, reads
 from secateur.frontends.onnx.first_run import Trial, trial
 from secateur.frontends.onnx.nodes import leading_to
-from secateur.frontends.onnx.parts import described
+from secateur.frontends.onnx.operators import described
 from secateur.frontends.onnx.schedule import schedule
 from secateur.frontends.onnx.segment import Segment
 from secateur.frontends.onnx.signature import several

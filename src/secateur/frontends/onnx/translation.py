@@ -1,7 +1,7 @@
 """Which nodes of an ONNX graph PyTorch runs, as typed operations, and how their weights are stored.
 
 Convolutions and products with a weight, and normalisations, are run by PyTorch, so that weights can
-be changed; see `schedule` for the others, and `parts` for what these are.
+be changed; see `schedule` for the others, and `operators` for what these are.
 """
 
 from __future__ import annotations
