@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 Sizes = Sequence[int]
 
@@ -17,15 +17,12 @@ def einsum_macs(equation: str, shapes: Sequence[Sizes]) -> int:
         equation: as `torch.einsum` takes it.
         shapes: of the factors.
     """
-    given, _, result = equation.replace(" ", "").partition("->")
-    labels = [
-        _labels(text, len(shape)) for text, shape in zip(given.split(","), shapes, strict=True)
-    ]
+    labels, result = labelled(equation, [len(shape) for shape in shapes])
     length: dict[str, int] = {}
     for names, shape in zip(labels, shapes, strict=True):
         for name, size in zip(names, shape, strict=True):
             length[name] = max(size, length.get(name, 0))
-    results = set(_result(result, labels) if "->" in equation else _implied(labels))
+    results = set(result)
     first, *rest = (set(names) for names in labels)
     total = 0
     for index, second in enumerate(rest):
@@ -37,6 +34,21 @@ def einsum_macs(equation: str, shapes: Sequence[Sizes]) -> int:
     return total
 
 
+def labelled(equation: str, ranks: Sequence[int]) -> tuple[list[list[str]], list[str]]:
+    """The axes of an einsum by their labels.
+
+    Args:
+        equation: as `torch.einsum` takes it.
+        ranks: how many axes each factor has.
+
+    Returns:
+        A label for each axis of each factor, and for each axis of the result.
+    """
+    given, arrow, result = equation.replace(" ", "").partition("->")
+    labels = [_labels(text, rank) for text, rank in zip(given.split(","), ranks, strict=True)]
+    return labels, _result(result, labels) if arrow else _implied(labels)
+
+
 def _labels(text: str, axes: int) -> list[str]:
     """A label for each axis; those of an ellipsis are numbers, counted from its end."""
     before, dots, after = text.partition("...")
@@ -44,12 +56,17 @@ def _labels(text: str, axes: int) -> list[str]:
     return [*before, *(str(-at) for at in range(-more, 0)), *after]
 
 
-def _result(text: str, labels: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield from (name for name in text if name != ".")
-    if "..." in text:
-        yield from (name for names in labels for name in names if name.isdigit())
+def _result(text: str, labels: Sequence[Sequence[str]]) -> list[str]:
+    before, dots, after = text.partition("...")
+    return [*before, *(_ellipsis(labels) if dots else ()), *after]
 
 
-def _implied(labels: Sequence[Sequence[str]]) -> Iterator[str]:
-    every = [name for names in labels for name in names]
-    return (name for name in every if name.isdigit() or every.count(name) == 1)
+def _implied(labels: Sequence[Sequence[str]]) -> list[str]:
+    every = [name for names in labels for name in names if not name.isdigit()]
+    return [*_ellipsis(labels), *sorted(name for name in every if every.count(name) == 1)]
+
+
+def _ellipsis(labels: Sequence[Sequence[str]]) -> list[str]:
+    """The labels of the axes that dots stand for, in order: they are counted from the end."""
+    numbers = {int(name) for names in labels for name in names if name.isdigit()}
+    return [str(number) for number in sorted(numbers, reverse=True)]

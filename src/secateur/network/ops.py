@@ -209,12 +209,14 @@ class Product(Op):
 
 @dataclass(frozen=True, kw_only=True)
 class Attention(Op):
-    """softmax(query key^T) value; the inputs are these three: (..., positions, width).
+    """softmax(scale query key^T) value; the inputs are these three: (..., positions, width).
 
     Attributes:
+        scale: the factor; None = one over the root of the queries' width.
         obstacle: why it stays as it is where one of them is a parameter.
     """
 
+    scale: float | None = None
     obstacle: str = "matrix product with a parameter"
 
     def macs(self, shapes: Shapes) -> int:
@@ -326,6 +328,22 @@ class Pointwise(Op):
 @dataclass(frozen=True, kw_only=True)
 class Activation(Pointwise):
     """A function of one input, number by number: ReLU, sigmoid, a factor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParametricReLU(Op):
+    """x where it is positive, else slope * x.
+
+    Attributes:
+        slope: a value by name, per channel (axis 1), or one number for all.
+    """
+
+    slope: str
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The slope."""
+        return (self.slope,)
 
 
 @dataclass(frozen=True, kw_only=True)

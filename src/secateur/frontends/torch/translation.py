@@ -33,6 +33,7 @@ from secateur.network.ops import (
     Op,
     Opaque,
     Padding,
+    ParametricReLU,
     Pointwise,
     Pooling,
     Product,
@@ -270,7 +271,8 @@ def _recurrent(node: Node, options: Options) -> _Typed:
 
 
 def _attention(node: Node, options: Options) -> _Typed:
-    return _Typed(Attention, [options[name] for name in ("query", "key", "value")])
+    inputs = [options[name] for name in ("query", "key", "value")]
+    return _Typed(Attention, inputs, {}, {"scale": options.get("scale")})
 
 
 def _batch_norm(node: Node, options: Options) -> _Typed | None:
@@ -294,6 +296,10 @@ def _layer_norm(node: Node, options: Options) -> _Typed:
 def _group_norm(node: Node, options: Options) -> _Typed:
     weights = {"gamma": options["weight"], "beta": options["bias"]}
     return _Typed(GroupNorm, [options["input"]], weights, {"groups": options["num_groups"]})
+
+
+def _parametric_relu(node: Node, options: Options) -> _Typed:
+    return _Typed(ParametricReLU, [options["self"]], {"slope": options["weight"]})
 
 
 def _one_input(kind: type[Op]) -> Callable[[Node, Options], _Typed]:
@@ -371,6 +377,7 @@ _MAKERS: dict[str, Callable[[Node, Options], _Typed | None]] = {
     "rms_norm": _layer_norm,
     "group_norm": _group_norm,
     "cat": _concatenate,
+    "prelu": _parametric_relu,
     **dict(_named(_batch_norm, "batch_norm _native_batch_norm_legit_no_training")),
     **dict(_named(_recurrent, "lstm gru rnn_tanh rnn_relu")),
     **dict(_named(_recurrent, "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell")),

@@ -1,0 +1,118 @@
+"""A module with fewer channels: its own submodules, smaller.
+
+What is left out is what nobody reads: the rows that make a channel, its entries in normalisations,
+and the columns that would read it. So the module gives what it gave with these columns zero.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import ModelError
+from secateur.frontends.torch.modules import copy_module
+from secateur.network.couplings import Coupling
+
+Removed = Sequence[tuple[Coupling, Sequence[int]]]
+
+_CONVOLUTIONS = nn.Conv1d | nn.Conv2d | nn.Conv3d
+_TRANSPOSED = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+_NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+
+
+def shrink(model: nn.Module, removed: Removed) -> nn.Module:
+    """A copy of a module without some units of its couplings.
+
+    Convolutions, linear layers, BatchNorms, GroupNorms with a group a channel and PReLUs get the
+    attributes of their new sizes, so that the copy can be trained, saved and exported.
+
+    Args:
+        model: not touched.
+        removed: units to leave out, by coupling. Of a coupling in blocks as many of each.
+
+    Raises:
+        ModelError: a coupling is fixed, or its blocks would be of different sizes.
+    """
+    gone: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+    for coupling, units in removed:
+        _check(coupling, units)
+        for part in coupling.slices:
+            gone[part.parameter][part.axis].update(
+                at for unit in units for at in part.indices[unit]
+            )
+    twin = copy_module(model)
+    cut = {name: _cut(twin, name, axes) for name, axes in gone.items()}
+    _replace(twin, cut)
+    return twin
+
+
+def _check(coupling: Coupling, units: Sequence[int]) -> None:
+    if coupling.fixed is not None:
+        raise ModelError(f"channels cannot leave: {coupling.fixed}; leave this coupling out")
+    left = [len({*block} - {*units}) for block in coupling.blocks]
+    if len({*left}) > 1:
+        raise ModelError(
+            f"blocks of a coupling would keep {left} channels, expected as many of each: remove as "
+            "many units of each"
+        )
+
+
+def _cut(module: nn.Module, name: str, axes: Mapping[int, set[int]]) -> Tensor:
+    """A parameter or buffer without some indices along some axes."""
+    path, _, leaf = name.rpartition(".")
+    tensor = getattr(module.get_submodule(path), leaf)
+    for axis, indices in axes.items():
+        kept = [at for at in range(tensor.shape[axis]) if at not in indices]
+        tensor = tensor.index_select(axis, torch.tensor(kept, device=tensor.device))
+    return tensor.detach().contiguous()
+
+
+def _replace(module: nn.Module, cut: Mapping[str, Tensor]) -> None:
+    """Puts smaller tensors into a module, wherever it holds the larger ones."""
+    held = dict(module.named_parameters()) | dict(module.named_buffers())
+    smaller = {id(held[name]): tensor for name, tensor in cut.items()}
+    made: dict[int, nn.Parameter] = {}
+    for part in module.modules():
+        depthwise = _multiplier(part)
+        touched = False
+        for leaf, tensor in (*part._parameters.items(), *part._buffers.items()):
+            if tensor is None or id(tensor) not in smaller:
+                continue
+            touched = True
+            if isinstance(tensor, nn.Parameter):
+                new = nn.Parameter(smaller[id(tensor)], requires_grad=tensor.requires_grad)
+                part._parameters[leaf] = made.setdefault(id(tensor), new)
+            else:
+                part._buffers[leaf] = smaller[id(tensor)]
+        if touched:
+            _resize(part, depthwise)
+
+
+def _multiplier(part: nn.Module) -> int:
+    """Outputs for each channel of a depthwise convolution; 0 of any other module."""
+    if isinstance(part, _CONVOLUTIONS) and 1 < part.groups == part.in_channels:
+        return part.out_channels // part.groups
+    return 0
+
+
+def _resize(part: nn.Module, depthwise: int) -> None:
+    """Sets the sizes that a module tells to those of its tensors."""
+    if isinstance(part, _CONVOLUTIONS):
+        part.out_channels = len(part.weight)
+        part.groups = part.out_channels // depthwise if depthwise else part.groups
+        part.in_channels = part.weight.shape[1] * part.groups
+    elif isinstance(part, _TRANSPOSED):
+        part.in_channels = len(part.weight)
+        part.out_channels = part.weight.shape[1] * part.groups
+    elif isinstance(part, nn.Linear):
+        part.out_features, part.in_features = part.weight.shape
+    elif isinstance(part, _NORMS):
+        sized = part.running_mean if part.running_mean is not None else part.weight
+        part.num_features = len(sized)
+    elif isinstance(part, nn.GroupNorm):
+        part.num_channels = part.num_groups = len(part.weight)
+    elif isinstance(part, nn.PReLU):
+        part.num_parameters = len(part.weight)

@@ -1,0 +1,123 @@
+"""Which slices of which parameters go together when a network gets narrower.
+
+Channels with the same number (`secateur.network.numbering`) are a unit: it leaves the network as a
+whole, with the rows that make it, the entries of normalisations on its way and the columns that
+read it. Where an operation would not do the same without a channel, the units are fixed, with the
+reason.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from secateur.network.disjoint_sets import Sets
+from secateur.network.numbering import NONE, Numbering, Numbers, Role
+
+if TYPE_CHECKING:
+    from secateur.network.graph import Graph
+
+
+@dataclass(frozen=True)
+class Slices:
+    """The part that the units of a coupling have in one parameter.
+
+    Attributes:
+        parameter: its name.
+        axis: along which it is cut.
+        role: "rows" make the channels, "columns" read them, "entries" are one number a channel on
+            the way, such as those of a BatchNorm.
+        indices: of each unit along the axis; empty for a unit that has no part in it.
+    """
+
+    parameter: str
+    axis: int
+    role: Role
+    indices: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """Units that are made by the same layers.
+
+    Attributes:
+        units: how many.
+        slices: of all parameters that have a part in them.
+        blocks: units that lie in blocks, such as the heads of an attention, of which each has to
+            keep as many; empty where there is no such rule.
+        fixed: why none of them can leave; None = they can.
+    """
+
+    units: int
+    slices: tuple[Slices, ...]
+    blocks: tuple[tuple[int, ...], ...] = ()
+    fixed: str | None = None
+
+    def of(self, role: Role) -> list[Slices]:
+        """Its slices in one role."""
+        return [one for one in self.slices if one.role == role]
+
+
+def find_couplings(graph: Graph) -> list[Coupling]:
+    """The couplings of a network, in the order of the layers that make their channels."""
+    return _Collected(Numbering(graph).carry()).couplings()
+
+
+class _Collected:
+    """What a pass has found, gathered by the layers that make the same units."""
+
+    def __init__(self, done: Numbering) -> None:
+        self.roots = np.array([done.sets.find(of) for of in range(len(done.sets.parents))], int)
+        self.made = [np.unique(self.roots[numbers]) for numbers in done.made]
+        self.blocks = [self._rooted(numbers) for numbers in done.blocks]
+        self.reasons: dict[int, str] = {}
+        for number, why in done.reasons.items():
+            self.reasons.setdefault(int(self.roots[number]), why)
+        self.parts: dict[int, dict[tuple[str, int, Role], list[int]]] = defaultdict(dict)
+        for key, numbers in done.slices.items():
+            for index, number in enumerate(numbers):
+                if number != NONE:
+                    unit = self.parts[int(self.roots[number])]
+                    unit.setdefault(key, []).append(index)
+
+    def _rooted(self, numbers: Numbers) -> Numbers:
+        return np.where(numbers == NONE, NONE, self.roots[numbers])
+
+    def couplings(self) -> list[Coupling]:
+        """One for all layers that make some of the same units; of the free ones, if any are."""
+        return [self._coupling(units) for units in self._components()]
+
+    def _components(self) -> list[list[int]]:
+        """Units of layers that share some, in the order of the layers."""
+        sets, owner = Sets(), dict[int, int]()
+        sets.fresh(len(self.made))
+        for layer, units in enumerate(self.made):
+            for unit in map(int, units):
+                sets.join(layer, owner.setdefault(unit, layer))
+        members: dict[int, list[int]] = {}
+        for layer, units in enumerate(self.made):
+            members.setdefault(sets.find(layer), []).extend(map(int, units))
+        return [list(dict.fromkeys(units)) for units in members.values()]
+
+    def _coupling(self, units: list[int]) -> Coupling:
+        free = [unit for unit in units if unit not in self.reasons]
+        why = None if free else self.reasons[units[0]]
+        units = free or units
+        keys = dict.fromkeys(key for unit in units for key in self.parts[unit])
+        slices = tuple(
+            Slices(*key, tuple(tuple(self.parts[unit].get(key, ())) for unit in units))
+            for key in keys
+        )
+        return Coupling(len(units), slices, self._own_blocks(units), why)
+
+    def _own_blocks(self, units: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        place = {unit: at for at, unit in enumerate(units)}
+        for numbers in self.blocks:
+            rows = [[place[of] for of in np.unique(row) if of in place] for row in numbers]
+            if all(rows) and sum(map(len, rows)) == len(units):
+                return tuple(tuple(row) for row in rows)
+        return ()
