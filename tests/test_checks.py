@@ -7,17 +7,20 @@ import math
 from collections.abc import Iterator
 from typing import Any, get_args, get_origin, get_type_hints
 
+import numpy as np
 import pytest
 from jaxtyping import config
 
 import secateur
 from secateur.core.methods import ADMM, METHODS, LeastSquares
 from secateur.core.patterns import PATTERNS
+from secateur.options import Options
 from secateur.pruning.alignment import ChannelAlignment
 from secateur.pruning.allocations import ALLOCATIONS, Sensitivity
 from secateur.pruning.recipe import RECIPES, Recipe
 from secateur.pruning.reconstruction import BlockReconstruction
 from secateur.pruning.sampling import Sampling
+from secateur.pruning.targets import choose_target
 
 KINDS = [
     Recipe,
@@ -134,3 +137,24 @@ def test_files_are_checked_alike(text: str, says: str, tmp_path) -> None:
         Recipe.load(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32])
+@pytest.mark.parametrize("name", ["sparsity", "max_macs", "max_bytes", "max_drop"])
+def test_targets_may_be_numbers_of_numpy(kind, name) -> None:
+    target = choose_target(**{name: kind(0.5)})
+    assert target == choose_target(**{name: 0.5})
+    assert type(target.value) is float
+
+
+def test_whole_numbers_of_numpy_become_python_s() -> None:
+    options = Options(
+        target=choose_target(sparsity=0.5),
+        recipe=Recipe(),
+        seed=np.int64(3),
+        max_images=np.int32(20),
+        max_columns=np.int64(64),
+    )
+    numbers = options.seed, options.max_images, options.max_columns
+    assert numbers == (3, 20, 64)
+    assert {type(number) for number in numbers} == {int}

@@ -16,6 +16,24 @@ from secateur.frontends.onnx import read
 NAMES = ["0.weight", "3.weight", "6.weight"]
 
 
+class NotInOnnx(nn.Module):
+    """With an operation that the exporter does not know, behind a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.special.bessel_j0(self.layer(x))
+
+
+def test_what_cannot_be_written_as_onnx_is_named(tmp_path) -> None:
+    with pytest.raises(secateur.ModelError, match="bessel_j0") as told:
+        save_onnx(NotInOnnx().eval(), tmp_path / "net.onnx", torch.randn(4, 4), [])
+    assert "\n" not in str(told.value)
+    assert "\x1b" not in str(told.value)
+
+
 def network() -> nn.Module:
     """Two convolutions, one with a normalisation behind it, and a linear layer; half are zeros."""
     torch.manual_seed(0)

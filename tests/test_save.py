@@ -20,6 +20,7 @@ from torch import nn
 import secateur
 from secateur import IncompleteError, ModelError, OptionError, OutputError, Report
 from secateur.export.files import ONNX_WRITERS
+from secateur.export.int8 import Quantized
 
 IMAGES = torch.randn(40, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 HOW = {"sparsity": 0.5, "method": "magnitude", "allocation": "uniform", "progress": False}
@@ -193,3 +194,29 @@ def test_an_interruption_at_any_call_leaves_all_files_or_none(
         interrupted["all" if left else "none"] += 1
     assert interrupted["none"] > 50  # most calls are before the files get their names
     assert interrupted["all"] > 0
+
+
+def test_a_report_tells_of_the_files_beside_it_only(pruned, tmp_path, monkeypatch) -> None:
+    pruned.save(tmp_path / "first", onnx=True)
+    with monkeypatch.context() as patch:
+        patch.setitem(ONNX_WRITERS, ".safetensors", refuses)
+        with pytest.raises(IncompleteError):
+            pruned.save(tmp_path / "second", onnx=True)
+    pruned.save(tmp_path / "third")
+    names = {
+        place: sorted(Report.load(tmp_path / place / "report.json").exports)
+        for place in ("first", "second", "third")
+    }
+    own = "model.safetensors"
+    assert names == {"first": ["model.onnx", own], "second": [own], "third": [own]}
+    assert not any("model.onnx" in warning for warning in pruned.report.warnings)
+
+
+def test_what_becomes_of_the_callers_images_changes_no_file(monkeypatch) -> None:
+    for name in ("check_kind", "rehearse"):
+        monkeypatch.setattr(f"secateur.api.{name}", lambda *_, **__: None)
+    monkeypatch.setattr("secateur.api.in_int8", lambda *_: Quantized(model=None))
+    images = IMAGES.clone()
+    result = secateur.prune(small(), images, quantize="int8", **HOW)
+    images.zero_()
+    assert torch.equal(result.images, IMAGES)

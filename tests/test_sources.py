@@ -182,7 +182,7 @@ def test_int8_is_fitted_to_every_source(name, tmp_path, monkeypatch) -> None:
         lambda _, images: fitted.append(images) or Quantized(model=None),
     )
     source = {**LABELLED, **PLAIN}[name](tmp_path)
-    secateur.quantize("any.onnx", source, preprocess=GREY if name in PICTURES else None)
+    secateur.quantize(network(), source, preprocess=GREY if name in PICTURES else None)
     assert torch.equal(fitted[0], INPUTS)
 
 
@@ -205,6 +205,29 @@ def test_evaluate_prepares_images_as_a_network_of_a_hub_says(tmp_path) -> None:
     other = dataclasses.replace(GREY, mean=(0.0,))
     changed = secateur.evaluate(model, tmp_path / "images", reference=network(), preprocess=other)
     assert changed.top1 == secateur.evaluate(network(), tmp_path / "images", preprocess=other).top1
+
+
+def test_plan_and_quantize_prepare_images_as_a_network_of_a_hub_says(tmp_path, monkeypatch) -> None:
+    fitted = []
+    monkeypatch.setattr(
+        "secateur.export.int8.in_int8",
+        lambda _, images: fitted.append(images) or Quantized(model=None),
+    )
+    model = network()
+    model.secateur_preprocess = ModelPreprocess(**vars(GREY))
+    secateur.quantize(model, folder(tmp_path))
+    assert torch.equal(fitted[0], INPUTS)
+    pictures = tmp_path / "images"
+    plan = secateur.plan(model, pictures, evaluation=pictures, sparsity=0.5, allocation="uniform")
+    assert plan.sparsity == pytest.approx(0.5, abs=0.01)
+
+
+def test_images_that_are_read_already_may_be_too_many() -> None:
+    images = load_images(INPUTS)
+    few = load_images(images, max_images=7, seed=3)
+    assert torch.equal(few.tensor, load_images(INPUTS, max_images=7, seed=3).tensor)
+    assert few.notes == ["7 of 40 images, chosen with seed 3"]
+    assert load_images(images, max_images=40) is images
 
 
 PUBLIC = [secateur.prune, secateur.plan, secateur.sweep, secateur.evaluate, secateur.quantize]

@@ -32,7 +32,7 @@ from secateur.report.inspection import Inspection
 from secateur.report.plan import Plan, make_plan
 from secateur.report.sweep import Sweep
 from secateur.result import PruneResult
-from secateur.support.choices import check_device
+from secateur.support.choices import check_device, plain_number
 from secateur.support.progress import telling
 
 
@@ -169,7 +169,7 @@ def prune(
     return PruneResult(
         model=pruned.model,
         report=report,
-        images=job.images.tensor if quantize else job.images.tensor[:CHECKED_IMAGES].clone(),
+        images=job.images.tensor[: None if quantize else CHECKED_IMAGES].clone(),
         steps=steps,
         quantized=integers.model,
         evaluation_set=job.evaluation_set,
@@ -226,7 +226,8 @@ def plan(
     network = open_model(model)
     check_kind(quantize, network)
     if evaluation is not None:
-        next(open_images(evaluation, preprocess=preprocess).batches())
+        prepared = network.preprocess if preprocess is None else preprocess
+        next(open_images(evaluation, preprocess=prepared).batches())
     with telling(progress) as teller:
         job = prepare(network, data, options, search=False, teller=teller)
         for warning in job.warnings:
@@ -343,7 +344,7 @@ def check_sparsities(sparsities: Sequence[float]) -> Sequence[float]:
         raise OptionError(
             f"sparsities is {sparsities!r}, expected fractions of zeros: write them like [0.5, 0.7]"
         )
-    return [Sparsity(value).value for value in sparsities]
+    return [Sparsity(plain_number(value)).value for value in sparsities]
 
 
 def _options(arguments: Mapping[str, Any]) -> Options:

@@ -16,7 +16,7 @@ from secateur.pruning.recipe import Recipe, choose_recipe
 from secateur.pruning.sampling import Sampling
 from secateur.pruning.targets import Target, choose_target
 from secateur.report.build import describe
-from secateur.support.choices import check_device
+from secateur.support.choices import check_device, plain_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,8 @@ class Options:
     quantize: Precision | None = None
 
     def __post_init__(self) -> None:
+        for name in ("max_images", "max_columns", "seed"):
+            object.__setattr__(self, name, plain_number(getattr(self, name)))
         if self.max_columns < 1:
             raise OptionError(f"max_columns is {self.max_columns}, expected at least 1")
         check_device(self.device)

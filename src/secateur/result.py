@@ -36,6 +36,7 @@ WEIGHTS, ONNX, INT8 = "model.safetensors", "model.onnx", "model-int8.onnx"
 PROGRAM = "model.pt2"  # of a network that came in such a file
 IR, INT8_IR = "openvino/model.xml", "openvino/model-int8.xml"
 REPORT, PAGE = "report.json", "report.html"
+_FILES = (WEIGHTS, ONNX, INT8, PROGRAM, IR, INT8_IR)
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,7 @@ def _write(
         Which of those after the first could not be written, and why; the others are no worse.
     """
     report, missing = result.report, dict[str, str]()
+    _forget_files(report)
     writers = _writers(result, folder)
     for name in names:
         teller.step(f"writing and checking {name}")
@@ -185,6 +187,16 @@ def _write(
         else:
             warn_of_difference(report, name)
     return missing
+
+
+def _forget_files(report: Report) -> None:
+    """Takes out of a report what it says of files that were written before, elsewhere."""
+    report.exports.clear()
+    for name in (IR, INT8_IR):
+        report.evaluation.pop(name, None)
+    about = tuple(f"{name}{what}" for name in _FILES for what in (" ", ":"))
+    for remarks in (report.warnings, report.notes):
+        remarks[:] = [remark for remark in remarks if not remark.startswith(about)]
 
 
 def _writers(result: PruneResult, folder: Path) -> dict[str, Callable[[Path], dict[str, Any]]]:

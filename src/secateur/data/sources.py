@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
@@ -151,7 +151,7 @@ def load_images(
     """
     if isinstance(data, Images):
         check_finite(data.tensor, data.source)
-        return data
+        return _fewer(data, max_images, seed)
     stream = open_images(
         data, preprocess=preprocess, max_images=max_images, seed=seed, labelled=labelled
     )
@@ -165,6 +165,16 @@ def load_images(
         stream.classes,
         stream.warnings,
     )
+
+
+def _fewer(images: Images, most: int | None, seed: int) -> Images:
+    """At most so many of some images."""
+    chosen, notes = _Source(None, most, seed, labelled=True).choice(len(images.tensor))
+    if not notes:
+        return images
+    labels = None if images.labels is None else images.labels[chosen]
+    notes = [*images.notes, *notes]
+    return replace(images, tensor=images.tensor[chosen], labels=labels, notes=notes)
 
 
 def open_images(
@@ -297,7 +307,7 @@ class _Source:
             )
         check_labels(images, labels, name)
         check_kind(images, self.preprocess, name)
-        rows, notes = self._choice(len(images))
+        rows, notes = self.choice(len(images))
         numbers = None if labels is None else labels.long()
 
         def parts() -> Iterator[Part]:
@@ -370,7 +380,7 @@ class _Source:
         if self.labelled:
             labels, classes, more = folder_labels(folder, files)
             warnings += more
-        rows, notes = self._choice(len(files))
+        rows, notes = self.choice(len(files))
         preprocess = self.preprocess or Preprocess()
 
         def parts() -> Iterator[Part]:
@@ -393,7 +403,8 @@ class _Source:
             "(Preprocess(mean=..., std=...)) as in the network's training, 0 and 1 if it had none"
         ]
 
-    def _choice(self, count: int) -> tuple[Int[Tensor, " chosen"], list[str]]:
+    def choice(self, count: int) -> tuple[Int[Tensor, " chosen"], list[str]]:
+        """Which of so many images are used, and a note if not all are."""
         if self.max_images is None or count <= self.max_images:
             return torch.arange(count), []
         generator = torch.Generator().manual_seed(self.seed)

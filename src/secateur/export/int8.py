@@ -76,7 +76,8 @@ def quantize(
         model: an `onnx.ModelProto`, the path of an .onnx file, or any other network that `prune`
             takes, which is exported to ONNX first; not changed.
         data: calibration images, from any source as for `prune` (`secateur.Data`).
-        preprocess: from images to inputs, see `Preprocess`; for folders and uint8 data.
+        preprocess: from images to inputs, see `Preprocess`; for folders and uint8 data. None =
+            what a network from a hub prescribes; no preprocessing for any other network.
         max_images: use at most this many images; None = all.
         seed: seed of that choice.
 
@@ -91,8 +92,10 @@ def quantize(
 
     Cost: two forward passes, one image at a time.
     """
+    network = open_model(model)
+    preprocess = network.preprocess if preprocess is None else preprocess
     images = load_images(data, preprocess=preprocess, max_images=max_images, seed=seed)
-    found = in_int8(model, images.tensor)
+    found = in_int8(network, images.tensor)
     for note in (*images.warnings, *found.notes):
         warnings.warn(note, SecateurWarning, stacklevel=2)
     return found.model

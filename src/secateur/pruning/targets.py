@@ -20,7 +20,7 @@ from torch import Tensor
 from secateur.errors import OptionError
 from secateur.network.layers import Layer
 from secateur.pruning.allocations import Budget
-from secateur.support.choices import check_sparsity
+from secateur.support.choices import check_sparsity, plain_number
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,7 @@ def choose_target(
             + ("leave the others out" if asked else "say how much to prune, such as sparsity 0.7")
         )
     ((kind, value),) = asked
-    return kind(value)
+    return kind(plain_number(value))
 
 
 def _check_share(name: str, value: float) -> None:

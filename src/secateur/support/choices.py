@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from secateur.errors import OptionError
@@ -46,8 +47,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f": did you mean {' or '.join(near)}?" if near else ""
 
 
+def plain_number(value: Any) -> Any:
+    """Python's own number for one of NumPy's; anything else as it is."""
+    return value.item() if isinstance(value, np.number | np.bool) else value
+
+
 def check_sparsity(sparsity: float) -> float:
     """Raises OptionError unless `sparsity` is a number in [0, 1)."""
+    sparsity = plain_number(sparsity)
     number = isinstance(sparsity, int | float) and not isinstance(sparsity, bool)
     if not number or math.isnan(sparsity) or not 0 <= sparsity < 1:
         hint = f" ({sparsity:g} % is {sparsity / 100:g})" if number and 1 < sparsity < 100 else ""

@@ -207,7 +207,7 @@ def _check_empty(folder: Path) -> None:
     if folder.is_dir() and any(not _is_partial(path, folder.name) for path in folder.iterdir()):
         raise OutputError(
             f"the output folder {folder} is not empty, expected an empty or new one: "
-            "choose another or pass --force to replace files of the same name"
+            "choose another or pass --force (overwrite=True) to replace files of the same name"
         )
 
 

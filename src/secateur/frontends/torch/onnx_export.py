@@ -70,13 +70,21 @@ def write_onnx(
     except OSError:
         raise
     except Exception as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
+        first = _reason(error)
         if dtype != torch.float32:
             first = f"{first} (in float32, after net.float(), it may be)"
         raise ModelError(
-            f"the pruned network cannot be written as ONNX: {first}; the other outputs do not "
-            "need it: leave out --onnx, or export the saved weights with your own settings"
+            f"the network cannot be written as ONNX ({first}), expected one that PyTorch's "
+            "exporter takes: leave out ONNX, and OpenVINO and INT8, which are made from it; or "
+            "export the saved weights with your own settings"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What a message is about: PyTorch's exporter puts that behind what to do next."""
+    _, _, summary = str(error).partition("## Exception summary")
+    lines = filter(None, map(str.strip, (summary or str(error)).splitlines()))
+    return next(lines, type(error).__name__)[:300]
 
 
 @contextmanager
