@@ -269,6 +269,13 @@ def test_what_cannot_leave_has_a_reason(name, why) -> None:
     assert any(why in reason for reason in reasons)
 
 
+def test_a_transposed_convolution_of_groups_keeps_its_channels() -> None:
+    up = nn.ConvTranspose2d(6, 8, 2, 2, groups=2)
+    graph, _ = traced(Net(chain, a=conv(3, 6), norm=nn.ReLU(), b=up, head=HEAD))
+    assert free(graph) == []
+    assert any("groups" in (coupling.fixed or "") for coupling in find_couplings(graph))
+
+
 class Random(nn.Module):
     """A network of random operations on values of one size."""
 

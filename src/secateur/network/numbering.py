@@ -18,7 +18,6 @@ import numpy as np
 from secateur.network.disjoint_sets import Sets
 from secateur.network.einsum import labelled
 from secateur.network.ops import (
-    Activation,
     Attention,
     BatchNorm,
     Concatenate,
@@ -64,15 +63,17 @@ class Numbering:
         self.graph = graph
         self.sets = Sets()
         self.numbers: dict[str, Numbers] = {}  # by value
-        self.made: list[Numbers] = []  # by each layer that makes channels
-        self.reasons: dict[int, str] = {}  # why a number is fixed
+        self.made: list[Numbers] = []
+        self.reasons: dict[int, str] = {}
         self.slices: dict[tuple[str, int, Role], Numbers] = {}
-        self.blocks: list[Numbers] = []  # numbers of blocks, one row each
+        self.blocks: list[Numbers] = []
 
     def carry(self) -> Numbering:
         """Carries the numbers through the network."""
         for _, op in expanded(self.graph.ops):
-            self.numbers[op.name] = self._fitting(op, self._passed(op))
+            numbers = self._passed(op)
+            if numbers is not None:
+                self.numbers[op.name] = numbers
         for name in self.graph.outputs:
             self._fix(self._of(name), "the network's output")
         return self
@@ -85,12 +86,6 @@ class Numbering:
             return None
         return handler(self, op)
 
-    def _fitting(self, op: Op, numbers: Numbers | None) -> Numbers:
-        sizes = self._sizes(op.name) or ()
-        if numbers is None:
-            return np.full((1,) * len(sizes), NONE)
-        return numbers
-
     # what is known of values
 
     def _sizes(self, name: str) -> Sizes | None:
@@ -98,7 +93,7 @@ class Numbering:
         return None if shape is None or 0 in shape.sizes else shape.sizes
 
     def _of(self, name: str) -> Numbers:
-        """The numbers of a value; those of an input or a constant are none."""
+        """The numbers of a value; none of an input, a constant, or behind what stops them."""
         if name in self.numbers:
             return self.numbers[name]
         return np.full((1,) * len(self._sizes(name) or ()), NONE)
@@ -165,25 +160,20 @@ class Numbering:
         read = self._along(op.input, axis)
         if read is None:
             return self._stop(op, "a convolution of channels that are not side by side")
-        if groups > 1 and into == 1:
+        depthwise = groups > 1 and into == 1
+        if op.transposed and groups > 1 and not (depthwise and out == groups):
+            return self._stop(op, "a transposed convolution of groups")
+        if depthwise:
             made = np.repeat(read, out // groups)
-            self._cut(op.weight, 0, "entries", made if not op.transposed else read)
-            if op.transposed and out != groups:
-                return self._stop(op, "a transposed convolution of groups")
+            self._cut(op.weight, 0, "entries", made)
         else:
             self._grouped(read, groups)
             made = self._made(out)
             self._grouped(made, groups)
             rows, columns = (1, 0) if op.transposed else (0, 1)
-            if op.transposed and groups > 1:
-                return self._stop(op, "a transposed convolution of groups")
             self._cut(op.weight, rows, "rows", made)
             self._cut(op.weight, columns, "columns", read[:into])
-        self._cut(op.bias, 0, "entries", made)
-        if op.obstacle:
-            self._fix(read, op.obstacle)
-            self._fix(made, op.obstacle)
-        return self._placed(made, axis, len(sizes))
+        return self._layer(op, read, made, axis)
 
     def linear(self, op: Linear) -> Numbers | None:
         """New channels on the last axis."""
@@ -193,11 +183,17 @@ class Numbering:
         made = self._made(sizes[-1])
         self._cut(op.weight, 0, "rows", made)
         self._cut(op.weight, 1, "columns", read)
+        return self._layer(op, read, made, -1)
+
+    def _layer(self, op: Convolution | Linear, read: Numbers, made: Numbers, axis: int) -> Numbers:
+        """What a layer gives: its channels along an axis, fixed where it has an obstacle."""
         self._cut(op.bias, 0, "entries", made)
         if op.obstacle:
             self._fix(read, op.obstacle)
             self._fix(made, op.obstacle)
-        return self._placed(made, -1, len(sizes))
+        shape = [1] * len(self._sizes(op.name) or ())
+        shape[axis] = len(made)
+        return made.reshape(shape)
 
     def batch_norm(self, op: BatchNorm) -> Numbers | None:
         """Hands channels on; its parameters have an entry for each."""
@@ -226,12 +222,10 @@ class Numbering:
         """Inputs are joined place by place; constants have an entry for each channel."""
         constants = [name for name in op.inputs if name in self.graph.parameters]
         values = [name for name in op.inputs if name not in self.graph.parameters]
-        ranks = [len(self._sizes(name) or ()) for name in op.inputs]
-        most = max(ranks, default=0)
+        rank = max((len(self._sizes(name) or ()) for name in op.inputs), default=0)
         found: Numbers | None = None
-        sizes = self._sizes(op.name) or ()
         for name in values:
-            own = self._widened(name, most, sizes)
+            own = self._widened(name, rank)
             found = own if found is None else self._join(found, own, f"added to {name}")
         if found is None:
             return None
@@ -239,8 +233,8 @@ class Numbering:
             self._constant(name, found)
         return found
 
-    def _widened(self, name: str, rank: int, sizes: Sizes) -> Numbers:
-        """A value's numbers among those of a result; what is broadcast along them has none."""
+    def _widened(self, name: str, rank: int) -> Numbers:
+        """A value's numbers with as many axes as a result has."""
         numbers, own = self._of(name), self._sizes(name) or ()
         return numbers.reshape((1,) * (rank - len(own)) + numbers.shape)
 
@@ -426,12 +420,6 @@ class Numbering:
         for other in others:
             self._join(first, other, "groups of a convolution")
 
-    @staticmethod
-    def _placed(numbers: Numbers, axis: int, rank: int) -> Numbers:
-        shape = [1] * rank
-        shape[axis] = len(numbers)
-        return numbers.reshape(shape)
-
 
 def _varies(numbers: Numbers, axis: int) -> bool:
     return numbers.shape[axis] > 1 and bool((numbers != numbers.take([0], axis)).any())
@@ -452,7 +440,6 @@ _HANDLERS: Mapping[type[Op], Callable[..., Numbers | None]] = {
     LayerNorm: Numbering.layer_norm,
     GroupNorm: Numbering.group_norm,
     Pointwise: Numbering.pointwise,
-    Activation: Numbering.pointwise,
     ParametricReLU: Numbering.parametric_relu,
     Pooling: Numbering.pooling,
     Reduction: Numbering.reduction,

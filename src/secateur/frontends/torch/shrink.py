@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import ModelError
-from secateur.frontends.torch.modules import copy_module
+from secateur.frontends.torch.modules import copy_module, named_tensors
 from secateur.network.couplings import Coupling
 
 Removed = Sequence[tuple[Coupling, Sequence[int]]]
@@ -44,8 +44,8 @@ def shrink(model: nn.Module, removed: Removed) -> nn.Module:
                 at for unit in units for at in part.indices[unit]
             )
     twin = copy_module(model)
-    cut = {name: _cut(twin, name, axes) for name, axes in gone.items()}
-    _replace(twin, cut)
+    held = named_tensors(twin)
+    _replace(twin, {id(held[name]): _cut(held[name], axes) for name, axes in gone.items()})
     return twin
 
 
@@ -60,20 +60,16 @@ def _check(coupling: Coupling, units: Sequence[int]) -> None:
         )
 
 
-def _cut(module: nn.Module, name: str, axes: Mapping[int, set[int]]) -> Tensor:
-    """A parameter or buffer without some indices along some axes."""
-    path, _, leaf = name.rpartition(".")
-    tensor = getattr(module.get_submodule(path), leaf)
+def _cut(tensor: Tensor, axes: Mapping[int, set[int]]) -> Tensor:
+    """A tensor without some indices along some axes."""
     for axis, indices in axes.items():
         kept = [at for at in range(tensor.shape[axis]) if at not in indices]
         tensor = tensor.index_select(axis, torch.tensor(kept, device=tensor.device))
     return tensor.detach().contiguous()
 
 
-def _replace(module: nn.Module, cut: Mapping[str, Tensor]) -> None:
-    """Puts smaller tensors into a module, wherever it holds the larger ones."""
-    held = dict(module.named_parameters()) | dict(module.named_buffers())
-    smaller = {id(held[name]): tensor for name, tensor in cut.items()}
+def _replace(module: nn.Module, smaller: Mapping[int, Tensor]) -> None:
+    """Puts smaller tensors into a module, wherever it holds the larger ones, known by their id."""
     made: dict[int, nn.Parameter] = {}
     for part in module.modules():
         depthwise = _multiplier(part)
