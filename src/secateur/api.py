@@ -32,7 +32,7 @@ from secateur.report.inspection import Inspection
 from secateur.report.plan import Plan, make_plan
 from secateur.report.sweep import Sweep
 from secateur.result import PruneResult
-from secateur.support.choices import check_device, plain_number
+from secateur.support.choices import check_device
 from secateur.support.progress import telling
 
 
@@ -344,7 +344,7 @@ def check_sparsities(sparsities: Sequence[float]) -> Sequence[float]:
         raise OptionError(
             f"sparsities is {sparsities!r}, expected fractions of zeros: write them like [0.5, 0.7]"
         )
-    return [Sparsity(plain_number(value)).value for value in sparsities]
+    return [Sparsity(value).value for value in sparsities]
 
 
 def _options(arguments: Mapping[str, Any]) -> Options:

@@ -23,6 +23,7 @@ from secateur.export.files import (
     save_safetensors,
 )
 from secateur.export.int8 import recurrent_note
+from secateur.frontends import Frontend
 from secateur.frontends import open as open_model
 from secateur.frontends.first_runs import one_first_run
 from secateur.frontends.openvino.runtime import read_ir
@@ -129,15 +130,15 @@ class PruneResult:
                 "int8 is True, but prune made no INT8 network, expected one: call prune with "
                 'quantize="int8"'
             )
-        own, is_program = open_model(self.model).suffix, program_of(self.model) is not None
-        names = file_names(own, is_program, onnx=onnx, openvino=openvino, int8=int8)
+        network, is_program = open_model(self.model), program_of(self.model) is not None
+        names = file_names(network.suffix, is_program, onnx=onnx, openvino=openvino, int8=int8)
         check_folder(Path(out), [*names, REPORT, PAGE], overwrite=overwrite)
         with (
             telling(progress) as teller,
             one_first_run(),
             output_folder(Path(out), overwrite=overwrite) as folder,
         ):
-            missing = _write(self, folder, names, teller)
+            missing = _write(self, network, folder, names, teller)
             self.report.save(folder / REPORT)
             save_page(self.report, folder / PAGE)
             files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
@@ -164,7 +165,7 @@ def file_names(own: str, is_program: bool, *, onnx: bool, openvino: bool, int8: 
 
 
 def _write(
-    result: PruneResult, folder: Path, names: Sequence[str], teller: Teller
+    result: PruneResult, network: Frontend, folder: Path, names: Sequence[str], teller: Teller
 ) -> dict[str, str]:
     """Writes the network's files.
 
@@ -173,7 +174,7 @@ def _write(
     """
     report, missing = result.report, dict[str, str]()
     _forget_files(report)
-    writers = _writers(result, folder)
+    writers = _writers(result, network, folder)
     for name in names:
         teller.step(f"writing and checking {name}")
         try:
@@ -182,7 +183,7 @@ def _write(
             if name == names[0]:
                 raise
             missing[name] = str(error) or "there is not enough memory"
-            _add(report.warnings, f"{name} was not written: {missing[name]}")
+            report.warnings.append(f"{name} was not written: {missing[name]}")
             _remove(folder / name)
         else:
             warn_of_difference(report, name)
@@ -199,10 +200,11 @@ def _forget_files(report: Report) -> None:
         remarks[:] = [remark for remark in remarks if not remark.startswith(about)]
 
 
-def _writers(result: PruneResult, folder: Path) -> dict[str, Callable[[Path], dict[str, Any]]]:
+def _writers(
+    result: PruneResult, network: Frontend, folder: Path
+) -> dict[str, Callable[[Path], dict[str, Any]]]:
     """How each file is written, by its name; each gives what was found out about it."""
-    images, parameters = result.images, _pruned_parameters(result)
-    network = open_model(result.model)
+    images, parameters = result.images, _pruned_parameters(result.report, network)
 
     def exported() -> Any:
         if (folder / ONNX).exists():
@@ -239,7 +241,7 @@ def _write_openvino(
     """Writes an IR file, in INT8 where there are images to fit it to, and evaluates it."""
     check = save_openvino(pruned, path, result.images, int8=calibration)
     if calibration is not None and (note := recurrent_note(read_ir(path).model, INT8_IR)):
-        _add(result.report.notes, note)
+        result.report.notes.append(note)
     if result.evaluation_set is not None:
         name = INT8_IR if calibration is not None else IR
         result.report.evaluation[name] = result.evaluation_set.evaluate(read_ir(path))
@@ -262,17 +264,11 @@ def warn_of_difference(report: Report, name: str) -> None:
         )
     else:
         return
-    _add(report.warnings, message)
+    report.warnings.append(message)
     warnings.warn(message, SecateurWarning, stacklevel=2)
 
 
-def _add(remarks: list[str], remark: str) -> None:
-    """Adds a remark of a file, once however often the file is written."""
-    if remark not in remarks:
-        remarks.append(remark)
-
-
-def _pruned_parameters(result: PruneResult) -> list[str]:
-    tensors = open_model(result.model).tensors()
-    names = (layer.name for layer in result.report.layers)
+def _pruned_parameters(report: Report, network: Frontend) -> list[str]:
+    tensors = network.tensors()
+    names = (layer.name for layer in report.layers)
     return [name if name in tensors else f"{name}.weight" for name in names]

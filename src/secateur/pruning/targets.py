@@ -140,7 +140,7 @@ class Sparsity:
     value: float
 
     def __post_init__(self) -> None:
-        check_sparsity(self.value)
+        object.__setattr__(self, "value", check_sparsity(self.value))
 
     def budget(self, costs: Costs) -> Budget:
         """As many weights as the sparsity leaves, at the cost of 1 each."""
@@ -160,6 +160,7 @@ class _Share:
     value: float
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "value", plain_number(self.value))
         _check_share(self.name, self.value)
 
     def relaxed(self, by: float) -> Self | None:
@@ -224,6 +225,7 @@ class MaxDrop:
     value: float
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "value", plain_number(self.value))
         if not _is_number(self.value) or not 0 <= self.value < 100:
             raise OptionError(
                 f"max_drop is {self.value!r}, expected points of top-1, in [0, 100): "
@@ -261,7 +263,7 @@ def choose_target(
             + ("leave the others out" if asked else "say how much to prune, such as sparsity 0.7")
         )
     ((kind, value),) = asked
-    return kind(plain_number(value))
+    return kind(value)
 
 
 def _check_share(name: str, value: float) -> None:
