@@ -218,7 +218,9 @@ def test_plan_and_quantize_prepare_images_as_a_network_of_a_hub_says(tmp_path, m
     secateur.quantize(model, folder(tmp_path))
     assert torch.equal(fitted[0], INPUTS)
     pictures = tmp_path / "images"
-    plan = secateur.plan(model, pictures, evaluation=pictures, sparsity=0.5, allocation="uniform")
+    plan = secateur.plan(
+        model, pictures, evaluation="fractal:8", sparsity=0.5, allocation="uniform"
+    )
     assert plan.sparsity == pytest.approx(0.5, abs=0.01)
 
 
