@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import pickle
 import random
 from collections.abc import Callable
@@ -11,12 +10,13 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from inputs import trace
+from inputs import samples_of, trace
 from torch import Tensor, nn
 
 from secateur import ModelError
+from secateur.frontends.torch.frontend import TorchFrontend
 from secateur.frontends.torch.shrink import shrink
-from secateur.network.couplings import Coupling, find_couplings
+from secateur.network.couplings import Coupling, find_couplings, masked
 from secateur.network.graph import Graph
 
 
@@ -341,16 +341,13 @@ def chosen(coupling: Coupling, choose: random.Random) -> list[int]:
 def check_shrunk(module: nn.Module, seed: int) -> int:
     """A module without some channels against itself with their readers zero; the weights gone."""
     graph, x = traced(module)
-    choose, masked = random.Random(seed), graph
+    choose = random.Random(seed)
     removed = [(coupling, chosen(coupling, choose)) for coupling in free(graph)]
-    for coupling, units in removed:
-        roles = ["columns"] if coupling.of("columns") else ["rows", "entries"]
-        for unit, role in itertools.product(units, roles):
-            masked = overwritten(masked, coupling, unit, role, 0.0)
+    expected = graph.changed(masked(graph.parameters, removed))
     before = copy.deepcopy(module.state_dict())
     smaller = shrink(module, removed)
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
-    assert torch.allclose(smaller(x), output(masked, x), rtol=1e-4, atol=1e-5)
+    assert torch.allclose(smaller(x), output(expected, x), rtol=1e-4, atol=1e-5)
     assert find_couplings(trace(smaller, x))  # it can be traced again, with its new sizes
     return sum(of.numel() for of in module.parameters()) - sum(
         of.numel() for of in smaller.parameters()
@@ -379,6 +376,19 @@ def test_a_shrunk_module_tells_its_sizes_and_can_be_trained(tmp_path) -> None:
     assert smaller.expand.weight.grad.shape == (5, 3, 1, 1)
     torch.save(smaller.state_dict(), tmp_path / "net.pt")
     assert pickle.loads(pickle.dumps(copy.deepcopy(smaller).state_dict())).keys()
+
+
+def test_a_front_end_takes_channels_out_and_checks_what_is_left() -> None:
+    module = NETWORKS["residual"][0]
+    graph, x = traced(module)
+    removed = [(coupling, [0]) for coupling in free(graph)]
+    smaller = TorchFrontend.of(module).shrunk(removed, samples_of(graph, x))
+    assert len(smaller.model.a.weight) == 4
+    assert len(module.a.weight) == 5
+    module.function = lambda net, x: residual(net, x) + net.a.out_channels
+    with pytest.raises(ModelError, match="differs by"):
+        TorchFrontend.of(module).shrunk(removed, samples_of(graph, x))
+    module.function = residual
 
 
 def test_tied_parameters_stay_tied() -> None:

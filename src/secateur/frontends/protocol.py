@@ -9,12 +9,17 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from secateur.data.preprocess import Transform
+from secateur.errors import ModelError
+from secateur.network.couplings import Removed
 from secateur.network.graph import Graph
 from secateur.network.samples import Samples
 
 Forward = Callable[[Tensor], Any]
+
+_ROUNDING = 1e-4  # of outputs of float32, relative to the largest of them
 
 
 class Runnable(ABC):
@@ -76,6 +81,23 @@ class Frontend(Runnable):
         """A copy with some parameters changed, by their names in the graph."""
 
     @abstractmethod
+    def shrunk(self, removed: Removed, example: Samples) -> Self:
+        """A copy without some units of its couplings, as `masked` has it ignore them.
+
+        The copy is run on the example, and gives what this network gives with the units masked
+        (`secateur.network.couplings.masked`).
+
+        Args:
+            removed: couplings of the graph that `trace` gives, with the units to leave out. Of a
+                coupling in blocks as many of each.
+            example: a few inputs, batch first.
+
+        Raises:
+            ModelError: a coupling is fixed, its blocks would be of different sizes, or the network
+                holds sizes that cannot be mended.
+        """
+
+    @abstractmethod
     def to_onnx(self, images: Tensor) -> Any:
         """The network as an `onnx.ModelProto` that ONNX Runtime can run.
 
@@ -98,3 +120,44 @@ class Frontend(Runnable):
     def parameters(self) -> list[Tensor]:
         """What counts as a parameter, tied ones once; all tensors, where nothing else is said."""
         return list(self.tensors().values())
+
+
+def check_same(shrunk: Runnable, masked: Runnable, example: Samples) -> None:
+    """Raises ModelError unless a network without some channels gives what the masked one gives."""
+    images = example.only()[:2]
+    with torch.no_grad(), masked.running(images) as run:
+        expected = _numbers(run(images))
+    with torch.no_grad(), shrunk.running(images) as run:
+        try:
+            found = _numbers(run(images))
+        except Exception as error:  # whatever sizes that do not fit lead to
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ModelError(
+                f"the network without its removed channels does not run ({reason}), expected "
+                "sizes that follow from the weights: use sizes of values or attributes of modules "
+                "in forward, not numbers"
+            ) from error
+    difference = _difference(found, expected)
+    if not difference <= 1:
+        raise ModelError(
+            f"the network without its removed channels differs by {difference:.2g} times the "
+            "rounding of its largest output from the one that ignores them, expected the same: "
+            "please report its operations"
+        )
+
+
+def _numbers(output: Any) -> list[Tensor]:
+    return [of for of in tree_leaves(output) if isinstance(of, Tensor) and of.is_floating_point()]
+
+
+def _difference(found: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest difference of some outputs, as a multiple of what rounding makes of each."""
+    if [of.shape for of in found] != [of.shape for of in expected]:
+        return float("inf")
+    worst = [torch.zeros(())]
+    for one, other in zip(found, expected, strict=True):
+        if one.numel():
+            rounding = max(_ROUNDING, 4 * torch.finfo(other.dtype).eps)
+            largest = other.double().abs().max().clamp(min=1e-6)
+            worst.append((one.double() - other.double()).abs().max() / largest / rounding)
+    return float(torch.stack([of.double().cpu() for of in worst]).max())

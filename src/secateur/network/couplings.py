@@ -9,12 +9,15 @@ reason.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from secateur.errors import ModelError
 from secateur.network.disjoint_sets import Sets
 from secateur.network.numbering import NONE, Numbering, Numbers, Role
 
@@ -62,9 +65,64 @@ class Coupling:
         return [one for one in self.slices if one.role == role]
 
 
+Removed = Sequence[tuple[Coupling, Sequence[int]]]  # units to leave out, by coupling
+
+
 def find_couplings(graph: Graph) -> list[Coupling]:
     """The couplings of a network, in the order of the layers that make their channels."""
     return _Collected(Numbering(graph).carry()).couplings()
+
+
+def check_removed(removed: Removed) -> None:
+    """Raises ModelError where units cannot leave.
+
+    Their coupling is fixed, or its blocks would be of different sizes.
+    """
+    for coupling, units in removed:
+        if coupling.fixed is not None:
+            raise ModelError(
+                f"channels cannot leave: {coupling.fixed}; leave this coupling out of those removed"
+            )
+        left = [len({*block} - {*units}) for block in coupling.blocks]
+        if len({*left}) > 1:
+            raise ModelError(
+                f"blocks of a coupling would keep {left} channels, expected as many of each: "
+                "remove as many units of each"
+            )
+
+
+def gone(removed: Removed) -> dict[str, dict[int, list[int]]]:
+    """By parameter and axis the indices that leave with some units, in ascending order."""
+    parts: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+    for coupling, units in removed:
+        for part in coupling.slices:
+            parts[part.parameter][part.axis].update(
+                at for unit in units for at in part.indices[unit]
+            )
+    return {
+        name: {axis: sorted(indices) for axis, indices in axes.items() if indices}
+        for name, axes in parts.items()
+    }
+
+
+def masked(parameters: Mapping[str, Tensor], removed: Removed) -> dict[str, Tensor]:
+    """Parameters of a network of the same shapes that ignores some units.
+
+    The columns that read them are zero; where nobody reads them as columns (queries and keys,
+    which are multiplied with each other), the rows that make them and their entries are.
+
+    Returns:
+        Those that change, copied, by name.
+    """
+    changed: dict[str, Tensor] = {}
+    for coupling, units in removed:
+        for part in coupling.of("columns") or coupling.slices:
+            indices = [at for unit in units for at in part.indices[unit]]
+            if part.parameter not in changed:
+                changed[part.parameter] = parameters[part.parameter].clone()
+            held = changed[part.parameter]
+            held.index_fill_(part.axis, torch.tensor(indices, dtype=torch.long).to(held.device), 0)
+    return changed
 
 
 class _Collected:

@@ -11,10 +11,12 @@ import torch
 from onnx import ModelProto, TensorProto
 from torch import Tensor
 
+from secateur.errors import ModelError
 from secateur.frontends.onnx import file, graph, signature
 from secateur.frontends.onnx.translation import Translation
 from secateur.frontends.onnx.whole import Whole
 from secateur.frontends.protocol import Forward, Frontend
+from secateur.network.couplings import Removed
 from secateur.network.graph import Graph
 from secateur.network.samples import Samples
 
@@ -74,6 +76,10 @@ class OnnxFrontend(Frontend):
         for name, value in changes.items():
             file.put(stored[name], layouts[name].write(value))
         return OnnxFrontend(twin)
+
+    def shrunk(self, removed: Removed, example: Samples) -> OnnxFrontend:
+        """See `Frontend.shrunk`."""
+        raise ModelError("an ONNX model cannot be made smaller, expected a PyTorch module")
 
     def to_onnx(self, images: Tensor) -> ModelProto:
         """The model itself."""

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from secateur.data.preprocess import Transform
 from secateur.frontends.hubs import own_input_shape, own_preprocess
-from secateur.frontends.protocol import Forward, Frontend
+from secateur.frontends.protocol import Forward, Frontend, check_same
 from secateur.frontends.torch import graph, modules
 from secateur.frontends.torch.onnx_export import write_onnx
+from secateur.frontends.torch.shrink import shrink
+from secateur.network.couplings import Removed, masked
 from secateur.network.graph import Graph
 from secateur.network.layout import to_channels_last
 from secateur.network.samples import Samples
@@ -76,6 +78,12 @@ class TorchFrontend(Frontend):
     def edited(self, changes: Mapping[str, Tensor]) -> TorchFrontend:
         """See `Frontend.edited`; the copy is in eval mode."""
         return TorchFrontend(modules.with_parameters(self.model, changes))
+
+    def shrunk(self, removed: Removed, example: Samples) -> TorchFrontend:
+        """See `Frontend.shrunk`; the copy has submodules of its own, smaller."""
+        smaller = TorchFrontend(shrink(self.model, removed))
+        check_same(smaller, self.edited(masked(self.tensors(), removed)), example)
+        return smaller
 
     def to_onnx(self, images: Tensor) -> Any:
         """See `Frontend.to_onnx`."""

@@ -6,17 +6,13 @@ and the columns that would read it. So the module gives what it gave with these 
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import ModelError
 from secateur.frontends.torch.modules import copy_module, named_tensors
-from secateur.network.couplings import Coupling
-
-Removed = Sequence[tuple[Coupling, Sequence[int]]]
+from secateur.network.couplings import Removed, check_removed, gone
 
 _CONVOLUTIONS = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _TRANSPOSED = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
@@ -36,34 +32,18 @@ def shrink(model: nn.Module, removed: Removed) -> nn.Module:
     Raises:
         ModelError: a coupling is fixed, or its blocks would be of different sizes.
     """
-    gone: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
-    for coupling, units in removed:
-        _check(coupling, units)
-        for part in coupling.slices:
-            gone[part.parameter][part.axis].update(
-                at for unit in units for at in part.indices[unit]
-            )
+    check_removed(removed)
     twin = copy_module(model)
     held = named_tensors(twin)
-    _replace(twin, {id(held[name]): _cut(held[name], axes) for name, axes in gone.items()})
+    cut = {id(held[name]): _cut(held[name], axes) for name, axes in gone(removed).items()}
+    _replace(twin, cut)
     return twin
 
 
-def _check(coupling: Coupling, units: Sequence[int]) -> None:
-    if coupling.fixed is not None:
-        raise ModelError(f"channels cannot leave: {coupling.fixed}; leave this coupling out")
-    left = [len({*block} - {*units}) for block in coupling.blocks]
-    if len({*left}) > 1:
-        raise ModelError(
-            f"blocks of a coupling would keep {left} channels, expected as many of each: remove as "
-            "many units of each"
-        )
-
-
-def _cut(tensor: Tensor, axes: Mapping[int, set[int]]) -> Tensor:
+def _cut(tensor: Tensor, axes: Mapping[int, Collection[int]]) -> Tensor:
     """A tensor without some indices along some axes."""
     for axis, indices in axes.items():
-        kept = [at for at in range(tensor.shape[axis]) if at not in indices]
+        kept = sorted({*range(tensor.shape[axis])} - {*indices})
         tensor = tensor.index_select(axis, torch.tensor(kept, device=tensor.device))
     return tensor.detach().contiguous()
 
