@@ -158,3 +158,13 @@ def test_whole_numbers_of_numpy_become_python_s() -> None:
     numbers = options.seed, options.max_images, options.max_columns
     assert numbers == (3, 20, 64)
     assert {type(number) for number in numbers} == {int}
+
+
+def test_recipes_of_numpy_s_numbers_are_saved_as_any_other(tmp_path) -> None:
+    method = ADMM(damping=np.float32(0.5), steps=np.int64(7), dampings=np.array([0.25, 0.5]))
+    allocation = Sensitivity(levels=[np.float64(0.25), np.float32(0.5)], images=np.int32(20))
+    recipe = Recipe(method=method, allocation=allocation, schedule=np.array([0.5, 0.0]))
+    recipe.save(tmp_path / "recipe.toml")
+    assert Recipe.load(tmp_path / "recipe.toml") == recipe
+    assert method == ADMM(damping=0.5, steps=7, dampings=(0.25, 0.5))
+    assert {type(of) for of in (method.damping, *method.dampings, *allocation.levels)} == {float}

@@ -34,6 +34,7 @@ from secateur.report.sweep import Sweep
 from secateur.result import PruneResult
 from secateur.support.choices import check_device
 from secateur.support.progress import telling
+from secateur.support.settings import check_arguments
 
 
 @one_first_run()
@@ -262,10 +263,10 @@ def inspect(
     Raises:
         ModelError: the model cannot be exported or run with such an input.
     """
+    check_arguments(inspect, locals())
     check_device(device)
     network = open_model(model)
-    if shape is None:
-        shape = network.input_shape
+    shape = network.input_shape if shape is None else tuple(map(int, shape))
     if not shape or any(size < 1 for size in shape):
         raise OptionError(f"shape is {tuple(shape)}, expected positive sizes such as (3, 224, 224)")
     example = torch.zeros(2, *shape, device=device or network.device)
@@ -340,11 +341,15 @@ def check_sparsities(sparsities: Sequence[float]) -> Sequence[float]:
     Raises:
         OptionError: none are given, or one is out of range.
     """
-    if isinstance(sparsities, float | int | str) or not len(sparsities):
+    try:
+        values = [] if isinstance(sparsities, str) else list(sparsities)
+    except TypeError:  # a single number, None
+        values = []
+    if not values:
         raise OptionError(
             f"sparsities is {sparsities!r}, expected fractions of zeros: write them like [0.5, 0.7]"
         )
-    return [Sparsity(value).value for value in sparsities]
+    return [Sparsity(value).value for value in values]
 
 
 def _options(arguments: Mapping[str, Any]) -> Options:

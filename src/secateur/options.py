@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from secateur.data.preprocess import Transform
-from secateur.errors import OptionError
 from secateur.export.int8 import Precision
 from secateur.pruning.recipe import Recipe, choose_recipe
 from secateur.pruning.sampling import Sampling
 from secateur.pruning.targets import Target, choose_target
 from secateur.report.build import describe
-from secateur.support.choices import check_device, plain_number
+from secateur.support.choices import check_device
+from secateur.support.settings import SEEDS, at_least, check_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +31,12 @@ class Options:
     max_images: int | None = None
     max_columns: int = Sampling.max_columns
     seed: int = 0
-    device: torch.device | str | None = None
+    device: torch.device | str | int | None = None
     quantize: Precision | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_images", "max_columns", "seed"):
-            object.__setattr__(self, name, plain_number(getattr(self, name)))
-        if self.max_columns < 1:
-            raise OptionError(f"max_columns is {self.max_columns}, expected at least 1")
+        least = at_least(1)
+        check_settings(self, named=False, max_images=least, max_columns=least, seed=SEEDS)
         check_device(self.device)
 
     @classmethod

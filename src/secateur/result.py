@@ -32,6 +32,7 @@ from secateur.render.page import save_page
 from secateur.report.model import Report
 from secateur.support.files import check_folder, output_folder
 from secateur.support.progress import ShowProgress, Teller, telling
+from secateur.support.settings import check_arguments
 
 WEIGHTS, ONNX, INT8 = "model.safetensors", "model.onnx", "model-int8.onnx"
 PROGRAM = "model.pt2"  # of a network that came in such a file
@@ -69,6 +70,7 @@ class PruneResult:
 
     def after(self, step: str) -> Any:
         """A copy of the network as it was after a step of the recipe."""
+        check_arguments(PruneResult.after, locals())
         if step not in self.steps:
             known = ", ".join(self.steps) or "none, for the recipe has a single step"
             raise OptionError(f"no step {step!r}, expected one of: {known}")
@@ -124,6 +126,7 @@ class PruneResult:
             IncompleteError: another format cannot be written; the other files are.
             MissingExtraError: the package for a format is not installed.
         """
+        check_arguments(PruneResult.save, locals())
         int8 = self.is_quantized if int8 is None else int8
         if int8 and not self.is_quantized:
             raise OptionError(

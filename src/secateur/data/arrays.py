@@ -41,15 +41,28 @@ def as_tensor(value: Any) -> Tensor:
     """A tensor of what may be an array or a list.
 
     Raises:
-        DataError: it holds no numbers.
+        DataError: it holds no numbers, or not one for each place.
     """
+    if isinstance(value, Tensor):
+        _check_whole(value)
+        return value
     try:
-        return value if isinstance(value, Tensor) else torch.as_tensor(np.ascontiguousarray(value))
+        return torch.as_tensor(np.ascontiguousarray(value))
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(
             f"got an array of {getattr(value, 'dtype', type(value).__name__)}, expected numbers: "
             "save images as float32 or uint8 and labels as integers"
         ) from error
+
+
+def _check_whole(tensor: Tensor) -> None:
+    """Raises where a tensor is sparse, nested or without values."""
+    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_meta:
+        kind = "nested" if tensor.is_nested else "on the device meta" * tensor.is_meta or "sparse"
+        raise DataError(
+            f"got a tensor that is {kind}, expected an ordinary one with every value: "
+            "make a dense one of it, such as images.to_dense()"
+        )
 
 
 def check_labels(images: Tensor, labels: Tensor | None, name: str) -> None:

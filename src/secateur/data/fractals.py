@@ -22,6 +22,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from secateur.data.noise import Planes, check_sizes, power_law_fields
+from secateur.support.settings import check_arguments
 
 FILL = 0.2  # of the cells of a GRID x GRID grid over the points' bounding box
 GRID = 32
@@ -76,6 +77,7 @@ def fractal_images(
 
     Cost: 0.12 s of a busy 2.5 GHz core per image of 224 pixels; up to 8 cores are used.
     """
+    check_arguments(fractal_images, locals())
     check_sizes(count, size, channels, seed)
     mixture = _mixture(channels, seed)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -14,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from secateur.errors import DataError, OptionError, SecateurError
+from secateur.support.settings import at_least, check_settings
 
 Interpolation = Literal["bilinear", "bicubic"]
 INTERPOLATIONS: dict[str, Image.Resampling] = {
@@ -50,11 +50,8 @@ class Preprocess:
     interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
-        if self.channels < 1:
-            raise OptionError(f"channels is {self.channels}, expected 1 (grey) or 3 (RGB)")
-        for name, least in (("size", self.size), ("resize", self.resize)):
-            if least is not None and least < 1:
-                raise OptionError(f"{name} is {least}, expected pixels, at least 1")
+        least = at_least(1)
+        check_settings(self, size=least, resize=least, channels=least)
         if self.size and self.resize and self.resize < self.size:
             raise OptionError(
                 f"resize is {self.resize} and size {self.size}, expected a crop no larger than "
@@ -68,11 +65,6 @@ class Preprocess:
                 )
         for name, values in (("mean", self.mean), ("std", self.std)):
             _check_scale(name, () if values is None else values)
-        if self.interpolation not in INTERPOLATIONS:
-            raise OptionError(
-                f"interpolation is {self.interpolation!r}, expected one of: "
-                f"{', '.join(INTERPOLATIONS)}"
-            )
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "chan height width"]:
         """Converts, resizes, crops, scales to [0, 1] and normalises one image, of any mode.
@@ -130,8 +122,6 @@ def _check_scale(name: str, values: Sequence[float]) -> None:
     A std above 1 or a mean below 0 may be meant: they only scale and shift what goes in.
     """
     got = f"{name} is {','.join(f'{value:g}' for value in values)}"
-    if not all(math.isfinite(value) for value in values):
-        raise OptionError(f"{got}, expected finite numbers")
     if name == "std" and any(value <= 0 for value in values):
         raise OptionError(f"{got}, expected numbers above 0")
     low, high = _SCALES[name]

@@ -55,10 +55,11 @@ from secateur.data.streams import (
     few_classes,
     joined,
 )
-from secateur.errors import DataError, OptionError, SecateurError
+from secateur.errors import DataError, SecateurError
 from secateur.support.choices import did_you_mean
 from secateur.support.import_string import call, is_reference
 from secateur.support.model_files import steady
+from secateur.support.settings import SEEDS, at_least, check_arguments
 
 _NO_LABELS = "no labels"  # how the warning about unused ones begins
 FEW_IMAGES = 32  # below this a warning: the statistics of most layers are too thin
@@ -149,6 +150,7 @@ def load_images(
         DataError: the source does not exist, holds no images or broken ones, or they differ
             in size; the message names the file.
     """
+    check_arguments(load_images, locals(), max_images=at_least(1), seed=SEEDS)
     if isinstance(data, Images):
         check_finite(data.tensor, data.source)
         return _fewer(data, max_images, seed)
@@ -191,8 +193,7 @@ def open_images(
         DataError: the source does not exist or holds no images, or its labels are wrong. Other
             faults are raised when the images are read.
     """
-    if max_images is not None and max_images < 1:
-        raise OptionError(f"max_images is {max_images}, expected at least 1, or None for all")
+    check_arguments(open_images, locals(), max_images=at_least(1), seed=SEEDS)
     return _Source(preprocess, max_images, seed, labelled).read(data)
 
 
@@ -210,10 +211,8 @@ class _Source:
             return _stream_of(data)
         if isinstance(data, str | Path):
             return self._path(str(data))
-        if isinstance(data, np.ndarray):
-            data = as_tensor(data)
-        if isinstance(data, Tensor):
-            return self._array(data, None, name or "tensor")
+        if isinstance(data, np.ndarray | Tensor):
+            return self._array(as_tensor(data), None, name or "tensor")
         if is_pair(data):
             labels = as_tensor(data[1]) if self.labelled else None
             return self._array(as_tensor(data[0]), labels, name or "tensors")

@@ -19,6 +19,7 @@ from secateur.errors import DataError, ModelError, SecateurWarning
 from secateur.evaluation.inference import answer
 from secateur.evaluation.metrics import Evaluation, check_labels, compare, one_answer
 from secateur.frontends import open_to_run
+from secateur.support.settings import at_least, check_arguments
 
 
 def evaluate(
@@ -63,10 +64,11 @@ def evaluate(
             output has another shape than the reference's.
         MissingExtraError: the runtime of the model is not installed.
     """
+    check_arguments(evaluate, locals(), batch_size=at_least(1))
     numbers = None if labels is None else label_numbers(labels)
     if numbers is not None and isinstance(data, Tensor | np.ndarray):
         _check_count(numbers, len(data))
-    models = [open_to_run(of) for of in (model, reference) if of is not None]
+    models = [open_to_run(of) for of in (model, *[reference] * (reference is not None))]
     if preprocess is None:
         preprocess = next((of.preprocess for of in models if of.preprocess is not None), None)
     stream = open_images(data, preprocess=preprocess, labelled=labels is None)

@@ -27,6 +27,7 @@ from secateur.frontends import Frontend
 from secateur.frontends import open as open_model
 from secateur.support.extras import require, require_onnx
 from secateur.support.loggers import quiet
+from secateur.support.settings import SEEDS, at_least, check_arguments
 from secateur.support.signal_stack import kept_signal_stack
 
 Precision = Literal["int8"]  # what networks can be quantised to
@@ -92,6 +93,7 @@ def quantize(
 
     Cost: two forward passes, one image at a time.
     """
+    check_arguments(quantize, locals(), max_images=at_least(1), seed=SEEDS)
     network = open_model(model)
     preprocess = network.preprocess if preprocess is None else preprocess
     images = load_images(data, preprocess=preprocess, max_images=max_images, seed=seed)

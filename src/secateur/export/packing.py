@@ -32,6 +32,7 @@ from secateur.support.model_files import (
     spans,
     version,
 )
+from secateur.support.settings import at_least, check_arguments
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -117,6 +118,7 @@ def pack(path: str | Path, out: str | Path, *, overwrite: bool = False) -> Packe
 
     Memory does not grow with the weights: they are read in blocks of 1 MiB, one at a time.
     """
+    check_arguments(pack, locals())
     path, out = Path(path), Path(out)
     size_of(path)
     versions = {path: version(path, PackError)}
@@ -162,6 +164,7 @@ def unpack(
 
     Memory does not grow with the file, nor with the sizes that a damaged file claims.
     """
+    check_arguments(unpack, locals(), max_bytes=at_least(0))
     path, out = Path(path), Path(out)
     packed = size_of(path)
     with reading(path, "a file that may be read: check its permissions"):

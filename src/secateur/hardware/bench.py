@@ -23,6 +23,8 @@ from secateur.hardware.bench_worker import runtime_of
 from secateur.hardware.latency import CONFIDENCE, PROCESSES, Bench, Timing, interval
 from secateur.hardware.machine import Machine, installed_versions
 from secateur.hardware.runtimes import RUNTIMES, Runtime
+from secateur.support.progress import check_takes
+from secateur.support.settings import SEEDS, check_arguments
 from secateur.support.subprocesses import run_program
 from secateur.version import __version__
 
@@ -69,6 +71,9 @@ def bench(
 
     Memory: all files in all runtimes at once.
     """
+    check_arguments(bench, locals(), seed=SEEDS)
+    if progress is not None:
+        check_takes(progress, "(done, rounds)", 1, rounds)
     paths = [Path(file) for file in files]
     _check(paths, batch, rounds, sparse_rate, threads)
     threads = threads or _cores()

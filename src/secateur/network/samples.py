@@ -65,7 +65,7 @@ class Samples:
         parts = zip(*(torch.split(tensor, size) for tensor in self.tensors.values()), strict=True)
         return [Samples(dict(zip(self.tensors, part, strict=True))) for part in parts]
 
-    def to(self, device: torch.device | str | None) -> Samples:
+    def to(self, device: torch.device | str | int | None) -> Samples:
         """The samples on a device; None = where they are."""
         return self if device is None else self.map(lambda tensor: tensor.to(device))
 

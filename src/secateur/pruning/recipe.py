@@ -37,7 +37,7 @@ from secateur.pruning.targets import Target
 from secateur.support.choices import choose, did_you_mean, name_of
 from secateur.support.files import write_file
 from secateur.support.serialization import from_plain
-from secateur.support.settings import Range, check_settings, from_to
+from secateur.support.settings import Range, check_arguments, check_settings, from_to, shown
 
 _KINDS: dict[type, Mapping[str, type]] = {
     Pattern: PATTERNS,
@@ -120,6 +120,7 @@ class Recipe:
         Raises:
             OutputError: the file exists and `overwrite` is not given, or it cannot be written.
         """
+        check_arguments(Recipe.save, locals())
         write_file(Path(path), tomli_w.dumps(self.settings()).encode(), overwrite=overwrite)
 
     @classmethod
@@ -129,15 +130,18 @@ class Recipe:
         Raises:
             OptionError: no such file, not TOML, an unknown key or a value of the wrong type.
         """
+        check_arguments(Recipe.load, locals())
         try:
             settings = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise OptionError(f"{path} cannot be read as a recipe: {error}") from error
+            hint = f" (recipe={str(path)!r} is the one of that name)" * (str(path) in RECIPES)
+            raise OptionError(f"{path} cannot be read as a recipe: {error}{hint}") from error
         return cls.of(settings, str(path))
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], where: str = "recipe") -> Recipe:
         """Makes a recipe from plain data."""
+        check_arguments(Recipe.of, locals())
         try:
             return from_plain(cls, settings, named=_named, plain=_plain)
         except ValueError as error:
@@ -146,7 +150,7 @@ class Recipe:
             raise OptionError(f"{where} has too many tables in each other to be read") from error
 
 
-def choose_recipe(recipe: Recipe | RecipeName | str | Path, **changes: Any) -> Recipe:
+def choose_recipe(recipe: Recipe | RecipeName | str | Path | Any, **changes: Any) -> Recipe:
     """A recipe given as an object, a name or a TOML file, with some settings changed.
 
     Args:
@@ -162,8 +166,13 @@ def choose_recipe(recipe: Recipe | RecipeName | str | Path, **changes: Any) -> R
                 f"{did_you_mean(recipe, RECIPES)}"
             )
         chosen = RECIPES[recipe]
-    else:
+    elif isinstance(recipe, Recipe):
         chosen = recipe
+    else:
+        raise OptionError(
+            f"recipe is {shown(recipe)}, expected an object of kind Recipe, one of "
+            f"{', '.join(RECIPES)} or a .toml file: Recipe.of makes an object of plain settings"
+        )
     given = {
         name: choose(name, value, _TABLES[name]) if name in _TABLES else value
         for name, value in changes.items()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
@@ -103,6 +103,7 @@ def _bytes(chosen: Sequence[Layer], tensors: Mapping[str, Any]) -> CostModel:
     return CostModel(tuple(map(float, widths)), total - pruned + masks, total)
 
 
+@runtime_checkable
 class Target(Protocol):
     """What is asked of the pruned network.
 

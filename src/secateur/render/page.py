@@ -9,12 +9,13 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 from markupsafe import Markup, escape
 
 from secateur.evaluation.metrics import percent_text
+from secateur.hardware.latency import Bench
 from secateur.render.charts import latency_chart, layer_charts, sensitivity, sweep_charts
 from secateur.render.sentences import cards, data_sentence, lede, size_sentence, speed_sentence
 from secateur.report.layers import sensitivity_table
@@ -22,10 +23,8 @@ from secateur.report.model import Report
 from secateur.report.sweep import Sweep
 from secateur.support.files import write_file
 from secateur.support.serialization import to_plain
+from secateur.support.settings import check_arguments
 from secateur.support.tables import printable
-
-if TYPE_CHECKING:
-    from secateur.hardware.latency import Bench
 
 
 def save_page(
@@ -42,6 +41,7 @@ def save_page(
     Raises:
         OutputError: the file exists and `overwrite` is not given, or it cannot be written.
     """
+    check_arguments(save_page, locals())
     page = sweep_page(report) if isinstance(report, Sweep) else report_page(report, bench)
     write_file(Path(path), page.encode(), overwrite=overwrite)
 

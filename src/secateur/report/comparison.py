@@ -10,6 +10,7 @@ from typing import Any
 from secateur.errors import DataError
 from secateur.report.layers import LayerReport
 from secateur.report.model import Report
+from secateur.support.settings import check_arguments
 from secateur.support.tables import Block, Cell, Column, Document, Table, count
 
 _SHOWN = 3  # layers named in the sentence about different networks
@@ -164,6 +165,7 @@ def compare_reports(
     Raises:
         DataError: they are of different networks; the message names layers that only one has.
     """
+    check_arguments(compare_reports, locals())
     _check_same(first, second, names)
     pairs = [_pair(name, first, second) for name in _layers(first)]
     differ = [pair for pair in pairs if pair.sparsities[0] != pair.sparsities[1] or _moved(pair)]

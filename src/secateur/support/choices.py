@@ -31,7 +31,7 @@ def choose(what: str, value: Any, table: Mapping[str, type]) -> Any:
         OptionError: the name is not in the table; the message proposes the nearest.
     """
     if isinstance(value, type):
-        return value()
+        return _made(what, value)
     if not isinstance(value, str):
         return value
     if value not in table:
@@ -39,6 +39,16 @@ def choose(what: str, value: Any, table: Mapping[str, type]) -> Any:
             f"{what} is {value!r}, expected one of {', '.join(table)}{did_you_mean(value, table)}"
         )
     return table[value]()
+
+
+def _made(what: str, kind: type) -> Any:
+    try:
+        return kind()
+    except TypeError as error:
+        raise OptionError(
+            f"{what} is the class {kind.__name__}, which makes no object without arguments "
+            f"({error}), expected an object: call the class"
+        ) from error
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

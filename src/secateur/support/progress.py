@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import threading
 import time
@@ -137,6 +138,7 @@ def telling(progress: ShowProgress | Teller) -> Iterator[Teller]:
     if isinstance(progress, Teller):
         yield progress
     elif callable(progress):
+        check_takes(progress, "(done, total, layer)", 1, 1, "layer")
         yield Caller(progress)
     elif progress not in (None, False, True):
         raise OptionError(f"progress is {progress!r}, expected True, False, None or a function")
@@ -148,6 +150,19 @@ def telling(progress: ShowProgress | Teller) -> Iterator[Teller]:
             yield lines
     else:
         yield Teller()
+
+
+def check_takes(function: Callable[..., Any], what: str, *arguments: Any) -> None:
+    """Raises OptionError where a progress function cannot be called with such arguments."""
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError as error:
+        raise OptionError(
+            f"progress is a function that cannot be called with {what}: {error}; expected one that "
+            f"takes {len(arguments)} arguments"
+        ) from error
+    except ValueError:  # written in C, without a signature
+        pass
 
 
 def on_terminal(stream: Any) -> bool:

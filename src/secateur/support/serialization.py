@@ -13,6 +13,7 @@ import msgspec
 from secateur.errors import DataError
 from secateur.support.choices import did_you_mean
 from secateur.support.files import write_file
+from secateur.support.settings import check_arguments
 
 Kind = TypeVar("Kind")
 
@@ -29,6 +30,7 @@ class Saved:
         Raises:
             OutputError: the file exists and `overwrite` is not given, or it cannot be written.
         """
+        check_arguments(Saved.save, locals())
         content = to_plain(self, self.schema.removeprefix("secateur."))
         plain = {"schema": self.schema, "schema_version": self.schema_version, **content}
         text = json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
@@ -41,6 +43,7 @@ class Saved:
         Raises:
             DataError: no such file, not JSON, of another schema or version, or damaged.
         """
+        check_arguments(Saved.load, locals())
         what = cls.schema.removeprefix("secateur.")
         try:
             held = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -1,22 +1,31 @@
-"""Settings that check themselves: one sentence for a value that cannot be meant.
+"""Settings and arguments that are checked: one sentence for a value that cannot be meant.
 
     def __post_init__(self) -> None:
         check_settings(self, damping=at_least(0), levels=between(0, 1).rising())
 
-The types come from the annotations, the ranges from the keywords. A list is turned into a tuple.
+    def inspect(model: Any, shape: Sequence[int] | None = None) -> Inspection:
+        check_arguments(inspect, locals(), shape=at_least(1))
+
+The types come from the annotations, the ranges from the keywords. Settings become Python's own:
+of a list or an array a tuple, of NumPy's numbers Python's.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import itertools
 import math
 import numbers
+import os
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 from secateur.errors import OptionError
 
@@ -85,29 +94,85 @@ def between(low: float, high: float) -> Range:
 SEEDS = from_to(0, 2**32 - 1)
 
 
-def check_settings(setting: Any, **ranges: Range) -> None:
+def check_settings(setting: Any, /, *, named: bool = True, **ranges: Range) -> None:
     """Checks the fields of a frozen dataclass: types by the annotations, numbers by their ranges.
+
+    Args:
+        setting: the object; its fields become Python's own numbers and tuples.
+        named: whether the message says whose field it is.
+        ranges: by field.
 
     Raises:
         OptionError: a field has another type, or a number out of range; tells which is expected.
     """
+    whose = f"{type(setting).__name__}'s " * named
     for name, kind in _kinds(type(setting)).items():
-        value = getattr(setting, name)
-        if get_origin(kind) is tuple and isinstance(value, list):
-            value = tuple(value)
-            object.__setattr__(setting, name, value)
-        allowed = ranges.get(name, Range())
-        if not _is_kind(kind, value) or not _is_in(allowed, value):
-            raise OptionError(
-                f"{type(setting).__name__}'s {name} is {_shown(value)}, expected "
-                f"{_expected(kind, ranges.get(name))}"
-            )
+        value = _own(kind, getattr(setting, name))
+        object.__setattr__(setting, name, value)
+        _check(f"{whose}{name}", kind, value, ranges.get(name))
+
+
+def check_arguments(
+    function: Callable[..., Any], arguments: Mapping[str, Any], /, **ranges: Range
+) -> None:
+    """Checks the arguments of a call: types by the function's annotations, numbers by ranges.
+
+    Args:
+        function: whose annotations are all known at run time. What may be `Any`, or an iterable
+            of that, is left to the function.
+        arguments: by name, such as `locals()` at its beginning.
+        ranges: by name.
+
+    Raises:
+        OptionError: an argument has another type, or a number out of range.
+    """
+    parameters = inspect.signature(function).parameters
+    for name, kind in _kinds(function).items():
+        if any(of in (Any, Iterable[Any]) for of in _alternatives(kind)):
+            continue
+        several = parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
+        for value in arguments[name] if several else [arguments[name]]:
+            _check(name, kind, _own(kind, value), ranges.get(name))
+
+
+def shown(value: Any) -> str:
+    """A value in a message: the class itself of a class, the type of what would take long."""
+    shown = f"the class {value.__name__}" if isinstance(value, type) else repr(value)
+    return shown if len(shown) <= _LONGEST and "\n" not in shown else f"a {type(value).__name__}"
+
+
+_LONGEST = 200  # characters of a value in a message
 
 
 @functools.cache
-def _kinds(kind: type) -> dict[str, Any]:
+def _kinds(kind: Any) -> dict[str, Any]:
+    """The types of a class's fields or a function's parameters."""
     hints = get_type_hints(kind)
-    return {item.name: hints[item.name] for item in dataclasses.fields(kind)}
+    if isinstance(kind, type):
+        return {item.name: hints[item.name] for item in dataclasses.fields(kind)}
+    return {name: hints[name] for name in inspect.signature(kind).parameters if name in hints}
+
+
+def _check(what: str, kind: Any, value: Any, allowed: Range | None) -> None:
+    if not _is_kind(kind, value) or not _is_in(allowed or Range(), value):
+        expected = _expected(kind, allowed)
+        raise OptionError(f"{what} is {shown(value)}, expected {expected}{_way_out(kind)}")
+
+
+def _own(kind: Any, value: Any) -> Any:
+    """A value with Python's own numbers and, where several are expected, as a tuple."""
+    if isinstance(value, np.number | np.bool):
+        return value.item()
+    if not any(get_origin(of) in (tuple, Sequence) for of in _alternatives(kind)):
+        return value
+    listed = getattr(value, "tolist", None)  # of NumPy and PyTorch
+    value = value if listed is None or isinstance(value, type) else listed()
+    return tuple(_own(None, of) for of in value) if isinstance(value, list | tuple) else value
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    """The types of a union; of any other, itself."""
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
 
 
 def _is_kind(kind: Any, value: Any) -> bool:
@@ -115,37 +180,75 @@ def _is_kind(kind: Any, value: Any) -> bool:
     if origin in (Union, types.UnionType):
         return any(_is_kind(one, value) for one in inner)
     if origin is Literal:
-        return value in inner
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_is_kind(inner[0], one) for one in value)
-    if kind is float:
-        return isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    return isinstance(value, kind) and not isinstance(value, type)
+        return isinstance(value, str) and value in inner
+    if origin in (tuple, Sequence):
+        fits = isinstance(value, origin) and not isinstance(value, str | bytes)
+        count = len(inner) if origin is tuple and ... not in inner else None
+        right = fits and count in (None, len(value))
+        return right and all(_is_kind(inner[0], one) for one in value)
+    if origin is Callable:
+        return callable(value)
+    if kind in _NUMBERS:
+        return isinstance(value, _NUMBERS[kind]) and not isinstance(value, bool)
+    kind = os.PathLike if kind is Path else kind
+    return isinstance(value, origin or kind) and not isinstance(value, type)
+
+
+_NUMBERS: dict[Any, type] = {float: numbers.Real, int: numbers.Integral}
 
 
 def _is_in(allowed: Range, value: Any) -> bool:
     if isinstance(value, tuple):
-        return all(map(allowed.holds, value)) and allowed.is_ordered(value)
-    return not isinstance(value, numbers.Real) or allowed.holds(value)  # type: ignore[arg-type]
+        figures = [of for of in value if isinstance(of, numbers.Real)]
+        return all(map(allowed.holds, figures)) and allowed.is_ordered(figures)  # type: ignore[arg-type]
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return not is_number or allowed.holds(value)  # type: ignore[arg-type]
 
 
 def _expected(kind: Any, allowed: Range | None) -> str:
-    inner = [of for of in get_args(kind) if of not in (type(None), ...)]
-    if get_origin(kind) is Literal:
+    """What a type and a range take, in words."""
+    words = [_in_words(of, allowed) for of in _alternatives(kind)]
+    *others, last = dict.fromkeys(words)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _in_words(kind: Any, allowed: Range | None) -> str:
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Literal:
         return " or ".join(filter(None, [", ".join(map(repr, inner[:-1])), repr(inner[-1])]))
-    if get_origin(kind) is tuple:
-        if allowed is None:
-            return "numbers"
-        parts = [str(allowed.count) if allowed.count else "", allowed.order, "numbers"]
-        return f"{' '.join(filter(None, parts))}, each {allowed}"
-    name = {int: "a whole number", float: "a number", str: "a text"}.get(kind)
-    if name is None:
-        names = [of.__name__ for of in inner or [kind]]
-        return " or ".join(f"an object of kind {of}" for of in names)
-    return f"{name} {allowed}" if allowed is not None else name
+    if origin in (tuple, Sequence):
+        return _several(inner[0], allowed)
+    if origin is Callable:
+        return "a function"
+    kind = origin or kind
+    if kind in _WORDS:
+        ranged = allowed is not None and kind in _NUMBERS
+        return f"{_WORDS[kind]} {allowed}" if ranged else _WORDS[kind]
+    return f"an object of kind {kind.__name__}"
 
 
-def _shown(value: Any) -> str:
-    return f"the class {value.__name__}" if isinstance(value, type) else repr(value)
+_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "True or False",
+    Path: "a path",
+    Mapping: "a table",
+    types.NoneType: "None",
+}
+
+
+def _several(kind: Any, allowed: Range | None) -> str:
+    if kind not in _NUMBERS:
+        return "a list of texts"
+    plural = {int: "whole numbers", float: "finite numbers"}[kind]
+    if allowed is None:
+        return plural
+    parts = [str(allowed.count) if allowed.count else "", allowed.order, "numbers"]
+    return f"{' '.join(filter(None, parts))}, each {allowed}"
+
+
+def _way_out(kind: Any) -> str:
+    """How to get an object of a kind that is saved in files."""
+    saved = [of.__name__ for of in _alternatives(kind) if hasattr(of, "schema")]
+    return f": {' or '.join(f'{name}.load' for name in saved)} reads one" if saved else ""
