@@ -12,6 +12,7 @@ from torch import Tensor
 from secateur.core.distance import as_scores, has_one_answer, is_scores, value_error
 from secateur.core.precision import widened
 from secateur.errors import DataError, ModelError
+from secateur.support.serialization import demand
 from secateur.support.tables import Cell, Column, Table
 
 _ROWS = 4096  # of scores that are compared at once, in float64
@@ -47,6 +48,12 @@ class Evaluation:
     agreement: float | None = None
     kl: float | None = None
     output_error: float | None = None
+
+    def __post_init__(self) -> None:
+        pairs = (("top1", "standard_error"), ("drop", "drop_error"), ("agreement", "kl"))
+        for one, other in pairs:
+            both = (getattr(self, one) is None) == (getattr(self, other) is None)
+            demand(both, f"{one} is there without {other}, or the other way round")
 
     @property
     def accuracy_text(self) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from secateur.support.serialization import Saved
+from secateur.support.serialization import Saved, are_finite, demand
 from secateur.support.tables import Block, Column, Document, Table, count, warnings_first
 
 NO_DIFFERENCE = "no measurable difference"
@@ -85,6 +85,16 @@ class Bench(Saved, Document):
     versions: dict[str, str]
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for timing in self.timings:
+            runs = [of for process in timing.milliseconds for of in process]
+            demand(all(of > 0 for of in runs) and are_finite(*runs), "milliseconds are no times")
+            as_many = _runs(timing) == _runs(self.first(timing))
+            demand(
+                bool(runs) and all(_runs(timing)) and as_many,
+                "milliseconds are not as many as of the first file",
+            )
 
     def first(self, timing: Timing) -> Timing:
         """The first file's timing in the same runtime."""
@@ -191,3 +201,8 @@ def verdict(first: Timing, other: Timing) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.{0 if share >= 0.1 else 1}f}"
+
+
+def _runs(timing: Timing) -> list[int]:
+    """How many runs there were in each process."""
+    return [len(process) for process in timing.milliseconds]

@@ -10,7 +10,7 @@ from secateur.evaluation.metrics import Evaluation, evaluation_table, lost_text
 from secateur.hardware.requirements import RuntimeReport, runtime_table
 from secateur.pruning.search import Try
 from secateur.report.layers import DenseLayer, LayerReport, Totals, dense_table, layer_table
-from secateur.support.serialization import Saved
+from secateur.support.serialization import Saved, are_finite, demand
 from secateur.support.tables import Block, Cell, Column, Document, Table, count, warnings_first
 
 
@@ -120,17 +120,21 @@ class Report(Saved, Document):
     steps: list[StepReport] = field(default_factory=list)
     evaluation: dict[str, Evaluation] = field(default_factory=dict)
     runtimes: list[RuntimeReport] = field(default_factory=list)
-    exports: dict[str, dict[str, Any]] = field(default_factory=dict)
+    exports: dict[str, dict[str, int | float]] = field(default_factory=dict)
     summary: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    versions: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str]
 
     def __post_init__(self) -> None:
+        shares = (self.sparsity, self.network_sparsity, self.macs_fraction, self.bytes_fraction)
+        demand(are_finite(*shares), "a share of zeros, MACs or bytes is no finite number")
+        demand(bool(self.layers), "layers is empty")
+        check_run(self.seconds, self.versions)
         target = self.requested.get("target")
         value = target.get("value") if isinstance(target, dict) else None
-        if self.search is not None and type(value) not in (int, float):
-            raise ValueError("requested has no target, which the search needs")
+        is_number = type(value) in (int, float)
+        demand(self.search is None or is_number, "requested has no target, as a search needs")
 
     @property
     def totals(self) -> Totals:
@@ -273,6 +277,13 @@ class Report(Saved, Document):
         return [*blocks, *([""] if notes else []), *notes]
 
 
+def check_run(seconds: dict[str, float], versions: dict[str, str]) -> None:
+    """Raises ValueError unless they are the seconds and the versions of a run."""
+    demand("total" in seconds, "seconds has no total")
+    demand(are_finite(*seconds.values()), "seconds holds no finite number")
+    demand("secateur" in versions, "versions has no secateur")
+
+
 def left_text(macs: float, size: float) -> str:
     """What is left of the dense network's cost, from two fractions."""
     return f"{macs:.1%} of the MACs and {size:.1%} of the bytes (packed) are left"
@@ -285,9 +296,9 @@ def _verdict(of: Evaluation) -> str:
     return f"agreement {of.agreement:.2f} %" if of.top1 is None else of.accuracy_text
 
 
-def _facts(facts: dict[str, Any]) -> str:
+def _facts(facts: dict[str, int | float]) -> str:
     return ", ".join(f"{key.replace('_', ' ')} {_number(of)}" for key, of in facts.items())
 
 
-def _number(value: Any) -> str:
+def _number(value: float) -> str:
     return f"{value:.2g}" if isinstance(value, float) else f"{value:,}"

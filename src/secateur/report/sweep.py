@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from secateur.evaluation.metrics import Evaluation, evaluation_table
-from secateur.report.model import DataReport, Report
-from secateur.support.serialization import Saved
+from secateur.report.model import DataReport, Report, check_run
+from secateur.support.serialization import Saved, demand
 from secateur.support.tables import Block, Cell, Column, Document, Table, warnings_first
 
 
@@ -85,6 +85,10 @@ class Sweep(Saved, Document):
     reports: tuple[Report, ...] = field(
         default=(), compare=False, repr=False, metadata={"saved": False}
     )
+
+    def __post_init__(self) -> None:
+        demand(bool(self.points), "points is empty")
+        check_run(self.seconds, self.versions)
 
     @classmethod
     def of(

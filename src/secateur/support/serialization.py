@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
 from typing import Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
@@ -129,6 +130,17 @@ def from_plain(
         raise ValueError(_sentence(error, kind)) from error
     _check_keys(value, plain(result), "", complete)
     return result
+
+
+def demand(right: bool, reason: str) -> None:
+    """Raises ValueError with a reason where a saved object is not as one that was made here."""
+    if not right:
+        raise ValueError(reason)
+
+
+def are_finite(*numbers: float) -> bool:
+    """Whether none is NaN or infinite."""
+    return all(map(math.isfinite, numbers))
 
 
 _WORDS = {

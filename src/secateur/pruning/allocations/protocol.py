@@ -17,6 +17,7 @@ from secateur.network.sample_layout import Layouts
 from secateur.network.samples import Samples
 from secateur.pruning.layer_fit import folded_weight
 from secateur.pruning.sampling import Sampling
+from secateur.support.serialization import demand
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +107,12 @@ class Curve:
     sparsities: tuple[float, ...]
     loss_increase: tuple[float, ...]
     measured: bool = True
+
+    def __post_init__(self) -> None:
+        demand(bool(self.sparsities), "sparsities is empty")
+        demand(
+            len(self.sparsities) == len(self.loss_increase), "loss_increase is of another length"
+        )
 
 
 class FittedAllocation(Protocol):
