@@ -56,5 +56,22 @@ class Unstructured:
         return mask.view_as(scores)
 
 
+@dataclass(frozen=True)
+class KeptColumns:
+    """A choice of whole columns that was made already, for all rows alike.
+
+    Attributes:
+        columns: True = kept.
+    """
+
+    columns: Bool[Tensor, " cols"]
+
+    def mask(
+        self, scores: Float[Tensor, "groups rows cols"], kept: int
+    ) -> Bool[Tensor, "groups rows cols"]:
+        """The columns, whatever the scores and `kept` are."""
+        return self.columns.to(scores.device).expand(scores.shape)
+
+
 PatternName = Literal["unstructured"]
 PATTERNS = by_name(Unstructured)

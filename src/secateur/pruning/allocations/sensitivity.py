@@ -74,7 +74,7 @@ class Sensitivity:
 
         On EfficientNet-Lite0 with 300 images: see benchmarks/allocation.py.
         """
-        study = _Study(inputs, *_split(inputs.samples, self.images))
+        study = _Study(inputs, *split_samples(inputs.samples, self.images))
         previous = inputs.previous
         dense: FittedSensitivity | None = None
         if isinstance(previous, FittedSensitivity) and previous.errors:
@@ -132,7 +132,7 @@ class FittedSensitivity:
         return [
             (rise, layer, count)
             for layer, (size, curve) in enumerate(zip(self.sizes, self.curves, strict=True))
-            for rise, count in (_hull(size, curve) if size else ())
+            for rise, count in (lower_hull(size, curve) if size else ())
         ]
 
     def loss_of(self, layer: int, errors: Sequence[float]) -> list[float]:
@@ -204,7 +204,7 @@ class _Study:
         return outputs
 
 
-def _split(samples: Samples, judging: int) -> tuple[Samples, Samples]:
+def split_samples(samples: Samples, judging: int) -> tuple[Samples, Samples]:
     """Samples to fit to, and, evenly spread among them, those to judge on."""
     count = min(judging, len(samples) // 4)
     if count == 0:
@@ -263,7 +263,7 @@ def _loss_at(curve: Curve, sparsity: Tensor) -> Tensor:
     return torch.where(sparsity < x[0], below, inside)
 
 
-def _hull(size: int, curve: Curve) -> list[tuple[float, int]]:
+def lower_hull(size: int, curve: Curve) -> list[tuple[float, int]]:
     """(loss per weight, weights) along a curve's lower convex hull."""
     steps = torch.linspace(0, size, min(size, _STEPS) + 1, dtype=torch.float64).round()
     removed = sorted({float(count) for count in steps})

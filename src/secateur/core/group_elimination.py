@@ -1,0 +1,159 @@
+"""Which groups of columns should go: elimination on second moments.
+
+A layer's columns come in groups: all kernel taps of an input channel, all dimensions of a head.
+With H = G + damping and W the fitted weights, taking out group g and refitting the others adds
+
+    score(g) = tr(W_g (H^-1_gg)^-1 W_g^T)
+
+to the loss, and leads to
+
+    W    <- W - W_g (H^-1_gg)^-1 H^-1_g,:
+    H^-1 <- H^-1 - H^-1_:,g (H^-1_gg)^-1 H^-1_g,:
+
+Where several layers read the same channels, their scores add up, each as a share of the variance of
+the layer's outputs. Source of the idea: Hassibi and Stork, "Second order derivatives for network
+pruning: Optimal brain surgeon", 1993; here for groups, several layers, and sums over samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from secateur.core.normal_equations import NormalEquations
+from secateur.core.problem import Problem
+
+_AT_ONCE = 64  # of this many groups left the cheapest goes at each step
+_SHIFT = 1e-6  # of the unit diagonal, for the Cholesky factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """A layer that reads channels.
+
+    Attributes:
+        problem: of the layer.
+        columns: of each unit; -1 where a unit has fewer than others.
+        absent: columns that are out already.
+    """
+
+    problem: Problem
+    columns: Int[Tensor, "units taps"]
+    absent: Int[Tensor, " absent"] | None = None
+
+
+def elimination_order(
+    readers: Sequence[Reader],
+    *,
+    damping: float,
+    count: int | None = None,
+    blocks: Sequence[Sequence[int]] = (),
+) -> list[int]:
+    """Units in the order in which they should go.
+
+    Args:
+        readers: every layer that reads them.
+        damping: relative, as in `NormalEquations`.
+        count: how many are wanted; None = all.
+        blocks: units of which each block has to lose as many at a time; empty = no such rule.
+
+    Returns:
+        The units, the cheapest first; of blocks one of each, block by block.
+
+    Cost: cols^3 for the inverse of each reader, and as much again for eliminating all columns.
+    """
+    units = len(readers[0].columns)
+    states = [_Elimination(reader, damping) for reader in readers]
+    alive = torch.ones(units, dtype=torch.bool)
+    order: list[int] = []
+    wanted = units if count is None else min(count, units)
+    while len(order) < wanted:
+        scores = sum((state.scores() for state in states), torch.zeros(units, dtype=torch.float64))
+        scores[~alive] = torch.inf
+        chosen = _cheapest(scores, alive, blocks, wanted - len(order))
+        order += chosen
+        alive[chosen] = False
+        if len(order) < wanted:
+            for state in states:
+                state.remove(chosen)
+    return order
+
+
+def _cheapest(
+    scores: Tensor, alive: Tensor, blocks: Sequence[Sequence[int]], wanted: int
+) -> list[int]:
+    """What goes at the next step: a few where many are left, one of each block."""
+    if blocks:
+        return [min(block, key=lambda unit: float(scores[unit])) for block in blocks]
+    several = max(1, min(int(alive.sum()) // _AT_ONCE, wanted))
+    return torch.topk(scores, several, largest=False, sorted=True).indices.tolist()
+
+
+class _Elimination:
+    """The weights and the inverse of a reader, as groups go."""
+
+    def __init__(self, reader: Reader, damping: float) -> None:
+        system = NormalEquations.of(reader.problem, damping)
+        factor, _ = system.factor(_SHIFT)
+        self.inverse = torch.cholesky_inverse(factor)
+        self.columns = reader.columns.to(self.inverse.device)
+        self.share = 1 / float(reader.problem.variance.sum().clamp_min(1e-30))
+        if reader.absent is not None and len(reader.absent):
+            self._drop_inverse(reader.absent.to(self.inverse.device))
+        self.weight = system.cross @ self.inverse
+        self.taps = self.columns.clamp_min(0)
+        self.missing = self.columns < 0
+
+    def _drop_inverse(self, gone: Tensor) -> None:
+        """Takes columns out of the inverse alone."""
+        side = self.inverse[:, :, gone]
+        block = _regular(side[:, gone])
+        self.inverse -= side @ torch.linalg.solve(block, side.mT)
+        self.inverse[:, :, gone] = 0
+        self.inverse[:, gone] = 0
+
+    def scores(self) -> Float[Tensor, " units"]:
+        """What each unit adds to the loss of the layer, relative to the outputs' variance."""
+        groups, taps = len(self.inverse), self.taps.shape[1]
+        rows, columns = self.taps.unsqueeze(2), self.taps.unsqueeze(1)
+        blocks = self.inverse[:, rows, columns]  # (groups, units, taps, taps)
+        own = self.weight[:, :, self.taps].movedim(2, 1)  # (groups, units, rows, taps)
+        if self.missing.any():
+            blocks, own = self._padded(blocks), own * ~self.missing.view(1, -1, 1, taps)
+        if taps == 1:
+            energy = own.square().sum((2, 3)) / blocks.reshape(groups, -1).clamp_min(1e-12)
+        else:
+            solved = torch.linalg.solve(_regular(blocks), own.mT)  # (groups, units, taps, rows)
+            energy = (solved * own.mT).sum((2, 3))
+        return energy.sum(0).double().cpu() * self.share
+
+    def _padded(self, blocks: Tensor) -> Tensor:
+        """Blocks with ones on the diagonal where a unit has no column."""
+        gone = self.missing.unsqueeze(2) | self.missing.unsqueeze(1)
+        eye = torch.diag_embed(self.missing.to(blocks.dtype))
+        return torch.where(gone, eye, blocks)
+
+    def remove(self, units: Sequence[int]) -> None:
+        """Takes out units and refits the other columns."""
+        gone = self.columns[list(units)].flatten()
+        gone = gone[gone >= 0]
+        if not len(gone):
+            return
+        side = self.inverse[:, :, gone]  # (groups, cols, gone)
+        block = _regular(side[:, gone])
+        update = torch.linalg.solve(block, side.mT)  # (groups, gone, cols)
+        self.weight -= self.weight[:, :, gone] @ update
+        self.weight[:, :, gone] = 0
+        self.inverse -= side @ update
+        self.inverse[:, :, gone] = 0
+        self.inverse[:, gone] = 0
+
+
+def _regular(blocks: Tensor) -> Tensor:
+    """Blocks of an inverse, with ones on the diagonal where columns are out already."""
+    diagonal = blocks.diagonal(dim1=-2, dim2=-1)
+    return blocks + torch.diag_embed((diagonal <= 0).to(blocks.dtype))

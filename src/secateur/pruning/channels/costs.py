@@ -1,0 +1,118 @@
+"""What a network costs at given widths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from secateur.network.layers import Layer
+from secateur.pruning.channels.space import Removable
+
+Removed = np.ndarray  # how many units of each coupling are gone
+
+
+class WidthCost(Protocol):
+    """What a network costs as channels go."""
+
+    @property
+    def dense(self) -> float:
+        """Of the dense network."""
+        ...
+
+    def at(self, removed: Removed) -> float:
+        """With so many units of each coupling gone."""
+        ...
+
+    def savings(self, removed: Removed, steps: Removed) -> Removed:
+        """What each coupling alone would save if it lost so many more."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProductCost:
+    """Costs that are products of widths: multiplications, weights, bytes.
+
+    Attributes:
+        fixed: what stays whatever is removed.
+        sizes: of each part, dense.
+        shares: of a part along each of two axes what a unit of each coupling takes: (2, parts,
+            couplings).
+    """
+
+    fixed: float
+    sizes: np.ndarray
+    shares: np.ndarray
+
+    @property
+    def dense(self) -> float:
+        """See `WidthCost.dense`."""
+        return self.fixed + float(self.sizes.sum())
+
+    def at(self, removed: Removed) -> float:
+        """See `WidthCost.at`."""
+        left = 1 - self.shares @ removed
+        return self.fixed + float((self.sizes * left.prod(0)).sum())
+
+    def savings(self, removed: Removed, steps: Removed) -> Removed:
+        """See `WidthCost.savings`."""
+        first, second = 1 - self.shares @ removed
+        gone = self.shares * steps  # (2, parts, couplings)
+        after = (first[:, None] - gone[0]) * (second[:, None] - gone[1])
+        return self.sizes @ ((first * second)[:, None] - after)
+
+
+def macs_cost(every: Sequence[Layer], removable: Sequence[Removable]) -> ProductCost:
+    """Multiply-accumulates for one image."""
+    return _cost([(layer.parameter, layer.shape, layer.macs) for layer in every], removable)
+
+
+def weights_cost(every: Sequence[Layer], removable: Sequence[Removable]) -> ProductCost:
+    """Weights of the layers that make or read channels that can leave."""
+    touched = {part.parameter for of in removable for part in of.coupling.slices}
+    parts = [(of.parameter, of.shape, of.weights) for of in every if of.parameter in touched]
+    return _cost(parts, removable)
+
+
+def bytes_cost(tensors: Mapping[str, Any], removable: Sequence[Removable]) -> ProductCost:
+    """Bytes of the tensors that a file holds; tied ones count once."""
+    held = {of.data_ptr() or id(of): (name, of) for name, of in tensors.items() if _counts(of)}
+    parts = [(name, of.shape, of.nbytes) for name, of in held.values()]
+    return _cost(parts, removable)
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _cost(
+    parts: Iterable[tuple[str | None, Sequence[int], float]], removable: Sequence[Removable]
+) -> ProductCost:
+    by_axis: dict[tuple[str, int], np.ndarray] = {}
+    for number, of in enumerate(removable):
+        for part in of.coupling.slices:
+            each = sum(map(len, part.indices)) / of.units
+            row = by_axis.setdefault((part.parameter, part.axis), np.zeros(len(removable)))
+            row[number] += each
+    fixed: list[float] = []
+    sizes: list[float] = []
+    shares: list[list[np.ndarray]] = []
+    none = np.zeros(len(removable))
+    for name, shape, size in parts:
+        axes = [at for at in range(len(shape)) if (str(name), at) in by_axis]
+        if not axes:
+            fixed.append(size)
+            continue
+        along = [by_axis[str(name), at] / shape[at] for at in axes[:2]]
+        sizes.append(size)
+        shares.append([*along, none][:2])
+    array = np.array(shares, dtype=np.float64).reshape(len(sizes), 2, len(removable))
+    return ProductCost(
+        fixed=math.fsum(fixed),
+        sizes=np.array(sizes, dtype=np.float64),
+        shares=array.transpose(1, 0, 2),
+    )

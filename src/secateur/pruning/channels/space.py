@@ -1,0 +1,206 @@
+"""The channels that can leave a network, and the layers that read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from secateur.network.couplings import Coupling, Slices, find_couplings
+from secateur.network.graph import Graph
+from secateur.network.layers import Layer
+from secateur.pruning.layer_fit import is_wide
+from secateur.pruning.sampling import Sampling
+
+Counts = Sequence[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadColumns:
+    """The columns with which a layer reads the units of a coupling.
+
+    Attributes:
+        layer: its number among the layers of the space.
+        columns: of each unit in the layer's matrix; -1 where a unit has fewer than others.
+    """
+
+    layer: int
+    columns: Int[Tensor, "units taps"]
+
+    def of(self, units: Sequence[int]) -> Int[Tensor, " columns"]:
+        """The columns of some units."""
+        columns = self.columns[list(units)].flatten()
+        return columns[columns >= 0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removable:
+    """Channels that can leave.
+
+    Attributes:
+        name: of the layers that make them.
+        coupling: what goes together.
+        readers: the layers that read them, in execution order.
+    """
+
+    name: str
+    coupling: Coupling
+    readers: tuple[ReadColumns, ...]
+
+    @property
+    def units(self) -> int:
+        """How many there are."""
+        return self.coupling.units
+
+    @property
+    def step(self) -> int:
+        """How many leave at a time at least: one of each block."""
+        return max(1, len(self.coupling.blocks))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stuck:
+    """Channels that cannot leave, and why."""
+
+    name: str
+    units: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelSpace:
+    """What can be removed from a network, channel by channel.
+
+    Attributes:
+        layers: those that are fitted, in execution order.
+        removable: what can leave, in the order of the first reader.
+        stuck: what cannot.
+    """
+
+    layers: Sequence[Layer]
+    removable: Sequence[Removable]
+    stuck: Sequence[Stuck]
+
+    @cached_property
+    def read_by(self) -> Mapping[int, list[tuple[int, ReadColumns]]]:
+        """By layer the numbers of the couplings that it reads, and its columns for each."""
+        found: dict[int, list[tuple[int, ReadColumns]]] = {}
+        for number, removable in enumerate(self.removable):
+            for reader in removable.readers:
+                found.setdefault(reader.layer, []).append((number, reader))
+        return found
+
+
+def find_space(
+    graph: Graph,
+    couplings: Sequence[Coupling],
+    layers: Sequence[Layer],
+    left_out: Sequence[Layer],
+    sampling: Sampling,
+) -> ChannelSpace:
+    """What can be removed, with the layers chosen.
+
+    Args:
+        graph: that the layers are fitted in.
+        couplings: of the network as it was traced.
+        layers: to fit.
+        left_out: layers that neither lose channels nor columns.
+        sampling: tells which layers are too wide.
+    """
+    finder = _Finder(graph, layers, {str(layer.parameter) for layer in left_out}, sampling)
+    found = [(finder.name(of), of, finder.why_stuck(of)) for of in couplings]
+    removable = [
+        Removable(name=name, coupling=of, readers=finder.readers(of))
+        for name, of, why in found
+        if why is None
+    ]
+    removable.sort(key=lambda of: of.readers[0].layer)
+    stuck = [Stuck(name=name, units=of.units, reason=why) for name, of, why in found if why]
+    return ChannelSpace(layers=layers, removable=removable, stuck=stuck)
+
+
+class _Finder:
+    def __init__(
+        self, graph: Graph, layers: Sequence[Layer], left_out: set[str], sampling: Sampling
+    ) -> None:
+        self.graph, self.layers, self.left_out = graph, layers, left_out
+        self.sampling = sampling
+        self.numbers = {str(layer.parameter): number for number, layer in enumerate(layers)}
+
+    def name(self, coupling: Coupling) -> str:
+        """The layers that make the units."""
+        makers = dict.fromkeys(part.parameter for part in coupling.of("rows"))
+        names = [name.removesuffix(".weight") for name in makers]
+        return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+    def why_stuck(self, coupling: Coupling) -> str | None:
+        """Why its units cannot leave; None where they can."""
+        if coupling.fixed is not None:
+            return coupling.fixed
+        if coupling.units < 2 * max(1, len(coupling.blocks)):
+            return "a single channel"
+        touched = [*coupling.of("rows"), *coupling.of("columns")]
+        for part in touched:
+            if part.parameter in self.left_out:
+                return f"{part.parameter.removesuffix('.weight')} is left as it is"
+        if not coupling.of("columns"):
+            return "no layer reads them"
+        return next(filter(None, map(self._why_not_read, coupling.of("columns"))), None)
+
+    def _why_not_read(self, part: Slices) -> str | None:
+        short = part.parameter.removesuffix(".weight")
+        number = self.numbers.get(part.parameter)
+        if number is None:
+            return f"read by {short}, which cannot be fitted"
+        layer = self.layers[number]
+        if is_wide(layer, self.sampling):
+            return f"read by {short}, which has {layer.columns} columns: raise max_columns"
+        return None
+
+    def readers(self, coupling: Coupling) -> tuple[ReadColumns, ...]:
+        """The layers that read its units."""
+        found = [self._reader(part) for part in coupling.of("columns")]
+        return tuple(sorted(found, key=lambda reader: reader.layer))
+
+    def _reader(self, part: Slices) -> ReadColumns:
+        number = self.numbers[part.parameter]
+        layer = self.layers[number]
+        sizes = [1] * len(layer.shape)
+        sizes[part.axis] = layer.shape[part.axis]
+        index = torch.arange(layer.shape[part.axis]).view(sizes).expand(layer.shape)
+        along = layer.calls[0].geometry.matrix(index)[0, 0]  # which index each column is of
+        columns = [
+            torch.isin(along, torch.tensor(list(of), dtype=torch.long)).nonzero()[:, 0]
+            for of in part.indices
+        ]
+        return ReadColumns(
+            layer=number,
+            columns=torch.nn.utils.rnn.pad_sequence(columns, batch_first=True, padding_value=-1),
+        )
+
+
+def removed_units(
+    space: ChannelSpace, removed: Sequence[Sequence[int]]
+) -> list[tuple[Coupling, Sequence[int]]]:
+    """Units to leave out by coupling, as `Frontend.shrunk` takes them."""
+    return [
+        (removable.coupling, sorted(units))
+        for removable, units in zip(space.removable, removed, strict=True)
+        if units
+    ]
+
+
+__all__ = [
+    "ChannelSpace",
+    "Counts",
+    "ReadColumns",
+    "Removable",
+    "Stuck",
+    "find_couplings",
+    "find_space",
+    "removed_units",
+]

@@ -1,0 +1,122 @@
+"""One pass over the network that takes channels from the layers that read them.
+
+As in `secateur.pruning.walk` each layer is fitted to the inputs that it will really get and to the
+outputs that it should have given. Shapes stay as they are: of a channel that leaves the columns
+that read it become zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateur.core.group_elimination import Reader, elimination_order
+from secateur.core.methods import Method
+from secateur.core.patterns import Unstructured
+from secateur.core.problem import Problem
+from secateur.network.graph import Graph
+from secateur.network.sample_layout import Layouts
+from secateur.network.samples import Samples
+from secateur.pruning.channels.curves import kept_columns
+from secateur.pruning.channels.space import ChannelSpace
+from secateur.pruning.layer_fit import LayerFit, LayerSolution, is_wide
+from secateur.pruning.sampling import Sampling
+from secateur.pruning.streams import DualStream, Inputs
+from secateur.pruning.walk import WalkResult
+
+
+def channel_walk(
+    graph: Graph,
+    samples: Samples,
+    space: ChannelSpace,
+    counts: Sequence[int],
+    orders: Sequence[Sequence[int]],
+    *,
+    method: Method,
+    damping: float,
+    inputs: Inputs = "pruned",
+    start: Mapping[str, Tensor] | None = None,
+    sampling: Sampling,
+    layouts: Layouts | None = None,
+    chunk: int,
+    on_layer: Callable[[str], Any] = lambda name: None,
+) -> tuple[WalkResult, list[list[int]]]:
+    """Removes so many units of each coupling, and fits all layers.
+
+    Where one layer alone reads a coupling, its units are chosen on what it gets in the pruned
+    network. Where several do, the first comes before the others are known: they are taken in the
+    given order.
+
+    Args:
+        graph, samples, inputs, start, sampling, layouts, chunk: as in `secateur.pruning.walk`.
+        space: what can leave.
+        counts: units of each coupling that are to leave.
+        orders: of the units of each, the first to go first.
+        method: fits the columns that stay.
+        damping: relative damping of elimination.
+        on_layer: called with each layer's name.
+
+    Returns:
+        The new parameters and what happened, and which units of each coupling are gone.
+    """
+    gone: dict[int, list[int]] = {
+        number: list(orders[number][:count])
+        for number, count in enumerate(counts)
+        if len(space.removable[number].readers) > 1
+    }
+    results: list[LayerSolution] = []
+    with torch.no_grad():
+        streams = DualStream(graph, samples, chunk=chunk, inputs=inputs, layouts=layouts)
+        for number, layer in enumerate(space.layers):
+            chunks = streams.run_to(layer, again=is_wide(layer, sampling))
+            fit = LayerFit(graph, chunks, index=number, sampling=sampling, start=start or {})
+            if is_wide(layer, sampling):
+                solved = fit.solve(method, Unstructured(), layer.weights)
+            else:
+                problem = fit.problem(method)
+                for index, reader in space.read_by.get(number, ()):
+                    if index not in gone:
+                        gone[index] = _chosen(
+                            problem, space, number, index, counts[index], gone, damping
+                        )
+                columns = [
+                    reader.of(gone[index]) for index, reader in space.read_by.get(number, ())
+                ]
+                pattern = kept_columns(problem.columns, columns)
+                solved = fit.solve_problem(problem, method, pattern, problem.present)
+            streams.changes.update(solved.changes[-1])
+            results.append(solved)
+            on_layer(layer.name)
+        dense, pruned = streams.outputs()
+    walked = WalkResult(
+        streams.changes,
+        [of.result for of in results],
+        [dict(streams.changes)],
+        dense,
+        pruned,
+    )
+    return walked, [gone.get(number, []) for number in range(len(counts))]
+
+
+def _chosen(
+    problem: Problem,
+    space: ChannelSpace,
+    layer: int,
+    index: int,
+    count: int,
+    gone: Mapping[int, Sequence[int]],
+    damping: float,
+) -> list[int]:
+    """Units of a coupling chosen on the inputs of the layer that alone reads it."""
+    if not count:
+        return []
+    others = [of.of(gone[at]) for at, of in space.read_by[layer] if at in gone]
+    columns = next(of.columns for at, of in space.read_by[layer] if at == index)
+    reader = Reader(
+        problem=problem, columns=columns, absent=torch.cat(others) if others else None
+    )
+    blocks = space.removable[index].coupling.blocks
+    return elimination_order([reader], damping=damping, count=count, blocks=blocks)
