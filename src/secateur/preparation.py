@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from secateur.core.distance import has_one_answer, is_scores
+from secateur.core.patterns import Channels
 from secateur.data.sources import Data, Images, load_images, open_images
 from secateur.data.streams import ImageStream
 from secateur.errors import DataError, OptionError
@@ -22,12 +23,13 @@ from secateur.network.layout import to_channels_last
 from secateur.network.samples import Samples
 from secateur.options import Options
 from secateur.pruning.alignment import Alignment
-from secateur.pruning.layer_selection import select_layers
+from secateur.pruning.channels.run import ChannelRun, channel_run
+from secateur.pruning.layer_selection import matching, select_layers
 from secateur.pruning.recalibration import Recalibration, recalibrate
 from secateur.pruning.recipe import Recipe
 from secateur.pruning.run import PruningRun
 from secateur.pruning.sampling import Sampling
-from secateur.pruning.targets import Costs, MaxDrop, MaxMacs
+from secateur.pruning.targets import Costs, MaxDrop
 from secateur.session import Job, Stopwatch
 from secateur.support.progress import Teller
 
@@ -83,9 +85,8 @@ def prepare(
     watch.begin("preparing the layers")
     chunk = chunk_size(traced.samples)
     conditioned = condition(traced, options.recipe, images.synthetic is not None, chunk)
-    run = select(model, traced.samples, conditioned, options, chunk)
-    if isinstance(run.target, MaxMacs) and (short := run.target.shortfall(run.costs)):
-        warnings.append(short)
+    run = select(model, traced, conditioned, options, chunk)
+    warnings += run.shortfall()
     return Job(
         options=options,
         model=model,
@@ -195,7 +196,7 @@ def condition(traced: Traced, recipe: Recipe, synthetic: bool, chunk: int) -> Co
 
 
 def select(
-    model: Frontend, samples: Samples, conditioned: Conditioned, options: Options, chunk: int
+    model: Frontend, traced: Traced, conditioned: Conditioned, options: Options, chunk: int
 ) -> PruningRun:
     """Chooses the layers.
 
@@ -203,11 +204,13 @@ def select(
         OptionError: no such layers, or the target cannot be met with them.
     """
     graph = conditioned.folding.graph
-    layers = select_layers(graph.layers, options.include, options.exclude)
+    is_channels = isinstance(options.recipe.pattern, Channels)
+    included = None if is_channels else options.include
+    layers = select_layers(graph.layers, included, options.exclude)
     run = PruningRun(
         recalibration=conditioned.recalibration,
         folding=conditioned.folding,
-        samples=samples,
+        samples=traced.samples,
         layers=layers,
         target=options.target,
         costs=Costs.of(graph.layers, layers, model.saved_tensors()),
@@ -215,8 +218,30 @@ def select(
         sampling=Sampling(max_columns=options.max_columns, seed=options.seed),
         chunk=chunk,
     )
-    run.target.budget(run.costs)  # what cannot be met shows now, not after the allocation
+    if is_channels:
+        run = with_channels(run, model, traced, options)
+    run.check_target()  # what cannot be met shows now, not after the allocation
     return run
+
+
+def with_channels(run: PruningRun, model: Frontend, traced: Traced, options: Options) -> ChannelRun:
+    """The run with channels that leave.
+
+    Raises:
+        OptionError: a name matches no layer, or no channel can leave.
+    """
+    every = traced.graph.layers
+    excluded = matching("exclude", options.exclude or (), every, any_layer=True)
+    included = None
+    if options.include is not None:
+        included = matching("include", options.include, every, any_layer=True)
+    return channel_run(
+        run,
+        traced.graph,
+        {str(layer.parameter) for layer in every if layer.name in excluded},
+        included and {str(layer.parameter) for layer in every if layer.name in included},
+        model.saved_tensors(),
+    )
 
 
 def _check_answers(baseline: EvaluationSet) -> None:

@@ -92,7 +92,7 @@ class Job:
         teller.expect(self.run.visits if visits is None else visits)
         self.watch.begin("measuring what each layer bears")
         run = replace(self.run, on_layer=teller.visit)
-        _ = run.fitted_allocation  # measured here, once
+        run.measure()
         self.watch.lap("allocation")
         return replace(self, run=run)
 
@@ -114,8 +114,11 @@ class Job:
         return [*notes, *walked.notes]
 
     def network(self, walked: WalkResult) -> Frontend:
-        """The network with what a walk has changed."""
-        return self.model.edited({**self.aligned.changes, **walked.changes})
+        """The network with what a walk has changed, without the channels that it removed."""
+        edited = self.model.edited({**self.aligned.changes, **walked.changes})
+        if not walked.removed:
+            return edited
+        return edited.shrunk(walked.removed, self.run.samples.select(slice(2)))
 
     def evaluations(self, pruned: Any, int8: Any = None) -> dict[str, Evaluation]:
         """The networks on the evaluation data; none where there are no such data."""

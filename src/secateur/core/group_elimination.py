@@ -72,7 +72,7 @@ def elimination_order(
     order: list[int] = []
     wanted = units if count is None else min(count, units)
     while len(order) < wanted:
-        scores = sum((state.scores() for state in states), torch.zeros(units, dtype=torch.float64))
+        scores = torch.stack([state.scores() for state in states]).sum(0)
         scores[~alive] = torch.inf
         chosen = _cheapest(scores, alive, blocks, wanted - len(order))
         order += chosen
@@ -90,7 +90,8 @@ def _cheapest(
     if blocks:
         return [min(block, key=lambda unit: float(scores[unit])) for block in blocks]
     several = max(1, min(int(alive.sum()) // _AT_ONCE, wanted))
-    return torch.topk(scores, several, largest=False, sorted=True).indices.tolist()
+    chosen = torch.topk(scores, several, largest=False, sorted=True).indices
+    return [int(unit) for unit in chosen]
 
 
 class _Elimination:
@@ -99,7 +100,7 @@ class _Elimination:
     def __init__(self, reader: Reader, damping: float) -> None:
         system = NormalEquations.of(reader.problem, damping)
         factor, _ = system.factor(_SHIFT)
-        self.inverse = torch.cholesky_inverse(factor)
+        self.inverse: Tensor = torch.cholesky_inverse(factor)
         self.columns = reader.columns.to(self.inverse.device)
         self.share = 1 / float(reader.problem.variance.sum().clamp_min(1e-30))
         if reader.absent is not None and len(reader.absent):
@@ -112,7 +113,7 @@ class _Elimination:
         """Takes columns out of the inverse alone."""
         side = self.inverse[:, :, gone]
         block = _regular(side[:, gone])
-        self.inverse -= side @ torch.linalg.solve(block, side.mT)
+        self.inverse -= side @ _solve(block, side.mT)
         self.inverse[:, :, gone] = 0
         self.inverse[:, gone] = 0
 
@@ -127,7 +128,7 @@ class _Elimination:
         if taps == 1:
             energy = own.square().sum((2, 3)) / blocks.reshape(groups, -1).clamp_min(1e-12)
         else:
-            solved = torch.linalg.solve(_regular(blocks), own.mT)  # (groups, units, taps, rows)
+            solved = _solve(_regular(blocks), own.mT)  # (groups, units, taps, rows)
             energy = (solved * own.mT).sum((2, 3))
         return energy.sum(0).double().cpu() * self.share
 
@@ -145,12 +146,17 @@ class _Elimination:
             return
         side = self.inverse[:, :, gone]  # (groups, cols, gone)
         block = _regular(side[:, gone])
-        update = torch.linalg.solve(block, side.mT)  # (groups, gone, cols)
+        update = _solve(block, side.mT)  # (groups, gone, cols)
         self.weight -= self.weight[:, :, gone] @ update
         self.weight[:, :, gone] = 0
         self.inverse -= side @ update
         self.inverse[:, :, gone] = 0
         self.inverse[:, gone] = 0
+
+
+def _solve(matrix: Tensor, right: Tensor) -> Tensor:
+    # PyTorch gives torch.linalg no types.
+    return torch.linalg.solve(matrix, right)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 def _regular(blocks: Tensor) -> Tensor:

@@ -32,18 +32,29 @@ def select_layers(
     if include is None:
         chosen = {layer.name for layer in prunable if layer.protected is None}
     else:
-        chosen = _matching("include", include, layers)
+        chosen = matching("include", include, layers)
     if exclude is not None:
-        chosen -= _matching("exclude", exclude, layers, any_layer=True)
+        chosen -= matching("exclude", exclude, layers, any_layer=True)
     selected = [layer for layer in prunable if layer.name in chosen]
     if not selected:
         raise ModelError(_nothing_to_prune(layers, include, exclude))
     return selected
 
 
-def _matching(
+def matching(
     option: str, globs: str | Sequence[str], layers: Sequence[Layer], any_layer: bool = False
 ) -> set[str]:
+    """Names of the layers that names or globs mean.
+
+    Args:
+        option: that they were given for.
+        globs: names or globs.
+        layers: all layers of the network.
+        any_layer: whether layers that cannot be pruned may be meant too.
+
+    Raises:
+        OptionError: one matches nothing.
+    """
     names: set[str] = set()
     for glob in [globs] if isinstance(globs, str) else globs:
         matches = _named(glob, layers)
@@ -111,7 +122,7 @@ def _way_out(layers: Sequence[Layer], include: Any, exclude: Any) -> str:
         )
     excluded: set[str] = set()
     if exclude is not None:
-        excluded = _matching("exclude", exclude, layers, any_layer=True)
+        excluded = matching("exclude", exclude, layers, any_layer=True)
     names = [layer.name for layer in prunable if layer.name not in excluded]
     if not names:
         return "exclude fewer layers, and name protected ones in include="

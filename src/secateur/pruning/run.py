@@ -25,7 +25,7 @@ from secateur.pruning.recalibration import Recalibration
 from secateur.pruning.recipe import Recipe
 from secateur.pruning.sampling import Sampling
 from secateur.pruning.search import WALKS
-from secateur.pruning.targets import Costs, MaxDrop, Sparsity, Target
+from secateur.pruning.targets import Costs, MaxDrop, MaxMacs, Sparsity, Target
 from secateur.pruning.walk import WalkResult, first_output, walk
 from secateur.support.choices import name_of
 
@@ -116,6 +116,23 @@ class PruningRun:
             + self.zeros_before(),
         )
         return self._unfold(walked)
+
+    def measure(self) -> None:
+        """Lets the allocation look at the network, which it does once."""
+        _ = self.fitted_allocation
+
+    def check_target(self) -> None:
+        """Shows what cannot be met before the allocation has looked at anything.
+
+        Raises:
+            OptionError: nothing that is pruned could meet the target; names what could.
+        """
+        self.target.budget(self.costs)
+
+    def shortfall(self) -> list[str]:
+        """A warning where no choice of layers could meet the target."""
+        short = self.target.shortfall(self.costs) if isinstance(self.target, MaxMacs) else None
+        return [short] if short else []
 
     def zeros_before(self) -> list[str]:
         """A note on the zeros that the network has already."""

@@ -25,6 +25,7 @@ from torch import Tensor
 from secateur.core.methods import Method
 from secateur.core.patterns import Pattern
 from secateur.errors import NumericalError
+from secateur.network.couplings import Removed
 from secateur.network.graph import Graph
 from secateur.network.layers import Layer
 from secateur.network.sample_layout import Layouts
@@ -53,6 +54,7 @@ class WalkResult:
         notes: what a reader of the report should know of the whole.
         kept: non-zero weights that each layer was to have.
         target: what was asked for.
+        removed: channels that leave; the columns that read them are zero.
     """
 
     changes: dict[str, Tensor]
@@ -65,6 +67,7 @@ class WalkResult:
     notes: Sequence[str] = ()
     kept: Sequence[int] = ()
     target: Any = None
+    removed: Removed = ()
 
 
 def walk(

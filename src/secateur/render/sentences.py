@@ -21,27 +21,31 @@ def percent(value: float, digits: int) -> str:
 def lede(report: Report) -> str:
     """The first sentences of the page."""
     layers = count(len(report.layers), "layer")
+    share, what = percent(report.sparsity, 1), "set to zero"
+    if report.channels:
+        what = "removed, in whole channels"
     return (
-        f"{percent(report.sparsity, 1)} of the weights of {layers} of a trained network were set "
-        "to zero, without retraining."
+        f"{share} of the weights of {layers} of a trained network were {what}, without retraining."
     )
 
 
 def cards(report: Report) -> list[dict[str, str]]:
     """The figures that matter most."""
+    zeros, size = "zeros", "size, packed"
+    of = f"of the weights of pruned layers, {percent(report.network_sparsity, 1)} of all"
+    macs = "if the runtime skips zeros; most do not"
+    if report.channels:
+        zeros, size, of, macs = (
+            "removed",
+            "size",
+            "of the weights of pruned layers",
+            "on any runtime",
+        )
     return [
-        _card(
-            "zeros",
-            percent(report.sparsity, 1),
-            f"of the weights of pruned layers, {percent(report.network_sparsity, 1)} of all",
-        ),
+        _card(zeros, percent(report.sparsity, 1), of),
         _accuracy_card(report),
-        _card("size, packed", percent(report.bytes_fraction, 1), "of the dense network's bytes"),
-        _card(
-            "multiplications left",
-            percent(report.macs_fraction, 1),
-            "if the runtime skips zeros; most do not",
-        ),
+        _card(size, percent(report.bytes_fraction, 1), "of the dense network's bytes"),
+        _card("multiplications left", percent(report.macs_fraction, 1), macs),
         _card("time", _duration(report.seconds.get("total", 0.0)), "for the whole call"),
     ]
 
@@ -76,6 +80,11 @@ def _duration(seconds: float) -> str:
 
 def size_sentence(report: Report) -> str:
     """What zeros do to the size of a file."""
+    if report.channels:
+        return (
+            "The network has fewer channels, and its file is smaller by as much as they took: "
+            f"{percent(report.bytes_fraction, 1)} of the dense network's bytes."
+        )
     return (
         "Zeros alone do not make a model file smaller, because it stores them like other numbers. "
         f"secateur pack reduces the network to about {percent(report.bytes_fraction, 1)} of the "
@@ -85,6 +94,11 @@ def size_sentence(report: Report) -> str:
 
 def speed_sentence(report: Report) -> str:
     """Whether zeros can make the network faster here."""
+    if report.channels:
+        return (
+            "Every runtime multiplies less with fewer channels. How much time that saves depends "
+            "on the layers and the machine: measure it with secateur bench."
+        )
     if speed_up_expected(report.runtimes):
         names = ", ".join(one.name for one in report.runtimes if one.met)
         return f"On this machine {names} may run faster. Measure it on your own inputs."

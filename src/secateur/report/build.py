@@ -24,9 +24,13 @@ from secateur.hardware.requirements import requirements, survey
 from secateur.network.layers import Layer
 from secateur.network.samples import Samples
 from secateur.pruning.allocations import Curve
+from secateur.pruning.channels.costs import nbytes
+from secateur.pruning.channels.run import ChannelRun
 from secateur.pruning.run import PruningRun
+from secateur.pruning.targets import MaxBytes
 from secateur.pruning.walk import LayerResult, WalkResult
 from secateur.report import cautions
+from secateur.report.channels import ChannelGroup
 from secateur.report.layers import DenseLayer, LayerReport
 from secateur.report.model import DataReport, Report, SearchReport, StepReport
 from secateur.support.serialization import to_plain
@@ -49,11 +53,18 @@ def build_report(
 ) -> Report:
     """Puts together what a walk did; zeros are counted in the pruned model itself."""
     tensors, asked = pruned.tensors(), settings["target"]
-    curves = list(run.fitted_allocation.curves) or [None] * len(walked.results)
-    layers = [
-        _layer_report(result, tensors, curve)
-        for result, curve in zip(walked.results, curves, strict=True)
-    ]
+    if isinstance(run, ChannelRun):
+        whole = [of for of in walked.results if of.layer.parameter in run.touched]
+        layers = [_layer_report(of, tensors, None) for of in whole]
+        left = _left(pruned, run)
+    else:
+        curves = list(run.fitted_allocation.curves) or [None] * len(walked.results)
+        layers = [
+            _layer_report(result, tensors, curve)
+            for result, curve in zip(walked.results, curves, strict=True)
+        ]
+        kept = [layer.weights - layer.zeros for layer in layers]
+        left = run.costs.macs.share(kept), run.costs.bytes.share(kept)
     chosen = {layer.name for layer in layers}
     others = [layer for layer in run.graph.layers if layer.name not in chosen]
     kept = [layer.weights - layer.zeros for layer in layers]
@@ -64,11 +75,12 @@ def build_report(
         synthetic=images.synthetic,
         sparsity=sum(layer.zeros for layer in layers) / sum(layer.weights for layer in layers),
         network_sparsity=_zero_share(pruned.parameters()),
-        macs_fraction=run.costs.macs.share(kept),
-        bytes_fraction=run.costs.bytes.share(kept),
+        macs_fraction=left[0],
+        bytes_fraction=left[1],
         requested=settings,
         search=search,
         layers=layers,
+        channels=_channels(run, walked) if isinstance(run, ChannelRun) else [],
         dense_layers=[_dense_layer(layer, tensors) for layer in others],
         data=DataReport(
             source=images.source,
@@ -80,7 +92,9 @@ def build_report(
         calibration=calibration,
         steps=steps,
         evaluation=evaluation,
-        runtimes=survey([layer.requirements for layer in layers], Machine.here()),
+        runtimes=[]
+        if walked.removed
+        else survey([layer.requirements for layer in layers], Machine.here()),
         summary=[
             *run.recipe.summary(reconstructed=walked.reconstruction is not None),
             f"Asked for: {asked['name']} {asked['value']:g}, {run.target.meaning}.",
@@ -92,7 +106,7 @@ def build_report(
             *run.departures(walked, kept),
             *cautions.computed(run.graph.layers),
             *cautions.undecided(search, run.target.value),
-            *cautions.gone(layers, run.present),
+            *cautions.gone(layers, _present(run, layers)),
             *cautions.doubtful(calibration),
             *cautions.same_answers(calibration, walked.dense, evaluation),
         ],
@@ -103,6 +117,32 @@ def build_report(
             "python": platform.python_version(),
         },
     )
+
+
+def _present(run: PruningRun, layers: Sequence[LayerReport]) -> list[int]:
+    """Weights of layers that were not zero in the dense network."""
+    by_name = {of.name: count for of, count in zip(run.layers, run.present, strict=True)}
+    return [by_name[layer.name] for layer in layers]
+
+
+def _left(pruned: Frontend, run: ChannelRun) -> tuple[float, float]:
+    """Shares of the multiply-accumulates and of the bytes that a smaller network has."""
+    graph = pruned.trace(run.samples.select(slice(2)))
+    dense, left = (sum(of.macs for of in every.layers) for every in (run.graph, graph))
+    return left / dense, nbytes(pruned.saved_tensors()) / run.prices[MaxBytes.name].dense
+
+
+def _channels(run: ChannelRun, walked: WalkResult) -> list[ChannelGroup]:
+    """The couplings, those that can leave first."""
+    removed = zip(run.space.removable, run.removed_by(walked), run.curves, strict=True)
+    groups = [
+        ChannelGroup(name=of.name, channels=of.units, left=of.units - len(units), sensitivity=curve)
+        for of, units, curve in removed
+    ]
+    return groups + [
+        ChannelGroup(name=of.name, channels=of.units, left=of.units, reason=of.reason)
+        for of in run.space.stuck
+    ]
 
 
 def describe(setting: Any) -> Any:
@@ -128,7 +168,9 @@ def _layer_report(
 ) -> LayerReport:
     layer = result.layer
     weight = tensors[str(layer.parameter)]
-    zeros = int((weight == 0).sum())
+    shape = tuple(weight.shape)
+    zeros = layer.weights - int(weight.count_nonzero())
+    whole = shape == tuple(layer.shape)
     return LayerReport(
         name=layer.name,
         kind=layer.kind,
@@ -137,15 +179,21 @@ def _layer_report(
         zeros=zeros,
         sparsity=zeros / layer.weights,
         macs=layer.macs,
-        bytes=weight.nbytes,
-        packed_bytes=math.ceil(layer.weights / 8) + (layer.weights - zeros) * weight.element_size(),
+        bytes=layer.weights * weight.element_size(),
+        packed_bytes=_packed_bytes(layer, weight) if whole else weight.nbytes,
+        shape_left=None if whole else shape,
         relative_error=result.relative_error,
         damping=result.damping,
         samples=result.samples,
         sensitivity=curve,
-        requirements=requirements(LayerFacts.of(layer, weight, pruned=True)),
+        requirements=requirements(LayerFacts.of(layer, weight, pruned=True)) if whole else (),
         notes=result.notes,
     )
+
+
+def _packed_bytes(layer: Layer, weight: Tensor) -> int:
+    """A bit for each weight, and those that are not zero."""
+    return math.ceil(layer.weights / 8) + int(weight.count_nonzero()) * weight.element_size()
 
 
 def _dense_layer(layer: Layer, tensors: Mapping[str, Tensor]) -> DenseLayer:

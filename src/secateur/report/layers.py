@@ -17,8 +17,9 @@ class LayerReport:
     Attributes:
         name: as in the state dict, without ".weight".
         kind: "conv" or "linear".
-        shape: shape of the weight.
-        weights, zeros: counts.
+        shape: shape of the weight, in the dense network.
+        weights, zeros: counts; with channels removed, zeros are the weights that are gone.
+        shape_left: shape of the weight without the channels that left; None = the same.
         sparsity: zeros / weights.
         macs: multiply-accumulates per image, dense.
         bytes: bytes of the weights, dense.
@@ -46,6 +47,7 @@ class LayerReport:
     relative_error: float
     damping: float
     samples: int
+    shape_left: tuple[int, ...] | None = None
     sensitivity: Curve | None = None
     requirements: tuple[Requirement, ...] = ()
     notes: tuple[str, ...] = ()
@@ -117,7 +119,7 @@ def _layer_row(number: int, layer: LayerReport, totals: Totals) -> tuple[Cell, .
         number,
         layer.name,
         layer.kind,
-        shape_text(layer.shape),
+        _shape(layer),
         layer.weights,
         100 * layer.sparsity,
         100 * layer.relative_error,
@@ -128,6 +130,11 @@ def _layer_row(number: int, layer: LayerReport, totals: Totals) -> tuple[Cell, .
         ", ".join(fit) or "none",
         "; ".join(layer.notes),
     )
+
+
+def _shape(layer: LayerReport) -> str:
+    left = "" if layer.shape_left is None else f" → {shape_text(layer.shape_left)}"
+    return shape_text(layer.shape) + left
 
 
 def dense_table(layers: Sequence[DenseLayer]) -> Table:

@@ -9,6 +9,7 @@ from typing import Any
 from secateur.evaluation.metrics import Evaluation, evaluation_table, lost_text
 from secateur.hardware.requirements import RuntimeReport, runtime_table
 from secateur.pruning.search import Try
+from secateur.report.channels import ChannelGroup, channel_table, stuck_table
 from secateur.report.layers import DenseLayer, LayerReport, Totals, dense_table, layer_table
 from secateur.support.serialization import Saved, are_finite, demand
 from secateur.support.tables import Block, Cell, Column, Document, Table, count, warnings_first
@@ -86,6 +87,9 @@ class Report(Saved, Document):
         requested: the settings of the call.
         search: how the sparsity was found for `max_drop`; None for other targets.
         layers: the pruned layers, in execution order.
+        channels: groups of channels, where whole channels were removed; else empty. Then zeros are
+            weights that are gone, and `macs_fraction` and `bytes_fraction` are those of the smaller
+            network.
         dense_layers: the other layers with weights, with the reason.
         data: the calibration images.
         seconds: wall-clock time by step, and "total".
@@ -103,7 +107,7 @@ class Report(Saved, Document):
     """
 
     schema = "secateur.report"
-    schema_version = 6
+    schema_version = 7
 
     synthetic: str | None = None
     sparsity: float
@@ -114,6 +118,7 @@ class Report(Saved, Document):
     search: SearchReport | None = None
     layers: list[LayerReport]
     dense_layers: list[DenseLayer]
+    channels: list[ChannelGroup] = field(default_factory=list)
     data: DataReport
     seconds: dict[str, float]
     calibration: Evaluation | None = None
@@ -144,7 +149,7 @@ class Report(Saved, Document):
     @property
     def result(self) -> str:
         """The outcome in one line, for pipes and logs."""
-        parts = [f"{self.sparsity:.2%} of the prunable weights are zero", self.left]
+        parts = [f"{self.sparsity:.2%} of the prunable weights are {self.gone}", self.left]
         if self.synthetic:
             parts.append(f"calibrated on synthetic images ({self.synthetic})")
         return ", ".join([*parts, *self._accuracy()])
@@ -152,7 +157,12 @@ class Report(Saved, Document):
     @property
     def left(self) -> str:
         """What is left of the dense network's cost."""
-        return left_text(self.macs_fraction, self.bytes_fraction)
+        return left_text(self.macs_fraction, self.bytes_fraction, packed=not self.channels)
+
+    @property
+    def gone(self) -> str:
+        """What became of the pruned weights."""
+        return "gone, in whole channels" if self.channels else "zero"
 
     def _accuracy(self) -> Iterator[str]:
         """What is known of the accuracy, for one line."""
@@ -250,12 +260,17 @@ class Report(Saved, Document):
         """Warnings first, then the layers, the accuracy, and the use of the zeros."""
         blocks: list[Block] = [*warnings_first(self.warnings, self.synthetic), self.layer_table()]
         weights = sum(layer.weights for layer in self.layers)
+        of_all = "" if self.channels else f" ({self.network_sparsity:.2%} of all parameters)"
+        if self.channels:
+            blocks += ["", channel_table(self.channels)]
+        if stuck := stuck_table(self.channels):
+            blocks += ["", stuck]
         if self.dense_layers:
             blocks += ["", self.dense_table()]
         blocks += [
             "",
-            f"{self.sparsity:.2%} of {weights:,} prunable weights are zero "
-            f"({self.network_sparsity:.2%} of all parameters); {self.left}; "
+            f"{self.sparsity:.2%} of {weights:,} prunable weights are {self.gone}{of_all}; "
+            f"{self.left}; "
             f"{count(self.data.images, 'image')} from {self.data.source}, "
             f"{self.seconds.get('total', 0.0):.1f} s",
         ]
@@ -284,9 +299,10 @@ def check_run(seconds: dict[str, float], versions: dict[str, str]) -> None:
     demand("secateur" in versions, "versions has no secateur")
 
 
-def left_text(macs: float, size: float) -> str:
+def left_text(macs: float, size: float, *, packed: bool = True) -> str:
     """What is left of the dense network's cost, from two fractions."""
-    return f"{macs:.1%} of the MACs and {size:.1%} of the bytes (packed) are left"
+    how = " (packed)" if packed else ""
+    return f"{macs:.1%} of the MACs and {size:.1%} of the bytes{how} are left"
 
 
 def _verdict(of: Evaluation) -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from secateur.errors import OptionError
+from secateur.pruning.channels.run import ChannelRun
 from secateur.pruning.run import PruningRun
 from secateur.pruning.search import PredictedLoss
-from secateur.pruning.targets import MaxDrop, Sparsity, Target
+from secateur.pruning.targets import MaxBytes, MaxDrop, MaxMacs, Sparsity, Target
 from secateur.report.model import left_text
 from secateur.support.tables import Block, Column, Document, Table, shape_text
 
@@ -40,6 +43,23 @@ class LayerPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChannelPlan:
+    """Channels to be removed.
+
+    Attributes:
+        name: of the layers that make them.
+        channels: how many there are.
+        left: how many will be left.
+        loss_increase: expected change of the output when channels of this group alone leave.
+    """
+
+    name: str
+    channels: int
+    left: int
+    loss_increase: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan(Document):
     """What `secateur.prune` would do with the same arguments.
 
@@ -50,6 +70,7 @@ class Plan(Document):
         macs_fraction, bytes_fraction: of the dense network's; see `secateur.pruning.targets.Costs`.
         loss_increase: sum over the layers. The joint effect is not measured; it is usually smaller,
             because each layer compensates for the errors of the layers before it.
+        channels: groups of channels, where whole channels are to be removed; then no layers.
         notes: remarks, such as on gradual pruning.
     """
 
@@ -60,10 +81,16 @@ class Plan(Document):
     macs_fraction: float
     bytes_fraction: float
     loss_increase: float | None
+    channels: tuple[ChannelPlan, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     def table(self) -> Table:
-        """A row for each layer that would be pruned."""
+        """A row for each layer that would be pruned, or for each group of channels."""
+        if self.channels:
+            groups = tuple(
+                (of.name, of.channels, of.left, of.loss_increase) for of in self.channels
+            )
+            return Table(name="channels", columns=_CHANNEL_COLUMNS, rows=groups)
         rows = (
             (
                 of.name,
@@ -81,10 +108,13 @@ class Plan(Document):
     def blocks(self) -> list[Block]:
         """The layers, the sums, and notes."""
         weights = sum(layer.weights for layer in self.layers)
+        gone = f"{self.sparsity:.2%} of {weights:,} prunable weights zero"
+        if self.channels:
+            gone = f"{self.sparsity:.2%} of the prunable weights gone, in whole channels"
+        left = left_text(self.macs_fraction, self.bytes_fraction, packed=not self.channels)
         blocks: list[Block] = [
             self.table(),
-            f"plan for {self.target} {self.value:g}: {self.sparsity:.2%} of {weights:,} prunable "
-            f"weights zero; {left_text(self.macs_fraction, self.bytes_fraction)}",
+            f"plan for {self.target} {self.value:g}: {gone}; {left}",
         ]
         if self.loss_increase is not None:
             blocks.append(
@@ -94,6 +124,12 @@ class Plan(Document):
         return [*blocks, *self.notes]
 
 
+_CHANNEL_COLUMNS = (
+    Column("channels made by"),
+    Column("channels", "{:,}"),
+    Column("left", "{:,}"),
+    Column("loss", "{:.2g}"),
+)
 _COLUMNS = (
     Column("layer"),
     Column("shape"),
@@ -107,10 +143,47 @@ _COLUMNS = (
 
 def predict_loss(run: PruningRun) -> PredictedLoss:
     """Points that the allocation's curves expect to be lost, at each sparsity."""
+    if isinstance(run, ChannelRun):
+        channels = run.fitted_channels
+        return PredictedLoss.of(lambda s: sum(channels.loss_increase(run.counts(Sparsity(s)))))
     fitted = run.fitted_allocation
     if not fitted.curves:
         return PredictedLoss.of(None)
     return PredictedLoss.of(lambda s: sum(fitted.loss_increase(run.kept(fitted, Sparsity(s)))))
+
+
+def plan_of(run: PruningRun) -> Plan:
+    """Plans a run of any pattern; see `make_plan`."""
+    return plan_channels(run) if isinstance(run, ChannelRun) else make_plan(run)
+
+
+def plan_channels(run: ChannelRun) -> Plan:
+    """Plans a run that removes channels. Cost: what the curves take."""
+    target, notes = _without_search(run, run.target)
+    if len(targets := run.recipe.targets(target)) > 1:
+        notes.append(f"the recipe prunes to {targets[0].value:g} first")
+    if run.reconstructs(target):
+        notes.append("block reconstruction follows each walk and reduces the loss expected here")
+    elif run.asks_for_reconstruction(target):
+        notes.append(f"no block reconstruction: {run.cannot_reconstruct}")
+    counts = run.counts(target)
+    losses = run.fitted_channels.loss_increase(counts)
+    groups = zip(run.space.removable, counts, losses, strict=True)
+    left = {name: of.at(np.array(counts)) / of.dense for name, of in run.prices.items()}
+    return Plan(
+        target=run.target.name,
+        value=run.target.value,
+        layers=(),
+        channels=tuple(
+            ChannelPlan(name=of.name, channels=of.units, left=of.units - gone, loss_increase=loss)
+            for of, gone, loss in groups
+        ),
+        sparsity=1 - left[Sparsity.name],
+        macs_fraction=left[MaxMacs.name],
+        bytes_fraction=left[MaxBytes.name],
+        loss_increase=sum(losses),
+        notes=tuple(notes),
+    )
 
 
 def make_plan(run: PruningRun) -> Plan:
@@ -162,7 +235,7 @@ def _without_search(run: PruningRun, target: Target) -> tuple[Target, list[str]]
     """A guessed sparsity in place of a drop that only walks can measure."""
     if not isinstance(target, MaxDrop):
         return target, []
-    if not run.fitted_allocation.curves:
+    if not isinstance(run, ChannelRun) and not run.fitted_allocation.curves:
         raise OptionError(
             "max_drop cannot be planned with an allocation that measures no loss, expected "
             "'sensitivity': plan a sparsity instead, or prune"

@@ -21,7 +21,7 @@ def allocate(
     allowed: float,
     *,
     multiple: int = 1,
-) -> tuple[list[int], float]:
+) -> list[int]:
     """Takes channels where the loss rises least for what is saved, until the cost is met.
 
     Args:
@@ -32,11 +32,11 @@ def allocate(
         multiple: of what is left of each coupling, where it has more than that.
 
     Returns:
-        How many units of each are to leave, and the cost that this comes to.
+        How many units of each are to leave. Where the cost cannot be met: as many as can.
     """
     stairs = [_Stairs(of, curve, multiple) for of, curve in zip(removable, curves, strict=True)]
     removed = np.zeros(len(stairs), dtype=np.int64)
-    while (now := cost.at(removed)) > allowed * (1 + 1e-9):
+    while cost.at(removed) > allowed * (1 + 1e-9):
         steps = np.array(
             [of.step(int(gone)) for of, gone in zip(stairs, removed, strict=True)], dtype=np.int64
         )
@@ -54,19 +54,30 @@ def allocate(
         if not np.isfinite(price[best]):
             break
         removed[best] += steps[best]
-    return removed.tolist(), now
+    return removed.tolist()
+
+
+def most_removed(removable: Sequence[Removable], multiple: int = 1) -> Removed:
+    """How many units of each coupling can leave."""
+    found: list[int] = []
+    for of in removable:
+        stairs, gone = _Stairs(of, None, multiple), 0
+        while step := stairs.step(gone):
+            gone += step
+        found.append(gone)
+    return np.array(found)
 
 
 class _Stairs:
     """The widths that a coupling may have, and what is lost at each."""
 
-    def __init__(self, removable: Removable, curve: Curve, multiple: int) -> None:
+    def __init__(self, removable: Removable, curve: Curve | None, multiple: int) -> None:
         self.units, self.least = removable.units, removable.step
         self.most = self.units - max(self.least, round(self.units * _KEPT))
         self.multiple = multiple if self.units > multiple else 1
         self.fine = max(1, self.units // _STEPS)
         x, y = [0.0], [0.0]
-        for rise, count in lower_hull(self.units, curve):
+        for rise, count in lower_hull(self.units, curve) if curve else ():
             x.append(x[-1] + count)
             y.append(y[-1] + rise * count)
         self.losses = np.interp(np.arange(self.units + 1), x, y)

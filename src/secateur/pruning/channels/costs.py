@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from secateur.network.layers import Layer
 from secateur.pruning.channels.space import Removable
 
-Removed = np.ndarray  # how many units of each coupling are gone
+Removed = NDArray[np.int64]  # how many units of each coupling are gone
 
 
 class WidthCost(Protocol):
@@ -28,7 +29,7 @@ class WidthCost(Protocol):
         """With so many units of each coupling gone."""
         ...
 
-    def savings(self, removed: Removed, steps: Removed) -> Removed:
+    def savings(self, removed: Removed, steps: Removed) -> NDArray[np.float64]:
         """What each coupling alone would save if it lost so many more."""
         ...
 
@@ -45,8 +46,8 @@ class ProductCost:
     """
 
     fixed: float
-    sizes: np.ndarray
-    shares: np.ndarray
+    sizes: NDArray[np.float64]
+    shares: NDArray[np.float64]
 
     @property
     def dense(self) -> float:
@@ -58,7 +59,7 @@ class ProductCost:
         left = 1 - self.shares @ removed
         return self.fixed + float((self.sizes * left.prod(0)).sum())
 
-    def savings(self, removed: Removed, steps: Removed) -> Removed:
+    def savings(self, removed: Removed, steps: Removed) -> NDArray[np.float64]:
         """See `WidthCost.savings`."""
         first, second = 1 - self.shares @ removed
         gone = self.shares * steps  # (2, parts, couplings)
@@ -80,9 +81,18 @@ def weights_cost(every: Sequence[Layer], removable: Sequence[Removable]) -> Prod
 
 def bytes_cost(tensors: Mapping[str, Any], removable: Sequence[Removable]) -> ProductCost:
     """Bytes of the tensors that a file holds; tied ones count once."""
-    held = {of.data_ptr() or id(of): (name, of) for name, of in tensors.items() if _counts(of)}
-    parts = [(name, of.shape, of.nbytes) for name, of in held.values()]
+    parts = [(name, of.shape, of.nbytes) for name, of in _held(tensors)]
     return _cost(parts, removable)
+
+
+def nbytes(tensors: Mapping[str, Any]) -> int:
+    """Bytes of the tensors that a file holds; tied ones count once."""
+    return sum(of.nbytes for _, of in _held(tensors))
+
+
+def _held(tensors: Mapping[str, Any]) -> Iterable[tuple[str, Tensor]]:
+    each = {of.data_ptr() or id(of): (name, of) for name, of in tensors.items() if _counts(of)}
+    return each.values()
 
 
 def _counts(value: Any) -> bool:
@@ -92,7 +102,7 @@ def _counts(value: Any) -> bool:
 def _cost(
     parts: Iterable[tuple[str | None, Sequence[int], float]], removable: Sequence[Removable]
 ) -> ProductCost:
-    by_axis: dict[tuple[str, int], np.ndarray] = {}
+    by_axis: dict[tuple[str, int], NDArray[np.float64]] = {}
     for number, of in enumerate(removable):
         for part in of.coupling.slices:
             each = sum(map(len, part.indices)) / of.units
@@ -100,7 +110,7 @@ def _cost(
             row[number] += each
     fixed: list[float] = []
     sizes: list[float] = []
-    shares: list[list[np.ndarray]] = []
+    shares: list[list[NDArray[np.float64]]] = []
     none = np.zeros(len(removable))
     for name, shape, size in parts:
         axes = [at for at in range(len(shape)) if (str(name), at) in by_axis]

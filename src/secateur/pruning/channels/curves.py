@@ -93,7 +93,8 @@ class ChannelSensitivity:
     def counts(self, removable: Removable) -> list[int]:
         """Units to remove at each level."""
         units, step = removable.units, removable.step
-        return [min(max(step, round(units * of) // step * step), units - step) for of in self.levels]
+        asked = (round(units * level) // step * step for level in self.levels)
+        return [min(max(step, count), units - step) for count in asked]
 
     def _curve(
         self,
@@ -136,9 +137,7 @@ class _Fits:
         for number, layer in enumerate(self.space.layers):
             if number in self.space.read_by:
                 chunks = self.streams.run_to(layer)
-                fit = LayerFit(
-                    self.graph, chunks, index=number, sampling=self.sampling, start={}
-                )
+                fit = LayerFit(self.graph, chunks, index=number, sampling=self.sampling, start={})
                 self.held[number] = fit, fit.problem(self.settings.method)
             for index, removable in couplings:
                 if removable.readers[-1].layer == number:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,13 +10,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from secateur.network.couplings import Coupling, Slices, find_couplings
-from secateur.network.graph import Graph
+from secateur.network.couplings import Coupling, Removed, Slices
 from secateur.network.layers import Layer
 from secateur.pruning.layer_fit import is_wide
 from secateur.pruning.sampling import Sampling
-
-Counts = Sequence[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,22 +93,23 @@ class ChannelSpace:
 
 
 def find_space(
-    graph: Graph,
     couplings: Sequence[Coupling],
     layers: Sequence[Layer],
-    left_out: Sequence[Layer],
+    *,
     sampling: Sampling,
+    excluded: Collection[str] = (),
+    included: Collection[str] | None = None,
 ) -> ChannelSpace:
     """What can be removed, with the layers chosen.
 
     Args:
-        graph: that the layers are fitted in.
         couplings: of the network as it was traced.
         layers: to fit.
-        left_out: layers that neither lose channels nor columns.
         sampling: tells which layers are too wide.
+        excluded: weights of layers that neither lose channels nor columns.
+        included: weights of layers whose channels may leave; None = of all.
     """
-    finder = _Finder(graph, layers, {str(layer.parameter) for layer in left_out}, sampling)
+    finder = _Finder(layers, sampling, excluded, included)
     found = [(finder.name(of), of, finder.why_stuck(of)) for of in couplings]
     removable = [
         Removable(name=name, coupling=of, readers=finder.readers(of))
@@ -124,11 +122,17 @@ def find_space(
 
 
 class _Finder:
+    """Looks at couplings one by one."""
+
     def __init__(
-        self, graph: Graph, layers: Sequence[Layer], left_out: set[str], sampling: Sampling
+        self,
+        layers: Sequence[Layer],
+        sampling: Sampling,
+        excluded: Collection[str],
+        included: Collection[str] | None,
     ) -> None:
-        self.graph, self.layers, self.left_out = graph, layers, left_out
-        self.sampling = sampling
+        self.layers, self.sampling = layers, sampling
+        self.excluded, self.included = excluded, included
         self.numbers = {str(layer.parameter): number for number, layer in enumerate(layers)}
 
     def name(self, coupling: Coupling) -> str:
@@ -143,22 +147,23 @@ class _Finder:
             return coupling.fixed
         if coupling.units < 2 * max(1, len(coupling.blocks)):
             return "a single channel"
-        touched = [*coupling.of("rows"), *coupling.of("columns")]
-        for part in touched:
-            if part.parameter in self.left_out:
-                return f"{part.parameter.removesuffix('.weight')} is left as it is"
+        for part in coupling.slices:
+            if part.parameter in self.excluded:
+                return f"{_short(part)} is excluded"
+        for part in coupling.of("rows"):
+            if self.included is not None and part.parameter not in self.included:
+                return f"{_short(part)} is not among the layers asked for"
         if not coupling.of("columns"):
             return "no layer reads them"
         return next(filter(None, map(self._why_not_read, coupling.of("columns"))), None)
 
     def _why_not_read(self, part: Slices) -> str | None:
-        short = part.parameter.removesuffix(".weight")
         number = self.numbers.get(part.parameter)
         if number is None:
-            return f"read by {short}, which cannot be fitted"
+            return f"read by {_short(part)}, which cannot be fitted"
         layer = self.layers[number]
         if is_wide(layer, self.sampling):
-            return f"read by {short}, which has {layer.columns} columns: raise max_columns"
+            return f"read by {_short(part)}, which has {layer.columns} columns: raise max_columns"
         return None
 
     def readers(self, coupling: Coupling) -> tuple[ReadColumns, ...]:
@@ -171,10 +176,10 @@ class _Finder:
         layer = self.layers[number]
         sizes = [1] * len(layer.shape)
         sizes[part.axis] = layer.shape[part.axis]
-        index = torch.arange(layer.shape[part.axis]).view(sizes).expand(layer.shape)
+        index = torch.arange(float(layer.shape[part.axis])).view(sizes).expand(layer.shape)
         along = layer.calls[0].geometry.matrix(index)[0, 0]  # which index each column is of
         columns = [
-            torch.isin(along, torch.tensor(list(of), dtype=torch.long)).nonzero()[:, 0]
+            torch.isin(along, torch.tensor(of, dtype=along.dtype)).nonzero()[:, 0]
             for of in part.indices
         ]
         return ReadColumns(
@@ -183,24 +188,14 @@ class _Finder:
         )
 
 
-def removed_units(
-    space: ChannelSpace, removed: Sequence[Sequence[int]]
-) -> list[tuple[Coupling, Sequence[int]]]:
+def _short(part: Slices) -> str:
+    return part.parameter.removesuffix(".weight")
+
+
+def removed_units(space: ChannelSpace, removed: Sequence[Sequence[int]]) -> Removed:
     """Units to leave out by coupling, as `Frontend.shrunk` takes them."""
     return [
         (removable.coupling, sorted(units))
         for removable, units in zip(space.removable, removed, strict=True)
         if units
     ]
-
-
-__all__ = [
-    "ChannelSpace",
-    "Counts",
-    "ReadColumns",
-    "Removable",
-    "Stuck",
-    "find_couplings",
-    "find_space",
-    "removed_units",
-]

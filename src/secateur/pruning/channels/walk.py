@@ -77,7 +77,7 @@ def channel_walk(
                 solved = fit.solve(method, Unstructured(), layer.weights)
             else:
                 problem = fit.problem(method)
-                for index, reader in space.read_by.get(number, ()):
+                for index, _ in space.read_by.get(number, ()):
                     if index not in gone:
                         gone[index] = _chosen(
                             problem, space, number, index, counts[index], gone, damping
@@ -115,8 +115,6 @@ def _chosen(
         return []
     others = [of.of(gone[at]) for at, of in space.read_by[layer] if at in gone]
     columns = next(of.columns for at, of in space.read_by[layer] if at == index)
-    reader = Reader(
-        problem=problem, columns=columns, absent=torch.cat(others) if others else None
-    )
+    reader = Reader(problem=problem, columns=columns, absent=torch.cat(others) if others else None)
     blocks = space.removable[index].coupling.blocks
     return elimination_order([reader], damping=damping, count=count, blocks=blocks)

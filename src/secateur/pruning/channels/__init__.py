@@ -1,0 +1,1 @@
+"""Removing whole channels: what can leave, what it costs, how much is lost, and the walk."""

@@ -1,0 +1,264 @@
+"""A recipe carried out on a graph where whole channels leave."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+from torch import Tensor
+
+from secateur.core.patterns import Channels
+from secateur.errors import OptionError
+from secateur.network.couplings import find_couplings
+from secateur.network.graph import Graph
+from secateur.pruning.alignment import Alignment
+from secateur.pruning.allocations import Curve
+from secateur.pruning.channels.allocation import allocate, expected_losses, most_removed
+from secateur.pruning.channels.costs import WidthCost, bytes_cost, macs_cost, weights_cost
+from secateur.pruning.channels.curves import ChannelSensitivity, ChannelStudy
+from secateur.pruning.channels.space import ChannelSpace, find_space, removed_units
+from secateur.pruning.channels.walk import channel_walk
+from secateur.pruning.run import Changes, PruningRun
+from secateur.pruning.targets import MaxBytes, MaxDrop, MaxMacs, Sparsity, Target
+from secateur.pruning.walk import WalkResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedChannels:
+    """What is known of the couplings, in the form of an allocation.
+
+    Attributes:
+        space: the couplings.
+        study: what removing each alone does.
+        multiple: of which the width left is one.
+    """
+
+    space: ChannelSpace
+    study: ChannelStudy
+    multiple: int
+
+    @property
+    def curves(self) -> Sequence[Curve]:
+        """One for each coupling."""
+        return self.study.curves
+
+    def removed(self, cost: WidthCost, allowed: float) -> list[int]:
+        """Units of each coupling to remove, so that a cost is met."""
+        return allocate(self.space.removable, self.curves, cost, allowed, multiple=self.multiple)
+
+    def loss_increase(self, removed: Sequence[int]) -> list[float]:
+        """What the curves expect of each coupling."""
+        return expected_losses(self.space.removable, self.curves, removed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelRun(PruningRun):
+    """What a recipe with the pattern `Channels` is carried out on; see `PruningRun`.
+
+    Its `layers` are those that are fitted. The counts that a walk has (`WalkResult.kept`) are
+    channels of each coupling that are gone.
+
+    Attributes:
+        space: what can leave.
+        prices: what the network costs at given widths, by the name of the target.
+    """
+
+    space: ChannelSpace
+    prices: Mapping[str, WidthCost]
+    sensitivity: ChannelSensitivity = field(default_factory=ChannelSensitivity)
+
+    @property
+    def measured(self) -> int:
+        """See `PruningRun.measured`."""
+        return len(self.layers)
+
+    @property
+    def visits(self) -> int:
+        """See `PruningRun.visits`."""
+        walks = len(self.recipe.schedule) * (2 if self.reconstructs(self.target) else 1)
+        tries = 6 if isinstance(self.target, MaxDrop) else 1
+        return (1 + tries * walks) * len(self.layers)
+
+    @property
+    def multiple(self) -> int:
+        """Of which the number of channels left is one."""
+        pattern = self.recipe.pattern
+        asked = pattern.multiple if isinstance(pattern, Channels) else 0
+        return asked or (8 if self.target.name == "max_latency" else 1)
+
+    @cached_property
+    def fitted_channels(self) -> FittedChannels:
+        """The couplings, looked at in the dense network."""
+        study = self.sensitivity.study(
+            self.graph,
+            self.samples,
+            self.space,
+            sampling=self.sampling,
+            layouts=self.layouts,
+            chunk=self.chunk,
+            on_layer=self.on_layer,
+        )
+        return FittedChannels(space=self.space, study=study, multiple=self.multiple)
+
+    def measure(self) -> None:
+        """See `PruningRun.measure`."""
+        _ = self.fitted_channels
+
+    def check_target(self) -> None:
+        """See `PruningRun.check_target`."""
+        if isinstance(self.target, MaxDrop):
+            return
+        cost, allowed = self.budget(self.target)
+        least = cost.at(most_removed(self.space.removable, self.multiple))
+        if least > allowed:
+            raise OptionError(
+                f"{self.target.name} is {self.target.value:g}, but with as few channels as can be "
+                f"{least / cost.dense:.3f} of the dense network's is left, expected "
+                f"{self._reachable(least / cost.dense)}: {len(self.space.stuck)} groups of "
+                "channels cannot leave (secateur inspect tells why)"
+            )
+
+    def shortfall(self) -> list[str]:
+        """Nothing: a target that cannot be met is refused."""
+        return []
+
+    def _reachable(self, least: float) -> str:
+        if isinstance(self.target, Sparsity):
+            return f"at most {1 - least:.3f}"
+        return f"at least {least:.3f}"
+
+    def budget(self, target: Target) -> tuple[WidthCost, float]:
+        """The cost that a target is about, and what is allowed of it."""
+        cost = self.prices[target.name]
+        share = 1 - target.value if isinstance(target, Sparsity) else target.value
+        return cost, share * cost.dense
+
+    def counts(self, target: Target) -> list[int]:
+        """Units of each coupling to remove."""
+        return self.fitted_channels.removed(*self.budget(target))
+
+    def prune_to(self, target: Target) -> WalkResult:
+        """See `PruningRun.prune_to`; the walks of a schedule remove more and more."""
+        walked, weights = None, dict[str, Tensor]()
+        *previous, _ = targets = self.recipe.targets(target)
+        reconstructs = self.reconstructs(target)
+        for step in targets:
+            walked = replace(self.walk_to(self.counts(step), weights), target=step)
+            walked = self._reconstructed(walked) if reconstructs else walked
+            names = (str(layer.parameter) for layer in self.layers)
+            weights = {name: walked.changes[name] for name in names}
+        assert walked is not None
+        notes = [f"no block reconstruction: {self.cannot_reconstruct}"]
+        missing = self.asks_for_reconstruction(target) and not reconstructs
+        walked = replace(
+            walked,
+            previous=[f"{step.name} {step.value:g}" for step in previous],
+            notes=notes * missing,
+        )
+        return self._unfold(walked)
+
+    def walk_to(self, counts: Sequence[int], weights: Changes) -> WalkResult:
+        """One walk that removes so many units of each coupling."""
+        walked, gone = channel_walk(
+            self.graph,
+            self.samples,
+            self.space,
+            counts,
+            self.fitted_channels.study.orders,
+            method=self.recipe.method,
+            damping=self.sensitivity.damping,
+            inputs=self.recipe.inputs,
+            start=weights,
+            sampling=self.sampling,
+            layouts=self.layouts,
+            chunk=self.chunk,
+            on_layer=self.on_layer,
+        )
+        return replace(walked, kept=list(counts), removed=removed_units(self.space, gone))
+
+    def asks_for_reconstruction(self, target: Target) -> bool:
+        """Always where the recipe has one: it pays from the first channels that leave."""
+        return self.recipe.reconstruction is not None
+
+    @property
+    def reconstructed_from(self) -> float:
+        """See `PruningRun.reconstructed_from`: all tries of a search are alike."""
+        return 1.0
+
+    def departures(self, walked: WalkResult, kept: Sequence[int]) -> list[str]:
+        """Warnings where the network costs more than was asked for."""
+        target = walked.target
+        cost, allowed = self.budget(target)
+        removed = np.array([len(units) for units in self.removed_by(walked)])
+        spent = cost.at(removed)
+        if spent <= allowed * (1 + 1e-6):
+            return []
+        return [
+            f"{spent / cost.dense:.4f} of the dense network's is left by the measure of "
+            f"{target.name}, more than {target.value:g} asks for: no more channels can leave"
+        ]
+
+    @cached_property
+    def touched(self) -> frozenset[str]:
+        """Weights of the layers that make or read channels that can leave, and are fitted."""
+        parts = {part.parameter for of in self.space.removable for part in of.coupling.slices}
+        return frozenset(parts & {str(layer.parameter) for layer in self.layers})
+
+    @property
+    def curves(self) -> Sequence[Curve]:
+        """What removing each coupling alone does."""
+        return self.fitted_channels.curves
+
+    def removed_by(self, walked: WalkResult) -> list[Sequence[int]]:
+        """The units of each coupling that are gone."""
+        units = {id(coupling): units for coupling, units in walked.removed}
+        return [units.get(id(of.coupling), ()) for of in self.space.removable]
+
+    def account(
+        self, walked: WalkResult, target: Target, original: Graph, aligned: Alignment
+    ) -> dict[str, Changes]:
+        """Nothing: the networks on the way have other shapes."""
+        return {}
+
+
+def channel_run(
+    run: PruningRun,
+    original: Graph,
+    excluded: Collection[str],
+    included: Collection[str] | None,
+    tensors: Mapping[str, Tensor],
+) -> ChannelRun:
+    """The same run with channels that leave.
+
+    Args:
+        run: with the layers to fit.
+        original: the network as it was traced.
+        excluded: weights of layers that stay as they are.
+        included: weights of layers whose channels may leave; None = all.
+        tensors: that a file of the network holds.
+    """
+    space = find_space(
+        find_couplings(original),
+        run.layers,
+        sampling=run.sampling,
+        excluded=excluded,
+        included=included,
+    )
+    if not space.removable:
+        reasons = "; ".join(dict.fromkeys(f"{of.name}: {of.reason}" for of in space.stuck[:3]))
+        raise OptionError(
+            f"no channel of the network can leave ({reasons}), expected one that can: prune single "
+            "weights with pattern='unstructured'"
+        )
+    every = original.layers
+    return ChannelRun(
+        **{name: getattr(run, name) for name in PruningRun.__dataclass_fields__},
+        space=space,
+        prices={
+            Sparsity.name: weights_cost(run.layers, space.removable),
+            MaxMacs.name: macs_cost(every, space.removable),
+            MaxBytes.name: bytes_cost(tensors, space.removable),
+        },
+    )
