@@ -11,10 +11,12 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from onnx_models import as_onnx, network
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -943,3 +945,26 @@ def test_mistakes_end_with_status_2_and_one_sentence(tmp_path, packed):
     assert invoke("unpack", packed, "-o", out).exit_code == 0
     assert invoke("unpack", packed, "-o", out).exit_code == 2
     assert invoke("unpack", packed, "-o", out, "--force").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("packed", "right", "wrong"),
+    [
+        ("a.safetensors", ("b.safetensors", "B.SafeTensors", "b"), ("b.onnx", "b.pt", "b.txt")),
+        ("a.onnx", ("b.onnx", "B.ONNX", "b"), ("b.safetensors", "b.xml", "b.packed")),
+    ],
+)
+def test_a_file_is_unpacked_as_what_it_is(packed, right, wrong, tmp_path) -> None:
+    if packed == "a.onnx":
+        onnx.save(as_onnx(network(), size=12), tmp_path / packed)
+    else:
+        save_file({"weight": torch.zeros(10)}, tmp_path / packed)
+    secateur.pack(tmp_path / packed, tmp_path / "packed")
+    for name in wrong:
+        ending = Path(packed).suffix
+        with pytest.raises(OutputError, match=rf"expected {ending}, .* call it b{ending}"):
+            secateur.unpack(tmp_path / "packed", tmp_path / name)
+        assert not (tmp_path / name).exists()
+    for name in right:
+        secateur.unpack(tmp_path / "packed", tmp_path / name)
+        assert (tmp_path / name).read_bytes() == (tmp_path / packed).read_bytes()

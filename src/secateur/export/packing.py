@@ -20,6 +20,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from secateur.errors import OutputError, PackError
+from secateur.support.file_kinds import SAFETENSORS, kind_of_head
 from secateur.support.files import check_space, output_files
 from secateur.support.model_files import (
     check_versions,
@@ -149,8 +150,8 @@ def unpack(
 
     Args:
         path: a file made by `pack`.
-        out: the file to write. External data of an ONNX file go beside it, under their former
-            names.
+        out: the file to write; its name ends like that of the file that was packed, or has no
+            ending. External data of an ONNX file go beside it, under their former names.
         overwrite: whether files may be replaced.
         max_bytes: refuse to write more than this; by default 1 GiB, or 256 times the bytes of
             `path` if that is more.
@@ -160,7 +161,8 @@ def unpack(
 
     Raises:
         PackError: `path` is not a packed file, it is damaged, or it holds more than `max_bytes`.
-        OutputError: a file exists and `overwrite` is not given, or it cannot be written.
+        OutputError: a file exists and `overwrite` is not given, it cannot be written, or its name
+            has the ending of another kind of file.
 
     Memory does not grow with the file, nor with the sizes that a damaged file claims.
     """
@@ -183,10 +185,26 @@ def unpack(
         with output_files(out.parent, [*names[1:], names[0]], overwrite=overwrite) as staging:
             check_space(staging.parent, dense)
             for name, (_, size) in zip(names, files, strict=True):
+                blocks = _contents(source, size)
+                if name == out.name:
+                    blocks = _as_named(out, blocks, size)
                 with (staging / name).open("wb") as target:
-                    target.writelines(_contents(source, size))
+                    target.writelines(blocks)
             _read_end(source)
     return PackedSize(dense=dense, packed=packed)
+
+
+def _as_named(out: Path, blocks: Iterator[bytes], size: int) -> Iterator[bytes]:
+    """A model's blocks, if its name has the ending of such a file, or none."""
+    for number, raw in enumerate(blocks):
+        is_safetensors = kind_of_head(raw[:16], size) is SAFETENSORS
+        ending = ".safetensors" if is_safetensors else ".onnx"
+        if number == 0 and out.suffix.lower() not in ("", ending):
+            raise OutputError(
+                f"{out.name} ends in {out.suffix}, expected {ending}, for such a file was packed: "
+                f"call it {out.with_suffix(ending).name}"
+            )
+        yield raw
 
 
 def _read_back(target: IO[bytes], path: Path) -> None:

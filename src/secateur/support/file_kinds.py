@@ -209,10 +209,10 @@ def kind_of(path: str | Path) -> FileKind:
             return kind
     if head.startswith(b"PK\x03\x04"):
         return _zip(path)
-    return _kind_of_head(head, path.stat().st_size) or kind_named(path) or UNKNOWN
+    return kind_of_head(head, path.stat().st_size) or kind_named(path) or UNKNOWN
 
 
-def _kind_of_head(head: bytes, size: int) -> FileKind | None:
+def kind_of_head(head: bytes, size: int) -> FileKind | None:
     """The kind that a beginning tells of a file of so many bytes, by rules of its own."""
     if not head:
         return EMPTY
