@@ -18,7 +18,14 @@ from test_cli import invoke
 from torch import nn
 
 import secateur
-from secateur import IncompleteError, ModelError, OptionError, OutputError, Report
+from secateur import (
+    IncompleteError,
+    ModelError,
+    OptionError,
+    OutputError,
+    Report,
+    SecateurWarning,
+)
 from secateur.export.files import ONNX_WRITERS
 from secateur.export.int8 import Quantized
 
@@ -220,3 +227,44 @@ def test_what_becomes_of_the_callers_images_changes_no_file(monkeypatch) -> None
     result = secateur.prune(small(), images, quantize="int8", **HOW)
     images.zero_()
     assert torch.equal(result.images, IMAGES)
+
+
+def test_a_users_remark_that_begins_like_one_of_a_file_stays(pruned, tmp_path) -> None:
+    pruned.report.notes.append("model.onnx is what we ship")
+    for name in ("one", "two"):
+        pruned.save(tmp_path / name)
+    assert pruned.report.notes.pop() == "model.onnx is what we ship"
+
+
+def test_other_formats_of_an_earlier_pruning_are_removed_and_nothing_else(pruned, tmp_path) -> None:
+    out = tmp_path / "out"
+    pruned.save(out, onnx=True)
+    (out / "model.onnx.bak").write_text("mine")
+    (out / "mine.txt").write_text("mine")
+    with pytest.warns(SecateurWarning, match=r"model\.onnx was removed: an earlier pruning wrote"):
+        pruned.save(out, overwrite=True)
+    names = ["mine.txt", "model.onnx.bak", "model.safetensors", "report.html", "report.json"]
+    assert sorted(path.name for path in out.iterdir()) == names
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_files_that_no_report_lists_are_told_of_and_stay(listed, pruned, tmp_path) -> None:
+    out = tmp_path / "out"
+    pruned.save(out, onnx=listed)
+    (out / "model.onnx").write_text("another file of that name")
+    (out / "model-int8.onnx").write_text("mine")
+    with pytest.warns(SecateurWarning, match="was there before and is not of the network") as told:
+        pruned.save(out, overwrite=True)
+    assert len(told) == 2
+    assert (out / "model.onnx").read_text() == "another file of that name"
+    assert (out / "model-int8.onnx").read_text() == "mine"
+
+
+def test_a_report_cannot_have_files_elsewhere_removed(pruned, tmp_path) -> None:
+    out, mine = tmp_path / "out", tmp_path / "mine.onnx"
+    mine.write_text("mine")
+    pruned.save(out)
+    text = (out / "report.json").read_text()
+    (out / "report.json").write_text(text.replace('"model.safetensors": {', '"../mine.onnx": {'))
+    pruned.save(out, overwrite=True)
+    assert mine.read_text() == "mine"

@@ -15,10 +15,11 @@ from secateur.core.patterns import Pattern, PatternName
 from secateur.data.preprocess import Transform
 from secateur.data.sources import MAX_IMAGES, Data, open_images
 from secateur.errors import ModelError, OptionError, SecateurWarning
-from secateur.export.files import CHECKED_IMAGES, rehearse
+from secateur.export.files import rehearse
 from secateur.export.int8 import Precision, Quantized, check_kind, in_int8
 from secateur.frontends import open as open_model
 from secateur.frontends.first_runs import one_first_run
+from secateur.frontends.torch.onnx_export import CHECKED_IMAGES
 from secateur.network.samples import Samples
 from secateur.options import Options
 from secateur.preparation import prepare

@@ -11,7 +11,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from secateur.errors import IncompleteError, ModelError, OptionError, SecateurWarning
+from secateur.errors import DataError, IncompleteError, ModelError, OptionError, SecateurWarning
 from secateur.evaluation.evaluation_set import EvaluationSet
 from secateur.evaluation.metrics import percent_text
 from secateur.export.files import (
@@ -55,6 +55,8 @@ class PruneResult:
         evaluation_set: the evaluation data with the dense network's outputs; None without data.
         exported: the pruned network as an `onnx.ModelProto`, from which `quantized` was made.
         missing: results that were requested and could not be made ("int8"), with the reason.
+        file_remarks: what `save` has added to the report's warnings and notes about its files; the
+            next call takes it out.
         images: calibration images on which `save` compares the files with the network: all of
             them if INT8 was requested, because INT8 files are fitted to them, else a few.
     """
@@ -67,6 +69,7 @@ class PruneResult:
     evaluation_set: EvaluationSet | None = None
     exported: Any = None
     missing: Mapping[str, str] = field(default_factory=dict)
+    file_remarks: list[str] = field(default_factory=list, repr=False, compare=False)
 
     def after(self, step: str) -> Any:
         """A copy of the network as it was after a step of the recipe."""
@@ -114,6 +117,8 @@ class PruneResult:
             int8: whether to write `model-int8.onnx` and, with `openvino`,
                 `openvino/model-int8.xml`; None = if `prune` was called with quantize="int8".
             overwrite: whether files of the same names may be replaced in a folder with others.
+                What an earlier call has written there of another format is removed, with a warning,
+                where the earlier report.json lists it.
             progress: as for `secateur.prune`.
 
         Returns:
@@ -136,6 +141,7 @@ class PruneResult:
         network, is_program = open_model(self.model), program_of(self.model) is not None
         names = file_names(network.suffix, is_program, onnx=onnx, openvino=openvino, int8=int8)
         check_folder(Path(out), [*names, REPORT, PAGE], overwrite=overwrite)
+        earlier = _earlier_files(Path(out)) if overwrite else {}
         with (
             telling(progress) as teller,
             one_first_run(),
@@ -146,6 +152,8 @@ class PruneResult:
             save_page(self.report, folder / PAGE)
             files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
             written = {path.relative_to(folder): path.stat().st_size for path in files}
+        if overwrite:
+            _clear_away(Path(out), earlier, self.report)
         if missing:
             reasons = "; ".join(f"{name} was not written: {why}" for name, why in missing.items())
             raise IncompleteError(
@@ -176,7 +184,7 @@ def _write(
         Which of those after the first could not be written, and why; the others are no worse.
     """
     report, missing = result.report, dict[str, str]()
-    _forget_files(report)
+    _forget_files(result)
     writers = _writers(result, network, folder)
     for name in names:
         teller.step(f"writing and checking {name}")
@@ -186,21 +194,73 @@ def _write(
             if name == names[0]:
                 raise
             missing[name] = str(error) or "there is not enough memory"
-            report.warnings.append(f"{name} was not written: {missing[name]}")
+            _remark(result, report.warnings, f"{name} was not written: {missing[name]}")
             _remove(folder / name)
         else:
-            warn_of_difference(report, name)
+            if told := difference_warning(name, report.exports[name]):
+                _remark(result, report.warnings, told)
+                warnings.warn(told, SecateurWarning, stacklevel=3)
     return missing
 
 
-def _forget_files(report: Report) -> None:
+def _remark(result: PruneResult, remarks: list[str], text: str) -> None:
+    """Adds what is to be said of a file to the report's warnings or notes."""
+    remarks.append(text)
+    result.file_remarks.append(text)
+
+
+def _forget_files(result: PruneResult) -> None:
     """Takes out of a report what it says of files that were written before, elsewhere."""
+    report = result.report
     report.exports.clear()
     for name in (IR, INT8_IR):
         report.evaluation.pop(name, None)
-    about = tuple(f"{name}{what}" for name in _FILES for what in (" ", ":"))
     for remarks in (report.warnings, report.notes):
-        remarks[:] = [remark for remark in remarks if not remark.startswith(about)]
+        remarks[:] = [remark for remark in remarks if remark not in result.file_remarks]
+    result.file_remarks.clear()
+
+
+def _earlier_files(folder: Path) -> dict[str, Any]:
+    """The networks' files that the report in a folder lists, with the bytes that they have."""
+    try:
+        exports = Report.load(folder / REPORT).exports
+    except DataError:
+        return {}
+    return {name: facts.get("bytes") for name, facts in exports.items() if name in _FILES}
+
+
+def _clear_away(folder: Path, earlier: Mapping[str, Any], report: Report) -> None:
+    """Removes the files of an earlier pruning that were not replaced, and tells of all such files.
+
+    A file that is not listed, or has another size than its report says, is somebody else's.
+    """
+    for name in (name for name in _FILES if name not in report.exports):
+        files = [path for path in _parts_of(folder / name) if path.is_file()]
+        if not (folder / name).is_file():
+            continue
+        if name in earlier and sum(path.stat().st_size for path in files) == earlier[name]:
+            _remove_all(files)
+            told = f"{folder / name} was removed: an earlier pruning wrote it"
+        else:
+            told = (
+                f"{folder / name} was there before and is not of the network that was written: "
+                "remove it if you do not need it"
+            )
+        warnings.warn(told, SecateurWarning, stacklevel=3)
+
+
+def _parts_of(path: Path) -> list[Path]:
+    """A network's file and the one beside it that holds its weights."""
+    return [path, path.with_suffix(".bin") if path.suffix == ".xml" else Path(f"{path}.data")]
+
+
+def _remove_all(files: Sequence[Path]) -> None:
+    """Removes the parts of a network's file, and the folder of an IR that is empty then."""
+    for path in files:
+        path.unlink(missing_ok=True)
+    folder = files[0].parent
+    if files[0].suffix == ".xml" and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _writers(
@@ -232,10 +292,7 @@ def _writers(
 
 def _remove(path: Path) -> None:
     """Removes what is there of a file that could not be written, with what lies beside it."""
-    for left in (path.with_suffix(".bin"), *path.parent.glob(f"{path.name}*")):
-        left.unlink(missing_ok=True)
-    if path.suffix == ".xml" and path.parent.is_dir() and not any(path.parent.iterdir()):
-        path.parent.rmdir()
+    _remove_all([path, *_parts_of(path), *path.parent.glob(f"{path.name}*")])
 
 
 def _write_openvino(
@@ -244,31 +301,27 @@ def _write_openvino(
     """Writes an IR file, in INT8 where there are images to fit it to, and evaluates it."""
     check = save_openvino(pruned, path, result.images, int8=calibration)
     if calibration is not None and (note := recurrent_note(read_ir(path).model, INT8_IR)):
-        result.report.notes.append(note)
+        _remark(result, result.report.notes, note)
     if result.evaluation_set is not None:
         name = INT8_IR if calibration is not None else IR
         result.report.evaluation[name] = result.evaluation_set.evaluate(read_ir(path))
     return check
 
 
-def warn_of_difference(report: Report, name: str) -> None:
-    """A warning, in the report too, if a file does not give what the network gives."""
-    check = report.exports[name]
+def difference_warning(name: str, check: Mapping[str, Any]) -> str | None:
+    """What to warn of if a file does not give what the network gives; None if it does."""
     if name in (INT8, INT8_IR) and far_off(check):
-        message = (
+        return (
             f"{name} is far from the network in float32: the error of its outputs is "
             f"{percent_text(check['output_error'])} of their variance: evaluate it before you "
             "ship it, or leave out INT8"
         )
-    elif name in (ONNX, IR) and differs(check):
-        message = (
+    if name in (ONNX, IR) and differs(check):
+        return (
             f"{name} differs from the network's outputs by {check['largest_difference']:.2g}"
             ", more than rounding would: evaluate it before you ship it"
         )
-    else:
-        return
-    report.warnings.append(message)
-    warnings.warn(message, SecateurWarning, stacklevel=2)
+    return None
 
 
 def _pruned_parameters(report: Report, network: Frontend) -> list[str]:

@@ -20,11 +20,10 @@ from secateur.export.int8 import check_zeros, in_int8, parts, quantized
 from secateur.frontends import open as open_model
 from secateur.frontends.openvino.runtime import as_ir, batch_of, ir_weights, read_ir, write_ir
 from secateur.frontends.torch.modules import copy_module, named_tensors
-from secateur.frontends.torch.onnx_export import write_onnx
+from secateur.frontends.torch.onnx_export import CHECKED_IMAGES, exported, write_onnx
 from secateur.network.samples import Samples
 from secateur.support.extras import require_onnx
 
-CHECKED_IMAGES = 8  # on which a file is compared with the network
 _WARN_DIFFERENCE = 1e-3  # relative to the largest output
 _WARN_ERROR = 0.1  # of an INT8 file, relative to the outputs' variance and to the largest
 
@@ -100,7 +99,7 @@ def save_onnx(
         MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
         ModelError: the exporter or ONNX Runtime refuses the module, or zeros were lost.
     """
-    module, images = copy_module(model).eval().cpu(), images[:CHECKED_IMAGES].cpu()
+    module, images = exported(model, images)
     found = write_onnx(module, path, images, open_model(model).precision)
     held = sum(entry.stat().st_size for entry in path.parent.glob(f"{path.name}*"))
     return {

@@ -17,14 +17,12 @@ from secateur.data.preprocess import Transform
 from secateur.frontends.hubs import own_input_shape, own_preprocess
 from secateur.frontends.protocol import Forward, Frontend, check_same
 from secateur.frontends.torch import graph, modules
-from secateur.frontends.torch.onnx_export import write_onnx
+from secateur.frontends.torch.onnx_export import exported, write_onnx
 from secateur.frontends.torch.shrink import shrink
 from secateur.network.couplings import Removed, masked
 from secateur.network.graph import Graph
 from secateur.network.layout import to_channels_last
 from secateur.network.samples import Samples
-
-_TRIED = 8  # images that a file is run on
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ class TorchFrontend(Frontend):
 
     def to_onnx(self, images: Tensor) -> Any:
         """See `Frontend.to_onnx`."""
-        module, few = modules.copy_module(self.model).eval().cpu(), images[:_TRIED].cpu()
+        module, few = exported(self.model, images)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             write_onnx(module, path, few, self.precision)

@@ -14,12 +14,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from secateur.errors import ModelError
+from secateur.frontends.torch.modules import copy_module
 from secateur.frontends.torch.program import TRACING
 from secateur.network.rows import RowsFirst, judged_output
 from secateur.support.extras import require_onnx
 from secateur.support.loggers import quiet
 
+CHECKED_IMAGES = 8  # on which a file is compared with the network
 _LARGE = 1_800_000_000  # bytes of weights that do not fit into the file itself
+
+
+def exported(
+    model: nn.Module, images: Float[Tensor, "batch ..."]
+) -> tuple[nn.Module, Float[Tensor, "few ..."]]:
+    """A copy of a module as it is exported, and the images that the file is run on."""
+    return copy_module(model).eval().cpu(), images[:CHECKED_IMAGES].cpu()
 
 
 def write_onnx(
