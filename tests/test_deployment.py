@@ -517,6 +517,22 @@ def test_an_int8_file_far_from_the_network_is_a_warning_with_the_figure(
         assert f"error of its outputs is {100 * error:.2g} % of their variance" in told
 
 
+@pytest.mark.parametrize("int8", [False, True])
+def test_the_same_network_gives_the_same_bytes(int8, tmp_path) -> None:
+    model, images = as_onnx(network(), size=12), torch.randn(4, 3, 12, 12)
+    calls = [node for node in model.graph.node if node.op_type == "Relu"]
+    for number, node in enumerate(calls):  # as older exporters call them, and OpenVINO its own
+        node.name = f"Relu_{number + 90}"
+    for name in ("one", "two"):
+        path = tmp_path / f"{name}.xml"
+        save_openvino(model, path, images, int8=images if int8 else None)
+    for ending in (".xml", ".bin"):
+        one, two = ((tmp_path / f"{name}{ending}").read_bytes() for name in ("one", "two"))
+        assert one == two
+    names = {node.get_friendly_name() for node in read_ir(path).model.get_ops()}
+    assert {node.name for node in calls} <= names
+
+
 _BY_TURNS = """
 import faulthandler, gc, signal
 import torch

@@ -18,7 +18,14 @@ from secateur.evaluation.inference import NoRowsError, first_output
 from secateur.evaluation.metrics import output_error
 from secateur.export.int8 import check_zeros, in_int8, parts, quantized
 from secateur.frontends import open as open_model
-from secateur.frontends.openvino.runtime import as_ir, batch_of, ir_weights, read_ir, write_ir
+from secateur.frontends.openvino.runtime import (
+    as_ir,
+    batch_of,
+    ir_weights,
+    names_in,
+    read_ir,
+    write_ir,
+)
 from secateur.frontends.torch.modules import copy_module, named_tensors
 from secateur.frontends.torch.onnx_export import CHECKED_IMAGES, exported, write_onnx
 from secateur.network.samples import Samples
@@ -220,7 +227,7 @@ def save_openvino(
         check_zeros(ir_weights(made), ir_weights(integers), path.name)
         made = integers
     path.parent.mkdir(exist_ok=True)
-    write_ir(made, path)
+    write_ir(made, path, names_in(model))
     held = read_ir(path)
     return {
         "bytes": path.stat().st_size + path.with_suffix(".bin").stat().st_size,

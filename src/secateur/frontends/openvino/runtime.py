@@ -5,7 +5,9 @@ OpenVINO is imported where it is needed; nothing else in the package knows it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import re
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from secateur.network.rows import RowsFirst, in_parts
 from secateur.support.extras import require
 from secateur.support.signal_stack import kept_signal_stack
 
+_MADE_UP = re.compile(r"[A-Za-z]\w*_\d+")  # such as Constant_1234
 _LAYERS = (
     "Convolution",
     "ConvolutionBackpropData",
@@ -123,12 +126,44 @@ def as_ir(model: Any) -> Any:
             f"OpenVINO cannot convert the network ({_reason(error)}), expected one that it can: "
             "leave out OpenVINO; the other outputs do not need it"
         ) from error
+    _number_names(made, names_in(model))
     return made
 
 
-def write_ir(model: Any, path: Path) -> None:
-    """Writes an `openvino.Model` as .xml and .bin, its weights as they are."""
+def names_in(model: Any) -> set[str]:
+    """The names in an `onnx.ModelProto` that OpenVINO takes over."""
+    nodes = model.graph.node
+    return {name for node in nodes for name in (node.name, *node.input, *node.output)}
+
+
+def _number_names(model: Any, given: Set[str]) -> None:
+    """Numbers the names that OpenVINO has made up, with numbers that count up within a process.
+
+    The same network gives the same bytes then.
+
+    Args:
+        model: the `openvino.Model`, which is changed.
+        given: names that may look like made-up ones and are not.
+    """
+    numbers = itertools.count(1)
+    for node in model.get_ordered_ops():
+        name = node.get_friendly_name()
+        if _MADE_UP.fullmatch(name) and name not in given:
+            kind = node.get_type_name()
+            names = (f"{kind}_{number}" for number in numbers)
+            node.set_friendly_name(next(name for name in names if name not in given))
+
+
+def write_ir(model: Any, path: Path, given: Set[str]) -> None:
+    """Writes an `openvino.Model` as .xml and .bin, its weights as they are.
+
+    Args:
+        model: the network.
+        path: of the .xml file.
+        given: the names of the network that it was made from; others are numbered anew.
+    """
     openvino = require_openvino("writing an OpenVINO file")
+    _number_names(model, given)
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
