@@ -266,3 +266,18 @@ def test_labels_given_apart_may_be_any_whole_numbers(labels) -> None:
 def test_labels_given_apart_that_are_no_numbers_are_refused(labels) -> None:
     with pytest.raises(DataError, match=r"the labels are .*expected one class number per image"):
         evaluate(network(), IMAGES, labels)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        list(torch.rand(4, 3, 8, 8)),
+        tuple(torch.rand(2, 1, 8, 8)),
+        [np.zeros((8, 8, 3), np.uint8)] * 3,
+        [torch.rand(3, 8, 8), torch.rand(3, 6, 6)],
+        [torch.rand(5)] * 4,
+    ],
+)
+def test_a_list_of_single_images_is_not_read_as_batches(images) -> None:
+    with pytest.raises(DataError, match=r"single images or batches.*torch\.stack"):
+        load_images(images)

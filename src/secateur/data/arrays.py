@@ -37,6 +37,20 @@ def _axes(value: Any) -> int | None:
     return 1 if whole and value else None
 
 
+def check_are_batches(data: Any, name: str) -> None:
+    """Raises where a list holds arrays that may be single images: of (C, H, W), or of one axis."""
+    arrays = isinstance(data, list | tuple) and all(
+        isinstance(of, Tensor | np.ndarray) for of in data
+    )
+    if not arrays or not data or not {of.ndim for of in data} <= {1, 3}:
+        return
+    raise DataError(
+        f"{name} holds {len(data)} arrays, the first of shape {tuple(data[0].shape)}, which may be "
+        "single images or batches, expected one tensor: pass torch.stack of single images, or "
+        "torch.cat of batches"
+    )
+
+
 def as_tensor(value: Any) -> Tensor:
     """A tensor of what may be an array or a list.
 

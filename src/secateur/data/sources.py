@@ -35,6 +35,7 @@ from secateur.data.arrays import (
     PIXELS,
     as_inputs,
     as_tensor,
+    check_are_batches,
     check_kind,
     check_labels,
     is_pair,
@@ -217,6 +218,7 @@ class _Source:
             labels = as_tensor(data[1]) if self.labelled else None
             return self._array(as_tensor(data[0]), labels, name or "tensors")
         name = name or type(data).__name__
+        check_are_batches(data, name)
         if _is_indexed(data):
             return self._batches(lambda: (data[i] for i in range(len(data))), name, single=True)
         if isinstance(data, torch.utils.data.IterableDataset):
