@@ -593,3 +593,12 @@ def test_an_interruption_that_python_drops_comes_again(tmp_path, number):
         timeout=60,
     )
     assert (process.stdout, process.stderr) == ("interrupted\n", "")
+
+
+def test_a_link_that_leads_nowhere_is_called_so(tmp_path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "none")
+    for check in (check_file, check_folder):
+        with pytest.raises(OutputError, match=r"link .*a link that leads nowhere, expected a"):
+            check(link)
+    check_file(link, overwrite=True)

@@ -17,6 +17,7 @@ from secateur.data.sources import MAX_IMAGES, Data, open_images
 from secateur.errors import ModelError, OptionError, SecateurWarning
 from secateur.export.files import rehearse
 from secateur.export.int8 import Precision, Quantized, check_kind, in_int8
+from secateur.frontends import asked_or_own
 from secateur.frontends import open as open_model
 from secateur.frontends.first_runs import one_first_run
 from secateur.frontends.torch.onnx_export import CHECKED_IMAGES
@@ -229,7 +230,7 @@ def plan(
     network = open_model(model)
     check_kind(quantize, network)
     if evaluation is not None:
-        prepared = network.preprocess if preprocess is None else preprocess
+        prepared = asked_or_own(preprocess, network)
         next(open_images(evaluation, preprocess=prepared).batches())
     with telling(progress) as teller:
         job = prepare(network, data, options, search=False, teller=teller)

@@ -15,7 +15,7 @@ from secateur.data.streams import ImageStream
 from secateur.errors import DataError, OptionError
 from secateur.evaluation.evaluation_set import EvaluationSet
 from secateur.evaluation.metrics import one_answer
-from secateur.frontends import Frontend
+from secateur.frontends import Frontend, asked_or_own
 from secateur.network import judging
 from secateur.network.folding import Folding, fold
 from secateur.network.graph import Graph
@@ -62,8 +62,7 @@ def prepare(
         OptionError, DataError, ModelError: a mistake that the message helps to put right.
     """
     watch = Stopwatch(teller)
-    if options.preprocess is None:
-        options = replace(options, preprocess=model.preprocess)
+    options = replace(options, preprocess=asked_or_own(options.preprocess, model))
 
     watch.begin("reading the images")
     images, judged = read(data, options, evaluation, search=search)

@@ -18,7 +18,7 @@ from secateur.data.streams import BATCH, ImageStream
 from secateur.errors import DataError, ModelError, SecateurWarning
 from secateur.evaluation.inference import answer
 from secateur.evaluation.metrics import Evaluation, check_labels, compare, one_answer
-from secateur.frontends import open_to_run
+from secateur.frontends import asked_or_own, open_to_run
 from secateur.support.settings import at_least, check_arguments
 
 
@@ -69,9 +69,8 @@ def evaluate(
     if numbers is not None and isinstance(data, Tensor | np.ndarray):
         _check_count(numbers, len(data))
     models = [open_to_run(of) for of in (model, *[reference] * (reference is not None))]
-    if preprocess is None:
-        preprocess = next((of.preprocess for of in models if of.preprocess is not None), None)
-    stream = open_images(data, preprocess=preprocess, labelled=labels is None)
+    how = asked_or_own(preprocess, *models)
+    stream = open_images(data, preprocess=how, labelled=labels is None)
     answers = answer(
         models, stream, batch_size=batch_size, needs_labels=numbers is reference is None
     )

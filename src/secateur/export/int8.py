@@ -23,7 +23,7 @@ from torch import Tensor
 from secateur.data.preprocess import Transform
 from secateur.data.sources import MAX_IMAGES, Data, load_images
 from secateur.errors import ModelError, OptionError, SecateurWarning
-from secateur.frontends import Frontend
+from secateur.frontends import Frontend, asked_or_own
 from secateur.frontends import open as open_model
 from secateur.support.extras import require, require_onnx
 from secateur.support.loggers import quiet
@@ -95,8 +95,8 @@ def quantize(
     """
     check_arguments(quantize, locals(), max_images=at_least(1), seed=SEEDS)
     network = open_model(model)
-    preprocess = network.preprocess if preprocess is None else preprocess
-    images = load_images(data, preprocess=preprocess, max_images=max_images, seed=seed)
+    how = asked_or_own(preprocess, network)
+    images = load_images(data, preprocess=how, max_images=max_images, seed=seed)
     found = in_int8(network, images.tensor)
     for note in (*images.warnings, *found.notes):
         warnings.warn(note, SecateurWarning, stacklevel=2)

@@ -4,6 +4,6 @@ There is a folder for each kind of model; `open` is the one place that asks whic
 """
 
 from secateur.frontends.loading import open, open_to_run
-from secateur.frontends.protocol import Frontend, Runnable
+from secateur.frontends.protocol import Frontend, Runnable, asked_or_own
 
-__all__ = ["Frontend", "Runnable", "open", "open_to_run"]
+__all__ = ["Frontend", "Runnable", "asked_or_own", "open", "open_to_run"]

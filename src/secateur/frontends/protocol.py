@@ -39,6 +39,12 @@ class Runnable(ABC):
         """
 
 
+def asked_or_own(asked: Transform | None, *networks: Runnable) -> Transform | None:
+    """The preprocess of a call, else that of the first network that has one."""
+    ways = (asked, *(network.preprocess for network in networks))
+    return next((way for way in ways if way is not None), None)
+
+
 class Frontend(Runnable):
     """A network that can be pruned: a module, an ONNX model.
 

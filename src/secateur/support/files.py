@@ -160,10 +160,16 @@ def _nearest(folder: Path) -> Path:
 
 def _check_free(path: Path, *, overwrite: bool) -> None:
     if os.path.lexists(path) and not overwrite:
+        what = " as a link that leads nowhere" * _is_dangling(path)
         raise OutputError(
-            f"{path} exists, expected a new name: choose another or pass --force (overwrite=True)"
+            f"{path} exists{what}, expected a new name: choose another or pass --force "
+            "(overwrite=True)"
         )
     _check_place(path, wanted="file")
+
+
+def _is_dangling(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
 
 
 def check_folder(folder: Path, files: Iterable[str] = (), *, overwrite: bool = False) -> None:
@@ -406,6 +412,7 @@ def _check_place(target: Path, *, wanted: Literal["file", "folder"]) -> None:
         held = "file" if os.path.lexists(target) and not target.is_dir() else None
     else:  # a link gives way to a file, wherever it leads
         held = "folder" if target.is_dir() and not target.is_symlink() else None
+    held = "link that leads nowhere" if held and _is_dangling(target) else held
     if held:
         raise OutputError(
             f"{target} is a {held}, expected a {wanted} or a new name: choose another"
