@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import pickle
 import signal
 import sys
 import warnings
@@ -19,6 +20,7 @@ from torch import nn
 
 import secateur
 from secateur import (
+    DataError,
     IncompleteError,
     ModelError,
     OptionError,
@@ -26,6 +28,7 @@ from secateur import (
     Report,
     SecateurWarning,
 )
+from secateur.data.sources import open_images
 from secateur.export.files import ONNX_WRITERS
 from secateur.export.int8 import Quantized
 
@@ -268,3 +271,21 @@ def test_a_report_cannot_have_files_elsewhere_removed(pruned, tmp_path) -> None:
     (out / "report.json").write_text(text.replace('"model.safetensors": {', '"../mine.onnx": {'))
     pruned.save(out, overwrite=True)
     assert mine.read_text() == "mine"
+
+
+def test_a_result_can_be_pickled_with_the_evaluation_images_it_holds(tmp_path) -> None:
+    labels = torch.arange(len(IMAGES)) % 5
+    result = secateur.prune(small(), IMAGES, evaluation=(IMAGES.flip(2), labels), **HOW)
+    again = pickle.loads(pickle.dumps(result))
+    assert again.report == result.report
+    assert again.evaluation_set.evaluate(again.model) == result.report.evaluation["pruned"]
+    assert again.save(tmp_path / "out").keys() == result.save(tmp_path / "other").keys()
+
+
+def test_images_that_are_read_at_each_pass_are_in_no_pickle() -> None:
+    stream = open_images([IMAGES])
+    with pytest.raises(DataError, match="read at each pass"):
+        pickle.dumps(stream)
+    kept = list(stream.batches())
+    again = pickle.loads(pickle.dumps(stream))
+    assert torch.equal(next(again.batches()).images, kept[0].images)

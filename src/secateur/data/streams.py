@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -36,10 +37,25 @@ class Part:
     def __len__(self) -> int:
         return len(self.images)
 
+    def copy(self) -> Part:
+        """In memory of its own."""
+        labels = None if self.labels is None else self.labels.clone()
+        return Part(self.name, self.images.clone(), labels)
+
     def __getitem__(self, rows: slice) -> Part:
         return Part(
             self.name, self.images[rows], None if self.labels is None else self.labels[rows]
         )
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Parts that were copied, as often as they are asked for."""
+
+    kept: list[Part]
+
+    def __call__(self) -> list[Part]:
+        return self.kept
 
 
 @dataclass(kw_only=True, eq=False)
@@ -82,6 +98,20 @@ class ImageStream:
             yield from batched(self.checked(), size)
         else:
             yield from self._keeping(batched(self._watched(self.checked()), size))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a pickle: the images themselves, where they are in memory.
+
+        Raises:
+            DataError: they are read from their source at each pass.
+        """
+        if self._held is None and not self.constant:
+            raise DataError(
+                f"the images from {self.source} are read at each pass, expected some in memory for "
+                "a pickle: leave them out, as dataclasses.replace(result, evaluation_set=None)"
+            )
+        parts = self.parts() if self._held is None else self._held
+        return {**vars(self), "parts": _Kept([part.copy() for part in parts])}
 
     def check_repeats(self) -> None:
         """Reads the first batch again, unless it is held: another one is told before long work."""
