@@ -277,7 +277,7 @@ def mistake(case: str, folder: Path) -> tuple[list[Any], dict[str, Any]]:
 def test_mistakes_are_told(
     case: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(MODULE, "_installed", lambda package: package == "onnxruntime")
+    monkeypatch.setattr(MODULE, "is_installed", lambda package: package == "onnxruntime")
     files, options = mistake(case, tmp_path)
     with pytest.raises((OptionError, ModelError), match=says):
         bench_function(*files, **options)
@@ -285,10 +285,10 @@ def test_mistakes_are_told(
 
 def test_what_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = convolutions(tmp_path / "model.onnx", 1)
-    monkeypatch.setattr(MODULE, "_installed", lambda package: False)
+    monkeypatch.setattr(MODULE, "is_installed", lambda package: False)
     with pytest.raises(MissingExtraError, match=r"pip install '\.\[onnx\]'"):
         bench(path)
-    monkeypatch.setattr(MODULE, "_installed", lambda package: package == "onnxruntime")
+    monkeypatch.setattr(MODULE, "is_installed", lambda package: package == "onnxruntime")
     found = bench(path, rounds=10, threads=1)
     (note,) = found.notes
     assert note.startswith("OpenVINO was not measured: pip install '.[openvino]'")
@@ -297,7 +297,7 @@ def test_what_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_command_prints_the_table_and_writes_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(MODULE, "_installed", lambda package: package == "onnxruntime")
+    monkeypatch.setattr(MODULE, "is_installed", lambda package: package == "onnxruntime")
     path, json = convolutions(tmp_path / "model.onnx", 1), tmp_path / "bench.json"
     result = invoke("bench", path, "--rounds", 10, "--threads", 1, "--json", json)
     assert result.exit_code == 0, result.output

@@ -142,14 +142,15 @@ def _takes(path: Path, runtime: Runtime) -> bool:
 def _runtimes(paths: Sequence[Path]) -> list[Runtime]:
     """Those that are installed and take one of the files."""
     able = [of for of in RUNTIMES if any(_takes(path, of) for path in paths)]
-    installed = [of for of in able if _installed(of.package)]
+    installed = [of for of in able if is_installed(of.package)]
     if not installed:
         wanted = next((of for of in able if all(_takes(path, of) for path in paths)), able[0])
         raise MissingExtraError(wanted.package, wanted.extra, "bench")
     return installed
 
 
-def _installed(package: str) -> bool:
+def is_installed(package: str) -> bool:
+    """Whether Python finds a package."""
     try:
         return importlib.util.find_spec(package) is not None
     except ValueError:  # a module without a spec

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import json
 import math
 import sys
@@ -33,7 +34,9 @@ def runtime_of(engine: str) -> Runtime:
 
 
 def start(path: Path, engine: str, options: EngineOptions) -> Engine:
-    """A model file in a runtime, by the name of one of its engines."""
+    """A model file in a runtime, by the name of one of its engines; a .pt2 file in "PyTorch"."""
+    if engine == "PyTorch":
+        return importlib.import_module("secateur.hardware.torch_cells").start(path, options)
     return runtime_of(engine).engines[engine](path, options)
 
 

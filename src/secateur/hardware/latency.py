@@ -176,6 +176,21 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return math.exp(middle - reach), math.exp(middle), math.exp(middle + reach)
 
 
+def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Low end, median and high end of a 95 % interval of the median, from rounds of one process.
+
+    From the smallest order statistics that a median of independent rounds lies between with that
+    probability, whatever their distribution; of fewer than six it is all of them, and less sure.
+    """
+    ordered = sorted(values)
+    count = len(ordered)
+    below, total = -1, 0.0  # how many values lie under the interval's low end, less one
+    while (total := total + math.comb(count, below + 1) / 2**count) <= (1 - CONFIDENCE) / 2:
+        below += 1
+    below = max(below, 0)
+    return ordered[below], statistics.median(ordered), ordered[count - 1 - below]
+
+
 def ratio(first: Timing, other: Timing) -> tuple[float, float, float]:
     """A file's time over the first one's, in the middle of its interval, from paired rounds."""
     return interval(

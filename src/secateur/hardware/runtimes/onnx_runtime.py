@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,7 +13,6 @@ from secateur.hardware.runtimes.protocol import (
     Input,
     Runtime,
     not_installed,
-    sizes,
 )
 
 if TYPE_CHECKING:
@@ -39,23 +38,32 @@ def _machine(machine: Machine) -> list[str]:
     return not_installed(machine, "onnxruntime")
 
 
+def session_options(threads: int) -> Any:
+    """Settings of a session that is measured."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # threads that wait would take time from the other runtimes, which run in turn
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
 def _start(path: Path, options: EngineOptions) -> Engine:
     import onnxruntime
 
-    session_options = onnxruntime.SessionOptions()
-    session_options.log_severity_level = 4
-    session_options.intra_op_num_threads = options.threads
-    session_options.inter_op_num_threads = 1
-    # threads that wait would take time from the other runtimes, which run in turn
-    session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(
-        str(path), session_options, providers=["CPUExecutionProvider"]
+        str(path), session_options(options.threads), providers=["CPUExecutionProvider"]
     )
     inputs = tuple(
         Input(
-            name=of.name, shape=sizes(of.shape, options.batch), dtype=np.dtype(_TYPES[of.type]).name
+            name=of.name,
+            shape=options.filled(of.shape, number),
+            dtype=np.dtype(_TYPES[of.type]).name,
         )
-        for of in session.get_inputs()
+        for number, of in enumerate(session.get_inputs())
     )
     return Engine(
         inputs=inputs,

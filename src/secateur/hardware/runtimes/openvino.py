@@ -14,7 +14,6 @@ from secateur.hardware.runtimes.protocol import (
     Input,
     Runtime,
     not_installed,
-    sizes,
     unless,
 )
 from secateur.support.signal_stack import kept_signal_stack
@@ -58,6 +57,11 @@ def _settings() -> frozenset[str] | None:
         return None
 
 
+def settings(threads: int) -> dict[str, Any]:
+    """Settings of a model that is measured."""
+    return {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+
+
 def _start(path: Path, options: EngineOptions) -> Engine:
     return _engine(path, options, 1.0)
 
@@ -76,20 +80,15 @@ def _engine(path: Path, options: EngineOptions, rate: float) -> Engine:
     inputs = tuple(
         Input(
             name=of.get_any_name(),
-            shape=sizes(
-                [d.get_length() if d.is_static else None for d in of.partial_shape], options.batch
+            shape=options.filled(
+                [d.get_length() if d.is_static else None for d in of.partial_shape], number
             ),
             dtype=np.dtype(of.get_element_type().to_dtype()).name,
         )
-        for of in model.inputs
+        for number, of in enumerate(model.inputs)
     )
     model.reshape({one.name: list(one.shape) for one in inputs})
-    settings = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": options.threads,
-        SPARSE_RATE: rate,
-    }
-    compiled = core.compile_model(model, "CPU", settings)
+    compiled = core.compile_model(model, "CPU", {**settings(options.threads), SPARSE_RATE: rate})
     request = compiled.create_infer_request()
     executed = [_executed(op) for op in compiled.get_runtime_model().get_ordered_ops()]
     layers = [(kernel, kind) for of, kernel, kind in executed if of in _LAYERS]

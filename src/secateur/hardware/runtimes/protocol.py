@@ -6,7 +6,7 @@ only the runtimes are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,11 +56,21 @@ class EngineOptions:
         threads: how many the runtime may use.
         rate: share of zeros in a layer from which a sparse path is to be taken.
         batch: size of the free axes of the inputs.
+        shape: of the first input, for its free axes; None = they have the batch's size, too.
     """
 
     threads: int
     rate: float
     batch: int
+    shape: tuple[int, ...] | None = None
+
+    def filled(self, free: Sequence[Any], number: int) -> tuple[int, ...]:
+        """The shape of an input, by its number, with a size for each free axis."""
+        known = self.shape if number == 0 and self.shape and len(self.shape) == len(free) else None
+        shape = sizes(list(free), 0)
+        return tuple(
+            size or (known[axis] if known else self.batch) for axis, size in enumerate(shape)
+        )
 
 
 Start = Callable[[Path, EngineOptions], Engine]
