@@ -378,17 +378,14 @@ def test_a_shrunk_module_tells_its_sizes_and_can_be_trained(tmp_path) -> None:
     assert pickle.loads(pickle.dumps(copy.deepcopy(smaller).state_dict())).keys()
 
 
-def test_a_front_end_takes_channels_out_and_checks_what_is_left() -> None:
+def test_a_front_end_takes_channels_out() -> None:
     module = NETWORKS["residual"][0]
     graph, x = traced(module)
     removed = [(coupling, [0]) for coupling in free(graph)]
     smaller = TorchFrontend.of(module).shrunk(removed, samples_of(graph, x))
     assert len(smaller.model.a.weight) == 4
     assert len(module.a.weight) == 5
-    module.function = lambda net, x: residual(net, x) + net.a.out_channels
-    with pytest.raises(ModelError, match="differs by"):
-        TorchFrontend.of(module).shrunk(removed, samples_of(graph, x))
-    module.function = residual
+    assert not smaller.notes
 
 
 def test_tied_parameters_stay_tied() -> None:

@@ -51,11 +51,13 @@ class Frontend(Runnable):
     Attributes:
         model: what users have, a `torch.nn.Module` or an `onnx.ModelProto`; never modified.
         suffix: of the file that it is saved as.
+        notes: what a reader of the report should know of how the network was made.
         exporters: packages, besides those for ONNX, that writing it as ONNX needs.
     """
 
     model: Any
     suffix: str
+    notes: tuple[str, ...] = ()
     exporters: tuple[str, ...] = ()
 
     @property

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import ModelError
+from secateur.network.carrying import carry
 from secateur.network.disjoint_sets import Sets
 from secateur.network.numbering import NONE, Numbering, Numbers, Role
 
@@ -70,7 +71,7 @@ Removed = Sequence[tuple[Coupling, Sequence[int]]]  # units to leave out, by cou
 
 def find_couplings(graph: Graph) -> list[Coupling]:
     """The couplings of a network, in the order of the layers that make their channels."""
-    return _Collected(Numbering(graph).carry()).couplings()
+    return _Collected(carry(graph)).couplings()
 
 
 def check_removed(removed: Removed) -> None:
@@ -129,6 +130,7 @@ class _Collected:
     """What a pass has found, gathered by the layers that make the same units."""
 
     def __init__(self, done: Numbering) -> None:
+        self.parameters = done.graph.parameters
         self.roots = np.array([done.sets.find(of) for of in range(len(done.sets.parents))], int)
         self.made = [np.unique(self.roots[numbers]) for numbers in done.made]
         self.blocks = [self._rooted(numbers) for numbers in done.blocks]
@@ -146,8 +148,25 @@ class _Collected:
         return np.where(numbers == NONE, NONE, self.roots[numbers])
 
     def couplings(self) -> list[Coupling]:
-        """One for all layers that make some of the same units; of the free ones, if any are."""
-        return [self._coupling(units) for units in self._components()]
+        """One for all layers that make some of the same units; of the free ones, if any are.
+
+        Units that nothing reads by columns, such as queries and keys, are apart from others.
+        """
+        return [
+            self._coupling(part)
+            for units in self._components()
+            for part in self._apart(self._free(units))
+        ]
+
+    def _free(self, units: list[int]) -> list[int]:
+        return [unit for unit in units if unit not in self.reasons] or units
+
+    def _apart(self, units: list[int]) -> list[list[int]]:
+        read = [unit for unit in units if self._is_read(unit)]
+        return [part for part in (read, [unit for unit in units if unit not in {*read}]) if part]
+
+    def _is_read(self, unit: int) -> bool:
+        return any(role == "columns" for _, _, role in self.parts[unit])
 
     def _components(self) -> list[list[int]]:
         """Units of layers that share some, in the order of the layers."""
@@ -162,9 +181,7 @@ class _Collected:
         return [list(dict.fromkeys(units)) for units in members.values()]
 
     def _coupling(self, units: list[int]) -> Coupling:
-        free = [unit for unit in units if unit not in self.reasons]
-        why = None if free else self.reasons[units[0]]
-        units = free or units
+        why = self.reasons.get(units[0]) or self._why_not_masked(units)
         keys = dict.fromkeys(key for unit in units for key in self.parts[unit])
         slices = tuple(
             Slices(*key, tuple(tuple(self.parts[unit].get(key, ())) for unit in units))
@@ -172,10 +189,22 @@ class _Collected:
         )
         return Coupling(len(units), slices, self._own_blocks(units), why)
 
+    def _why_not_masked(self, units: Sequence[int]) -> str | None:
+        """Why units that are masked by what makes them cannot be: a constant that stays."""
+        keys = (key for unit in units if not self._is_read(unit) for key in self.parts[unit])
+        held = (name for name, _, _ in keys if name not in self.parameters)
+        return next((f"{name} is a constant of the graph" for name in held), None)
+
     def _own_blocks(self, units: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-        place = {unit: at for at, unit in enumerate(units)}
+        """The smallest blocks that hold all of some units, each once."""
+        place, found = (
+            {unit: at for at, unit in enumerate(units)},
+            list[tuple[tuple[int, ...], ...]](),
+        )
         for numbers in self.blocks:
-            rows = [[place[of] for of in np.unique(row) if of in place] for row in numbers]
-            if all(rows) and sum(map(len, rows)) == len(units):
-                return tuple(tuple(row) for row in rows)
-        return ()
+            rows = [tuple(place[of] for of in np.unique(row) if of in place) for row in numbers]
+            rows = [*dict.fromkeys(filter(None, rows))]
+            whole = sorted(at for row in rows for at in row) == [*range(len(units))]
+            if whole and any(len(row) > 1 for row in rows):
+                found.append(tuple(rows))
+        return max(found, key=len, default=())

@@ -213,10 +213,12 @@ class Attention(Op):
 
     Attributes:
         scale: the factor; None = one over the root of the queries' width.
-        obstacle: why it stays as it is where one of them is a parameter.
+        heads: of the queries, where they lie side by side in the width; 1 = they have an axis.
+        obstacle: why it stays as it is where one of them is a parameter, or heads lie so.
     """
 
     scale: float | None = None
+    heads: int = 1
     obstacle: str = "matrix product with a parameter"
 
     def macs(self, shapes: Shapes) -> int:
@@ -404,6 +406,49 @@ class Concatenate(Op):
 @dataclass(frozen=True, kw_only=True)
 class Reshape(Op):
     """The same numbers in the same order in another shape."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice(Op):
+    """A part of the value along one axis.
+
+    Attributes:
+        axis: which, counted from the first one.
+        start, stop, step: as in `range`, none of them negative.
+        keepdims: whether the axis stays; without it one place is taken.
+    """
+
+    axis: int
+    start: int
+    stop: int
+    step: int = 1
+    keepdims: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split(Op):
+    """Parts behind each other along one axis; `GetItem` takes them out.
+
+    Attributes:
+        axis: which, counted from the first one.
+        lengths: of the parts.
+        keepdims: whether the axis stays; without it each part is one place.
+    """
+
+    axis: int
+    lengths: tuple[int, ...]
+    keepdims: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizesOf(Op):
+    """The sizes of a value, or one of them.
+
+    Attributes:
+        axes: those that are computed with, as numbers; others only give shapes to values.
+    """
+
+    axes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,12 +11,12 @@ import torch
 from onnx import ModelProto, TensorProto
 from torch import Tensor
 
-from secateur.errors import ModelError
 from secateur.frontends.onnx import file, graph, signature
+from secateur.frontends.onnx.shrink import shrink
 from secateur.frontends.onnx.translation import Translation
 from secateur.frontends.onnx.whole import Whole
-from secateur.frontends.protocol import Forward, Frontend
-from secateur.network.couplings import Removed
+from secateur.frontends.protocol import Forward, Frontend, check_same
+from secateur.network.couplings import Removed, masked
 from secateur.network.graph import Graph
 from secateur.network.samples import Samples
 
@@ -78,8 +78,11 @@ class OnnxFrontend(Frontend):
         return OnnxFrontend(twin)
 
     def shrunk(self, removed: Removed, example: Samples) -> OnnxFrontend:
-        """See `Frontend.shrunk`."""
-        raise ModelError("an ONNX model cannot be made smaller, expected a PyTorch module")
+        """See `Frontend.shrunk`; the copy has functions expanded."""
+        graph, layouts = self.trace(example), Translation(self.model).layouts
+        smaller = OnnxFrontend.of(shrink(self.model, graph, layouts, removed))
+        check_same(smaller, self.edited(masked(graph.parameters, removed)), example)
+        return smaller
 
     def to_onnx(self, images: Tensor) -> ModelProto:
         """The model itself."""

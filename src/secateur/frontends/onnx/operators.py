@@ -18,6 +18,13 @@ _QUANTISED, _FUSED = "quantised", "fused by ONNX Runtime"
 _DOMAINS = ("", "ai.onnx", "com.microsoft")
 
 
+_SHAPE_INPUTS = {"Reshape": 1, "Expand": 1, "Tile": 1, "ConstantOfShape": 0, "Resize": 3}
+_HAND_SIZES_ON = (
+    *("Gather", "Slice", "Concat", "Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"),
+    *("Shape", "Add", "Sub", "Mul", "Div", "Split"),
+)
+
+
 def described(translation: Translation, shapes: Shapes, numbers: Sequence[int]) -> Iterator[Op]:
     """Nodes as operations; one of several outputs is followed by what takes it apart.
 
@@ -33,7 +40,7 @@ def described(translation: Translation, shapes: Shapes, numbers: Sequence[int]) 
         single = list(node.output[:1]) == outputs
         name = outputs[0] if single else nodes.fresh(outputs[0])
         part = _Part(name, node, nodes, shapes, translation.left.get(index))
-        yield _typed(part) if single or node.op_type in _RECURRENT else _opaque(part)
+        yield _typed(part) if single or node.op_type in _SEVERAL else _opaque(part)
         if not single:
             for at, output in enumerate(node.output):
                 if output:
@@ -162,7 +169,8 @@ def _attention(part: _Part) -> Op:
     """Of three inputs; ONNX Runtime's makes all three of one."""
     node = part.node
     if node.domain in ("", "ai.onnx") or node.op_type == "MultiHeadAttention":
-        return part.op(ops.Attention, node.input[:3])
+        heads = option(node, "q_num_heads", option(node, "num_heads", 1))
+        return part.op(ops.Attention, node.input[:3], heads=heads)
     widths = option(part.node, "qkv_hidden_sizes", None)
     reason = _QUANTISED if node.op_type == "QAttention" else _FUSED
     widths = widths and tuple(widths)
@@ -185,8 +193,79 @@ def _group_norm(part: _Part) -> Op:
     return part.op(ops.GroupNorm, part.x, gamma=gamma, beta=beta, groups=groups)
 
 
+def _instance_norm(part: _Part) -> Op:
+    gamma, beta = part.node.input[1:3]
+    groups = part.sizes(part.node.input[0])[1]
+    return part.op(ops.GroupNorm, part.x, gamma=gamma, beta=beta, groups=groups)
+
+
 def _concatenate(part: _Part) -> Op:
     return part.op(ops.Concatenate, part.node.input, axis=part.axis(0))
+
+
+def _slice(part: _Part) -> Op:
+    """Of one axis."""
+    starts, stops = part.integers(1, "starts"), part.integers(2, "ends")
+    axes = part.integers(3, "axes") or [*range(len(starts))]
+    steps = part.integers(4, "steps") or [1] * len(starts)
+    if len(starts) != 1 or steps[0] < 1:
+        return _opaque(part)
+    axis = axes[0] % part.rank
+    size = part.sizes(part.node.input[0])[axis]
+    start, stop, step = slice(starts[0], stops[0], steps[0]).indices(size)
+    if part.shapes[part.node.input[0]].shown[axis] == 0:  # as many images as there are
+        whole = (starts[0], steps[0]) == (0, 1) and stops[0] >= 2**31 - 1
+        return part.op(ops.Identity, part.x) if whole else _opaque(part)
+    return part.op(ops.Slice, part.x, axis=axis, start=start, stop=stop, step=step)
+
+
+def _gather(part: _Part) -> Op:
+    """One place along an axis."""
+    index, axis = part.nodes.constants.get(part.node.input[1]), part.axis(0)
+    if index is None or index.dims:
+        return _opaque(part)
+    (at,) = part.integers(1, "")
+    start = at % part.sizes(part.node.input[0])[axis]
+    return part.op(ops.Slice, part.x, axis=axis, start=start, stop=start + 1, keepdims=False)
+
+
+def _split(part: _Part) -> Op:
+    axis, count = part.axis(0), len(part.node.output)
+    size = part.sizes(part.node.input[0])[axis]
+    each = -(-size // count)
+    lengths = part.integers(1, "split") or [min(each, size - at * each) for at in range(count)]
+    if count == 1:
+        return part.op(ops.Identity, part.x)
+    return part.op(ops.Split, part.x, axis=axis, lengths=tuple(lengths))
+
+
+def _sizes_of(part: _Part) -> Op:
+    """All sizes, where one of them is used for more than the shapes of values."""
+    only_shapes = all(_gives_shapes(part.nodes, name, set()) for name in part.node.output)
+    axes = () if only_shapes else tuple(range(part.rank))
+    return part.op(ops.SizesOf, part.x, axes=axes)
+
+
+def _gives_shapes(nodes: Nodes, name: str, seen: set[str]) -> bool:
+    """Whether a value of integers leads to nothing but the shapes of other values."""
+    if name in nodes.outputs:
+        return False
+    seen.add(name)
+    for index in nodes.readers.get(name, ()):
+        node = nodes.nodes[index]
+        at = _SHAPE_INPUTS.get(node.op_type)
+        if (
+            at is not None
+            and list(node.input).count(name) == 1
+            and node.input[at : at + 1] == [name]
+        ):
+            continue
+        handed = node.op_type in _HAND_SIZES_ON and node.domain in _DOMAINS
+        if not handed:
+            return False
+        if not all(_gives_shapes(nodes, of, seen) for of in node.output if of not in seen):
+            return False
+    return True
 
 
 def _softmax(part: _Part) -> Op:
@@ -238,7 +317,7 @@ def _all_inputs(kind: type[Op], names: str) -> dict[str, Maker]:
     return _each(names, lambda part: part.op(kind, part.node.input))
 
 
-_RECURRENT = ("LSTM", "GRU", "RNN")
+_SEVERAL = ("LSTM", "GRU", "RNN", "Split")  # typed with several outputs too
 _MAKERS: dict[str, Maker] = {
     "Conv": _convolution(""),
     "ConvTranspose": _convolution("transposed convolution"),
@@ -258,7 +337,12 @@ _MAKERS: dict[str, Maker] = {
     **_each("LSTM GRU RNN", _recurrent),
     "LayerNormalization": _layer_norm,
     "GroupNormalization": _group_norm,
+    "InstanceNormalization": _instance_norm,
     "Concat": _concatenate,
+    "Slice": _slice,
+    "Gather": _gather,
+    "Split": _split,
+    "Shape": _sizes_of,
     **_each("Softmax LogSoftmax", _softmax),
     "Transpose": _transpose,
     "Pad": _padding,

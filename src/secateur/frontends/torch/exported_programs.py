@@ -42,12 +42,17 @@ def read_program(path: str | Path) -> nn.Module:
     program = _read(Path(path))
     _check_input(program, path)
     _check_mode(program, path)
+    return as_module(program, str(path))
+
+
+def as_module(program: ExportedProgram, source: str | None = None) -> fx.GraphModule:
+    """A program as a module in eval mode that can be copied and trained."""
     made = program.module()
     for node in list(made.graph.nodes):
         if node.op == "call_module" and node.target == _GUARDS:
             made.graph.erase_node(node)
     module = _Program(made, made.graph)  # the one that is made refuses eval()
-    module.source = str(path)
+    module.source = source
     _leave_unsaved(module, set(dict(module.named_buffers())) - set(program.state_dict))
     return module.eval()
 
@@ -56,10 +61,10 @@ class _Program(fx.GraphModule):
     """A module of a program whose copies save what it saves.
 
     Attributes:
-        source: the file that it was read from.
+        source: the file that it was read from; None = it was made here.
     """
 
-    source: str
+    source: str | None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Program:
         with _quiet():

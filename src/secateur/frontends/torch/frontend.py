@@ -14,15 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from secateur.data.preprocess import Transform
+from secateur.errors import ModelError
 from secateur.frontends.hubs import own_input_shape, own_preprocess
 from secateur.frontends.protocol import Forward, Frontend, check_same
 from secateur.frontends.torch import graph, modules
 from secateur.frontends.torch.onnx_export import exported, write_onnx
 from secateur.frontends.torch.shrink import shrink
+from secateur.frontends.torch.shrink_program import shrink_program
 from secateur.network.couplings import Removed, masked
 from secateur.network.graph import Graph
 from secateur.network.layout import to_channels_last
 from secateur.network.samples import Samples
+
+_TRACED = "the smaller network is a traced program, for forward holds sizes as numbers"
 
 
 @dataclass(frozen=True)
@@ -31,9 +35,11 @@ class TorchFrontend(Frontend):
 
     Attributes:
         model: of `torch.compile(net)`, `DataParallel(net)` and the like the network within.
+        notes: what a reader of the report should know of it.
     """
 
     model: nn.Module
+    notes: tuple[str, ...] = ()
     suffix = ".safetensors"
     exporters = ("onnxscript",)
 
@@ -78,9 +84,20 @@ class TorchFrontend(Frontend):
         return TorchFrontend(modules.with_parameters(self.model, changes))
 
     def shrunk(self, removed: Removed, example: Samples) -> TorchFrontend:
-        """See `Frontend.shrunk`; the copy has submodules of its own, smaller."""
+        """See `Frontend.shrunk`; the copy has submodules of its own, smaller.
+
+        Where these do not give the same, for forward holds sizes as numbers, it is the module's
+        traced program, which `notes` says.
+        """
+        ignoring = self.edited(masked(self.tensors(), removed))
         smaller = TorchFrontend(shrink(self.model, removed))
-        check_same(smaller, self.edited(masked(self.tensors(), removed)), example)
+        try:
+            check_same(smaller, ignoring, example)
+        except ModelError as error:
+            images = example.only().to(self.device, self.precision)
+            traced = shrink_program(self.model, self.trace(example), removed, images)
+            smaller = TorchFrontend(traced, notes=(f"{_TRACED}: {error}",))
+            check_same(smaller, ignoring, example)
         return smaller
 
     def to_onnx(self, images: Tensor) -> Any:

@@ -32,12 +32,18 @@ def shrink(model: nn.Module, removed: Removed) -> nn.Module:
     Raises:
         ModelError: a coupling is fixed, or its blocks would be of different sizes.
     """
-    check_removed(removed)
     twin = copy_module(model)
-    held = named_tensors(twin)
-    cut = {id(held[name]): _cut(held[name], axes) for name, axes in gone(removed).items()}
-    _replace(twin, cut)
+    cut(twin, removed)
     return twin
+
+
+def cut(module: nn.Module, removed: Removed) -> None:
+    """Takes some units out of a module itself; see `shrink`."""
+    check_removed(removed)
+    held = named_tensors(module)
+    _replace(
+        module, {id(held[name]): _cut(held[name], axes) for name, axes in gone(removed).items()}
+    )
 
 
 def _cut(tensor: Tensor, axes: Mapping[int, Collection[int]]) -> Tensor:

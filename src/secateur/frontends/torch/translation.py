@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -41,7 +42,10 @@ from secateur.network.ops import (
     Reduction,
     Reshape,
     Shape,
+    SizesOf,
+    Slice,
     Softmax,
+    Split,
     Transpose,
 )
 
@@ -351,6 +355,43 @@ def _reduction(node: Node, options: Options) -> _Typed | None:
     return _Typed(Reduction, [options["self"]], {}, settings)
 
 
+def _slice(node: Node, options: Options) -> _Typed | None:
+    """Along an axis of a known size; a whole axis as it is, whatever its size."""
+    x, dim = options["self"], options["dim"]
+    start, stop, step = options["start"] or 0, options.get("end"), options.get("step", 1)
+    if stop is None and "length" in options:
+        stop = start + options["length"] if isinstance(start, int) else start
+    shape = _shape(x)
+    axis = dim % len(shape)
+    if (start, step) == (0, 1) and (stop is None or stop == sys.maxsize):
+        return _Typed(Identity, [x])
+    if not all(isinstance(of, int) for of in (shape[axis], start, step, stop or 0)):
+        return None
+    start, stop, step = slice(start, stop, step).indices(shape[axis])
+    return _Typed(Slice, [x], {}, {"axis": axis, "start": start, "stop": stop, "step": step})
+
+
+def _select(node: Node, options: Options) -> _Typed | None:
+    x, dim, index = (options[name] for name in ("self", "dim", "index"))
+    axis = dim % len(_shape(x))
+    size = _shape(x)[axis]
+    if not (isinstance(index, int) and isinstance(size, int)):
+        return None
+    start = index % size
+    settings = {"axis": axis, "start": start, "stop": start + 1, "keepdims": False}
+    return _Typed(Slice, [x], {}, settings)
+
+
+def _split(node: Node, options: Options) -> _Typed | None:
+    x, axis = options["self"], options["dim"] % len(_shape(options["self"]))
+    keepdims = _name(node) != "unbind"
+    lengths = [part.shape[axis] if keepdims else 1 for part in node.meta["val"]]
+    if not all(isinstance(length, int) for length in lengths):
+        return None
+    settings = {"axis": axis, "lengths": tuple(lengths), "keepdims": keepdims}
+    return _Typed(Split, [x], {}, settings)
+
+
 def _padding(node: Node, options: Options) -> _Typed:
     x, pads, *_ = options.values()
     rank = len(_shape(x))
@@ -378,6 +419,10 @@ _MAKERS: dict[str, Callable[[Node, Options], _Typed | None]] = {
     "group_norm": _group_norm,
     "cat": _concatenate,
     "prelu": _parametric_relu,
+    "select": _select,
+    **dict(_named(_one_input(SizesOf), "sym_size")),
+    **dict(_named(_slice, "slice narrow")),
+    **dict(_named(_split, "chunk split split_with_sizes unbind")),
     **dict(_named(_batch_norm, "batch_norm _native_batch_norm_legit_no_training")),
     **dict(_named(_recurrent, "lstm gru rnn_tanh rnn_relu")),
     **dict(_named(_recurrent, "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell")),

@@ -1,0 +1,151 @@
+"""A module whose own forward holds sizes as numbers, with fewer channels: its traced program.
+
+Its operations are those of `torch.export`, in a module of the same names of parameters. The numbers
+among their arguments that are sizes become those of the values without these channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx import Node
+
+from secateur.errors import ModelError
+from secateur.frontends.torch.exported_programs import as_module
+from secateur.frontends.torch.modules import copy_module
+from secateur.frontends.torch.program import export
+from secateur.frontends.torch.shrink import cut
+from secateur.network.couplings import Removed
+from secateur.network.graph import Graph
+from secateur.network.narrowing import Narrowing
+from secateur.network.ops import Op, Slice, Split
+
+aten = torch.ops.aten
+
+
+def shrink_program(
+    model: nn.Module, graph: Graph, removed: Removed, example: Tensor
+) -> fx.GraphModule:
+    """A module's program without some units of its couplings.
+
+    Args:
+        model: not touched.
+        graph: of this module.
+        removed: units to leave out, by coupling. Of a coupling in blocks as many of each.
+        example: a few inputs, batch first, of the module's own type.
+
+    Raises:
+        ModelError: a coupling is fixed, or a size cannot be mended.
+    """
+    narrowing = Narrowing(graph, removed)
+    module = copy_module(model).eval()
+    example = torch.cat([example, example]) if len(example) == 1 else example
+    program = as_module(export(module, example.contiguous()).program)
+    _Mending(narrowing).mend(program.graph)
+    program.recompile()
+    cut(program, removed)
+    return program
+
+
+class _Mending:
+    """Gives a program's operations the sizes of its values without some channels."""
+
+    def __init__(self, narrowing: Narrowing) -> None:
+        self.narrowing, self.shapes = narrowing, narrowing.graph.shapes
+
+    def mend(self, graph: fx.Graph) -> None:
+        """Changes the arguments that are sizes."""
+        for node in graph.nodes:
+            name = getattr(getattr(node.target, "_schema", None), "name", "")
+            mend = self._MENDERS.get(name.removeprefix("aten::"))
+            if mend is not None:
+                mend(self, node)
+        graph.eliminate_dead_code()
+        graph.lint()
+
+    def _op(self, node: Node) -> Op | None:
+        return self.narrowing.known.makers.get(f"%{node.name}")
+
+    def _changes(self, name: str) -> dict[int, tuple[int, int]]:
+        """The sizes of a value before and after, by axis, where they are not the same."""
+        if name not in self.shapes:
+            return {}
+        pairs = zip(self.shapes[name].sizes, self.narrowing.sizes(name), strict=True)
+        return {axis: pair for axis, pair in enumerate(pairs) if pair[0] != pair[1]}
+
+    def _reshape(self, node: Node) -> None:
+        changes = self._changes(f"%{node.name}")
+        given: Any = node.args[1]
+        sizes = list(given)
+        node.update_arg(1, _mended(node, sizes, changes))
+
+    def _unflatten(self, node: Node) -> None:
+        x, dim, sizes = node.args[:3]
+        axis = int(dim) % len(x.meta["val"].shape)  # type: ignore[arg-type, union-attr]
+        changes = self._changes(f"%{node.name}")
+        own = {at - axis: of for at, of in changes.items() if 0 <= at - axis < len(sizes)}  # type: ignore[arg-type]
+        node.update_arg(2, _mended(node, list(sizes), own))  # type: ignore[arg-type]
+
+    def _slice(self, node: Node) -> None:
+        """The bounds, or the place that is taken."""
+        op = self._op(node)
+        if not isinstance(op, Slice):
+            return
+        start, stop = (self.narrowing.bound(op, op.axis, of) for of in (op.start, op.stop))
+        if (start, stop) == (op.start, op.stop):
+            return
+        if op.keepdims:
+            node.target = aten.slice.Tensor
+            node.args, node.kwargs = (node.args[0], op.axis, start, stop, op.step), {}
+        else:
+            node.args, node.kwargs = (node.args[0], op.axis, start), {}
+
+    def _split(self, node: Node) -> None:
+        op = self._op(node)
+        if isinstance(op, Split) and (lengths := self.narrowing.lengths(op)) != op.lengths:
+            node.target = aten.split_with_sizes.default
+            node.args, node.kwargs = (node.args[0], [*lengths], op.axis), {}
+
+    def _groups(self, node: Node) -> None:
+        """As many groups as the input has channels, where that was so before."""
+        op = self._op(node)
+        change = self._changes(op.input).get(1) if op is not None else None
+        if change is None:
+            return
+        names = [of.name for of in node.target._schema.arguments]  # type: ignore[union-attr]
+        name = "num_groups" if "num_groups" in names else "groups"
+        at = names.index(name)
+        held = node.args[at] if at < len(node.args) else node.kwargs.get(name, 1)
+        if held != change[0]:
+            return
+        if at < len(node.args):
+            node.update_arg(at, change[1])
+        else:
+            node.update_kwarg(name, change[1])
+
+    _MENDERS: Mapping[str, Any] = {
+        **dict.fromkeys(("view", "_unsafe_view", "reshape"), _reshape),
+        "unflatten": _unflatten,
+        **dict.fromkeys(("slice", "narrow", "select"), _slice),
+        **dict.fromkeys(("chunk", "split", "split_with_sizes"), _split),
+        **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution", "group_norm"), _groups),
+    }
+
+
+def _mended(node: Node, sizes: list[Any], changes: Mapping[int, tuple[int, int]]) -> Sequence[Any]:
+    """Sizes of a new shape: -1 follows by itself, and stands for one that is computed."""
+    for axis, (old, new) in changes.items():
+        size = sizes[axis]
+        if isinstance(size, Node) and -1 not in sizes:
+            sizes[axis] = -1
+        elif isinstance(size, int) and size > 0 and size % old == 0:
+            sizes[axis] = size // old * new
+        elif size != -1:
+            raise ModelError(
+                f"{node.name} makes an axis of {size} places of {old} channels, expected a "
+                "multiple: its shape cannot be mended; leave its channels in"
+            )
+    return sizes

@@ -1,0 +1,466 @@
+"""How each operation carries the numbers of channels from the values that it reads to its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from secateur.network.einsum import labelled
+from secateur.network.numbering import NONE, Numbering, Numbers
+from secateur.network.ops import (
+    Attention,
+    BatchNorm,
+    Concatenate,
+    Convolution,
+    GetItem,
+    GroupNorm,
+    LayerNorm,
+    Linear,
+    Op,
+    Padding,
+    ParametricReLU,
+    Pointwise,
+    Pooling,
+    Product,
+    Reduction,
+    Reshape,
+    SizesOf,
+    Slice,
+    Softmax,
+    Split,
+    Transpose,
+    expanded,
+)
+
+if TYPE_CHECKING:
+    from secateur.network.graph import Graph
+
+
+def carry(graph: Graph) -> Numbering:
+    """Carries the numbers of all channels through a network."""
+    known = Numbering(graph)
+    for _, op in expanded(graph.ops):
+        numbers = _passed(known, op)
+        if numbers is not None:
+            known.numbers[op.name] = numbers
+    for name in graph.outputs:
+        known.fix(known.of(name), "the network's output")
+    for parts in known.alike:
+        kinds = {
+            frozenset(known.sets.find(int(number)) for number in part)
+            for part in parts[parts.min(1) > NONE]
+        }
+        if len(kinds) > 1 or (parts == NONE).any():
+            known.fix(parts, "parts of one value would get different sizes")
+    return known
+
+
+def _passed(known: Numbering, op: Op) -> Numbers | None:
+    """The numbers of an operation's value; None = its channels belong to no unit."""
+    if isinstance(op, Split | SizesOf):
+        return _split(known, op) if isinstance(op, Split) else _sizes_of(known, op)
+    handler = next((_HANDLERS[kind] for kind in type(op).__mro__ if kind in _HANDLERS), None)
+    if handler is None or known.sizes(op.name) is None:
+        what = op.label or op.operation or op.name
+        return known.fix_inputs(op, f"read by {what}")
+    return handler(known, op)
+
+
+def _convolution(known: Numbering, op: Convolution) -> Numbers | None:
+    """New channels; a depthwise convolution hands on those that it reads."""
+    weight, sizes = known.graph.shapes[op.weight].sizes, known.sizes(op.name) or ()
+    axis = len(sizes) - (len(weight) - 2) - 1
+    groups = op.geometry.groups
+    out, into = weight[0], weight[1]
+    if op.transposed:
+        out, into = weight[1] * groups, weight[0] // groups
+    read = known.along(op.input, axis)
+    if read is None:
+        return _stop(known, op, "a convolution of channels that are not side by side")
+    depthwise = groups > 1 and into == 1
+    if op.transposed and groups > 1 and not (depthwise and out == groups):
+        return _stop(known, op, "a transposed convolution of groups")
+    if depthwise:
+        made = np.repeat(read, out // groups)
+        known.cut(op.weight, 0, "entries", made)
+    else:
+        _grouped(known, read, groups)
+        made = _made(known, out)
+        _grouped(known, made, groups)
+        rows, columns = (1, 0) if op.transposed else (0, 1)
+        known.cut(op.weight, rows, "rows", made)
+        known.cut(op.weight, columns, "columns", read[:into])
+    return _layer(known, op, read, made, axis)
+
+
+def _linear(known: Numbering, op: Linear) -> Numbers | None:
+    """New channels on the last axis."""
+    sizes, read = known.sizes(op.name), known.along(op.input, -1)
+    if read is None or not sizes:
+        return _stop(known, op, "a linear layer of channels that are not side by side")
+    made = _made(known, sizes[-1])
+    known.cut(op.weight, 0, "rows", made)
+    known.cut(op.weight, 1, "columns", read)
+    return _layer(known, op, read, made, -1)
+
+
+def _layer(
+    known: Numbering, op: Convolution | Linear, read: Numbers, made: Numbers, axis: int
+) -> Numbers:
+    """What a layer gives: its channels along an axis, fixed where it has an obstacle."""
+    known.cut(op.bias, 0, "entries", made)
+    if op.obstacle:
+        known.fix(read, op.obstacle)
+        known.fix(made, op.obstacle)
+    shape = [1] * len(known.sizes(op.name) or ())
+    shape[axis] = len(made)
+    return made.reshape(shape)
+
+
+def _batch_norm(known: Numbering, op: BatchNorm) -> Numbers | None:
+    """Hands channels on; its parameters have an entry for each."""
+    read = known.along(op.input, 1)
+    if read is None:
+        return _stop(known, op, "a BatchNorm of channels that are not side by side")
+    for name in (op.gamma, op.beta, op.mean, op.variance):
+        known.cut(name, 0, "entries", read)
+    return known.of(op.input)
+
+
+def _layer_norm(known: Numbering, op: LayerNorm) -> Numbers | None:
+    """Hands on what it does not normalise over."""
+    axes = range(-op.axes, 0)
+    return _unless(known, op, axes, "a LayerNorm normalises over it")
+
+
+def _group_norm(known: Numbering, op: GroupNorm) -> Numbers | None:
+    """Hands channels on where each is normalised by itself."""
+    sizes, read = known.sizes(op.input), known.along(op.input, 1)
+    if read is None or sizes is None or op.groups != sizes[1]:
+        return _stop(known, op, "a GroupNorm normalises over groups of it")
+    for name in (op.gamma, op.beta):
+        known.cut(name, 0, "entries", read)
+    return known.of(op.input)
+
+
+def _pointwise(known: Numbering, op: Pointwise) -> Numbers | None:
+    """Inputs are joined place by place; constants have an entry for each channel."""
+    sizes = known.sizes(op.name) or ()
+    sources = {name: known.source(name) for name in op.inputs}
+    values = [name for name, source in sources.items() if source is None]
+    owns = [(name, _widened(known.of(name), len(sizes))) for name in values]
+    channels = [axis for axis in range(len(sizes)) if any(of.shape[axis] > 1 for _, of in owns)]
+    found: Numbers | None = None
+    for name, own in owns:
+        shape = _widened(np.empty(known.sizes(name) or ()), len(sizes)).shape
+        if any(shape[axis] == 1 < sizes[axis] for axis in channels):  # one number for them all
+            known.fix(own, f"{known.called(name)} is the same for all channels of another value")
+        elif found is None:
+            found = own
+        else:
+            found = known.join(found, own, f"computed with {known.called(name)}, which stays")
+    for name, source in sources.items():
+        if found is not None and source is not None:
+            _constant(known, name, source, found)
+    return found
+
+
+def _widened(array: np.ndarray, rank: int) -> np.ndarray:
+    """An array with as many axes as a result has."""
+    return array.reshape((1,) * (rank - array.ndim) + array.shape)
+
+
+def _constant(known: Numbering, name: str, source: str, numbers: Numbers) -> None:
+    """A constant that is computed with, as it is held or as a vector in another shape."""
+    sizes, held = known.sizes(name), known.sizes(source)
+    if sizes is None or held is None:
+        return known.fix(numbers, f"computed with {name}")
+    sizes = (1,) * (numbers.ndim - len(sizes)) + sizes
+    axes = [at for at, size in enumerate(numbers.shape) if size > 1 and sizes[at] > 1]
+    if not axes:
+        return None
+    axis = axes[0] - numbers.ndim
+    if name != source:
+        axis = int(np.argmax(held))
+        if not held[axis] == math.prod(held) == sizes[axes[0]]:
+            return known.fix(numbers, f"computed with {name}")
+    if len(axes) > 1 or any(size > 1 for at, size in enumerate(numbers.shape) if at != axes[0]):
+        return known.fix(numbers, f"computed with {name}")
+    return known.cut(source, axis, "entries", numbers.reshape(-1))
+
+
+def _parametric_relu(known: Numbering, op: ParametricReLU) -> Numbers | None:
+    """Hands channels on; the slope has an entry for each, or is the same for all."""
+    read, slope = known.along(op.input, 1), known.graph.shapes.get(op.slope)
+    if read is None or slope is None:
+        return _stop(known, op, "a PReLU of channels that are not side by side")
+    if slope.sizes != (1,):
+        known.cut(op.slope, 0, "entries", read)
+    return known.of(op.input)
+
+
+def _pooling(known: Numbering, op: Pooling) -> Numbers | None:
+    """Hands channels (axis 1) on."""
+    rank = len(known.sizes(op.input) or ())
+    return _unless(known, op, range(2, rank), "pooling mixes it")
+
+
+def _reduction(known: Numbering, op: Reduction) -> Numbers | None:
+    """Hands on what it does not reduce."""
+    numbers = _unless(known, op, op.axes, "a mean or a sum over it")
+    if numbers is None or op.keepdims:
+        return numbers
+    rank = numbers.ndim
+    return numbers.squeeze(tuple(axis % rank for axis in op.axes))
+
+
+def _padding(known: Numbering, op: Padding) -> Numbers | None:
+    """Hands on what it does not pad."""
+    return _unless(known, op, op.axes, "padding along it")
+
+
+def _softmax(known: Numbering, op: Softmax) -> Numbers | None:
+    """Hands on what it does not sum over."""
+    return _unless(known, op, (op.axis,), "a softmax over it")
+
+
+def _concatenate(known: Numbering, op: Concatenate) -> Numbers | None:
+    """Puts channels behind each other."""
+    sizes = known.sizes(op.name) or ()
+    axis = op.axis % len(sizes)
+    parts: list[Numbers] = []
+    for name in op.inputs:
+        own = known.sizes(name)
+        if own is None:
+            return _stop(known, op, f"put together with {known.called(name)}")
+        shape = list(known.of(name).shape)
+        shape[axis] = own[axis]
+        parts.append(np.broadcast_to(known.of(name), shape))
+    if all((part == NONE).all() for part in parts):
+        return None
+    shapes = [part.shape[:axis] + part.shape[axis + 1 :] for part in parts]
+    common = np.broadcast_shapes(*shapes)
+    wide = [
+        np.broadcast_to(part, (*common[:axis], part.shape[axis], *common[axis:])) for part in parts
+    ]
+    joined = np.concatenate(wide, axis)
+    elsewhere = any(size > 1 for at, size in enumerate(joined.shape) if at != axis)
+    if not elsewhere or any(_varies(part, axis) for part in parts):
+        return joined
+    first = wide[0].take([0], axis)  # along another axis than the channels'
+    for part in wide[1:]:
+        first = known.join(first, part.take([0], axis), "put together with what stays")
+    return first
+
+
+def _reshape(known: Numbering, op: Reshape) -> Numbers | None:
+    """The same numbers in another shape; what splits them makes blocks."""
+    sizes, before = known.sizes(op.name), known.sizes(op.input)
+    numbers = known.of(op.input)
+    if sizes is None or before is None or math.prod(sizes) != math.prod(before):
+        return _stop(known, op, "a change of shape that depends on the values")
+    if (numbers == NONE).all():
+        return None
+    shaped = np.broadcast_to(numbers, before).reshape(sizes)
+    for axis in range(len(sizes)):
+        if not _varies(shaped, axis):
+            shaped = shaped.take([0], axis)
+    varied = [size for size in shaped.shape if size > 1]
+    if len(varied) > 1:
+        known.blocks.append(shaped.reshape(-1, varied[-1]))
+    elif varied:
+        _merged(known, shaped.reshape(-1))
+    return shaped
+
+
+def _merged(known: Numbering, numbers: Numbers) -> None:
+    """Blocks side by side in another order lose the same of their channels, as in a shuffle."""
+    for blocks in known.blocks:
+        flat = blocks.reshape(-1)
+        if not np.array_equal(flat, numbers) and np.array_equal(np.sort(flat), np.sort(numbers)):
+            for other in blocks[1:]:
+                known.join(blocks[0], other, "shuffled with what stays")
+
+
+def _slice(known: Numbering, op: Slice) -> Numbers | None:
+    """A part of the numbers along an axis; others are handed on."""
+    return _part(known, op, op.axis, range(op.start, op.stop, op.step), keepdims=op.keepdims)
+
+
+def _split(known: Numbering, op: Split) -> None:
+    """Its parts are made where they are taken out."""
+    return None
+
+
+def _get_item(known: Numbering, op: GetItem) -> Numbers | None:
+    """One of the parts of a split."""
+    maker = known.makers.get(op.input)
+    if not isinstance(maker, Split):
+        return _stop(known, op, f"read by {maker.label if maker else op.label}")
+    index = range(len(maker.lengths))[op.index]
+    start = sum(maker.lengths[:index])
+    places = range(start, start + maker.lengths[index])
+    of = replace(op, inputs=maker.inputs)
+    return _part(known, of, maker.axis, places, keepdims=maker.keepdims)
+
+
+def _part(known: Numbering, op: Op, axis: int, places: range, *, keepdims: bool) -> Numbers | None:
+    """The numbers at some places along an axis."""
+    numbers, sizes = known.of(op.input), known.sizes(op.input)
+    if sizes is None:
+        return _stop(known, op, "a part of a value of unknown size")
+    if numbers.shape[axis] > 1:
+        if places.step != 1 and keepdims:
+            return _stop(known, op, f"every {places.step} of them are taken")
+        numbers = _same_for_parts(known, numbers, axis)
+    if numbers.shape[axis] > 1:
+        numbers = numbers.take([*places], axis)
+    return numbers if keepdims else numbers.squeeze(axis)
+
+
+def _same_for_parts(known: Numbering, numbers: Numbers, axis: int) -> Numbers:
+    """Parts of one shape keep one shape: of channels along two more axes, whole rows leave.
+
+    Such are the queries, keys and values of an attention that lie in one value, (3, heads, width):
+    each has to keep as many heads and as wide ones, so that heads leave as a whole.
+    """
+    others = [at for at, size in enumerate(numbers.shape) if size > 1 and at != axis]
+    if len(others) > 1:
+        for row in np.moveaxis(numbers, others[0], 0).reshape(numbers.shape[others[0]], -1):
+            known.join(row[:1], row, "whole rows leave")
+        for at in (axis, *others[1:]):
+            numbers = numbers.take([0], at)
+    elif others:
+        known.alike.append(np.moveaxis(numbers, axis, 0).reshape(numbers.shape[axis], -1))
+    return numbers
+
+
+def _sizes_of(known: Numbering, op: SizesOf) -> None:
+    """Sizes of channels that are computed with are what they are."""
+    numbers = known.of(op.input)
+    if any(numbers.shape[axis] > 1 for axis in op.axes):
+        known.fix(numbers, f"{op.label or op.operation} computes with their number")
+
+
+def _transpose(known: Numbering, op: Transpose) -> Numbers | None:
+    """Axes in another order."""
+    return known.of(op.input).transpose(op.permutation)
+
+
+def _product(known: Numbering, op: Product) -> Numbers | None:
+    """What is summed over is joined; other axes are handed on."""
+    names, result = labelled(op.equation, [len(known.sizes(of) or ()) for of in op.inputs])
+    if any(known.is_constant(name) for name in op.inputs):
+        return _stop(known, op, op.obstacle)
+    return _contracted(known, op, [*zip(op.inputs, names, strict=True)], result)
+
+
+def _contracted(
+    known: Numbering, op: Op, factors: Sequence[tuple[str, Sequence[str]]], result: Sequence[str]
+) -> Numbers | None:
+    """Joins the factors' numbers along the axes that they share; those of one go on."""
+    every = list(dict.fromkeys(label for _, labels in factors for label in labels))
+    wide = [_spread(known.of(name), labels, every) for name, labels in factors]
+    summed = {label for label in every if label not in result}
+    found: Numbers | None = None
+    for numbers in wide:
+        along = [label for at, label in enumerate(every) if numbers.shape[at] > 1]
+        if not along:
+            continue
+        if found is not None and found.shape != numbers.shape:
+            return _stop(known, op, "a product of channels with others")
+        found = numbers if found is None else known.join(found, numbers, "a product")
+        if summed & {*along} and len(wide) < 2:
+            return _stop(known, op, "a sum over it")
+    if found is None:
+        return None
+    varying = {label for at, label in enumerate(every) if found.shape[at] > 1}
+    if varying & summed:
+        alone = [of for of in wide if of.shape != found.shape and (of == NONE).all()]
+        if alone:  # the other factor has channels there that stay
+            known.fix(found, "a product with what stays")
+        return None
+    order = [every.index(label) for label in result]
+    kept = found.transpose([*order, *(at for at in range(found.ndim) if at not in order)])
+    return kept.reshape(kept.shape[: len(order)])
+
+
+def _attention(known: Numbering, op: Attention) -> Numbers | None:
+    """Queries and keys are joined along their width; the values' channels go on."""
+    if len(op.inputs) < 3 or any(known.is_constant(of) for of in op.inputs) or op.heads > 1:
+        return _stop(known, op, op.obstacle)
+    query, key, value = (known.of(name) for name in op.inputs[:3])
+    if query.shape[:-1] != key.shape[:-1] or any(of.shape[-2] > 1 for of in (query, key, value)):
+        return _stop(known, op, "an attention whose heads are not alike")
+    joined = known.join(query, key, "multiplied with what stays")
+    if op.scale is None and _varies(joined, -1):
+        known.fix(joined, "the attention divides by the root of their number")
+    for name in op.inputs[3:]:
+        known.fix(known.of(name), "a mask of an attention")
+    return value
+
+
+# helpers of operations
+
+
+def _stop(known: Numbering, op: Op, why: str) -> None:
+    known.fix_inputs(op, why)
+
+
+def _unless(known: Numbering, op: Op, axes: Iterable[int], why: str) -> Numbers | None:
+    """The input's numbers, unless they differ along one of some axes."""
+    numbers = known.of(op.input)
+    if any(numbers.shape[axis] > 1 for axis in axes if -numbers.ndim <= axis < numbers.ndim):
+        return _stop(known, op, why)
+    return numbers
+
+
+def _made(known: Numbering, count: int) -> Numbers:
+    made = known.sets.fresh(count)
+    known.made.append(made)
+    return made
+
+
+def _grouped(known: Numbering, numbers: Numbers, groups: int) -> None:
+    """Groups of a convolution lose the same of their channels."""
+    first, *others = np.split(numbers, groups)
+    for other in others:
+        known.join(first, other, "groups of a convolution")
+
+
+def _varies(numbers: Numbers, axis: int) -> bool:
+    return numbers.shape[axis] > 1 and bool((numbers != numbers.take([0], axis)).any())
+
+
+def _spread(numbers: Numbers, labels: Sequence[str], every: Sequence[str]) -> Numbers:
+    """An array with an axis for each of all labels, in their order."""
+    order = sorted(range(len(labels)), key=lambda at: every.index(labels[at]))
+    held = numbers.transpose(order)
+    shape = dict(zip((labels[at] for at in order), held.shape, strict=True))
+    return held.reshape([shape.get(label, 1) for label in every])
+
+
+_HANDLERS: Mapping[type[Op], Callable[..., Numbers | None]] = {
+    Convolution: _convolution,
+    Linear: _linear,
+    BatchNorm: _batch_norm,
+    LayerNorm: _layer_norm,
+    GroupNorm: _group_norm,
+    Pointwise: _pointwise,
+    ParametricReLU: _parametric_relu,
+    Pooling: _pooling,
+    Reduction: _reduction,
+    Padding: _padding,
+    Softmax: _softmax,
+    Concatenate: _concatenate,
+    Reshape: _reshape,
+    Slice: _slice,
+    GetItem: _get_item,
+    Transpose: _transpose,
+    Product: _product,
+    Attention: _attention,
+}

@@ -1,0 +1,106 @@
+"""The sizes that the values of a network have without some of its channels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from secateur.errors import ModelError
+from secateur.network.carrying import carry
+from secateur.network.couplings import Removed, check_removed
+from secateur.network.numbering import NONE
+from secateur.network.ops import Op, Sizes, Split
+
+if TYPE_CHECKING:
+    from secateur.network.graph import Graph
+
+
+class Narrowing:
+    """A network's values without some units: what is left along each of their axes.
+
+    Args:
+        graph: the whole network.
+        removed: units of its couplings.
+
+    Raises:
+        ModelError: units cannot leave, or are not of this network.
+    """
+
+    def __init__(self, graph: Graph, removed: Removed) -> None:
+        check_removed(removed)
+        self.graph, self.known = graph, carry(graph)
+        self.gone = self._gone(removed)
+
+    def _gone(self, removed: Removed) -> set[int]:
+        """The numbers that leave, each as the first of its set."""
+        numbers: set[int] = set()
+        for coupling, units in removed:
+            for part in coupling.slices:
+                held = self.known.slices.get((part.parameter, part.axis, part.role))
+                if held is None:
+                    raise ModelError(
+                        f"a coupling has a part in {part.parameter}, which this network does not "
+                        "have: find the couplings of the network that is made smaller"
+                    )
+                numbers.update(int(held[at]) for unit in units for at in part.indices[unit])
+        return {self.known.sets.find(number) for number in numbers - {NONE}}
+
+    def kept(self, name: str) -> list[np.ndarray]:
+        """By axis of a value whether each of its places is left.
+
+        Raises:
+            ModelError: what is left of it has no shape.
+        """
+        numbers = self.known.of(name)
+        gone = np.vectorize(self.leaves, otypes=[bool])(numbers)
+        kept = [np.ones(size, bool) for size in numbers.shape]
+        if gone.any():
+            for axis in range(gone.ndim):
+                others = tuple(at for at in range(gone.ndim) if at != axis)
+                whole = gone.all(others)
+                if not whole.all():
+                    kept[axis] = ~whole
+            rest = gone[np.ix_(*kept)]
+            if rest.any():
+                self._narrow_last(name, rest, kept)
+        sizes = self.graph.shapes[name].sizes
+        return [np.broadcast_to(of, size) for of, size in zip(kept, sizes, strict=True)]
+
+    def _narrow_last(self, name: str, rest: np.ndarray, kept: list[np.ndarray]) -> None:
+        """Rows along the last axis that each lose as many: the first places stand for those left.
+
+        Which of them leave differs from row to row, such as the dimensions of heads.
+        """
+        axis = max(at for at, size in enumerate(rest.shape) if size > 1)
+        left = {int(count) for count in (~rest).sum(axis).ravel()}
+        if len(left) != 1:
+            raise ModelError(
+                f"what is left of {self.known.called(name)} has no shape: {sorted(left)} channels "
+                "in its blocks, expected as many in each: remove as many of each"
+            )
+        places = np.flatnonzero(kept[axis])
+        kept[axis] = np.isin(np.arange(len(kept[axis])), places[: left.pop()])
+
+    def leaves(self, number: int) -> bool:
+        """Whether the channel of a number leaves."""
+        return number != NONE and self.known.sets.find(int(number)) in self.gone
+
+    def sizes(self, name: str) -> Sizes:
+        """Of a value for one image; as they are where nothing is known of it."""
+        shape = self.graph.shapes[name].sizes
+        if name not in self.known.numbers:
+            return shape
+        return tuple(int(kept.sum()) for kept in self.kept(name))
+
+    def lengths(self, op: Split) -> tuple[int, ...]:
+        """What is left of each part of a split."""
+        ends = np.cumsum(op.lengths)
+        kept = self.kept(op.input)[op.axis]
+        parts: Sequence[np.ndarray] = np.split(kept, ends[:-1])
+        return tuple(int(part.sum()) for part in parts)
+
+    def bound(self, op: Op, axis: int, place: int) -> int:
+        """Where a place along an axis of an operation's input is, counted in what is left."""
+        return int(self.kept(op.input)[axis][:place].sum())
