@@ -351,6 +351,115 @@ def _ratio(row: Row) -> str:
     return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
+@table_of("channels.csv")
+def channels(rows: Sequence[Row]) -> str:
+    """Whole channels removed: top-1 and cost at shares of the multiply-accumulates."""
+    columns = ("network", "max_macs", "data", "images", "recipe")
+    keys = {tuple(row[of] for of in columns) for row in rows}
+    lines = []
+    for key in sorted(keys, key=lambda of: (_narrower(of), list(KINDS).index(of[2]), *of[3:])):
+        network, share, kind, images, recipe = key
+        here = _where(rows, **dict(zip(columns, key, strict=True)))
+        lines.append(
+            [
+                NAMES[network],
+                f"{float(here[0]['dense_top1']):.1f}",
+                f"{float(share):.0%}",
+                f"{images} {KINDS[kind]}",
+                recipe,
+                _top1(here),
+                _points_lost(here),
+                f"{statistics.median(float(row['kl']) for row in here):.3f}",
+                f"{statistics.median(float(row['ratio']) for row in here):.0f}",
+            ]
+        )
+    heads = ["network", "dense", "MACs", "images", "recipe", "top-1", "points lost", "KL, nats"]
+    return (
+        f"{_markdown([*heads, 'cost'], lines)}\n\n"
+        f"Top-1 in percent on {_tests(rows)}; points lost with their paired standard error; KL "
+        "divergence from the dense network's outputs; cost of the whole call in dense forward "
+        'passes over the same images. "one-walk" is the default recipe without block '
+        "reconstruction and easier targets on the way. `a ± b (n)`: median over n choices of the "
+        f"images, and the largest distance from it. {_machine(rows)}"
+    )
+
+
+def channel_rivals(folder: Path) -> str:
+    """Other tools at the multiply-accumulates of Secateur's rows."""
+    rivals = [row for row in read_rows(folder / "channel_rivals.csv") if row["top1"]]
+    own = _where(read_rows(folder / "channels.csv"), data="real")
+    if not rivals:
+        return MISSING
+    halves = {row["half"] for row in rivals}
+    half = "quote" if "quote" in halves else "choose"
+    rivals, own = _where(rivals, half=half), _where(own, half=half)
+    parts = []
+    for network, here in _by("network", NAMES, rivals):
+        shares = sorted({row["max_macs"] for row in here}, key=float, reverse=True)
+        theirs = _where(own, network=network)
+        lines = [
+            [f"Secateur, {recipe}", *_at(_where(theirs, recipe=recipe), shares)]
+            for recipe in dict.fromkeys(row["recipe"] for row in theirs)
+        ]
+        lines += [
+            [_tool(*pair), *_at(_where(here, rival=pair[0], recovery=pair[1]), shares)]
+            for pair in dict.fromkeys((row["rival"], row["recovery"]) for row in here)
+        ]
+        dense = f"{NAMES[network]}, dense {float(here[0]['dense_top1']):.1f}:"
+        parts += [dense, _markdown(["MACs", *(f"{float(of):.0%}" for of in shares)], lines)]
+    errors = ", ".join(
+        f"{NAMES[name]} {_largest_error(here):.1f}" for name, here in _by("network", NAMES, rivals)
+    )
+    note = (
+        f"Top-1 in percent on {_tests(rivals)}; {rivals[0]['images']} calibration images. Standard "
+        f"error of the points lost, at most: {errors}. A dash: the tool leaves more. "
+    )
+    return "\n\n".join([*parts, note + _machine(rivals)])
+
+
+RECOVERY_HEADS = {
+    "none": "",
+    "batchnorm": ", BatchNorm anew",
+    "onnxsim": ", its recovery",
+}
+
+
+def _tool(rival: str, recovery: str) -> str:
+    return rival + RECOVERY_HEADS[recovery]
+
+
+def _at(rows: Sequence[Row], shares: Sequence[str]) -> list[str]:
+    return [_top1(_where(rows, max_macs=share)) for share in shares]
+
+
+def _narrower(of: Sequence[str]) -> tuple[int, float]:
+    network, share = _order((of[0], of[1]))
+    return network, -share
+
+
+@table_of("channel_latency.csv")
+def channel_latency(rows: Sequence[Row]) -> str:
+    """Latency of networks with fewer channels, and of rivals, at equal multiply-accumulates."""
+    lines = [
+        [
+            NAMES[row["network"]],
+            f"{float(row['max_macs']):.0%}",
+            row["tool"],
+            row["runtime"],
+            f"{float(row['median_ms']):.2f}",
+            _ratio(row),
+        ]
+        for row in rows
+    ]
+    heads = ["network", "MACs", "tool", "runtime", "median, ms", "ratio to dense"]
+    (first, *_) = rows
+    return (
+        f"{_markdown(heads, lines)}\n\n{first['rounds']} rounds in which the files took turns, in "
+        f"five processes; 95 % intervals; {first['threads']} thread, batch {first['batch']}. "
+        f"ONNX Runtime {first['onnxruntime']}, OpenVINO {first['openvino']}. {_machine(rows)}"
+    )
+
+
 @table_of("third_party.csv")
 def third_party(rows: Sequence[Row]) -> str:
     """Third-party ONNX files, pruned."""
@@ -419,6 +528,11 @@ def _lost(row: Row | None) -> str:
 PAGES: dict[str, dict[str, Table]] = {
     "README.md": {"default": default},
     "docs/results.md": {"default-all": default_all},
+    "docs/channels.md": {
+        "channels": channels,
+        "channel-rivals": channel_rivals,
+        "channel-latency": channel_latency,
+    },
     "docs/how-it-works.md": {
         "allocation": allocation,
         "elsewhere": elsewhere,

@@ -32,3 +32,35 @@ def test_a_forward_pass_takes_as_many_images_at_a_time_as_prune_does() -> None:
     images = torch.zeros(10, 3, 224, 224)
     assert cost.forward_seconds(model, images) > 0
     assert sizes == [cost.chunk_size(images), 10 - cost.chunk_size(images)]
+
+
+def test_tables_of_channels_show_what_was_measured(tmp_path: Path) -> None:
+    table, tables = importlib.import_module("results_table"), importlib.import_module("tables")
+    row = {
+        **dict.fromkeys(table.MACHINE, "x"),
+        "network": "resnet20",
+        "data": "real",
+        "max_macs": "0.7",
+        "images": "100",
+        "half": "quote",
+        "test_images": "5000",
+        "dense_top1": "92.0",
+        "drop": "1.5",
+        "drop_error": "0.2",
+        "kl": "0.1",
+        "ratio": "40",
+    }
+    own = [row | {"recipe": "default", "top1": top1} for top1 in ("90.5", "90.7", "90.1")]
+    rival = row | {"rival": "low-rank", "recovery": "batchnorm", "top1": "87.5"}
+    failed = rival | {"rival": "other", "top1": ""}
+    elsewhere = rival | {"half": "choose", "top1": "12.3"}
+    table.write_rows(tmp_path / "channels.csv", [*own[0]], own)
+    table.write_rows(tmp_path / "channel_rivals.csv", [*rival], [rival, failed, elsewhere])
+    assert "| 92.0 | 70% | 100 photographs | default | 90.5 ± 0.4 (3) |" in tables.channels(
+        tmp_path
+    )
+    lines = tables.channel_rivals(tmp_path).splitlines()
+    assert "| Secateur, default | 90.5 ± 0.4 (3) |" in lines
+    assert "| low-rank, BatchNorm anew | 87.5 |" in lines
+    assert not any("12.3" in line or "| other" in line for line in lines)
+    assert tables.channel_latency(tmp_path) == tables.MISSING

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import pickle
 import random
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from secateur.frontends.torch.frontend import TorchFrontend
 from secateur.frontends.torch.shrink import shrink
 from secateur.network.couplings import Coupling, find_couplings, masked
 from secateur.network.graph import Graph
+from secateur.network.numbering import _HANDLERS
 
 
 class Net(nn.Module):
@@ -407,3 +410,9 @@ def test_blocks_lose_as_many_and_fixed_channels_stay() -> None:
     (fixed, *_) = [coupling for coupling in find_couplings(graph) if coupling.fixed]
     with pytest.raises(ModelError, match="cannot leave"):
         shrink(module, [(fixed, [0])])
+
+
+def test_the_documentation_tells_of_every_operation() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "channels.md").read_text(encoding="utf-8")
+    told = {name for line in page.splitlines() for name in re.findall(r"^\| `(\w+)`", line)}
+    assert told == {kind.__name__ for kind in _HANDLERS}
