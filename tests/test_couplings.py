@@ -279,6 +279,13 @@ def test_a_transposed_convolution_of_groups_keeps_its_channels() -> None:
     assert any("groups" in (coupling.fixed or "") for coupling in find_couplings(graph))
 
 
+def test_channels_of_computed_weights_stay_and_are_told_by_what_makes_them() -> None:
+    first = nn.utils.parametrizations.weight_norm(conv(3, 6))
+    graph, _ = traced(Net(chain, a=first, norm=nn.ReLU(), b=conv(6, 8), head=HEAD))
+    assert [coupling.units for coupling in free(graph)] == [8]
+    assert all(coupling.of("rows") for coupling in find_couplings(graph))
+
+
 class Random(nn.Module):
     """A network of random operations on values of one size."""
 

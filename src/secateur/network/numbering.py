@@ -125,11 +125,13 @@ class Numbering:
         if parameter is None or (numbers == NONE).all():
             return
         shape = self.graph.shapes.get(parameter)
-        held = parameter in self.graph.parameters
-        if shape is None or not (held or (role == "entries" and self.is_constant(parameter))):
+        if shape is None:
             return self.fix(numbers, f"{parameter} is computed")
+        held = parameter in self.graph.parameters
+        if not (held or (role == "entries" and self.is_constant(parameter))):
+            self.fix(numbers, f"{parameter} is computed, or of a layer that stays")
         if parameter in self.graph.fixed:
-            return self.fix(numbers, f"{parameter}: {self.graph.fixed[parameter]}")
+            self.fix(numbers, f"{parameter}: {self.graph.fixed[parameter]}")
         key = parameter, axis % len(shape.sizes), role
         if key in self.slices:  # a parameter that is used more than once
             numbers = self.join(self.slices[key], numbers, f"{parameter} is used elsewhere too")
