@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from secateur import ModelError
 from secateur.frontends.torch.frontend import TorchFrontend
 from secateur.frontends.torch.shrink import shrink
+from secateur.network.carrying import _HANDLERS
 from secateur.network.couplings import Coupling, find_couplings, masked
 from secateur.network.graph import Graph
-from secateur.network.numbering import _HANDLERS
 
 
 class Net(nn.Module):
