@@ -205,17 +205,31 @@ def onnxsim(model: nn.Module, images: Tensor, *, calibrated: bool = False) -> At
     return searched(prune, cost, cost(folder / "dense.onnx"))
 
 
-def onnxsim_recovered(network: Path, images: Tensor) -> Path:
-    """onnxsim's own recoveries: layers refitted where it can, then biases corrected."""
+def onnxsim_refitted(network: Path, images: Tensor) -> Path:
+    """The recovery that onnxsim advises for pruning: layers refitted in closed form."""
     import onnxsim  # pyright: ignore
 
-    dense, pruned = onnx.load(network.parent / "dense.onnx"), onnx.load(network)
-    data = batches(dense, images)
-    fitted = onnxsim.apply_pruning_finetune(dense, pruned, calibration_data=data)
-    corrected = onnxsim.correct_bias(dense, fitted, calibration_data=data)
-    path = network.with_suffix(".recovered.onnx")
-    onnx.save(corrected, path)
+    dense, data = _dense(network, images)
+    path = network.with_suffix(".refitted.onnx")
+    onnx.save(onnxsim.apply_pruning_finetune(dense, str(network), calibration_data=data), path)
     return path
+
+
+def onnxsim_batchnorm(network: Path, images: Tensor) -> Path:
+    """The same, then BatchNorms that give each channel the dense network's mean and spread."""
+    from onnxsim.bn_recovery import recover_batch_norm  # pyright: ignore
+
+    dense, data = _dense(network, images)
+    refitted = onnxsim_refitted(network, images)
+    model = recover_batch_norm(str(refitted), calibration_data=data, target_model=dense)
+    path = network.with_suffix(".batchnorm.onnx")
+    onnx.save(model, path)
+    return path
+
+
+def _dense(network: Path, images: Tensor) -> tuple[onnx.ModelProto, list[dict[str, Any]]]:
+    dense = onnx.load(network.parent / "dense.onnx")
+    return dense, batches(dense, images)
 
 
 def batches(model: onnx.ModelProto, images: Tensor) -> list[dict[str, Any]]:
@@ -241,9 +255,11 @@ def batchnorm_anew(network: nn.Module, images: Tensor) -> nn.Module:
 RECOVERIES: dict[str, Callable[[Any, Tensor], Network]] = {
     "none": lambda network, images: network,
     "batchnorm": batchnorm_anew,
-    "onnxsim": onnxsim_recovered,
+    "onnxsim": onnxsim_refitted,
+    "onnxsim-batchnorm": onnxsim_batchnorm,
 }
 _WITH_BATCHNORM = ("none", "batchnorm")
+_ONNXSIM = ("none", "onnxsim", "onnxsim-batchnorm")
 
 
 def _torch_pruning(**settings: Any) -> Rival:
@@ -261,8 +277,8 @@ RIVALS = {
         for name in IMPORTANCES
         if name != "magnitude"
     },
-    "onnxsim l2": Rival(prepare=onnxsim, recoveries=("none", "onnxsim")),
+    "onnxsim l2": Rival(prepare=onnxsim, recoveries=_ONNXSIM),
     "onnxsim wanda": Rival(
-        prepare=functools.partial(onnxsim, calibrated=True), recoveries=("none", "onnxsim")
+        prepare=functools.partial(onnxsim, calibrated=True), recoveries=_ONNXSIM
     ),
 }
