@@ -8,7 +8,8 @@ network, share, draw, rival and recovery, into benchmarks/results/channel_rivals
 measured; rows that are there are skipped. Where a tool fails, `result` says how.
 
 Recoveries: "batchnorm" takes BatchNorm statistics anew on the calibration images; "onnxsim" is
-`apply_pruning_finetune`, "onnxsim-batchnorm" that and `recover_batch_norm`. onnxsim's
+`apply_pruning_finetune`, "onnxsim-batchnorm" that and its BatchNorms
+(`onnxsim.bn_recovery`). onnxsim's
 `correct_bias` is left out: it is for quantised networks, and took ResNet-20 further away.
 """
 

@@ -216,15 +216,32 @@ def onnxsim_refitted(network: Path, images: Tensor) -> Path:
 
 
 def onnxsim_batchnorm(network: Path, images: Tensor) -> Path:
-    """The same, then BatchNorms that give each channel the dense network's mean and spread."""
-    from onnxsim.bn_recovery import recover_batch_norm  # pyright: ignore
+    """The same, then BatchNorms that give channels the dense network's mean and spread.
 
-    dense, data = _dense(network, images)
-    refitted = onnxsim_refitted(network, images)
-    model = recover_batch_norm(str(refitted), calibration_data=data, target_model=dense)
+    In the order of the network, so that each is fitted to what the ones before it leave; behind
+    convolutions that kept all their channels, because others have nothing to be compared with.
+    """
+    from onnxsim.bn_recovery import calibrate_recovered_bn, insert_identity_bn  # pyright: ignore
+
+    dense, data = _dense(network, images[:200])
+    model = onnx.load(onnxsim_refitted(network, images))
+    widths = _widths(dense)
+    same = [name for name, width in _widths(model).items() if widths.get(name) == width]
+    model, added = insert_identity_bn(model, conv_output_names=same)
+    for one in added:
+        model = calibrate_recovered_bn(
+            model, calibration_data=data, target_model=dense, node_names=[one.node_name]
+        )
     path = network.with_suffix(".batchnorm.onnx")
     onnx.save(model, path)
     return path
+
+
+def _widths(model: onnx.ModelProto) -> dict[str, int]:
+    """How many channels the convolutions give, by the name of the value."""
+    shapes = {of.name: of.dims for of in model.graph.initializer}
+    convolutions = (of for of in model.graph.node if of.op_type == "Conv")
+    return {of.output[0]: shapes[of.input[1]][0] for of in convolutions}
 
 
 def _dense(network: Path, images: Tensor) -> tuple[onnx.ModelProto, list[dict[str, Any]]]:
