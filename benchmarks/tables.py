@@ -420,8 +420,7 @@ def channel_rivals(folder: Path) -> str:
 RECOVERY_HEADS = {
     "none": "",
     "batchnorm": ", BatchNorm anew",
-    "onnxsim": ", its refit",
-    "onnxsim-batchnorm": ", its refit and BatchNorms",
+    "onnxsim": ", its recovery",
 }
 
 

@@ -87,7 +87,9 @@ PRUNING: dict[str, list[Any]] = {
     "progress": [5, "bar", lambda: None, lambda done: None, [], object()],
 }
 TARGETS: dict[str, list[Any]] = {
-    **{name: SHARES for name in ("sparsity", "max_macs", "max_bytes", "max_drop")},
+    **{name: SHARES for name in ("sparsity", "max_macs", "max_bytes", "max_drop", "max_latency")},
+    "runtime": [5, "tensorrt", True, ["onnxruntime"]],
+    "threads": [*WHOLE, None],
     "quantize": [8, "int4", True, ["int8"]],
 }
 TABLE: dict[str, dict[str, list[Any]]] = {
@@ -116,6 +118,10 @@ TABLE: dict[str, dict[str, list[Any]]] = {
         "preprocess": PREPROCESS,
         "max_images": WHOLE,
         "seed": SEEDS,
+    },
+    "load": {
+        "model": [5, None, nn.Linear, "net.onnx", {}],
+        "weights": [*PATHS, "no such.safetensors", Path("no such.safetensors")],
     },
     "load_images": {
         "data": IMAGES_GIVEN,
@@ -170,6 +176,7 @@ def right(function: str) -> dict[str, Any]:
         "inspect": {"model": network(), "shape": (3, 8, 8)},
         "evaluate": {"model": network(), "data": IMAGES, "reference": network()},
         "quantize": {"model": network(), "data": IMAGES},
+        "load": {"model": network(), "weights": "net.safetensors"},
         "load_images": {"data": IMAGES},
         "fractal_images": {"count": 1, "size": 8},
         "pack": {"path": "net.safetensors", "out": "net.packed"},
@@ -182,8 +189,11 @@ def right(function: str) -> dict[str, Any]:
 
 def with_wrong(function: str, argument: str, wrong: Any) -> dict[str, Any]:
     arguments = {**right(function), argument: wrong}
-    if argument in ("max_macs", "max_bytes", "max_drop"):
+    if argument in ("max_macs", "max_bytes", "max_drop", "max_latency"):
         arguments.pop("sparsity", None)
+    if function != "bench" and argument in ("max_latency", "runtime", "threads"):
+        arguments.pop("sparsity", None)
+        arguments = {"max_latency": 0.9, "runtime": "onnxruntime", **arguments}
     return arguments
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,22 +13,26 @@ import torch
 import torch.nn.functional as F
 from inputs import trace
 from problems import problem
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import secateur
-from secateur import OptionError
+from secateur import ModelError, OptionError, timing
 from secateur.core.group_elimination import Reader, elimination_order
 from secateur.core.methods import ADMM
 from secateur.core.patterns import Channels, KeptColumns
 from secateur.core.problem import Problem
 from secateur.frontends import open as open_model
+from secateur.frontends.torch.checkpoints import MARK, SHRUNK
+from secateur.hardware.machine import Machine
 from secateur.network.couplings import find_couplings
 from secateur.network.samples import Samples
 from secateur.pruning.allocations import Curve
 from secateur.pruning.channels.allocation import allocate, most_removed
-from secateur.pruning.channels.costs import macs_cost, weights_cost
+from secateur.pruning.channels.costs import TimeCost, layer_widths, macs_cost, weights_cost
 from secateur.pruning.channels.space import ChannelSpace, find_space
 from secateur.pruning.sampling import Sampling
+from secateur.timing import best_share, next_share, step_of
 
 
 def loss_without(held: Problem, gone: Tensor, damping: float) -> float:
@@ -313,3 +319,104 @@ def test_the_pattern_can_be_saved_in_a_recipe(tmp_path) -> None:
     recipe = secateur.Recipe(pattern=Channels(multiple=4))
     recipe.save(tmp_path / "recipe.toml")
     assert secateur.Recipe.load(tmp_path / "recipe.toml") == recipe
+
+
+def test_a_saved_network_is_loaded_into_a_fresh_module(tmp_path: Path) -> None:
+    result = secateur.prune(
+        small(), images(), pattern="channels", max_macs=0.6, recipe=secateur.Recipe()
+    )
+    result.save(tmp_path / "out")
+    network = small(seed=5)
+    loaded = secateur.load(network, tmp_path / "out" / "model.safetensors")
+    assert torch.equal(loaded(images(4)), result.model(images(4)))
+    assert network.expand.out_channels == 24  # as it was given
+    loaded.train()(images(4)).sum().backward()
+    torch.export.export(loaded.eval(), (images(2),))
+    assert torch.equal(pickle.loads(pickle.dumps(loaded))(images(2)), loaded(images(2)))
+
+
+def test_only_a_file_that_says_so_makes_a_network_smaller(tmp_path: Path) -> None:
+    result = secateur.prune(
+        small(), images(), pattern="channels", max_macs=0.6, recipe=secateur.Recipe()
+    )
+    save_file(result.model.state_dict(), tmp_path / "other.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match="does not fit the model"):
+        secateur.load(small(), tmp_path / "other.safetensors")
+    wide = {
+        name: of.repeat_interleave(2, 0) for name, of in small().state_dict().items() if of.dim()
+    }
+    save_file(wide, tmp_path / "wide.safetensors", {MARK: SHRUNK})
+    with pytest.raises(ModelError, match="or fewer channels"):
+        secateur.load(small(), tmp_path / "wide.safetensors")
+
+
+def test_the_time_of_a_network_is_that_of_its_layers_at_their_widths() -> None:
+    graph, space = trace(small(), images(2)), space_of(small())
+    cost = TimeCost(
+        fixed=5.0,
+        layers=layer_widths(graph, space.removable),
+        seconds=lambda op, inputs, outputs: float(inputs * outputs),
+    )
+    dense = {(3, 12), (12, 24), (24, 24), (24, 12), (12, 8), (20, 5)}
+    assert {(of.inputs, of.outputs) for of in cost.layers} == dense
+    assert cost.dense == 5 + sum(a * b for a, b in dense)
+    counts = np.array([of.units // 4 for of in space.removable])
+    saved = cost.savings(counts, np.ones_like(counts))
+    for number, step in enumerate(np.eye(len(counts), dtype=np.int64)):
+        assert saved[number] == pytest.approx(cost.at(counts) - cost.at(counts + step))
+
+
+def test_widths_are_found_by_measuring_the_whole_network() -> None:
+    """Whatever the whole network takes besides its layers, a few tries meet the target."""
+    for fixed, factor in ((0.0, 1.0), (0.2, 0.8), (0.4, 0.6), (0.0, 1.3), (0.2, 1.3)):
+        tried = [(0.7, fixed + factor * 0.7)]
+        while len(tried) < 4 and not 0.68 <= tried[-1][1] <= 0.7:
+            share = next_share(tried, 0.69)
+            tried.append((share, fixed + factor * share))
+        assert 0.68 <= dict(tried)[best_share(tried, 0.7)] <= 0.7
+
+
+def test_the_best_try_takes_most_of_what_is_allowed() -> None:
+    assert best_share([(0.7, 0.8), (0.5, 0.6), (0.6, 0.69)], 0.7) == 0.6
+    assert best_share([(0.7, 0.8), (0.5, 0.75)], 0.7) == 0.5
+
+
+def test_vectors_of_the_cpu_give_the_step_of_widths() -> None:
+    assert step_of(Machine(flags=frozenset({"avx2"}))) == 8
+    assert step_of(Machine(flags=frozenset({"avx2", "avx512f"}))) == 16
+    assert step_of(Machine()) == 8
+
+
+def test_a_latency_needs_a_runtime_and_removes_channels() -> None:
+    with pytest.raises(OptionError, match="without a runtime"):
+        secateur.prune(small(), images(), max_latency=0.7)
+    with pytest.raises(OptionError, match="without max_latency"):
+        secateur.prune(small(), images(), sparsity=0.5, runtime="onnxruntime")
+    with pytest.raises(OptionError, match="expected pattern='channels'"):
+        secateur.prune(
+            small(), images(), max_latency=0.7, runtime="onnxruntime", pattern="unstructured"
+        )
+
+
+def test_a_network_is_pruned_to_a_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a real runtime, measured for a moment: nothing is asserted about the speed."""
+    monkeypatch.setattr(timing, "_SECONDS", 1.0)
+    monkeypatch.setattr(timing, "_WHOLE_SECONDS", 0.5)
+    monkeypatch.setattr(timing, "_LAST_SECONDS", 0.5)
+    net = wide()
+    result = secateur.prune(
+        net, images(), max_latency=0.8, runtime="onnxruntime", recipe=secateur.Recipe()
+    )
+    latency = result.report.latency
+    assert latency is not None
+    assert latency.low <= latency.ratio <= latency.high
+    assert 1 <= latency.tries <= 4
+    assert result.report.macs_fraction < 1
+    assert "of the dense network's time on onnxruntime" in result.report.result
+
+
+def wide() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Conv2d(64, 8, 3)
+    ).eval()

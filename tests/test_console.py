@@ -128,7 +128,7 @@ def test_inspect_into_a_pipe_has_whole_names(tmp_path):
     )
     result = invoke("inspect", f"{tmp_path / 'cli_long.py'}:net", "--shape", "9")
     assert result.exit_code == 0, result.output
-    assert [line.split()[0] for line in result.stdout.splitlines()[-3:-1]] == ["a" * 90, "b" * 150]
+    assert [line.split()[0] for line in result.stdout.splitlines()[-4:-2]] == ["a" * 90, "b" * 150]
 
 
 @pytest.mark.parametrize(

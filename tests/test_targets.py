@@ -223,7 +223,11 @@ def test_more_layers_are_advised_only_where_they_are_enough(first, enough) -> No
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({}, "got no target, expected exactly one of sparsity, max_macs, max_bytes and max_drop"),
+        (
+            {},
+            "got no target, expected exactly one of sparsity, max_macs, max_bytes, max_drop and "
+            "max_latency",
+        ),
         ({"sparsity": 0.5, "max_drop": 1}, "got sparsity and max_drop, expected exactly one"),
         ({"sparsity": 1.0}, "sparsity is 1.0, expected the fraction of zeros"),
         ({"max_macs": 0}, r"max_macs is 0, expected a fraction of the dense network's, in \(0, 1]"),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # for type checkers and editors; _HOME says the same at run t
         Magnitude,
         WeightCorrection,
     )
-    from secateur.core.patterns import Unstructured
+    from secateur.core.patterns import Channels, Unstructured
     from secateur.data.fractals import fractal_images
     from secateur.data.preprocess import Preprocess
     from secateur.data.sources import Data, load_images
@@ -44,6 +44,7 @@ if TYPE_CHECKING:  # for type checkers and editors; _HOME says the same at run t
     from secateur.evaluation.metrics import Evaluation
     from secateur.export.int8 import quantize
     from secateur.export.packing import PackedSize, pack, unpack
+    from secateur.frontends.loading import load
     from secateur.hardware.bench import bench
     from secateur.hardware.latency import Bench
     from secateur.pruning.alignment import ChannelAlignment
@@ -65,6 +66,7 @@ __all__ = [
     "BiasCorrection",
     "BlockReconstruction",
     "ChannelAlignment",
+    "Channels",
     "Comparison",
     "Data",
     "DataError",
@@ -99,6 +101,7 @@ __all__ = [
     "evaluate",
     "fractal_images",
     "inspect",
+    "load",
     "load_images",
     "pack",
     "plan",
@@ -118,6 +121,7 @@ _HOME = {
     "BiasCorrection": "secateur.core.methods",
     "BlockReconstruction": "secateur.pruning.reconstruction",
     "ChannelAlignment": "secateur.pruning.alignment",
+    "Channels": "secateur.core.patterns",
     "compare_reports": "secateur.report.comparison",
     "Comparison": "secateur.report.comparison",
     "Data": "secateur.data.sources",
@@ -129,6 +133,7 @@ _HOME = {
     "IncompleteError": "secateur.errors",
     "inspect": "secateur.api",
     "LeastSquares": "secateur.core.methods",
+    "load": "secateur.frontends.loading",
     "load_images": "secateur.data.sources",
     "Magnitude": "secateur.core.methods",
     "MissingExtraError": "secateur.errors",

@@ -22,7 +22,7 @@ from secateur.frontends import open as open_model
 from secateur.frontends.first_runs import one_first_run
 from secateur.frontends.torch.onnx_export import CHECKED_IMAGES
 from secateur.network.samples import Samples
-from secateur.options import Options
+from secateur.options import Options, RuntimeName
 from secateur.preparation import prepare
 from secateur.pruning.allocations import Allocation, AllocationName
 from secateur.pruning.recipe import Recipe, RecipeName
@@ -49,6 +49,9 @@ def prune(
     max_macs: float | None = None,
     max_bytes: float | None = None,
     max_drop: float | None = None,
+    max_latency: float | None = None,
+    runtime: RuntimeName | None = None,
+    threads: int = 1,
     evaluation: Data | None = None,
     quantize: Precision | None = None,
     preprocess: Transform | None = None,
@@ -67,7 +70,7 @@ def prune(
 ) -> PruneResult:
     """Prunes a trained network without retraining it.
 
-    Give exactly one target: `sparsity`, `max_macs`, `max_bytes` or `max_drop`.
+    Give exactly one target: `sparsity`, `max_macs`, `max_bytes`, `max_drop` or `max_latency`.
 
     Example:
         >>> import secateur
@@ -90,12 +93,19 @@ def prune(
             images if you have none, or any other source (`secateur.Data`). Use 300 to 1000.
         sparsity: fraction of zeros among the weights of the pruned layers, in [0, 1); met exactly.
         max_macs: multiply-accumulates with nonzero weights, as a fraction of the dense
-            network's, in (0, 1]. Only some runtimes skip the others.
+            network's, in (0, 1]. Only some runtimes skip the others; with `pattern="channels"`
+            there are no others.
         max_bytes: size of a packed file (one bit per weight, and the kept weights) as a fraction
-            of the dense network's, in (0, 1].
+            of the dense network's, in (0, 1]; with `pattern="channels"` of a plain file.
         max_drop: points of top-1 to lose at most, in [0, 100). Finds the largest sparsity within
             it in at most 6 tries. Without labels: points of agreement with the dense network.
             Without evaluation data: measured on a quarter of `data`, held back.
+        max_latency: time for one input on a runtime, as a fraction of the dense network's, in
+            (0, 1]. Whole channels are removed (`pattern="channels"`). Layers are measured here,
+            in a minute or so, at several widths, and the whole network at the end: keep the
+            machine idle meanwhile.
+        runtime: "onnxruntime", "openvino" or "torch", for `max_latency`.
+        threads: that the runtime uses while it is measured.
         evaluation: images to evaluate the result on, never fitted to: (images, labels), or any
             other source as for `data`; labels are used if it has them. All images are used.
         quantize: "int8" also quantises the pruned network to INT8, on the same images, and keeps
@@ -165,7 +175,8 @@ def prune(
                 missing["int8"] = str(error)
             job.watch.lap("quantize")
         judged = job.evaluations(pruned, integers.model)
-        report = job.report(pruned, walked, judged, steps=found, search=search)
+        latency = job.latency(walked, pruned)
+        report = job.report(pruned, walked, judged, steps=found, search=search, latency=latency)
     report.notes.extend(integers.notes)
     report.warnings.extend(f"no INT8 network was made: {why}" for why in missing.values())
     for warning in report.warnings:
@@ -190,6 +201,9 @@ def plan(
     max_macs: float | None = None,
     max_bytes: float | None = None,
     max_drop: float | None = None,
+    max_latency: float | None = None,
+    runtime: RuntimeName | None = None,
+    threads: int = 1,
     evaluation: Data | None = None,
     quantize: Precision | None = None,
     preprocess: Transform | None = None,

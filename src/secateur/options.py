@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
+from secateur.core.patterns import Channels
 from secateur.data.preprocess import Transform
+from secateur.errors import OptionError
 from secateur.export.int8 import Precision
 from secateur.pruning.recipe import Recipe, choose_recipe
 from secateur.pruning.sampling import Sampling
 from secateur.pruning.targets import Target, choose_target
 from secateur.report.build import describe
-from secateur.support.choices import check_device
+from secateur.support.choices import check_device, did_you_mean
 from secateur.support.settings import SEEDS, at_least, check_settings
+
+RuntimeName = Literal["onnxruntime", "openvino", "torch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +37,14 @@ class Options:
     seed: int = 0
     device: torch.device | str | int | None = None
     quantize: Precision | None = None
+    runtime: RuntimeName | None = None
+    threads: int = 1
 
     def __post_init__(self) -> None:
         least = at_least(1)
-        check_settings(self, named=False, max_images=least, max_columns=least, seed=SEEDS)
+        check_settings(
+            self, named=False, max_images=least, max_columns=least, seed=SEEDS, threads=least
+        )
         check_device(self.device)
 
     @classmethod
@@ -47,6 +55,8 @@ class Options:
         max_macs: float | None = None,
         max_bytes: float | None = None,
         max_drop: float | None = None,
+        max_latency: float | None = None,
+        runtime: RuntimeName | None = None,
         recipe: Recipe | str | Path,
         pattern: Any,
         method: Any,
@@ -56,12 +66,19 @@ class Options:
     ) -> Options:
         """From the arguments of `secateur.prune`; `others` are fields of this class."""
         target = choose_target(
-            sparsity=sparsity, max_macs=max_macs, max_bytes=max_bytes, max_drop=max_drop
+            sparsity=sparsity,
+            max_macs=max_macs,
+            max_bytes=max_bytes,
+            max_drop=max_drop,
+            max_latency=max_latency,
         )
+        _check_runtime(runtime, is_latency=max_latency is not None)
         chosen = choose_recipe(
             recipe, pattern=pattern, method=method, allocation=allocation, inputs=inputs
         )
-        return cls(target=target, recipe=chosen, **others)
+        if max_latency is not None and pattern is None and type(chosen.pattern) is not Channels:
+            chosen = replace(chosen, pattern=Channels())  # zeros alone would not do
+        return cls(target=target, recipe=chosen, runtime=runtime, **others)
 
     def settings(self, device: torch.device) -> dict[str, Any]:
         """For the report."""
@@ -76,7 +93,28 @@ class Options:
             "seed": self.seed,
             "quantize": self.quantize,
             "device": str(device),
+            **({} if self.runtime is None else {"runtime": self.runtime, "threads": self.threads}),
         }
+
+
+def _check_runtime(runtime: Any, *, is_latency: bool) -> None:
+    """Raises OptionError unless there is a runtime to measure on just where one is needed."""
+    names = get_args(RuntimeName)
+    if runtime is None and is_latency:
+        raise OptionError(
+            f"max_latency is given without a runtime, expected runtime={' or '.join(names)}: say "
+            "where the network will run"
+        )
+    if runtime is not None and not is_latency:
+        raise OptionError(
+            "runtime is given without max_latency, expected both: say what share of the dense "
+            "network's time it may take there"
+        )
+    if runtime is not None and runtime not in names:
+        raise OptionError(
+            f"runtime is {runtime!r}, expected one of {', '.join(names)}"
+            f"{did_you_mean(str(runtime), names)}"
+        )
 
 
 def _names(asked: str | Sequence[str] | None) -> str | list[str] | None:

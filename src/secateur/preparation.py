@@ -24,14 +24,15 @@ from secateur.network.samples import Samples
 from secateur.options import Options
 from secateur.pruning.alignment import Alignment
 from secateur.pruning.channels.run import ChannelRun, channel_run
-from secateur.pruning.layer_selection import matching, select_layers
+from secateur.pruning.layer_selection import layers_to_fit, matching, select_layers
 from secateur.pruning.recalibration import Recalibration, recalibrate
 from secateur.pruning.recipe import Recipe
 from secateur.pruning.run import PruningRun
 from secateur.pruning.sampling import Sampling
-from secateur.pruning.targets import Costs, MaxDrop
+from secateur.pruning.targets import Costs, MaxDrop, MaxLatency
 from secateur.session import Job, Stopwatch
 from secateur.support.progress import Teller
+from secateur.timing import Timing
 
 # Input values per run of an operation. Larger chunks made EfficientNet-Lite0 up to 1.6 times
 # slower: activations over 32 MB get fresh pages from the system at every allocation.
@@ -86,6 +87,12 @@ def prepare(
     conditioned = condition(traced, options.recipe, images.synthetic is not None, chunk)
     run = select(model, traced, conditioned, options, chunk)
     warnings += run.shortfall()
+    timing = None
+    if isinstance(run, ChannelRun) and isinstance(run.target, MaxLatency):
+        timing = Timing.measured(model, run, options, watch.teller)
+        run = timing.priced(run)
+        run.check_target()
+        watch.lap("layer times")
     return Job(
         options=options,
         model=model,
@@ -95,6 +102,7 @@ def prepare(
         original=traced.graph,
         aligned=conditioned.aligned,
         run=run,
+        timing=timing,
         warnings=tuple(dict.fromkeys(warnings)),  # a folder of both kinds tells them once
         watch=watch,
     )
@@ -204,8 +212,11 @@ def select(
     """
     graph = conditioned.folding.graph
     is_channels = isinstance(options.recipe.pattern, Channels)
-    included = None if is_channels else options.include
-    layers = select_layers(graph.layers, included, options.exclude)
+    layers = (
+        layers_to_fit(graph.layers, options.exclude)
+        if is_channels
+        else select_layers(graph.layers, options.include, options.exclude)
+    )
     run = PruningRun(
         recalibration=conditioned.recalibration,
         folding=conditioned.folding,

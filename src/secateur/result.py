@@ -281,7 +281,9 @@ def _writers(
 
     write_onnx = ONNX_WRITERS[network.suffix]
     return {
-        WEIGHTS: lambda path: save_safetensors(result.model, path, parameters),
+        WEIGHTS: lambda path: save_safetensors(
+            result.model, path, parameters, shrunk=bool(result.report.channels)
+        ),
         PROGRAM: lambda path: save_program(result.model, path),
         ONNX: lambda path: write_onnx(result.model, path, images, parameters),
         INT8: write_int8,

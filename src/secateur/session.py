@@ -14,15 +14,18 @@ from secateur.frontends import Frontend
 from secateur.network.graph import Graph
 from secateur.options import Options
 from secateur.pruning.alignment import Alignment
+from secateur.pruning.channels.run import ChannelRun
 from secateur.pruning.run import PruningRun
 from secateur.pruning.search import Try
 from secateur.pruning.search import search as search_sparsity
 from secateur.pruning.targets import MaxDrop, Sparsity, Target
 from secateur.pruning.walk import WalkResult
 from secateur.report.build import build_report
+from secateur.report.latency import LatencyReport
 from secateur.report.model import Report, SearchReport, StepReport
 from secateur.report.plan import predict_loss
 from secateur.support.progress import Teller
+from secateur.timing import Timing
 
 
 class Stopwatch:
@@ -67,6 +70,7 @@ class Job:
         original: the network as traced, before it was aligned.
         aligned: what aligning it changed.
         run: the recipe on the aligned network.
+        timing: the network's times on the runtime that it is pruned for; None = none was asked for.
         warnings: what may be wrong with the images.
         watch: runs since the call.
     """
@@ -79,6 +83,7 @@ class Job:
     original: Graph
     aligned: Alignment
     run: PruningRun
+    timing: Timing | None = None
     warnings: Sequence[str] = ()
     watch: Stopwatch = field(default_factory=Stopwatch)
 
@@ -94,7 +99,20 @@ class Job:
         run = replace(self.run, on_layer=teller.visit)
         run.measure()
         self.watch.lap("allocation")
+        if isinstance(run, ChannelRun) and self.timing is not None:
+            run, timing = self.timing.met(replace(run, known=run.fitted_channels), teller)
+            self.watch.lap("latency")
+            return replace(self, run=run, timing=timing)
         return replace(self, run=run)
+
+    def latency(self, walked: WalkResult, pruned: Frontend) -> LatencyReport | None:
+        """The pruned network's time; None where none was asked for."""
+        if self.timing is None or not isinstance(self.run, ChannelRun):
+            return None
+        self.watch.begin("measuring the pruned network")
+        found = self.timing.report(self.run, walked, pruned)
+        self.watch.lap("latency")
+        return found
 
     def notes(self, walked: WalkResult) -> list[str]:
         """What was done to the network around the walk, for the report."""
@@ -135,6 +153,7 @@ class Job:
         *,
         steps: Sequence[StepReport] = (),
         search: SearchReport | None = None,
+        latency: LatencyReport | None = None,
     ) -> Report:
         """What was asked for, what a walk did, and what it led to."""
         return build_report(
@@ -149,6 +168,7 @@ class Job:
             steps=list(steps),
             search=search,
             evaluation=evaluation,
+            latency=latency,
         )
 
     def visits(self, targets: Sequence[Target]) -> int:

@@ -49,6 +49,7 @@ def asked_recipe(options: Fit) -> Recipe:
     """The recipe, with the settings that options replace."""
     return choose_recipe(
         options.recipe,
+        pattern=options.pattern,
         method=options.method,
         allocation=options.allocation,
         inputs=options.inputs,

@@ -105,6 +105,13 @@ class Fit(Pictures):
         str,
         typer.Option(metavar="NAME|FILE", help="Recipe: default, tuned, paper or a .toml file."),
     ] = "default"
+    pattern: Annotated[
+        str | None,
+        typer.Option(
+            help="What becomes zero: unstructured (any weight), or channels, which leave the "
+            "network (overrides the recipe)."
+        ),
+    ] = None
     method: Annotated[
         str | None, typer.Option(help="Pruning method, e.g. admm (overrides the recipe).")
     ] = None
@@ -154,7 +161,8 @@ class Fit(Pictures):
 class Prune(Fit):
     """Prune MODEL and write the result, report.json and report.html to OUT.
 
-    Give exactly one target: --sparsity, --max-macs, --max-bytes or --max-drop. A PyTorch network
+    Give exactly one target: --sparsity, --max-macs, --max-bytes, --max-drop or --max-latency (with
+    --runtime). With --pattern channels the network itself becomes smaller. A PyTorch network
     is written as model.safetensors and, with --onnx, as model.onnx; a .pt2 file also as model.pt2;
     an .onnx file as model.onnx, which is that file with other weights. INT8 files are calibrated
     on the same images. Every zero stays a zero in each file.
@@ -167,7 +175,7 @@ class Prune(Fit):
         typer.Option(
             parser=_number,
             metavar="S",
-            help="Fraction of zeros, in [0, 1). Give exactly one of the four targets.",
+            help="Fraction of zeros, in [0, 1). Give exactly one target.",
         ),
     ] = None
     max_macs: Annotated[
@@ -194,6 +202,22 @@ class Prune(Fit):
             help="Points of top-1 to lose at most (without labels, of agreement).",
         ),
     ] = None
+    max_latency: Annotated[
+        float | None,
+        typer.Option(
+            parser=_number,
+            metavar="F",
+            help="Time for one input on --runtime, as a fraction of the dense network's, in "
+            "(0, 1]; removes channels.",
+        ),
+    ] = None
+    runtime: Annotated[
+        str | None,
+        typer.Option(help="For --max-latency: onnxruntime, openvino or torch, measured here."),
+    ] = None
+    threads: Annotated[
+        int, typer.Option(parser=_whole, metavar="N", help="Threads of --runtime.")
+    ] = 1
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="OUT", help="Folder to write.")
     ] = None

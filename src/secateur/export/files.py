@@ -26,6 +26,7 @@ from secateur.frontends.openvino.runtime import (
     read_ir,
     write_ir,
 )
+from secateur.frontends.torch.checkpoints import MARK, SHRUNK
 from secateur.frontends.torch.modules import copy_module, named_tensors
 from secateur.frontends.torch.onnx_export import CHECKED_IMAGES, exported, write_onnx
 from secateur.network.samples import Samples
@@ -36,7 +37,7 @@ _WARN_ERROR = 0.1  # of an INT8 file, relative to the outputs' variance and to t
 
 
 def save_safetensors(
-    model: nn.Module, path: Path, parameters: Sequence[str] = ()
+    model: nn.Module, path: Path, parameters: Sequence[str] = (), *, shrunk: bool = False
 ) -> dict[str, Any]:
     """Writes a module's state dict; tied tensors are stored once, as safetensors requires.
 
@@ -48,6 +49,7 @@ def save_safetensors(
         model: the pruned module.
         path: where to write.
         parameters: names of the pruned weights, whose zeros are looked for in the file.
+        shrunk: whether channels have left the network, which the file says then.
 
     Returns:
         bytes, and zeros of the pruned weights, all of which were found in the file.
@@ -57,7 +59,7 @@ def save_safetensors(
     """
     twin = copy_module(model).cpu()
     # One metadata key only: safetensors writes several in varying order, and a seed gives bytes.
-    metadata = {"format": "pt"}
+    metadata = {MARK: SHRUNK} if shrunk else {"format": "pt"}
     try:
         safetensors.torch.save_model(twin, str(path), metadata=metadata)
     except RuntimeError:  # it finds none to keep

@@ -16,9 +16,10 @@ from secateur.errors import ModelError, OptionError
 from secateur.frontends.hubs import is_hub_name, load_from_hub
 from secateur.frontends.openvino.runtime import read_ir
 from secateur.frontends.protocol import Frontend, Runnable
-from secateur.frontends.torch.checkpoints import load_state, read_state
+from secateur.frontends.torch.checkpoints import load_state, read_state, without_channels
 from secateur.frontends.torch.exported_programs import read_program
 from secateur.frontends.torch.frontend import TorchFrontend
+from secateur.frontends.torch.modules import copy_module
 from secateur.support.extras import require_onnx
 from secateur.support.file_kinds import (
     CHECKPOINT,
@@ -32,6 +33,7 @@ from secateur.support.file_kinds import (
     kind_of,
 )
 from secateur.support.import_string import call
+from secateur.support.settings import check_arguments
 
 _NETWORKS = "an .onnx or .pt2 file, file.py:callable, package.module:callable, timm:NAME or hf:PATH"
 _WEIGHTS = "weights as .safetensors, .pt or .pth"
@@ -138,8 +140,50 @@ def load_model(reference: str, weights: str | Path | None = None) -> Any:
             "expected a torch.nn.Module: name the function that builds the network"
         )
     if weights is not None:
-        load_state(model, read_state(Path(weights)), str(weights))
+        _put(model, weights)
     return model.eval()
+
+
+def load(model: nn.Module, weights: str | Path) -> nn.Module:
+    """A copy of a module with the weights that `PruneResult.save` wrote.
+
+    Where channels have left the network, the copy has the sizes of the file.
+
+    Example:
+        >>> import tempfile
+        >>> import secateur
+        >>> from secateur import example
+        >>> images = example.calibration()[:64]  # few, to be quick
+        >>> recipe = secateur.Recipe(pattern=secateur.Channels())  # in one walk, to be quick
+        >>> result = secateur.prune(example.trained(), images, max_macs=0.8, recipe=recipe)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = result.save(folder)
+        ...     network = secateur.load(example.trained(), f"{folder}/model.safetensors")
+        >>> bool((network(images) == result.model(images)).all())
+        True
+
+    Args:
+        model: as it was before; never modified.
+        weights: a `.safetensors` file or a checkpoint that `torch.load` reads without running
+            code.
+
+    Returns:
+        The copy, in eval mode.
+
+    Raises:
+        ModelError: no such file, it cannot be read, or its names or sizes do not fit.
+    """
+    check_arguments(load, locals())
+    _check_weights(Path(weights))
+    twin = copy_module(model).eval()
+    _put(twin, weights)
+    return twin
+
+
+def _put(model: nn.Module, weights: str | Path) -> None:
+    """Loads weights into a module, which gets the sizes of a file that says it has fewer."""
+    state = read_state(Path(weights))
+    load_state(model, state, str(weights), shrunk=without_channels(weights))
 
 
 def load_network(reference: str, builder: str | None = None) -> Any:

@@ -94,26 +94,37 @@ def trial(path: str, engine: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def turns(
-    cases: Sequence[tuple[str, str]], options: Mapping[str, Any], rounds: int, seed: Sequence[int]
+    cases: Sequence[tuple[str, str]],
+    options: Mapping[str, Any],
+    rounds: int,
+    seed: Sequence[int],
+    seconds: float = 0.0,
 ) -> list[list[float]]:
     """Milliseconds of each case, a file and an engine, by round: see `measure`."""
     engines = [start(Path(path), of, EngineOptions(**options)) for path, of in cases]
     feeds = [example(engine.inputs, 0) for engine in engines]
     runs = [_bound(engine, feed) for engine, feed in zip(engines, feeds, strict=True)]
-    return measure(runs, rounds, seed)
+    return measure(runs, rounds, seed, seconds)
 
 
 def measure(
-    runs: Sequence[Callable[[], Any]], rounds: int, seed: int | Sequence[int] = 0
+    runs: Sequence[Callable[[], Any]],
+    rounds: int,
+    seed: int | Sequence[int] = 0,
+    seconds: float = 0.0,
 ) -> list[list[float]]:
     """Milliseconds of each function, one number per round; they take turns in random order.
+
+    There are as many rounds as asked for, and more until so many seconds have passed.
 
     A function that ends sooner than 2 ms is repeated within a round, as often as it takes.
     """
     repeats = [_repeats(run) for run in runs]
     rng = np.random.default_rng(seed)
     found: list[list[float]] = [[] for _ in runs]
-    for _ in range(rounds):
+    end, done = time.perf_counter() + seconds, 0
+    while done < rounds or time.perf_counter() < end:
+        done += 1
         for index in rng.permutation(len(runs)):
             begin = time.perf_counter()
             for _ in range(repeats[index]):

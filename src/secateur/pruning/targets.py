@@ -215,6 +215,24 @@ class MaxBytes(_Share):
 
 
 @dataclass(frozen=True)
+class MaxLatency(_Share):
+    """A fraction of the dense network's time for one input on a runtime, in (0, 1].
+
+    Channels have to leave for it: most runtimes multiply by zero as slowly as by any other number.
+    """
+
+    name: ClassVar[str] = "max_latency"
+    meaning: ClassVar[str] = "at most this share of the time that the dense network takes"
+
+    def budget(self, costs: Costs) -> Budget:
+        """Refuses: time is no sum over weights."""
+        raise OptionError(
+            "max_latency is given, but zeros alone do not make a network faster, expected "
+            "pattern='channels': leave the pattern out, or ask for max_macs"
+        )
+
+
+@dataclass(frozen=True)
 class MaxDrop:
     """A loss of points at most, in [0, 100): of top-1, or of agreement without labels.
 
@@ -248,19 +266,21 @@ def choose_target(
     max_macs: float | None = None,
     max_bytes: float | None = None,
     max_drop: float | None = None,
+    max_latency: float | None = None,
 ) -> Target:
     """The one target that is given.
 
     Raises:
         OptionError: none or several are given, or the one is out of range.
     """
-    kinds = (Sparsity, MaxMacs, MaxBytes, MaxDrop)
-    given = (sparsity, max_macs, max_bytes, max_drop)
+    kinds = (Sparsity, MaxMacs, MaxBytes, MaxDrop, MaxLatency)
+    given = (sparsity, max_macs, max_bytes, max_drop, max_latency)
     asked = [(kind, value) for kind, value in zip(kinds, given, strict=True) if value is not None]
     if len(asked) != 1:
         got = " and ".join(kind.name for kind, _ in asked) or "no target"
         raise OptionError(
-            f"got {got}, expected exactly one of sparsity, max_macs, max_bytes and max_drop: "
+            f"got {got}, expected exactly one of sparsity, max_macs, max_bytes, max_drop and "
+            "max_latency: "
             + ("leave the others out" if asked else "say how much to prune, such as sparsity 0.7")
         )
     ((kind, value),) = asked

@@ -31,6 +31,7 @@ from secateur.pruning.targets import MaxBytes
 from secateur.pruning.walk import LayerResult, WalkResult
 from secateur.report import cautions
 from secateur.report.channels import ChannelGroup
+from secateur.report.latency import LatencyReport
 from secateur.report.layers import DenseLayer, LayerReport
 from secateur.report.model import DataReport, Report, SearchReport, StepReport
 from secateur.support.serialization import to_plain
@@ -50,6 +51,7 @@ def build_report(
     steps: list[StepReport],
     search: SearchReport | None,
     evaluation: dict[str, Evaluation],
+    latency: LatencyReport | None = None,
 ) -> Report:
     """Puts together what a walk did; zeros are counted in the pruned model itself."""
     tensors, asked = pruned.tensors(), settings["target"]
@@ -92,6 +94,7 @@ def build_report(
         calibration=calibration,
         steps=steps,
         evaluation=evaluation,
+        latency=latency,
         runtimes=[]
         if walked.removed
         else survey([layer.requirements for layer in layers], Machine.here()),
@@ -105,6 +108,7 @@ def build_report(
             *warnings,
             *run.departures(walked, kept),
             *cautions.computed(run.graph.layers),
+            *cautions.slow(latency, run.target.value),
             *cautions.undecided(search, run.target.value),
             *cautions.gone(layers, _present(run, layers)),
             *cautions.doubtful(calibration),

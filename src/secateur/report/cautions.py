@@ -11,6 +11,7 @@ from secateur.data.sources import FEW_IMAGES, MAX_IMAGES
 from secateur.data.streams import digests
 from secateur.evaluation.metrics import Evaluation, one_answer
 from secateur.network.layers import ON_THE_FLY, Layer, Shares
+from secateur.report.latency import LatencyReport
 from secateur.report.layers import LayerReport
 from secateur.report.model import SearchReport
 
@@ -122,6 +123,16 @@ def same_answers(
     if calibration is None or dense is None or evaluation:
         return []
     return one_answer(dense, "calibration images")
+
+
+def slow(latency: LatencyReport | None, limit: float) -> list[str]:
+    """A warning where the network takes more time than was asked for."""
+    if latency is None or latency.low <= limit:
+        return []
+    return [
+        f"the pruned network takes {latency.text}, more than {limit:g} asks for: ask for less, or "
+        "measure again on an idle machine"
+    ]
 
 
 def undecided(search: SearchReport | None, limit: float) -> list[str]:

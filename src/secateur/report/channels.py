@@ -44,6 +44,14 @@ def channel_table(groups: Sequence[ChannelGroup]) -> Table:
     return Table(name="channels", columns=columns, rows=tuple(rows), title="Channels")
 
 
+def free_table(groups: Sequence[ChannelGroup]) -> Table:
+    """The groups whose channels can leave, before any does."""
+    columns = (Column("channels made by"), Column("channels", "{:,}"))
+    rows = ((of.name, of.channels) for of in groups if of.reason is None)
+    title = "Channels that can leave"
+    return Table(name="free", columns=columns, rows=tuple(rows), title=title)
+
+
 def stuck_table(groups: Sequence[ChannelGroup]) -> Table | None:
     """The groups whose channels all stay, by the reason; None = there are none."""
     by_reason: dict[str, list[ChannelGroup]] = {}

@@ -10,8 +10,12 @@ from typing import Any
 from secateur.hardware.layer_facts import LayerFacts
 from secateur.hardware.machine import Machine
 from secateur.hardware.requirements import Requirement, RuntimeReport, requirements, survey
+from secateur.network.couplings import find_couplings
 from secateur.network.graph import Graph
 from secateur.network.layers import Layer
+from secateur.pruning.channels.space import find_space
+from secateur.pruning.sampling import Sampling
+from secateur.report.channels import ChannelGroup, free_table, stuck_table
 from secateur.support.tables import Block, Column, Document, Table, shape_text
 
 
@@ -24,11 +28,13 @@ class Inspection(Document):
         requirements: of each layer, by runtime: what it lacks for zeros in it to be left out,
             however many these will be.
         runtimes: which could be faster on this machine, if there are enough zeros.
+        channels: groups of channels, and why those that stay cannot leave (`pattern="channels"`).
     """
 
     layers: Sequence[Layer]
     requirements: Sequence[Sequence[Requirement]] = ()
     runtimes: Sequence[RuntimeReport] = ()
+    channels: Sequence[ChannelGroup] = ()
 
     @classmethod
     def of(cls, graph: Graph) -> Inspection:
@@ -41,7 +47,7 @@ class Inspection(Document):
         ]
         # no pattern of this version makes 2:4 zeros
         asked = [requirements(dataclasses.replace(of, two_of_four=False)) for of in facts]
-        return cls(layers, asked, survey(asked, Machine.here()))
+        return cls(layers, asked, survey(asked, Machine.here()), _groups(graph))
 
     def data(self) -> dict[str, Any]:
         """All of it as plain data, for JSON."""
@@ -59,7 +65,14 @@ class Inspection(Document):
             }
             for layer, of in zip(self.layers, self.requirements, strict=True)
         ]
-        return {"layers": layers, "runtimes": [dataclasses.asdict(of) for of in self.runtimes]}
+        return {
+            "layers": layers,
+            "runtimes": [dataclasses.asdict(of) for of in self.runtimes],
+            "channels": [
+                {"name": of.name, "channels": of.channels, "reason": of.reason}
+                for of in self.channels
+            ],
+        }
 
     @property
     def prunable_weights(self) -> int:
@@ -90,8 +103,22 @@ class Inspection(Document):
         total = sum(layer.weights for layer in self.layers)
         share = self.prunable_weights / total if total else 0.0
         last = f"{self.prunable_weights:,} of {total:,} weights ({share:.1%}) pruned by default"
-        blocks: list[Block] = [_gain(self.runtimes), "", self.table(), last]
-        return [*blocks, "", *self._requirement_lines()] if verbose else blocks
+        blocks: list[Block] = [_gain(self.runtimes), "", self.table(), last, self._channels_line()]
+        if not verbose:
+            return blocks
+        tables = [free_table(self.channels), stuck_table(self.channels)]
+        for table in filter(None, tables):
+            blocks += ["", table]
+        return [*blocks, "", *self._requirement_lines()]
+
+    def _channels_line(self) -> str:
+        """How many channels can leave."""
+        free = [of.channels for of in self.channels if of.reason is None]
+        stuck = [of.channels for of in self.channels if of.reason is not None]
+        line = f"whole channels (pattern channels): {sum(free):,} in {len(free)} groups can leave"
+        if not stuck:
+            return line
+        return f"{line}, {sum(stuck):,} in {len(stuck)} groups cannot (--verbose tells why)"
 
     def _requirement_lines(self) -> Iterator[str]:
         """Each runtime, and its layers by what they lack."""
@@ -117,6 +144,18 @@ _COLUMNS = (
     Column("MACs", "{:,}"),
     Column("pruned by default"),
 )
+
+
+def _groups(graph: Graph) -> tuple[ChannelGroup, ...]:
+    """The channels of a network, those that can leave first."""
+    layers = [layer for layer in graph.layers if not status(layer)]
+    space = find_space(find_couplings(graph), layers, sampling=Sampling())
+    free = [(of.name, of.units, None) for of in space.removable]
+    stuck = [(of.name, of.units, of.reason) for of in space.stuck]
+    return tuple(
+        ChannelGroup(name=name, channels=units, left=units, reason=why)
+        for name, units, why in (*free, *stuck)
+    )
 
 
 def _gain(runtimes: Sequence[RuntimeReport]) -> str:

@@ -10,6 +10,7 @@ from secateur.evaluation.metrics import Evaluation, evaluation_table, lost_text
 from secateur.hardware.requirements import RuntimeReport, runtime_table
 from secateur.pruning.search import Try
 from secateur.report.channels import ChannelGroup, channel_table, stuck_table
+from secateur.report.latency import LatencyReport, latency_table
 from secateur.report.layers import DenseLayer, LayerReport, Totals, dense_table, layer_table
 from secateur.support.serialization import Saved, are_finite, demand
 from secateur.support.tables import Block, Cell, Column, Document, Table, count, warnings_first
@@ -98,6 +99,7 @@ class Report(Saved, Document):
             not class scores; None if not measured.
         steps: the result of each step, for recipes with several steps.
         evaluation: by network ("dense", "pruned"), on evaluation data; empty without any.
+        latency: time for one input, dense and pruned, where that was asked for; else None.
         runtimes: which could be faster with these zeros on the machine that wrote the report.
         exports: facts about each written file, by file name.
         summary: how the network was pruned, in sentences for readers new to pruning.
@@ -124,6 +126,7 @@ class Report(Saved, Document):
     calibration: Evaluation | None = None
     steps: list[StepReport] = field(default_factory=list)
     evaluation: dict[str, Evaluation] = field(default_factory=dict)
+    latency: LatencyReport | None = None
     runtimes: list[RuntimeReport] = field(default_factory=list)
     exports: dict[str, dict[str, int | float]] = field(default_factory=dict)
     summary: list[str] = field(default_factory=list)
@@ -167,6 +170,8 @@ class Report(Saved, Document):
     def _accuracy(self) -> Iterator[str]:
         """What is known of the accuracy, for one line."""
         search, pruned = self.search, self.evaluation.get("pruned")
+        if self.latency is not None:
+            yield self.latency.text
         if search is not None:
             yield f"{self.searched} ({count(len(search.tries), 'try', 'tries')})"
         if pruned is not None:
@@ -199,6 +204,11 @@ class Report(Saved, Document):
             note="The network was not fitted to these images. The number after ± is the standard "
             "error: with other images of the same kind, two out of three results fall within it.",
         )
+
+    def latency_table(self) -> Table:
+        """The times of the dense and the pruned network."""
+        assert self.latency is not None
+        return latency_table(self.latency)
 
     def step_table(self) -> Table:
         """What each step of a recipe led to: on evaluation images where there are any."""
@@ -281,6 +291,7 @@ class Report(Saved, Document):
             )
         tables = {
             self.evaluation_table: bool(self.evaluation),
+            self.latency_table: self.latency is not None,
             self.search_table: self.search is not None,
             self.step_table: bool(self.steps),
             self.runtime_table: bool(self.runtimes),

@@ -160,10 +160,8 @@ def plan_of(run: PruningRun) -> Plan:
 def plan_channels(run: ChannelRun) -> Plan:
     """Plans a run that removes channels. Cost: what the curves take."""
     target, notes = _without_search(run, run.target)
-    if len(targets := run.recipe.targets(target)) > 1:
-        notes.append(f"the recipe prunes to {targets[0].value:g} first")
     if run.reconstructs(target):
-        notes.append("block reconstruction follows each walk and reduces the loss expected here")
+        notes.append("block reconstruction follows the walk and reduces the loss expected here")
     elif run.asks_for_reconstruction(target):
         notes.append(f"no block reconstruction: {run.cannot_reconstruct}")
     counts = run.counts(target)

@@ -121,7 +121,7 @@ def _read(
         asked.data, preprocess=preprocess, max_images=asked.max_images, seed=asked.seed
     )
     common = common_arguments(asked, recipe, preprocess, teller)
-    return network, images, {"quantize": quantize, **_target(asked), **common}
+    return network, images, {"quantize": quantize, **_target(asked), **_runtime(asked), **common}
 
 
 def _rehearse(
@@ -150,7 +150,13 @@ def _target(asked: options.Prune) -> dict[str, float | None]:
         "max_macs": asked.max_macs,
         "max_bytes": asked.max_bytes,
         "max_drop": asked.max_drop,
+        "max_latency": asked.max_latency,
     }
+
+
+def _runtime(asked: options.Prune) -> dict[str, Any]:
+    """Where the time is measured that --max-latency is about."""
+    return {"runtime": asked.runtime, "threads": asked.threads}
 
 
 def _require(asked: options.Prune) -> None:

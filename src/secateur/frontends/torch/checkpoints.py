@@ -12,13 +12,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
 from secateur.errors import ModelError, SecateurWarning
+from secateur.frontends.torch.shrink import fit_to
 from secateur.support.file_kinds import SAFETENSORS, kind_of
 from secateur.support.model_files import steady
+
+MARK, SHRUNK = "secateur", "channels-removed"  # metadata of a safetensors file
 
 # where training scripts put the weights, in the order in which they are looked for
 _PLACES = (
@@ -63,7 +67,17 @@ def read_state(path: Path) -> dict[str, Any]:
     return held
 
 
-def load_state(model: nn.Module, state: Mapping[str, Any], name: str) -> None:
+def without_channels(path: str | Path) -> bool:
+    """Whether a file says that it holds a network from which channels have left."""
+    if Path(path).suffix != ".safetensors":
+        return False
+    with safetensors.safe_open(path, framework="pt") as held:
+        return (held.metadata() or {}).get(MARK) == SHRUNK
+
+
+def load_state(
+    model: nn.Module, state: Mapping[str, Any], name: str, *, shrunk: bool = False
+) -> None:
     """Puts a checkpoint's tensors into a module.
 
     A prefix that all of the module's names have in the checkpoint, such as Lightning's "model.", is
@@ -73,6 +87,8 @@ def load_state(model: nn.Module, state: Mapping[str, Any], name: str) -> None:
         model: changed in place.
         state: from `read_state`.
         name: of the file, for messages.
+        shrunk: whether channels may have left the network, which is brought to the sizes of the
+            tensors then.
 
     Raises:
         ModelError: names or shapes differ; nothing is changed then.
@@ -87,6 +103,9 @@ def load_state(model: nn.Module, state: Mapping[str, Any], name: str) -> None:
             f"{name} does not fit the model: {_listed(missing)} missing, {_listed(unknown)} "
             "unknown; expected the model's own names: check that the weights belong to this network"
         )
+    if shrunk:
+        fit_to(model, fitted)
+        own = model.state_dict()
     for key, tensor in fitted.items():
         _check_shape(key, tensor, own.get(key), name)
     try:

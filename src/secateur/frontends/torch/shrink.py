@@ -6,11 +6,13 @@ and the columns that would read it. So the module gives what it gave with these 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from secateur.errors import ModelError
 from secateur.frontends.torch.modules import copy_module, named_tensors
 from secateur.network.couplings import Removed, check_removed, gone
 
@@ -44,6 +46,31 @@ def cut(module: nn.Module, removed: Removed) -> None:
     _replace(
         module, {id(held[name]): _cut(held[name], axes) for name, axes in gone(removed).items()}
     )
+
+
+def fit_to(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Brings a module to the sizes of a state dict from which channels have left.
+
+    Args:
+        model: changed in place; its tensors of other sizes are replaced by empty ones.
+        state: by the module's own names.
+
+    Raises:
+        ModelError: a tensor of the state dict is larger, or has more or fewer axes.
+    """
+    held = named_tensors(model)
+    smaller: dict[int, Tensor] = {}
+    for name, tensor in state.items():
+        own = held.get(name)
+        if own is None or own.shape == tensor.shape:
+            continue
+        if own.dim() != tensor.dim() or any(map(operator.gt, tensor.shape, own.shape)):
+            raise ModelError(
+                f"{name} has shape {tuple(tensor.shape)}, expected {tuple(own.shape)} or fewer "
+                "channels: check that the weights belong to this network"
+            )
+        smaller[id(own)] = own.new_empty(tensor.shape)
+    _replace(model, smaller)
 
 
 def _cut(tensor: Tensor, axes: Mapping[int, Collection[int]]) -> Tensor:

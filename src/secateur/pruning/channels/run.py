@@ -11,7 +11,7 @@ from torch import Tensor
 
 from secateur.core.patterns import Channels
 from secateur.errors import OptionError
-from secateur.network.couplings import find_couplings
+from secateur.network.couplings import Removed, find_couplings
 from secateur.network.graph import Graph
 from secateur.pruning.alignment import Alignment
 from secateur.pruning.allocations import Curve
@@ -21,7 +21,7 @@ from secateur.pruning.channels.curves import ChannelSensitivity, ChannelStudy
 from secateur.pruning.channels.space import ChannelSpace, find_space, removed_units
 from secateur.pruning.channels.walk import channel_walk
 from secateur.pruning.run import Changes, PruningRun
-from secateur.pruning.targets import MaxBytes, MaxDrop, MaxMacs, Sparsity, Target
+from secateur.pruning.targets import MaxBytes, MaxDrop, MaxLatency, MaxMacs, Sparsity, Target
 from secateur.pruning.walk import WalkResult
 
 
@@ -63,11 +63,18 @@ class ChannelRun(PruningRun):
     Attributes:
         space: what can leave.
         prices: what the network costs at given widths, by the name of the target.
+        time_share: share of the dense network's time, by the table of times, at which the whole
+            network takes what is asked for; None = the table is right.
+        width_step: of which widths are a multiple unless the pattern says another.
+        known: what was found of the couplings before; None = they are looked at when needed.
     """
 
     space: ChannelSpace
     prices: Mapping[str, WidthCost]
     sensitivity: ChannelSensitivity = field(default_factory=ChannelSensitivity)
+    time_share: float | None = None
+    width_step: int = 1
+    known: FittedChannels | None = None
 
     @property
     def measured(self) -> int:
@@ -77,7 +84,7 @@ class ChannelRun(PruningRun):
     @property
     def visits(self) -> int:
         """See `PruningRun.visits`."""
-        walks = len(self.recipe.schedule) * (2 if self.reconstructs(self.target) else 1)
+        walks = 2 if self.reconstructs(self.target) else 1
         tries = 6 if isinstance(self.target, MaxDrop) else 1
         return (1 + tries * walks) * len(self.layers)
 
@@ -86,11 +93,13 @@ class ChannelRun(PruningRun):
         """Of which the number of channels left is one."""
         pattern = self.recipe.pattern
         asked = pattern.multiple if isinstance(pattern, Channels) else 0
-        return asked or (8 if self.target.name == "max_latency" else 1)
+        return asked or self.width_step
 
     @cached_property
     def fitted_channels(self) -> FittedChannels:
         """The couplings, looked at in the dense network."""
+        if self.known is not None:
+            return self.known
         study = self.sensitivity.study(
             self.graph,
             self.samples,
@@ -108,8 +117,8 @@ class ChannelRun(PruningRun):
 
     def check_target(self) -> None:
         """See `PruningRun.check_target`."""
-        if isinstance(self.target, MaxDrop):
-            return
+        if isinstance(self.target, MaxDrop) or self.target.name not in self.prices:
+            return  # which prices come later
         cost, allowed = self.budget(self.target)
         least = cost.at(most_removed(self.space.removable, self.multiple))
         if least > allowed:
@@ -117,7 +126,7 @@ class ChannelRun(PruningRun):
                 f"{self.target.name} is {self.target.value:g}, but with as few channels as can be "
                 f"{least / cost.dense:.3f} of the dense network's is left, expected "
                 f"{self._reachable(least / cost.dense)}: {len(self.space.stuck)} groups of "
-                "channels cannot leave (secateur inspect tells why)"
+                "channels cannot leave (secateur inspect --verbose tells why)"
             )
 
     def shortfall(self) -> list[str]:
@@ -133,6 +142,8 @@ class ChannelRun(PruningRun):
         """The cost that a target is about, and what is allowed of it."""
         cost = self.prices[target.name]
         share = 1 - target.value if isinstance(target, Sparsity) else target.value
+        if isinstance(target, MaxLatency) and self.time_share is not None:
+            share = self.time_share
         return cost, share * cost.dense
 
     def counts(self, target: Target) -> list[int]:
@@ -140,26 +151,25 @@ class ChannelRun(PruningRun):
         return self.fitted_channels.removed(*self.budget(target))
 
     def prune_to(self, target: Target) -> WalkResult:
-        """See `PruningRun.prune_to`; the walks of a schedule remove more and more."""
-        walked, weights = None, dict[str, Tensor]()
-        *previous, _ = targets = self.recipe.targets(target)
-        reconstructs = self.reconstructs(target)
-        for step in targets:
-            walked = replace(self.walk_to(self.counts(step), weights), target=step)
-            walked = self._reconstructed(walked) if reconstructs else walked
-            names = (str(layer.parameter) for layer in self.layers)
-            weights = {name: walked.changes[name] for name in names}
-        assert walked is not None
-        notes = [f"no block reconstruction: {self.cannot_reconstruct}"]
-        missing = self.asks_for_reconstruction(target) and not reconstructs
-        walked = replace(
-            walked,
-            previous=[f"{step.name} {step.value:g}" for step in previous],
-            notes=notes * missing,
-        )
+        """See `PruningRun.prune_to`. In one walk, whatever the recipe's schedule.
+
+        A walk on the way gained nothing on EfficientNet-Lite0 at 70 % of the multiply-accumulates
+        (KL 0.1965 with one at 82 %, 0.1978 without), and costs as much again.
+        """
+        walked = replace(self.walk_to(self.counts(target)), target=target)
+        if self.reconstructs(target):
+            walked = self._reconstructed(walked)
+        elif self.asks_for_reconstruction(target):
+            note = f"no block reconstruction: {self.cannot_reconstruct}"
+            walked = replace(walked, notes=[note])
         return self._unfold(walked)
 
-    def walk_to(self, counts: Sequence[int], weights: Changes) -> WalkResult:
+    def removed_at(self, counts: Sequence[int]) -> Removed:
+        """Which units those are by what the dense network shows, before the walk chooses."""
+        orders = zip(self.fitted_channels.study.orders, counts, strict=True)
+        return removed_units(self.space, [list(order[:count]) for order, count in orders])
+
+    def walk_to(self, counts: Sequence[int]) -> WalkResult:
         """One walk that removes so many units of each coupling."""
         walked, gone = channel_walk(
             self.graph,
@@ -170,7 +180,6 @@ class ChannelRun(PruningRun):
             method=self.recipe.method,
             damping=self.sensitivity.damping,
             inputs=self.recipe.inputs,
-            start=weights,
             sampling=self.sampling,
             layouts=self.layouts,
             chunk=self.chunk,

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from secateur.core.group_elimination import Reader, elimination_order
 from secateur.core.methods import Method
@@ -38,7 +37,6 @@ def channel_walk(
     method: Method,
     damping: float,
     inputs: Inputs = "pruned",
-    start: Mapping[str, Tensor] | None = None,
     sampling: Sampling,
     layouts: Layouts | None = None,
     chunk: int,
@@ -51,7 +49,7 @@ def channel_walk(
     given order.
 
     Args:
-        graph, samples, inputs, start, sampling, layouts, chunk: as in `secateur.pruning.walk`.
+        graph, samples, inputs, sampling, layouts, chunk: as in `secateur.pruning.walk`.
         space: what can leave.
         counts: units of each coupling that are to leave.
         orders: of the units of each, the first to go first.
@@ -72,7 +70,7 @@ def channel_walk(
         streams = DualStream(graph, samples, chunk=chunk, inputs=inputs, layouts=layouts)
         for number, layer in enumerate(space.layers):
             chunks = streams.run_to(layer, again=is_wide(layer, sampling))
-            fit = LayerFit(graph, chunks, index=number, sampling=sampling, start=start or {})
+            fit = LayerFit(graph, chunks, index=number, sampling=sampling, start={})
             if is_wide(layer, sampling):
                 solved = fit.solve(method, Unstructured(), layer.weights)
             else:

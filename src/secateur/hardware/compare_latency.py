@@ -1,0 +1,152 @@
+"""How the latencies of several networks compare on one runtime: measured in turns.
+
+As `secateur.bench` measures: several processes, in each of which all networks take turns, and an
+interval from the processes. But on one runtime, for a time that is given, and of modules as well.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateur.errors import ModelError, OptionError
+from secateur.frontends.loading import open as open_model
+from secateur.hardware.latency import PROCESSES, interval
+from secateur.hardware.layer_worker import ENGINES
+from secateur.support.subprocesses import run_program
+
+_FORMATS = {"onnxruntime": (".onnx",), "openvino": (".onnx", ".xml"), "torch": (".pt2",)}
+_LEAST_SECONDS = 0.1  # in each process
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio:
+    """A network's time against the first one's.
+
+    Attributes:
+        ratio: its time over the first one's, from rounds in pairs; 1 for the first itself.
+        low, high: ends of the 95 % interval.
+        seconds: of a run: the geometric mean of the processes' medians.
+        rounds: over all processes.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    seconds: float
+    rounds: int
+
+
+def compare(
+    models: Sequence[Any],
+    images: Tensor,
+    runtime: str,
+    seconds: float = 30,
+    *,
+    threads: int = 1,
+) -> list[Ratio]:
+    """Measures several networks in turns, one image at a time, in five processes.
+
+    Args:
+        models: the one to compare with first: files that the runtime runs (.onnx, .xml for
+            "openvino", .pt2 for "torch"), or modules, which are exported.
+        images: some inputs; they give the shape, and modules are exported with them.
+        runtime: "onnxruntime", "openvino" or "torch" (eager, channels last).
+        seconds: of measuring, over all processes; starting them is not in it.
+        threads: of the runtime.
+
+    Raises:
+        OptionError: an unknown runtime, no models, or a setting out of range.
+        ModelError: a model cannot be exported or run.
+        MissingExtraError: what exporting needs is not installed.
+
+    Memory: all networks at once, in another process.
+    """
+    if runtime not in ENGINES:
+        raise OptionError(f"runtime is {runtime!r}, expected one of {', '.join(ENGINES)}")
+    if not models:
+        raise OptionError("got no models, expected the dense one and those to compare with it")
+    if seconds <= 0 or threads < 1:
+        raise OptionError(
+            f"seconds is {seconds} and threads is {threads}, expected more than 0 and at least 1"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        files = [
+            file_for(model, images, runtime, Path(folder) / str(number))
+            for number, model in enumerate(models)
+        ]
+        each = max(seconds / PROCESSES, _LEAST_SECONDS)
+        options = {"threads": threads, "rate": 1.0, "batch": 1, "shape": [1, *images.shape[1:]]}
+        found = [
+            _turns(files, ENGINES[runtime], options, seconds=each, seed=[number])
+            for number in range(PROCESSES)
+        ]
+    return [_ratio(found, index) for index in range(len(files))]
+
+
+def file_for(model: Any, images: Tensor, runtime: str, place: Path) -> Path:
+    """A model file that the runtime runs: the one that is given, or a module exported."""
+    if isinstance(model, str | Path):
+        if Path(model).suffix.lower() not in _FORMATS[runtime] or not Path(model).is_file():
+            raise ModelError(
+                f"got {model}, expected a {' or '.join(_FORMATS[runtime])} file for "
+                f"{ENGINES[runtime]}: check the path"
+            )
+        return Path(model).resolve()
+    if runtime == "torch":
+        path = place.with_suffix(".pt2")
+        program = torch.export.export(model.eval(), (images[:1],))
+        torch.export.save(program, path)
+        return path
+    path = place.with_suffix(".onnx")
+    path.write_bytes(open_model(model).to_onnx(images[:2]).SerializeToString())
+    return path
+
+
+def _turns(
+    files: Sequence[Path],
+    engine: str,
+    options: Mapping[str, Any],
+    *,
+    seconds: float,
+    seed: Sequence[int],
+) -> list[list[float]]:
+    """Milliseconds of each file by round, from one process."""
+    cases = [(str(path), engine) for path in files]
+    arguments = {"cases": cases, "options": options, "rounds": 2, "seed": seed, "seconds": seconds}
+    program = Path(__file__).with_name("bench_worker.py")
+    done = run_program(program, [], seconds=None, content=json.dumps(["turns", arguments]).encode())
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        raise ModelError(
+            f"{engine} cannot run the networks ({said[-1][:300] if said else done.returncode}), "
+            "expected some that it runs: check them"
+        )
+    return json.loads(done.stdout)
+
+
+def _ratio(processes: Sequence[Sequence[Sequence[float]]], index: int) -> Ratio:
+    """From the milliseconds of each process, network and round."""
+    pairs = [(found[0], found[index]) for found in processes]
+    low, middle, high = interval(
+        [
+            statistics.median(late / early for early, late in zip(one, two, strict=True))
+            for one, two in pairs
+        ]
+    )
+    times = interval([statistics.median(two) for _, two in pairs])
+    return Ratio(
+        ratio=middle,
+        low=low,
+        high=high,
+        seconds=1e-3 * times[1],
+        rounds=sum(len(two) for _, two in pairs),
+    )

@@ -1,0 +1,67 @@
+"""The time of a network from which channels have left, as measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from secateur.support.tables import Column, Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyReport:
+    """Time for one input on a runtime, measured in turns with the dense network.
+
+    Attributes:
+        runtime: "onnxruntime", "openvino" or "torch".
+        threads: that it used.
+        dense, pruned: milliseconds of either network.
+        ratio, low, high: the pruned network's time over the dense one's, from rounds in pairs, and
+            the ends of its 95 % interval.
+        rounds: over all processes.
+        predicted: what the table of the layers' times says of the ratio, before it was corrected.
+        tries: how often the whole network was measured to find the widths.
+        table: how the layers were measured.
+    """
+
+    runtime: str
+    threads: int
+    dense: float
+    pruned: float
+    ratio: float
+    low: float
+    high: float
+    rounds: int
+    predicted: float
+    tries: int
+    table: str
+
+    @property
+    def text(self) -> str:
+        """The outcome in a few words."""
+        return (
+            f"{self.ratio:.3f} of the dense network's time on {self.runtime} "
+            f"({self.low:.3f} to {self.high:.3f})"
+        )
+
+
+def latency_table(of: LatencyReport) -> Table:
+    """The times of both networks."""
+    columns = (
+        Column("network"),
+        Column("time", "{:.3f}", unit="ms"),
+        Column("ratio", "{:.3f}"),
+        Column("95 % interval"),
+    )
+    rows = (
+        ("dense", of.dense, 1.0, ""),
+        ("pruned", of.pruned, of.ratio, f"{of.low:.3f} to {of.high:.3f}"),
+    )
+    return Table(
+        name="latency",
+        columns=columns,
+        rows=rows,
+        title=f"One input on {of.runtime}, threads: {of.threads}",
+        note=f"In turns, {of.rounds} rounds in several processes. Widths found in {of.tries} "
+        f"measurements of the whole network; the layers' times alone say {of.predicted:.3f}. "
+        f"{of.table}.",
+    )

@@ -1,0 +1,172 @@
+"""A network that takes a share of the dense one's time: its layers measured, and the whole.
+
+The time of a layer against its widths is measured here, and an allocation divides it
+(`secateur.pruning.channels.costs.TimeCost`). What lies between layers, and caches, no table tells:
+so the whole network is measured at the widths found, before anything is fitted, and the table is
+corrected by what it was off, until the target is met.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from secateur.frontends import Frontend
+from secateur.hardware.compare_latency import Ratio, compare, file_for
+from secateur.hardware.layer_times import LayerTimes
+from secateur.hardware.machine import Machine
+from secateur.network.samples import Samples
+from secateur.options import Options
+from secateur.pruning.channels.costs import TimeCost, layer_widths
+from secateur.pruning.channels.run import ChannelRun
+from secateur.pruning.targets import MaxLatency
+from secateur.pruning.walk import WalkResult
+from secateur.report.latency import LatencyReport
+from secateur.support.progress import Teller
+
+_TRIES = 4  # measurements of the whole network, at most
+_BELOW = 0.03  # how far below its target a time may be, as a share of it
+_SECONDS = 60  # for the table
+_WHOLE_SECONDS = 10  # for the whole network, each time but the last
+_LAST_SECONDS = 30
+_FLAT = 0.1  # a slope below it is noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """The times of a network on the runtime that it is pruned for.
+
+    Attributes:
+        model: the dense network.
+        samples: some inputs.
+        runtime, threads: where it runs.
+        layers: each layer against its widths.
+        tried: shares of the layers' time that were tried, and the whole network's time at each, as
+            a share of the dense one's.
+    """
+
+    model: Frontend
+    samples: Samples
+    runtime: str
+    threads: int
+    layers: LayerTimes
+    tried: tuple[tuple[float, float], ...] = ()
+
+    @classmethod
+    def measured(cls, model: Frontend, run: ChannelRun, options: Options, teller: Teller) -> Timing:
+        """Measures the layers.
+
+        Raises:
+            MissingExtraError: the runtime is not installed.
+            ModelError: it does not run the network.
+        """
+        runtime, few = str(options.runtime), run.samples.select(slice(2))
+        teller.step(f"measuring the layers' times on {runtime}")
+        with tempfile.TemporaryDirectory() as folder:
+            network = file_for(model.model, few.only(), runtime, Path(folder) / "dense")
+            layers = LayerTimes.measure(
+                run.graph,
+                runtime=runtime,
+                network=network,
+                step=step_of(Machine.here()),
+                seconds=_SECONDS,
+                threads=options.threads,
+            )
+        return cls(
+            model=model, samples=few, runtime=runtime, threads=options.threads, layers=layers
+        )
+
+    def priced(self, run: ChannelRun) -> ChannelRun:
+        """The run with what its layers take."""
+        widths = layer_widths(run.graph, run.space.removable)
+        known = [of for of in widths if of.op not in self.layers.unmeasured]
+        rest = max(0.0, self.layers.rest or 0.0)
+        cost = TimeCost(fixed=rest, layers=known, seconds=self.layers.of)
+        return replace(
+            run, prices={**run.prices, MaxLatency.name: cost}, width_step=self.layers.step
+        )
+
+    def met(self, run: ChannelRun, teller: Teller) -> tuple[ChannelRun, Timing]:
+        """The run with its table corrected by the whole network's time, at the widths found.
+
+        Raises:
+            ModelError: the runtime does not run the smaller network.
+        """
+        asked, share = run.target.value, run.target.value
+        tried: list[tuple[float, float]] = []  # shares of the table's time, and what was measured
+        while True:
+            counts = replace(run, time_share=share).counts(run.target)
+            smaller = self.model.shrunk(run.removed_at(counts), self.samples)
+            teller.step("measuring the whole network at the widths found")
+            tried.append((share, self.compared(smaller, _WHOLE_SECONDS).ratio))
+            if asked * (1 - _BELOW) <= tried[-1][1] <= asked or len(tried) == _TRIES:
+                break
+            share = next_share(tried, asked * (1 - _BELOW / 2))
+        share = best_share(tried, asked)
+        return replace(run, time_share=share), replace(self, tried=tuple(tried))
+
+    def compared(self, smaller: Frontend, seconds: float) -> Ratio:
+        """A smaller network's time over that of the dense one, in processes of their own."""
+        models = [self.model.model, smaller.model]
+        _, ratio = compare(models, self.samples.only(), self.runtime, seconds, threads=self.threads)
+        return ratio
+
+    def report(self, run: ChannelRun, walked: WalkResult, pruned: Frontend) -> LatencyReport:
+        """The network that was made, measured once more."""
+        models = [self.model.model, pruned.model]
+        dense, ratio = compare(
+            models, self.samples.only(), self.runtime, _LAST_SECONDS, threads=self.threads
+        )
+        cost = run.prices[MaxLatency.name]
+        removed = np.array([len(units) for units in run.removed_by(walked)])
+        return LatencyReport(
+            runtime=self.runtime,
+            threads=self.threads,
+            dense=1e3 * dense.seconds,
+            pruned=1e3 * ratio.seconds,
+            ratio=ratio.ratio,
+            low=ratio.low,
+            high=ratio.high,
+            rounds=ratio.rounds,
+            predicted=cost.at(removed) / cost.dense,
+            tries=len(self.tried),
+            table=self.layers.conditions(),
+        )
+
+
+def next_share(tried: Sequence[tuple[float, float]], wanted: float) -> float:
+    """The share of the table's time to try next, so that the whole network takes what is wanted.
+
+    Along the line through the two tries nearest to it; in proportion where there is one, or noise
+    has them in the wrong order.
+    """
+    near = sorted(tried, key=lambda one: abs(one[1] - wanted))[:2]
+    share, found = near[0]
+    proportional = share * wanted / found
+    if len(near) < 2 or near[1][0] == share:
+        return _within(proportional)
+    slope = (near[1][1] - found) / (near[1][0] - share)
+    return _within(share + (wanted - found) / slope if slope > _FLAT else proportional)
+
+
+def _within(share: float) -> float:
+    return min(1.0, max(0.01, share))
+
+
+def best_share(tried: Sequence[tuple[float, float]], asked: float) -> float:
+    """The share whose network takes most of what is allowed; failing that, the least time."""
+    met = [one for one in tried if one[1] <= asked]
+    best = max(met, key=lambda one: one[1]) if met else min(tried, key=lambda one: one[1])
+    return best[0]
+
+
+def step_of(machine: Machine) -> int:
+    """Of how many channels a width should be a multiple: what the CPU's vectors hold.
+
+    With AVX-512 ONNX Runtime's times are stairs of 16 channels (benchmarks/widths.py).
+    """
+    return 16 if machine.flags is not None and "avx512f" in machine.flags else 8
