@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from inputs import samples_of, trace
 from test_couplings import Net, conv, free, pooled, traced
 from torch import Tensor, nn
 
+import secateur
 from secateur import ModelError
 from secateur.frontends import protocol
 from secateur.frontends.torch.frontend import TorchFrontend
@@ -149,3 +151,16 @@ END = {"embed": nn.Linear(3, 8), "norm": nn.LayerNorm(8), "head": nn.Linear(8, 2
 
 def pooled_attention(net: nn.Module, x: Tensor) -> Tensor:
     return tokens(net, x, lambda net, y: net.m(y, y, y, need_weights=False)[0])
+
+
+def test_a_network_that_became_a_program_is_saved_as_one(tmp_path: Path) -> None:
+    module, _ = NETWORKS["one place"]
+    x = torch.randn(32, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    result = secateur.prune(
+        module.eval(), x, pattern="channels", max_macs=0.9, recipe=secateur.Recipe()
+    )
+    assert "traced program" in " ".join(result.report.notes)
+    result.save(tmp_path / "out")
+    read = torch.export.load(tmp_path / "out" / "model.pt2").module()
+    assert torch.allclose(read(x), result.model(x), atol=1e-5)
+    assert secateur.evaluate(tmp_path / "out" / "model.pt2", x, reference=result.model).agreement

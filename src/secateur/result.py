@@ -27,7 +27,8 @@ from secateur.frontends import Frontend
 from secateur.frontends import open as open_model
 from secateur.frontends.first_runs import one_first_run
 from secateur.frontends.openvino.runtime import read_ir
-from secateur.frontends.torch.exported_programs import program_of, save_program
+from secateur.frontends.torch.exported_programs import is_program, save_program
+from secateur.frontends.torch.shrink_program import save_smaller
 from secateur.render.page import save_page
 from secateur.report.model import Report
 from secateur.support.files import check_folder, output_folder
@@ -96,9 +97,10 @@ class PruneResult:
     ) -> dict[Path, int]:
         """Writes the network, `report.json` and `report.html` into a folder, or nothing.
 
-        A module becomes `model.safetensors`, and `model.pt2` if it came in such a file; an ONNX
-        model becomes `model.onnx`. Each file is read back, searched for every zero and compared
-        with the network on a few images; the report says what was found.
+        A module becomes `model.safetensors`, and `model.pt2` if it came in such a file or had to
+        become its traced program when channels left; an ONNX model becomes `model.onnx`. Each file
+        is read back, searched for every zero and compared with the network on a few images; the
+        report says what was found.
 
         Example:
             >>> import tempfile
@@ -138,8 +140,8 @@ class PruneResult:
                 "int8 is True, but prune made no INT8 network, expected one: call prune with "
                 'quantize="int8"'
             )
-        network, is_program = open_model(self.model), program_of(self.model) is not None
-        names = file_names(network.suffix, is_program, onnx=onnx, openvino=openvino, int8=int8)
+        network, as_program = open_model(self.model), is_program(self.model)
+        names = file_names(network.suffix, as_program, onnx=onnx, openvino=openvino, int8=int8)
         check_folder(Path(out), [*names, REPORT, PAGE], overwrite=overwrite)
         earlier = _earlier_files(Path(out)) if overwrite else {}
         with (
@@ -167,7 +169,7 @@ def file_names(own: str, is_program: bool, *, onnx: bool, openvino: bool, int8: 
 
     Args:
         own: the ending of the file that the network itself is saved as.
-        is_program: whether it came in a .pt2 file.
+        is_program: whether it came in a .pt2 file, or is the traced program of a module.
         onnx, openvino, int8: as for `PruneResult.save`.
     """
     names = list(dict.fromkeys([f"model{own}", *[ONNX] * onnx]))
@@ -284,7 +286,11 @@ def _writers(
         WEIGHTS: lambda path: save_safetensors(
             result.model, path, parameters, shrunk=bool(result.report.channels)
         ),
-        PROGRAM: lambda path: save_program(result.model, path),
+        PROGRAM: lambda path: (
+            save_smaller(result.model, path, images)
+            if result.report.channels
+            else save_program(result.model, path)
+        ),
         ONNX: lambda path: write_onnx(result.model, path, images, parameters),
         INT8: write_int8,
         IR: lambda path: _write_openvino(result, exported(), path, None),

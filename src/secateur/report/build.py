@@ -114,7 +114,7 @@ def build_report(
             *cautions.doubtful(calibration),
             *cautions.same_answers(calibration, walked.dense, evaluation),
         ],
-        notes=[*run.graph.notes, *cautions.thin(layers, len(images.tensor)), *notes],
+        notes=[*run.graph.notes, *pruned.notes, *cautions.thin(layers, len(images.tensor)), *notes],
         versions={
             "secateur": __version__,
             "torch": torch.__version__,

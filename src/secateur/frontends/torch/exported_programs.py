@@ -86,6 +86,11 @@ def program_of(model: Any) -> str | None:
     return model.source if isinstance(model, _Program) else None
 
 
+def is_program(model: Any) -> bool:
+    """Whether a module is a program: read from a file, or traced because channels have left."""
+    return isinstance(model, _Program)
+
+
 def save_program(module: nn.Module, path: Path) -> dict[str, Any]:
     """Writes the program that a module was read from, with the module's weights.
 
@@ -100,7 +105,8 @@ def save_program(module: nn.Module, path: Path) -> dict[str, Any]:
         ModelError: the source cannot be read, or is another program by now.
     """
     source = program_of(module)
-    assert source is not None
+    if source is None:
+        raise ModelError("the module was not read from a .pt2 file, expected one that was")
     program, state = _read(Path(source)), module.state_dict()
     shapes = {name: tensor.shape for name, tensor in program.state_dict.items()}
     if shapes != {name: tensor.shape for name, tensor in state.items()}:
