@@ -420,7 +420,8 @@ def channel_rivals(folder: Path) -> str:
 RECOVERY_HEADS = {
     "none": "",
     "batchnorm": ", BatchNorm anew",
-    "onnxsim": ", its recovery",
+    "onnxsim": ", its refit",
+    "onnxsim-batchnorm": ", its refit and BatchNorms",
 }
 
 

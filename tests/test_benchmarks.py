@@ -64,3 +64,8 @@ def test_tables_of_channels_show_what_was_measured(tmp_path: Path) -> None:
     assert "| low-rank, BatchNorm anew | 87.5 |" in lines
     assert not any("12.3" in line or "| other" in line for line in lines)
     assert tables.channel_latency(tmp_path) == tables.MISSING
+
+
+def test_every_recovery_has_a_name_in_the_table() -> None:
+    tables, tools = importlib.import_module("tables"), importlib.import_module("rival_tools")
+    assert set(tables.RECOVERY_HEADS) == set(tools.RECOVERIES)
