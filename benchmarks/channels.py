@@ -28,7 +28,7 @@ SHARES = {  # of the MACs, by network
     "efficientnet_lite0": [0.8, 0.7, 0.6, 0.5],
 }
 RECIPES = {"default": "default", "tuned": "tuned", "one-walk": secateur.Recipe()}
-KEY = ("network", "data", "max_macs", "images", "draw", "half", "test_images", "recipe")
+KEY = ("network", "data", "max_macs", "images", "draw", "half", "test_images", "recipe", "multiple")
 COLUMNS = (
     *KEY,
     "macs_fraction",
@@ -48,7 +48,7 @@ def measure(bench: Bench, case: dict[str, object], images: Images) -> dict[str, 
     result = secateur.prune(
         bench.model,
         images,
-        pattern="channels",
+        pattern=secateur.Channels(multiple=int(str(case["multiple"]))),
         max_macs=float(str(case["max_macs"])),
         recipe=RECIPES[str(case["recipe"])],
         progress=False,
@@ -84,6 +84,7 @@ def main() -> None:
                     "half": options.half,
                     "test_images": SUBJECTS[network].test_images,
                     "recipe": recipe,
+                    "multiple": options.multiple,
                 }
                 if key(case, KEY) in {key(row, KEY) for row in read_rows(options.out)}:
                     continue
@@ -115,6 +116,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=1000, help="calibration images")
     parser.add_argument("--recipes", type=words, default=["default", "one-walk"])
     parser.add_argument("--draws", type=int, default=1, help="choices or seeds of the images")
+    parser.add_argument("--multiple", type=int, default=8, help="of which widths are one")
     add_half(parser)
     add_files(parser, "channels.csv")
     return parser.parse_args()

@@ -354,11 +354,11 @@ def _ratio(row: Row) -> str:
 @table_of("channels.csv")
 def channels(rows: Sequence[Row]) -> str:
     """Whole channels removed: top-1 and cost at shares of the multiply-accumulates."""
-    columns = ("network", "max_macs", "data", "images", "recipe")
+    columns = ("network", "max_macs", "data", "images", "recipe", "multiple")
     keys = {tuple(row[of] for of in columns) for row in rows}
     lines = []
     for key in sorted(keys, key=lambda of: (_narrower(of), list(KINDS).index(of[2]), *of[3:])):
-        network, share, kind, images, recipe = key
+        network, share, kind, images, recipe, multiple = key
         here = _where(rows, **dict(zip(columns, key, strict=True)))
         lines.append(
             [
@@ -367,19 +367,20 @@ def channels(rows: Sequence[Row]) -> str:
                 f"{float(share):.0%}",
                 f"{images} {KINDS[kind]}",
                 recipe,
+                "any" if multiple == "1" else f"multiples of {multiple}",
                 _top1(here),
                 _points_lost(here),
                 f"{statistics.median(float(row['kl']) for row in here):.3f}",
                 f"{statistics.median(float(row['ratio']) for row in here):.0f}",
             ]
         )
-    heads = ["network", "dense", "MACs", "images", "recipe", "top-1", "points lost", "KL, nats"]
+    heads = ["network", "dense", "MACs", "images", "recipe", "widths", "top-1", "points lost"]
     return (
-        f"{_markdown([*heads, 'cost'], lines)}\n\n"
+        f"{_markdown([*heads, 'KL, nats', 'cost'], lines)}\n\n"
         f"Top-1 in percent on {_tests(rows)}; points lost with their paired standard error; KL "
         "divergence from the dense network's outputs; cost of the whole call in dense forward "
         'passes over the same images. "one-walk" is the default recipe without block '
-        "reconstruction and easier targets on the way. `a ± b (n)`: median over n choices of the "
+        "reconstruction. `a ± b (n)`: median over n choices of the "
         f"images, and the largest distance from it. {_machine(rows)}"
     )
 
@@ -387,7 +388,7 @@ def channels(rows: Sequence[Row]) -> str:
 def channel_rivals(folder: Path) -> str:
     """Other tools at the multiply-accumulates of Secateur's rows."""
     rivals = [row for row in read_rows(folder / "channel_rivals.csv") if row["top1"]]
-    own = _where(read_rows(folder / "channels.csv"), data="real")
+    own = _where(read_rows(folder / "channels.csv"), data="real", multiple="1")
     if not rivals:
         return MISSING
     halves = {row["half"] for row in rivals}

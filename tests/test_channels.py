@@ -24,7 +24,6 @@ from secateur.core.patterns import Channels, KeptColumns
 from secateur.core.problem import Problem
 from secateur.frontends import open as open_model
 from secateur.frontends.torch.checkpoints import MARK, SHRUNK
-from secateur.hardware.machine import Machine
 from secateur.network.couplings import find_couplings
 from secateur.network.samples import Samples
 from secateur.pruning.allocations import Curve
@@ -32,7 +31,7 @@ from secateur.pruning.channels.allocation import allocate, most_removed
 from secateur.pruning.channels.costs import TimeCost, layer_widths, macs_cost, weights_cost
 from secateur.pruning.channels.space import ChannelSpace, find_space
 from secateur.pruning.sampling import Sampling
-from secateur.timing import best_share, next_share, step_of
+from secateur.timing import best_share, next_share
 
 
 def loss_without(held: Problem, gone: Tensor, damping: float) -> float:
@@ -120,6 +119,9 @@ def test_a_fit_keeps_the_columns_that_were_chosen() -> None:
     kept = torch.tensor([True, False, True, True, False, True])
     solved = ADMM(dampings=()).solve(held, KeptColumns(kept), held.present)
     assert torch.equal((solved.weight != 0).any(1)[0], kept)
+
+
+FREE = Channels(multiple=1)
 
 
 class Small(nn.Module):
@@ -216,7 +218,7 @@ def test_a_network_becomes_smaller(target: str) -> None:
     before = copy.deepcopy(net.state_dict())
     value = 0.3 if target == "sparsity" else 0.7
     result = secateur.prune(
-        net, images(), pattern="channels", recipe=secateur.Recipe(), **{target: value}
+        net, images(), pattern=FREE, recipe=secateur.Recipe(), **{target: value}
     )
     report, after = result.report, result.model
     assert all(torch.equal(of, before[name]) for name, of in net.state_dict().items())
@@ -238,7 +240,7 @@ def test_more_channels_leave_with_a_harder_target_and_the_outputs_move_away() ->
     errors = []
     for macs in (0.9, 0.6, 0.3):
         result = secateur.prune(
-            net, images(), pattern="channels", max_macs=macs, recipe=secateur.Recipe()
+            net, images(), pattern=FREE, max_macs=macs, recipe=secateur.Recipe()
         )
         with torch.no_grad():
             dense, pruned = net(few), result.model(few)
@@ -253,7 +255,7 @@ def test_layers_that_are_excluded_stay_as_they_are() -> None:
     result = secateur.prune(
         net,
         images(),
-        pattern="channels",
+        pattern=FREE,
         max_macs=0.8,
         recipe=secateur.Recipe(),
         exclude="branch",
@@ -267,7 +269,7 @@ def test_layers_whose_channels_may_leave_can_be_named() -> None:
     result = secateur.prune(
         small(),
         images(),
-        pattern="channels",
+        pattern=FREE,
         max_macs=0.9,
         recipe=secateur.Recipe(),
         include="branch",
@@ -278,19 +280,19 @@ def test_layers_whose_channels_may_leave_can_be_named() -> None:
 
 def test_what_cannot_be_met_is_refused_before_the_work() -> None:
     with pytest.raises(OptionError, match="expected at least 0"):
-        secateur.prune(small(), images(), pattern="channels", max_macs=0.01)
+        secateur.prune(small(), images(), pattern=FREE, max_macs=0.01)
     with pytest.raises(OptionError, match="expected at most 0"):
-        secateur.prune(small(), images(), pattern="channels", sparsity=0.999)
+        secateur.prune(small(), images(), pattern=FREE, sparsity=0.999)
 
 
 def test_a_network_without_channels_that_could_leave() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Softmax(1), nn.Conv2d(4, 4, 1)).eval()
     with pytest.raises(OptionError, match="no channel of the network can leave"):
-        secateur.prune(net, images(), pattern="channels", max_macs=0.9)
+        secateur.prune(net, images(), pattern=FREE, max_macs=0.9)
 
 
 def test_a_plan_tells_the_channels() -> None:
-    plan = secateur.plan(small(), images(), pattern="channels", max_macs=0.7)
+    plan = secateur.plan(small(), images(), pattern=FREE, max_macs=0.7)
     assert plan.macs_fraction <= 0.7
     assert {of.name for of in plan.channels} >= {"expand", "branch"}
     assert "gone, in whole channels" in str(plan)
@@ -299,7 +301,7 @@ def test_a_plan_tells_the_channels() -> None:
 def test_the_same_seed_gives_the_same_bytes() -> None:
     one, other = (
         secateur.prune(
-            small(), images(), pattern="channels", max_macs=0.6, recipe=secateur.Recipe(), seed=3
+            small(), images(), pattern=FREE, max_macs=0.6, recipe=secateur.Recipe(), seed=3
         ).model.state_dict()
         for _ in range(2)
     )
@@ -308,7 +310,7 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
 
 def test_a_drop_is_searched() -> None:
     result = secateur.prune(
-        small(), images(), pattern="channels", max_drop=20.0, recipe=secateur.Recipe()
+        small(), images(), pattern=FREE, max_drop=20.0, recipe=secateur.Recipe()
     )
     assert result.report.search is not None
     assert result.report.search.drop <= 20
@@ -322,9 +324,7 @@ def test_the_pattern_can_be_saved_in_a_recipe(tmp_path) -> None:
 
 
 def test_a_saved_network_is_loaded_into_a_fresh_module(tmp_path: Path) -> None:
-    result = secateur.prune(
-        small(), images(), pattern="channels", max_macs=0.6, recipe=secateur.Recipe()
-    )
+    result = secateur.prune(small(), images(), pattern=FREE, max_macs=0.6, recipe=secateur.Recipe())
     result.save(tmp_path / "out")
     network = small(seed=5)
     loaded = secateur.load(network, tmp_path / "out" / "model.safetensors")
@@ -336,9 +336,7 @@ def test_a_saved_network_is_loaded_into_a_fresh_module(tmp_path: Path) -> None:
 
 
 def test_only_a_file_that_says_so_makes_a_network_smaller(tmp_path: Path) -> None:
-    result = secateur.prune(
-        small(), images(), pattern="channels", max_macs=0.6, recipe=secateur.Recipe()
-    )
+    result = secateur.prune(small(), images(), pattern=FREE, max_macs=0.6, recipe=secateur.Recipe())
     save_file(result.model.state_dict(), tmp_path / "other.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match="does not fit the model"):
         secateur.load(small(), tmp_path / "other.safetensors")
@@ -381,12 +379,6 @@ def test_the_best_try_takes_most_of_what_is_allowed() -> None:
     assert best_share([(0.7, 0.8), (0.5, 0.75)], 0.7) == 0.5
 
 
-def test_vectors_of_the_cpu_give_the_step_of_widths() -> None:
-    assert step_of(Machine(flags=frozenset({"avx2"}))) == 8
-    assert step_of(Machine(flags=frozenset({"avx2", "avx512f"}))) == 16
-    assert step_of(Machine()) == 8
-
-
 def test_a_latency_needs_a_runtime_and_removes_channels() -> None:
     with pytest.raises(OptionError, match="without a runtime"):
         secateur.prune(small(), images(), max_latency=0.7)
@@ -420,3 +412,12 @@ def wide() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Conv2d(64, 8, 3)
     ).eval()
+
+
+def test_by_default_what_is_left_is_a_multiple_of_eight() -> None:
+    result = secateur.prune(
+        wide(), images(), pattern="channels", max_macs=0.5, recipe=secateur.Recipe()
+    )
+    left = [of.left for of in result.report.channels if of.reason is None]
+    assert all(of % 8 == 0 for of in left)
+    assert min(left) < 64

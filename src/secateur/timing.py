@@ -18,7 +18,6 @@ import numpy as np
 from secateur.frontends import Frontend
 from secateur.hardware.compare_latency import Ratio, compare, file_for
 from secateur.hardware.layer_times import LayerTimes
-from secateur.hardware.machine import Machine
 from secateur.network.samples import Samples
 from secateur.options import Options
 from secateur.pruning.channels.costs import TimeCost, layer_widths
@@ -72,7 +71,7 @@ class Timing:
                 run.graph,
                 runtime=runtime,
                 network=network,
-                step=step_of(Machine.here()),
+                step=max(8, run.multiple),
                 seconds=_SECONDS,
                 threads=options.threads,
             )
@@ -86,9 +85,7 @@ class Timing:
         known = [of for of in widths if of.op not in self.layers.unmeasured]
         rest = max(0.0, self.layers.rest or 0.0)
         cost = TimeCost(fixed=rest, layers=known, seconds=self.layers.of)
-        return replace(
-            run, prices={**run.prices, MaxLatency.name: cost}, width_step=self.layers.step
-        )
+        return replace(run, prices={**run.prices, MaxLatency.name: cost})
 
     def met(self, run: ChannelRun, teller: Teller) -> tuple[ChannelRun, Timing]:
         """The run with its table corrected by the whole network's time, at the widths found.
@@ -162,11 +159,3 @@ def best_share(tried: Sequence[tuple[float, float]], asked: float) -> float:
     met = [one for one in tried if one[1] <= asked]
     best = max(met, key=lambda one: one[1]) if met else min(tried, key=lambda one: one[1])
     return best[0]
-
-
-def step_of(machine: Machine) -> int:
-    """Of how many channels a width should be a multiple: what the CPU's vectors hold.
-
-    With AVX-512 ONNX Runtime's times are stairs of 16 channels (benchmarks/widths.py).
-    """
-    return 16 if machine.flags is not None and "avx512f" in machine.flags else 8

@@ -65,18 +65,20 @@ class Channels:
     read it (`secateur.network.couplings`); see `secateur.pruning.channels`.
 
     Attributes:
-        multiple: of which the number of channels left is one, where a layer has more than that.
-            0 = where a latency is asked for, what the vectors of this CPU hold (16 with AVX-512,
-            else 8), for runtimes take as long for fewer; else 1.
+        multiple: of which the number of channels left is one, where there are more than that; 1 =
+            any number. Runtimes compute in vectors, and ONNX Runtime leaves its fast kernels where
+            a number is odd: EfficientNet-Lite0 at 75 % of the multiply-accumulates took 0.77
+            of the dense time with multiples of 8, and 1.55 with any number (one thread, AVX-512);
+            the expected loss was 0.122 against 0.107.
     """
 
     name: ClassVar[str] = "channels"
     summary: ClassVar[str] = "Whole channels were removed, so that layers became smaller."
 
-    multiple: int = 0
+    multiple: int = 8
 
     def __post_init__(self) -> None:
-        check_settings(self, multiple=at_least(0))
+        check_settings(self, multiple=at_least(1))
 
     def mask(
         self, scores: Float[Tensor, "groups rows cols"], kept: int

@@ -65,7 +65,6 @@ class ChannelRun(PruningRun):
         prices: what the network costs at given widths, by the name of the target.
         time_share: share of the dense network's time, by the table of times, at which the whole
             network takes what is asked for; None = the table is right.
-        width_step: of which widths are a multiple unless the pattern says another.
         known: what was found of the couplings before; None = they are looked at when needed.
     """
 
@@ -73,7 +72,6 @@ class ChannelRun(PruningRun):
     prices: Mapping[str, WidthCost]
     sensitivity: ChannelSensitivity = field(default_factory=ChannelSensitivity)
     time_share: float | None = None
-    width_step: int = 1
     known: FittedChannels | None = None
 
     @property
@@ -92,8 +90,7 @@ class ChannelRun(PruningRun):
     def multiple(self) -> int:
         """Of which the number of channels left is one."""
         pattern = self.recipe.pattern
-        asked = pattern.multiple if isinstance(pattern, Channels) else 0
-        return asked or self.width_step
+        return pattern.multiple if isinstance(pattern, Channels) else 1
 
     @cached_property
     def fitted_channels(self) -> FittedChannels:
