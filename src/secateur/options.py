@@ -13,12 +13,13 @@ from secateur.core.patterns import Channels
 from secateur.data.preprocess import Transform
 from secateur.errors import OptionError
 from secateur.export.int8 import Precision
+from secateur.pruning.allocations import Sensitivity
 from secateur.pruning.recipe import Recipe, choose_recipe
 from secateur.pruning.sampling import Sampling
 from secateur.pruning.targets import Target, choose_target
 from secateur.report.build import describe
 from secateur.support.choices import check_device, did_you_mean
-from secateur.support.settings import SEEDS, at_least, check_settings
+from secateur.support.settings import SEEDS, at_least, check_settings, shown
 
 RuntimeName = Literal["onnxruntime", "openvino", "torch"]
 
@@ -78,6 +79,7 @@ class Options:
         )
         if max_latency is not None and pattern is None and type(chosen.pattern) is not Channels:
             chosen = replace(chosen, pattern=Channels())  # zeros alone would not do
+        _check_allocation(allocation, chosen)
         return cls(target=target, recipe=chosen, runtime=runtime, **others)
 
     def settings(self, device: torch.device) -> dict[str, Any]:
@@ -95,6 +97,17 @@ class Options:
             "device": str(device),
             **({} if self.runtime is None else {"runtime": self.runtime, "threads": self.threads}),
         }
+
+
+def _check_allocation(asked: Any, recipe: Recipe) -> None:
+    """Raises OptionError where an allocation is asked for that would be ignored."""
+    pattern_has_own = isinstance(recipe.pattern, Channels)
+    if asked is not None and pattern_has_own and recipe.allocation != Sensitivity():
+        raise OptionError(
+            f"allocation is {shown(asked)}, which would be ignored with pattern='channels', "
+            "expected none: how many channels leave is told by curves of their own; leave "
+            "allocation out"
+        )
 
 
 def _check_runtime(runtime: Any, *, is_latency: bool) -> None:

@@ -200,6 +200,7 @@ class Job:
         labelled = self.search_set.labels is not None
 
         def attempt(sparsity: float) -> tuple[Try, WalkResult]:
+            sparsity = min(sparsity, run.largest_sparsity)
             self.watch.begin(f"pruning to {sparsity:.2%} zeros")
             walked = run.prune_to(Sparsity(sparsity))
             self.watch.begin("evaluating")

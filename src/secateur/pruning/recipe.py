@@ -100,13 +100,14 @@ class Recipe:
         relaxed = (target.relaxed(by) for by in self.schedule[:-1])
         return [*(easier for easier in relaxed if easier), target]
 
-    def summary(self, *, reconstructed: bool) -> list[str]:
+    def summary(self, *, reconstructed: bool, allocation: Any = None) -> list[str]:
         """What it does, in sentences for readers new to pruning.
 
         Args:
             reconstructed: whether blocks were trained.
+            allocation: what divided the target among layers; None = the recipe's own.
         """
-        parts = [self.alignment, self.allocation, *stages(self.method)]
+        parts = [self.alignment, allocation or self.allocation, *stages(self.method)]
         parts += [self.reconstruction] if reconstructed else []
         return [summary_of(part) for part in parts if part is not None]
 

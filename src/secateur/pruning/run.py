@@ -129,6 +129,15 @@ class PruningRun:
         """
         self.target.budget(self.costs)
 
+    @property
+    def largest_sparsity(self) -> float:
+        """What can be asked for at most."""
+        return 1.0
+
+    def summary(self, *, reconstructed: bool) -> list[str]:
+        """What was done, in sentences for readers new to pruning."""
+        return self.recipe.summary(reconstructed=reconstructed)
+
     def shortfall(self) -> list[str]:
         """A warning where no choice of layers could meet the target."""
         short = self.target.shortfall(self.costs) if isinstance(self.target, MaxMacs) else None

@@ -84,7 +84,7 @@ def search(
     """The largest sparsity whose loss stays within a limit, as far as the tries can tell.
 
     Args:
-        attempt: prunes to a sparsity, and judges the result.
+        attempt: prunes to a sparsity, or to the largest there is, and judges the result.
         limit: points at most.
         expected: what is known beforehand.
         better_from: a sparsity at which less may be lost than a little below it; 1 = none.
@@ -110,6 +110,8 @@ def search(
         tries.append(latest)
         if latest.drop <= limit:  # always above the best so far: inside the bracket or above it
             best = latest, result
+            if latest.sparsity < sparsity:
+                break  # no more can be removed
         del result
     if best is None:
         nearest = min(tries, key=lambda attempted: attempted.drop)

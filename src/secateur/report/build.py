@@ -99,7 +99,7 @@ def build_report(
         if walked.removed
         else survey([layer.requirements for layer in layers], Machine.here()),
         summary=[
-            *run.recipe.summary(reconstructed=walked.reconstruction is not None),
+            *run.summary(reconstructed=walked.reconstruction is not None),
             f"Asked for: {asked['name']} {asked['value']:g}, {run.target.meaning}.",
         ],
         warnings=[

@@ -162,8 +162,7 @@ def plan_channels(run: ChannelRun) -> Plan:
     target, notes = _without_search(run, run.target)
     if run.reconstructs(target):
         notes.append("block reconstruction follows the walk and reduces the loss expected here")
-    elif run.asks_for_reconstruction(target):
-        notes.append(f"no block reconstruction: {run.cannot_reconstruct}")
+    notes += [*run.ignored, *run.left_out(target)]
     counts = run.counts(target)
     losses = run.fitted_channels.loss_increase(counts)
     groups = zip(run.space.removable, counts, losses, strict=True)

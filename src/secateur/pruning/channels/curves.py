@@ -6,7 +6,7 @@ import itertools
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -50,6 +50,11 @@ class ChannelSensitivity:
         damping: relative damping of elimination.
         method: fits the readers' other columns.
     """
+
+    summary: ClassVar[str] = (
+        "To choose how many channels leave each layer, those of each layer were first removed "
+        "alone; channels left where they change the output of the network least for what they cost."
+    )
 
     levels: tuple[float, ...] = (0.125, 0.25, 0.5, 0.75)
     images: int = 64

@@ -14,12 +14,13 @@ from secateur.errors import OptionError
 from secateur.network.couplings import Removed, find_couplings
 from secateur.network.graph import Graph
 from secateur.pruning.alignment import Alignment
-from secateur.pruning.allocations import Curve
+from secateur.pruning.allocations import Curve, Sensitivity
 from secateur.pruning.channels.allocation import allocate, expected_losses, most_removed
 from secateur.pruning.channels.costs import WidthCost, bytes_cost, macs_cost, weights_cost
 from secateur.pruning.channels.curves import ChannelSensitivity, ChannelStudy
 from secateur.pruning.channels.space import ChannelSpace, find_space, removed_units
 from secateur.pruning.channels.walk import channel_walk
+from secateur.pruning.recipe import GRADUAL
 from secateur.pruning.run import Changes, PruningRun
 from secateur.pruning.targets import MaxBytes, MaxDrop, MaxLatency, MaxMacs, Sparsity, Target
 from secateur.pruning.walk import WalkResult
@@ -126,6 +127,12 @@ class ChannelRun(PruningRun):
                 "channels cannot leave (secateur inspect --verbose tells why)"
             )
 
+    @property
+    def largest_sparsity(self) -> float:
+        """See `PruningRun.largest_sparsity`."""
+        cost = self.prices[Sparsity.name]
+        return 1 - cost.at(most_removed(self.space.removable, self.multiple)) / cost.dense
+
     def shortfall(self) -> list[str]:
         """Nothing: a target that cannot be met is refused."""
         return []
@@ -156,10 +163,30 @@ class ChannelRun(PruningRun):
         walked = replace(self.walk_to(self.counts(target)), target=target)
         if self.reconstructs(target):
             walked = self._reconstructed(walked)
-        elif self.asks_for_reconstruction(target):
-            note = f"no block reconstruction: {self.cannot_reconstruct}"
-            walked = replace(walked, notes=[note])
-        return self._unfold(walked)
+        return self._unfold(replace(walked, notes=[*self.ignored, *self.left_out(target)]))
+
+    @property
+    def ignored(self) -> list[str]:
+        """Notes on settings of the recipe that are for single weights only."""
+        recipe, gradual = self.recipe, self.recipe.schedule != GRADUAL["schedule"]
+        name = type(recipe.allocation).__name__
+        notes = {
+            f"the recipe's allocation ({name}) is for single weights: how many channels leave was "
+            "told by curves of their own": recipe.allocation != Sensitivity(),
+            f"the recipe's schedule {list(recipe.schedule)} is for single weights: channels leave "
+            "in one walk": len(recipe.schedule) > 1 and (gradual or not recipe.schedule_from),
+        }
+        return [note for note, holds in notes.items() if holds]
+
+    def left_out(self, target: Target) -> list[str]:
+        """A note where blocks should be trained and cannot be."""
+        if not self.asks_for_reconstruction(target) or self.reconstructs(target):
+            return []
+        return [f"no block reconstruction: {self.cannot_reconstruct}"]
+
+    def summary(self, *, reconstructed: bool) -> list[str]:
+        """See `PruningRun.summary`."""
+        return self.recipe.summary(reconstructed=reconstructed, allocation=self.sensitivity)
 
     def removed_at(self, counts: Sequence[int]) -> Removed:
         """Which units those are by what the dense network shows, before the walk chooses."""
