@@ -7,8 +7,9 @@ the test images and the count of multiply-accumulates are those of `channels.py`
 network, share, draw, rival and recovery, into benchmarks/results/channel_rivals.csv as it is
 measured; rows that are there are skipped. Where a tool fails, `result` says how.
 
-Recoveries: "batchnorm" takes BatchNorm statistics anew on the calibration images; "onnxsim" is
-`apply_pruning_finetune`, then `correct_bias`.
+Recoveries: "batchnorm" takes BatchNorm statistics anew on the calibration images; "onnxsim" is its
+`apply_pruning_finetune`, "onnxsim-batchnorm" that and BatchNorms put in by its `bn_recovery`. Its
+`correct_bias` is left out: it is for quantised networks, and took ResNet-20 further away.
 """
 
 import argparse
