@@ -314,6 +314,8 @@ def test_a_drop_is_searched() -> None:
     )
     assert result.report.search is not None
     assert result.report.search.drop <= 20
+    assert "zeros" not in result.report.searched
+    assert "zeros, %" not in str(result.report)
     assert result.report.sparsity > 0.05
 
 

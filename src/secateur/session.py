@@ -180,7 +180,7 @@ class Job:
         """The report of a walk to one of several sparsities."""
         job = replace(self, options=replace(self.options, target=target))
         before = job.watch.seconds
-        job.watch.begin(f"pruning to {target.value:.2%} zeros")
+        job.watch.begin(f"pruning to a sparsity of {target.value:.2%}")
         walked = job.run.prune_to(target)
         pruned = job.network(walked)
         job.watch.lap("walk")
@@ -201,7 +201,7 @@ class Job:
 
         def attempt(sparsity: float) -> tuple[Try, WalkResult]:
             sparsity = min(sparsity, run.largest_sparsity)
-            self.watch.begin(f"pruning to {sparsity:.2%} zeros")
+            self.watch.begin(f"pruning to a sparsity of {sparsity:.2%}")
             walked = run.prune_to(Sparsity(sparsity))
             self.watch.begin("evaluating")
             return self._lost(sparsity, self.network(walked)), walked

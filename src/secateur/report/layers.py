@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from secateur.hardware.requirements import Requirement
 from secateur.pruning.allocations import Curve
@@ -103,9 +103,14 @@ _LAYER_COLUMNS = (
 
 def layer_table(layers: Sequence[LayerReport], totals: Totals) -> Table:
     """The pruned layers, in execution order."""
+    is_smaller = any(layer.shape_left is not None for layer in layers)
+    columns = tuple(
+        replace(of, heading="removed") if is_smaller and of.heading == "zeros" else of
+        for of in _LAYER_COLUMNS
+    )
     return Table(
         name="layers",
-        columns=_LAYER_COLUMNS,
+        columns=columns,
         rows=tuple(_layer_row(*numbered, totals) for numbered in enumerate(layers, 1)),
         label=1,
         note="The pruned layers. “before → after”: bytes in a packed file, and multiplications "

@@ -193,7 +193,8 @@ class Report(Saved, Document):
             return ""
         search, limit = self.search, self.requested["target"]["value"]
         measure = "agreement" if search.measure == "disagreement" else search.measure
-        return f"the most zeros that lose at most {count(limit, 'point')} of {measure}"
+        most = "most channels' weights removed" if self.channels else "most zeros"
+        return f"the {most} that lose at most {count(limit, 'point')} of {measure}"
 
     def evaluation_table(self) -> Table:
         """The networks on the evaluation images."""
@@ -223,7 +224,8 @@ class Report(Saved, Document):
     def search_table(self) -> Table:
         """Every sparsity tried."""
         search = self.search
-        columns = (Column("zeros", "{:.2f}", unit="%"), Column("points lost", "{:.2f} ± {:.2f}"))
+        gone = "removed" if self.channels else "zeros"
+        columns = (Column(gone, "{:.2f}", unit="%"), Column("points lost", "{:.2f} ± {:.2f}"))
         rows = () if search is None else search.rows()
         on = "" if search is None else f"{search.images} {search.judged_on}"
         return Table(
