@@ -50,13 +50,16 @@ def test_tables_of_channels_show_what_was_measured(tmp_path: Path) -> None:
         "kl": "0.1",
         "ratio": "40",
     }
-    own = [row | {"recipe": "default", "top1": top1} for top1 in ("90.5", "90.7", "90.1")]
+    own = [
+        row | {"recipe": "default", "multiple": "1", "top1": top1}
+        for top1 in ("90.5", "90.7", "90.1")
+    ]
     rival = row | {"rival": "low-rank", "recovery": "batchnorm", "top1": "87.5"}
     failed = rival | {"rival": "other", "top1": ""}
     elsewhere = rival | {"half": "choose", "top1": "12.3"}
     table.write_rows(tmp_path / "channels.csv", [*own[0]], own)
     table.write_rows(tmp_path / "channel_rivals.csv", [*rival], [rival, failed, elsewhere])
-    assert "| 92.0 | 70% | 100 photographs | default | 90.5 ± 0.4 (3) |" in tables.channels(
+    assert "| 92.0 | 70% | 100 photographs | default | any | 90.5 ± 0.4 (3) |" in tables.channels(
         tmp_path
     )
     lines = tables.channel_rivals(tmp_path).splitlines()

@@ -190,7 +190,7 @@ def test_arrays_of_any_pixel_type_give_the_same_inputs(layout, how, kind) -> Non
         if kind == "array":
             return pixels
         tensor = torch.from_numpy(pixels)
-        return tensor if kind == "tensor" else list(tensor.split(1))
+        return tensor if kind == "tensor" else (part for part in tensor.split(1))
 
     def load(pixels: np.ndarray) -> torch.Tensor:
         return load_images(source(pixels), preprocess=how).tensor

@@ -185,10 +185,10 @@ def unpack(
         with output_files(out.parent, [*names[1:], names[0]], overwrite=overwrite) as staging:
             check_space(staging.parent, dense)
             for name, (_, size) in zip(names, files, strict=True):
-                blocks = _contents(source, size)
-                if name == out.name:
-                    blocks = _as_named(out, blocks, size)
                 with (staging / name).open("wb") as target:
+                    blocks = _contents(source, size)
+                    if name == out.name:
+                        blocks = _as_named(out, blocks, size)
                     target.writelines(blocks)
             _read_end(source)
     return PackedSize(dense=dense, packed=packed)
