@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -28,6 +29,10 @@ with install_import_hook([f"secateur.{name}" for name in _HOOKED], "beartype.bea
     import secateur
 
     _ = [getattr(secateur, of) for of in secateur.__all__]  # read on first use, which is here
+
+# The same examples every time: what passes today passes next month.
+hypothesis.settings.register_profile("the same", derandomize=True)
+hypothesis.settings.load_profile("the same")
 
 # Lines of progress come when a step takes long, which depends on the machine.
 secateur.support.progress.FIRST = 1e6
