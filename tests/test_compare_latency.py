@@ -73,3 +73,10 @@ def test_a_network_compared_with_itself_takes_as_many_rounds() -> None:
 def test_mistakes_are_told(models, runtime, seconds, error, says) -> None:
     with pytest.raises(error, match=says):
         compare(models, IMAGES, runtime, seconds)
+
+
+def test_a_module_stays_as_it_is_given(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout()).train()
+    compare_latency.file_for(module, IMAGES, "torch", tmp_path / "net")
+    assert module.training
+    assert module[1].training

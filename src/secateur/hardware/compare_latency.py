@@ -19,6 +19,7 @@ from torch import Tensor
 
 from secateur.errors import ModelError, OptionError
 from secateur.frontends.loading import open as open_model
+from secateur.frontends.torch.onnx_export import exported
 from secateur.hardware.latency import PROCESSES, interval
 from secateur.hardware.layer_worker import ENGINES
 from secateur.support.subprocesses import run_program
@@ -103,7 +104,8 @@ def file_for(model: Any, images: Tensor, runtime: str, place: Path) -> Path:
         return Path(model).resolve()
     if runtime == "torch":
         path = place.with_suffix(".pt2")
-        program = torch.export.export(model.eval(), (images[:1],))
+        module, few = exported(model, images)
+        program = torch.export.export(module, (few[:1],))
         torch.export.save(program, path)
         return path
     path = place.with_suffix(".onnx")
