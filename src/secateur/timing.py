@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -95,29 +96,32 @@ class Timing:
         """
         asked, share = run.target.value, run.target.value
         tried: list[tuple[float, float]] = []  # shares of the table's time, and what was measured
-        while True:
-            counts = replace(run, time_share=share).counts(run.target)
-            smaller = self.model.shrunk(run.removed_at(counts), self.samples)
-            teller.step("measuring the whole network at the widths found")
-            tried.append((share, self.compared(smaller, _WHOLE_SECONDS).ratio))
-            if asked * (1 - _BELOW) <= tried[-1][1] <= asked or len(tried) == _TRIES:
-                break
-            share = next_share(tried, asked * (1 - _BELOW / 2))
+        with tempfile.TemporaryDirectory() as folder:
+            dense = self.written(Path(folder) / "dense")  # once for all tries
+            while True:
+                counts = replace(run, time_share=share).counts(run.target)
+                smaller = self.model.shrunk(run.removed_at(counts), self.samples)
+                teller.step("measuring the whole network at the widths found")
+                _, ratio = self.compared(dense, smaller, _WHOLE_SECONDS)
+                tried.append((share, ratio.ratio))
+                if asked * (1 - _BELOW) <= ratio.ratio <= asked or len(tried) == _TRIES:
+                    break
+                share = next_share(tried, asked * (1 - _BELOW / 2))
         share = best_share(tried, asked)
         return replace(run, time_share=share), replace(self, tried=tuple(tried))
 
-    def compared(self, smaller: Frontend, seconds: float) -> Ratio:
-        """A smaller network's time over that of the dense one, in processes of their own."""
-        models = [self.model.model, smaller.model]
-        _, ratio = compare(models, self.samples.only(), self.runtime, seconds, threads=self.threads)
-        return ratio
+    def written(self, place: Path) -> Path:
+        """The dense network as a file that the runtime runs."""
+        return file_for(self.model.model, self.samples.only(), self.runtime, place)
+
+    def compared(self, dense: Any, smaller: Frontend, seconds: float) -> list[Ratio]:
+        """The dense network's time and a smaller one's, in processes of their own."""
+        models = [dense, smaller.model]
+        return compare(models, self.samples.only(), self.runtime, seconds, threads=self.threads)
 
     def report(self, run: ChannelRun, walked: WalkResult, pruned: Frontend) -> LatencyReport:
         """The network that was made, measured once more."""
-        models = [self.model.model, pruned.model]
-        dense, ratio = compare(
-            models, self.samples.only(), self.runtime, _LAST_SECONDS, threads=self.threads
-        )
+        dense, ratio = self.compared(self.model.model, pruned, _LAST_SECONDS)
         cost = run.prices[MaxLatency.name]
         removed = np.array([len(units) for units in run.removed_by(walked)])
         return LatencyReport(

@@ -104,18 +104,19 @@ class _Elimination:
         self.columns = reader.columns.to(self.inverse.device)
         self.share = 1 / float(reader.problem.variance.sum().clamp_min(1e-30))
         if reader.absent is not None and len(reader.absent):
-            self._drop_inverse(reader.absent.to(self.inverse.device))
+            self._take_out(reader.absent.to(self.inverse.device))
         self.weight = system.cross @ self.inverse
         self.taps = self.columns.clamp_min(0)
         self.missing = self.columns < 0
 
-    def _drop_inverse(self, gone: Tensor) -> None:
-        """Takes columns out of the inverse alone."""
-        side = self.inverse[:, :, gone]
-        block = _regular(side[:, gone])
-        self.inverse -= side @ _solve(block, side.mT)
+    def _take_out(self, gone: Tensor) -> Tensor:
+        """Takes columns out of the inverse; what their weights hand to each of the others."""
+        side = self.inverse[:, :, gone]  # (groups, cols, gone)
+        update = _solve(_regular(side[:, gone]), side.mT)  # (groups, gone, cols)
+        self.inverse -= side @ update
         self.inverse[:, :, gone] = 0
         self.inverse[:, gone] = 0
+        return update
 
     def scores(self) -> Float[Tensor, " units"]:
         """What each unit adds to the loss of the layer, relative to the outputs' variance."""
@@ -144,14 +145,8 @@ class _Elimination:
         gone = gone[gone >= 0]
         if not len(gone):
             return
-        side = self.inverse[:, :, gone]  # (groups, cols, gone)
-        block = _regular(side[:, gone])
-        update = _solve(block, side.mT)  # (groups, gone, cols)
-        self.weight -= self.weight[:, :, gone] @ update
+        self.weight -= self.weight[:, :, gone] @ self._take_out(gone)
         self.weight[:, :, gone] = 0
-        self.inverse -= side @ update
-        self.inverse[:, :, gone] = 0
-        self.inverse[:, gone] = 0
 
 
 def _solve(matrix: Tensor, right: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from secateur.core.distance import relative_error
 from secateur.core.methods import LeastSquares, Method
 from secateur.network.layers import Layer
 from secateur.network.samples import Samples
 from secateur.pruning.allocations.protocol import AllocationInputs, Budget, Curve, remove_in_order
+from secateur.pruning.judged import Judged
 from secateur.pruning.layer_fit import LayerFit, is_wide
 from secateur.pruning.streams import DualStream
 from secateur.support.settings import at_least, between, check_settings, from_to
@@ -160,15 +159,7 @@ class _Study:
         self.streams = DualStream(
             self.graph, fitting, chunk=inputs.chunk, inputs="dense", layouts=inputs.layouts
         )
-        self.judging = [
-            self.streams.stream("judging", number, part)
-            for number, part in enumerate(judging.split(inputs.chunk))
-        ]
-
-    @cached_property
-    def dense(self) -> list[Tensor]:
-        """The dense network's outputs; a second look, which runs nothing, does not need them."""
-        return self._outputs({})
+        self.judged = Judged.beside(self.streams, judging, chunk=inputs.chunk)
 
     @torch.no_grad()
     def fits(
@@ -185,23 +176,9 @@ class _Study:
         errors = [solution.result.relative_error for solution in solutions]
         return [solution.changes[-1] for solution in solutions], errors
 
-    @torch.no_grad()
     def loss(self, layer: Layer, changes: Mapping[str, Tensor]) -> float:
         """Error of the network's outputs when the layer alone has other parameters."""
-        for stream in self.judging:
-            stream.advance(layer.calls[0].op)
-        return relative_error(self.dense, self._outputs(changes))
-
-    @torch.no_grad()
-    def _outputs(self, changes: Mapping[str, Tensor]) -> list[Tensor]:
-        """The network's first output, chunk by chunk."""
-        parameters = ChainMap(dict(changes), dict(self.graph.parameters))
-        outputs: list[Tensor] = []
-        for stream in self.judging:
-            ahead = stream.fork(parameters)
-            ahead.advance(len(self.graph.ops))
-            outputs.append(torch.as_tensor(ahead.values[self.graph.outputs[0]]))
-        return outputs
+        return self.judged.loss(layer.calls[0].op, changes)
 
 
 def split_samples(samples: Samples, judging: int) -> tuple[Samples, Samples]:

@@ -84,11 +84,7 @@ class _Stairs:
 
     def step(self, removed: int) -> int:
         """How many leave next; 0 = no more can."""
-        left = self.units - removed - self.fine
-        if self.multiple > 1:
-            left = (self.units - removed - 1) // self.multiple * self.multiple
-            left = min(left, self.units - removed - self.fine)
-            left = left // self.multiple * self.multiple
+        left = (self.units - removed - self.fine) // self.multiple * self.multiple
         left = left // self.least * self.least
         step = self.units - removed - left
         return step if 0 < step <= self.most - removed else 0

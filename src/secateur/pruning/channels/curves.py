@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -11,7 +10,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from secateur.core.distance import relative_error
 from secateur.core.group_elimination import Reader, elimination_order
 from secateur.core.methods import ADMM, Method
 from secateur.core.patterns import KeptColumns
@@ -19,9 +17,9 @@ from secateur.core.problem import Problem
 from secateur.network.graph import Graph
 from secateur.network.sample_layout import Layouts
 from secateur.network.samples import Samples
-from secateur.network.stream import Stream
 from secateur.pruning.allocations.sensitivity import Curve, split_samples
 from secateur.pruning.channels.space import ChannelSpace, Removable
+from secateur.pruning.judged import Judged
 from secateur.pruning.layer_fit import LayerFit
 from secateur.pruning.sampling import Sampling
 from secateur.pruning.streams import DualStream
@@ -81,14 +79,10 @@ class ChannelSensitivity:
         """
         fitting, judging = split_samples(samples, self.images)
         streams = DualStream(graph, fitting, chunk=chunk, inputs="dense", layouts=layouts)
-        runs = [
-            streams.stream("judging", number, part)
-            for number, part in enumerate(judging.split(chunk))
-        ]
+        judged = Judged.beside(streams, judging, chunk=chunk)
         fits = _Fits(self, graph, space, sampling, streams)
         with torch.no_grad():
             found = fits.all(on_layer)
-            judged = _Judged(graph, runs)
             curves = [
                 self._curve(space, removable, changes, judged)
                 for removable, (_, changes) in zip(space.removable, found, strict=True)
@@ -106,7 +100,7 @@ class ChannelSensitivity:
         space: ChannelSpace,
         removable: Removable,
         changes: Sequence[Mapping[str, Tensor]],
-        judged: _Judged,
+        judged: Judged,
     ) -> Curve:
         first = space.layers[removable.readers[0].layer].calls[0].op
         losses: dict[float, float] = {}
@@ -189,28 +183,3 @@ def kept_columns(columns: int, gone: Sequence[Tensor]) -> KeptColumns:
     for of in gone:
         kept[of] = False
     return KeptColumns(kept)
-
-
-class _Judged:
-    """The dense network on images held back."""
-
-    def __init__(self, graph: Graph, runs: Sequence[Stream]) -> None:
-        self.graph, self.runs = graph, runs
-        self.dense: list[Tensor] | None = None
-
-    def loss(self, op: int, changes: Mapping[str, Tensor]) -> float:
-        """Error of the network's outputs with other parameters from an operation on."""
-        if self.dense is None:
-            self.dense = self._outputs({})
-        for run in self.runs:
-            run.advance(op)
-        return relative_error(self.dense, self._outputs(changes))
-
-    def _outputs(self, changes: Mapping[str, Tensor]) -> list[Tensor]:
-        parameters = ChainMap(dict(changes), dict(self.graph.parameters))
-        outputs: list[Tensor] = []
-        for run in self.runs:
-            ahead = run.fork(parameters)
-            ahead.advance(len(self.graph.ops))
-            outputs.append(torch.as_tensor(ahead.values[self.graph.outputs[0]]))
-        return outputs
