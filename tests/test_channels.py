@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,8 @@ def test_elimination_without_columns_that_are_out_already() -> None:
 
 def test_blocks_lose_as_many() -> None:
     held = problem(rows=4, cols=6)
+    size = torch.tensor([1.0, 1, 1, 100, 100, 100], dtype=torch.float64)  # one block costs little
+    held = replace(held, weight=held.weight * size, cross=held.cross * size)
     blocks = [(0, 1, 2), (3, 4, 5)]
     order = elimination_order(
         [Reader(problem=held, columns=torch.arange(6).view(6, 1))], damping=0.1, blocks=blocks
@@ -361,6 +364,8 @@ def test_the_time_of_a_network_is_that_of_its_layers_at_their_widths() -> None:
     assert {(of.inputs, of.outputs) for of in cost.layers} == dense
     assert cost.dense == 5 + sum(a * b for a, b in dense)
     counts = np.array([of.units // 4 for of in space.removable])
+    (depthwise,) = (of for of in cost.layers if (of.inputs, of.outputs) == (24, 24))
+    assert depthwise.at(counts) == (18, 18)  # which has one width
     saved = cost.savings(counts, np.ones_like(counts))
     for number, step in enumerate(np.eye(len(counts), dtype=np.int64)):
         assert saved[number] == pytest.approx(cost.at(counts) - cost.at(counts + step))
