@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 import secateur
 from secateur import Report
+from secateur.cli import app as app_module
 from secateur.cli.app import app
 from secateur.frontends.loading import load_model
 from secateur.version import __version__
@@ -584,6 +585,29 @@ def test_an_interruption_leaves_nothing(place, tmp_path, monkeypatch, moment, wr
     assert_mistake(result, "interrupted: nothing was written")
     assert [path.suffix for path in during] == (["", ".partial"] if written else [])
     assert list(tmp_path.iterdir()) == []
+
+
+def while_a_class_is_made(*_, **__):
+    """Ctrl-C where Python 3.11 makes a RuntimeError of it."""
+
+    class Field:
+        def __set_name__(self, owner, name):
+            raise KeyboardInterrupt
+
+    type("Late", (), {"field": Field()})
+
+
+def test_an_interruption_while_a_class_is_made_is_one_too(place, tmp_path, monkeypatch):
+    monkeypatch.setattr("secateur.pruning.run.walk", while_a_class_is_made)
+    result = invoke(*prune_arguments(place, tmp_path / "out", "--method", "magnitude"))
+    assert_mistake(result, "interrupted: nothing was written")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interruption_while_options_are_read_is_one_too(monkeypatch):
+    monkeypatch.setattr(app_module, "app", while_a_class_is_made)
+    with pytest.raises(KeyboardInterrupt):
+        app_module._answer()
 
 
 @pytest.mark.parametrize(

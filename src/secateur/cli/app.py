@@ -20,7 +20,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from secateur.cli import options
-from secateur.cli.failures import one_sentence, printed, usage
+from secateur.cli.failures import comes_of_interruption, one_sentence, printed, usage
 from secateur.cli.signals import load
 from secateur.support.files import clean_up_when_killed, interruption
 from secateur.version import __version__
@@ -128,6 +128,8 @@ def _answer() -> int:
     except typer.Abort:  # what older versions make of Ctrl-C
         raise KeyboardInterrupt from None
     except Exception as error:
+        if comes_of_interruption(error):
+            raise KeyboardInterrupt from None
         if not hasattr(error, "format_message"):  # not a mistake in the options
             raise
         return usage(error)

@@ -37,16 +37,30 @@ def one_sentence() -> Iterator[None]:
             raise RuntimeError("a pipe within the program broke") from error
         _point_nowhere(sys.stdout, sys.stderr)
         raise typer.Exit from None
-    except MemoryError:
-        fail("out of memory: use fewer images (--max-images)")
-    except RuntimeError as error:
-        if not any(text in str(error) for text in _NO_MEMORY):
+    except (MemoryError, RuntimeError) as error:
+        if comes_of_interruption(error):
+            fail(interruption())
+        if not _comes_of_memory(error):
             raise
         fail("out of memory: use fewer images (--max-images)")
     finally:
         for warning in caught:
             if issubclass(warning.category, SecateurWarning):
                 typer.echo(f"secateur: warning: {one_line(str(warning.message))}", err=True)
+
+
+def comes_of_interruption(error: BaseException) -> bool:
+    """Whether Ctrl-C is the cause of an error.
+
+    Python 3.11 makes it a RuntimeError where it comes while a class is made (`__set_name__`), as
+    in a module that is imported late.
+    """
+    return isinstance(error.__cause__, KeyboardInterrupt)
+
+
+def _comes_of_memory(error: BaseException) -> bool:
+    """Whether there was no memory left; of RuntimeErrors only their text tells."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY)
 
 
 def fail(sentence: str) -> NoReturn:
