@@ -15,6 +15,7 @@ from secateur.pruning.allocations import Curve
 from secateur.pruning.search import Try
 from secateur.report.layers import DenseLayer, LayerReport
 from secateur.report.model import DataReport, Report, SearchReport, StepReport
+from secateur.report.parts import PartReport
 
 MACHINE = Machine(cpu="a CPU", flags=frozenset({"avx2"}), versions={"torch": "2.13.0"})
 
@@ -88,6 +89,17 @@ def report(*names: str, **more: Any) -> Report:
         "calibration": Evaluation(images=300, agreement=99.0, kl=0.01),
         "steps": [StepReport(name="first-step", calibration=None, evaluation=pruned)],
         "evaluation": {"dense": dense, "pruned": pruned},
+        "parts": [
+            PartReport(
+                name="channels",
+                macs_fraction=0.7,
+                bytes_fraction=0.8,
+                milliseconds=1.5,
+                ratio=0.75,
+                calibration=None,
+                evaluation=pruned,
+            )
+        ],
         "runtimes": survey([of.requirements for of in layers], MACHINE),
         "exports": {"model.safetensors": {"bytes": 12345, "relative_difference": 1e-7}},
         "summary": ["How it was done, in a sentence."],

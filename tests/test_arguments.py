@@ -90,6 +90,7 @@ TARGETS: dict[str, list[Any]] = {
     **{name: SHARES for name in ("sparsity", "max_macs", "max_bytes", "max_drop", "max_latency")},
     "runtime": [5, "tensorrt", True, ["onnxruntime"]],
     "threads": [*WHOLE, None],
+    "then_sparsity": SHARES,
     "quantize": [8, "int4", True, ["int8"]],
 }
 TABLE: dict[str, dict[str, list[Any]]] = {
@@ -194,6 +195,8 @@ def with_wrong(function: str, argument: str, wrong: Any) -> dict[str, Any]:
     if function != "bench" and argument in ("max_latency", "runtime", "threads"):
         arguments.pop("sparsity", None)
         arguments = {"max_latency": 0.9, "runtime": "onnxruntime", **arguments}
+    if argument == "then_sparsity":
+        arguments["pattern"] = "channels"
     return arguments
 
 

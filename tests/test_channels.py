@@ -389,8 +389,6 @@ def test_the_best_try_takes_most_of_what_is_allowed() -> None:
 def test_a_latency_needs_a_runtime_and_removes_channels() -> None:
     with pytest.raises(OptionError, match="without a runtime"):
         secateur.prune(small(), images(), max_latency=0.7)
-    with pytest.raises(OptionError, match="without max_latency"):
-        secateur.prune(small(), images(), sparsity=0.5, runtime="onnxruntime")
     with pytest.raises(OptionError, match="expected pattern='channels'"):
         secateur.prune(
             small(), images(), max_latency=0.7, runtime="onnxruntime", pattern="unstructured"

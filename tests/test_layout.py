@@ -11,8 +11,8 @@ import secateur
 # from the ground up: each may import those before it, and itself
 ORDER = [
     "errors", "version", "support", "core", "network", "data", "frontends", "pruning",
-    "evaluation", "hardware", "export", "report", "render", "result", "options", "session",
-    "preparation", "api", "example", "cli",
+    "evaluation", "hardware", "export", "report", "render", "result", "options", "timing",
+    "session", "preparation", "parts", "api", "example", "cli",
 ]  # fmt: skip
 ROOT = Path(secateur.__file__).parent
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.parent != ROOT or path.stem in ORDER)

@@ -213,7 +213,7 @@ def test_plan_and_prune_take_the_same_arguments() -> None:
 def test_sweep_takes_what_prune_takes_but_for_the_target() -> None:
     ours, theirs = (inspect.signature(of).parameters for of in (secateur.sweep, secateur.prune))
     targets = {"sparsity", "max_macs", "max_bytes", "max_drop", "max_latency"}
-    targets |= {"runtime", "threads"}  # of max_latency
+    targets |= {"runtime", "threads", "then_sparsity"}
     assert set(ours) == set(theirs) - targets - {"quantize"} | {"sparsities"}
     for name in set(ours) - {"sparsities"}:
         assert (ours[name].default, ours[name].kind) == (theirs[name].default, theirs[name].kind)

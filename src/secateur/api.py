@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,8 @@ from secateur.frontends.first_runs import one_first_run
 from secateur.frontends.torch.onnx_export import CHECKED_IMAGES
 from secateur.network.samples import Samples
 from secateur.options import Options, RuntimeName
-from secateur.preparation import prepare
+from secateur.parts import part_reports
+from secateur.preparation import prepare, zeros_after
 from secateur.pruning.allocations import Allocation, AllocationName
 from secateur.pruning.recipe import Recipe, RecipeName
 from secateur.pruning.sampling import Sampling
@@ -31,6 +33,7 @@ from secateur.pruning.streams import Inputs
 from secateur.pruning.targets import Sparsity
 from secateur.report.build import step_reports
 from secateur.report.inspection import Inspection
+from secateur.report.parts import CHANNELS, ZEROS
 from secateur.report.plan import Plan, plan_of
 from secateur.report.sweep import Sweep
 from secateur.result import PruneResult
@@ -52,6 +55,7 @@ def prune(
     max_latency: float | None = None,
     runtime: RuntimeName | None = None,
     threads: int = 1,
+    then_sparsity: float | None = None,
     evaluation: Data | None = None,
     quantize: Precision | None = None,
     preprocess: Transform | None = None,
@@ -104,8 +108,12 @@ def prune(
             (0, 1]. Whole channels are removed (`pattern="channels"`). Layers are measured here,
             in a minute or so, at several widths, and the whole network at the end: keep the
             machine idle meanwhile.
-        runtime: "onnxruntime", "openvino" or "torch", for `max_latency`.
+        runtime: "onnxruntime", "openvino" or "torch": where the network will run. Its time there
+            is measured in the end, in turns with the dense network's; needed for `max_latency`.
         threads: that the runtime uses while it is measured.
+        then_sparsity: with `pattern="channels"`: fraction of zeros, in [0, 1), to make afterwards
+            among the weights of the layers that are left, with the same recipe. The report tells
+            what channels and zeros have each brought.
         evaluation: images to evaluate the result on, never fitted to: (images, labels), or any
             other source as for `data`; labels are used if it has them. All images are used.
         quantize: "int8" also quantises the pruned network to INT8, on the same images, and keeps
@@ -161,6 +169,12 @@ def prune(
         walked, target, search = job.carry_out()
         pruned = job.network(walked)
         job.watch.lap("walk")
+        networks, then = {CHANNELS if walked.removed else ZEROS: pruned}, None
+        if options.then_sparsity is not None:
+            later = zeros_after(job, pruned).measure()
+            then, *_ = later.carry_out()
+            pruned = networks[ZEROS] = later.network(then)
+            job.watch.lap("zeros")
         teller.step("measuring what the steps have contributed")
         steps = job.run.account(walked, target, job.original, job.aligned)
         found = step_reports(network, steps, job.run.samples, walked.dense, job.evaluation_set)
@@ -175,9 +189,15 @@ def prune(
                 missing["int8"] = str(error)
             job.watch.lap("quantize")
         judged = job.evaluations(pruned, integers.model)
-        latency = job.latency(walked, pruned)
-        report = job.report(pruned, walked, judged, steps=found, search=search, latency=latency)
+        times, unmeasured = job.times([*networks.values()], integers.model)
+        latency = job.latency(walked, times[0], times[len(networks)]) if times else None
+        parts = part_reports(job, networks, integers.model, walked.dense, times, judged)
+        report = job.report(
+            pruned, walked, judged, steps=found, search=search, latency=latency, then=then
+        )
+        report.parts = parts
     report.notes.extend(integers.notes)
+    report.warnings.extend(unmeasured)
     report.warnings.extend(f"no INT8 network was made: {why}" for why in missing.values())
     for warning in report.warnings:
         warnings.warn(warning, SecateurWarning, stacklevel=2)
@@ -204,6 +224,7 @@ def plan(
     max_latency: float | None = None,
     runtime: RuntimeName | None = None,
     threads: int = 1,
+    then_sparsity: float | None = None,
     evaluation: Data | None = None,
     quantize: Precision | None = None,
     preprocess: Transform | None = None,
@@ -250,7 +271,11 @@ def plan(
         job = prepare(network, data, options, search=False, teller=teller)
         for warning in job.warnings:
             warnings.warn(warning, SecateurWarning, stacklevel=2)
-        return plan_of(job.measure(job.run.measured).run)
+        found = plan_of(job.measure(job.run.measured).run)
+    if options.then_sparsity is None:
+        return found
+    note = f"then {options.then_sparsity:.2%} zeros in what is left, which this plan leaves out"
+    return dataclasses.replace(found, notes=(*found.notes, note))
 
 
 def inspect(

@@ -16,9 +16,9 @@ from secateur.export.int8 import Precision
 from secateur.pruning.allocations import Sensitivity
 from secateur.pruning.recipe import Recipe, choose_recipe
 from secateur.pruning.sampling import Sampling
-from secateur.pruning.targets import Target, choose_target
+from secateur.pruning.targets import MaxDrop, Target, choose_target
 from secateur.report.build import describe
-from secateur.support.choices import check_device, did_you_mean
+from secateur.support.choices import check_device, check_sparsity, did_you_mean
 from secateur.support.settings import SEEDS, at_least, check_settings, shown
 
 RuntimeName = Literal["onnxruntime", "openvino", "torch"]
@@ -40,6 +40,7 @@ class Options:
     quantize: Precision | None = None
     runtime: RuntimeName | None = None
     threads: int = 1
+    then_sparsity: float | None = None
 
     def __post_init__(self) -> None:
         least = at_least(1)
@@ -47,6 +48,26 @@ class Options:
             self, named=False, max_images=least, max_columns=least, seed=SEEDS, threads=least
         )
         check_device(self.device)
+        if self.then_sparsity is not None:
+            object.__setattr__(self, "then_sparsity", self._zeros_after(self.then_sparsity))
+
+    def _zeros_after(self, sparsity: Any) -> float:
+        """The zeros to make in what channels have left.
+
+        Raises:
+            OptionError: no channels leave, or their number is not known before.
+        """
+        if not isinstance(self.recipe.pattern, Channels):
+            raise OptionError(
+                "then_sparsity is given without pattern='channels', expected both: say with "
+                "sparsity alone how many zeros to make"
+            )
+        if isinstance(self.target, MaxDrop):
+            raise OptionError(
+                "got then_sparsity and max_drop, expected another target for the channels: zeros "
+                "that are made afterwards would lose more than max_drop allows"
+            )
+        return check_sparsity(sparsity, "then_sparsity")
 
     @classmethod
     def of(
@@ -73,7 +94,7 @@ class Options:
             max_drop=max_drop,
             max_latency=max_latency,
         )
-        _check_runtime(runtime, is_latency=max_latency is not None)
+        _check_runtime(runtime, is_needed=max_latency is not None)
         chosen = choose_recipe(
             recipe, pattern=pattern, method=method, allocation=allocation, inputs=inputs
         )
@@ -96,6 +117,7 @@ class Options:
             "quantize": self.quantize,
             "device": str(device),
             **({} if self.runtime is None else {"runtime": self.runtime, "threads": self.threads}),
+            **({} if self.then_sparsity is None else {"then_sparsity": self.then_sparsity}),
         }
 
 
@@ -110,18 +132,13 @@ def _check_allocation(asked: Any, recipe: Recipe) -> None:
         )
 
 
-def _check_runtime(runtime: Any, *, is_latency: bool) -> None:
-    """Raises OptionError unless there is a runtime to measure on just where one is needed."""
+def _check_runtime(runtime: Any, *, is_needed: bool) -> None:
+    """Raises OptionError unless there is a runtime to measure on where one is needed."""
     names = get_args(RuntimeName)
-    if runtime is None and is_latency:
+    if runtime is None and is_needed:
         raise OptionError(
             f"max_latency is given without a runtime, expected runtime={' or '.join(names)}: say "
             "where the network will run"
-        )
-    if runtime is not None and not is_latency:
-        raise OptionError(
-            "runtime is given without max_latency, expected both: say what share of the dense "
-            "network's time it may take there"
         )
     if runtime is not None and runtime not in names:
         raise OptionError(

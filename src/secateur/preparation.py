@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from secateur.core.distance import has_one_answer, is_scores
-from secateur.core.patterns import Channels
+from secateur.core.patterns import Channels, Unstructured
 from secateur.data.sources import Data, Images, load_images, open_images
 from secateur.data.streams import ImageStream
 from secateur.errors import DataError, OptionError
@@ -29,10 +29,10 @@ from secateur.pruning.recalibration import Recalibration, recalibrate
 from secateur.pruning.recipe import Recipe
 from secateur.pruning.run import PruningRun
 from secateur.pruning.sampling import Sampling
-from secateur.pruning.targets import Costs, MaxDrop, MaxLatency
+from secateur.pruning.targets import Costs, MaxDrop, MaxLatency, Sparsity
 from secateur.session import Job, Stopwatch
 from secateur.support.progress import Teller
-from secateur.timing import Timing
+from secateur.timing import Timing, try_runtime
 
 # Input values per run of an operation. Larger chunks made EfficientNet-Lite0 up to 1.6 times
 # slower: activations over 32 MB get fresh pages from the system at every allocation.
@@ -93,6 +93,10 @@ def prepare(
         run = timing.priced(run)
         run.check_target()
         watch.lap("layer times")
+    elif options.runtime is not None:
+        watch.begin(f"trying the dense network on {options.runtime}")
+        try_runtime(model, traced.samples.select(slice(2)), options)
+        watch.lap("latency")
     return Job(
         options=options,
         model=model,
@@ -105,6 +109,33 @@ def prepare(
         timing=timing,
         warnings=tuple(dict.fromkeys(warnings)),  # a folder of both kinds tells them once
         watch=watch,
+    )
+
+
+def zeros_after(job: Job, smaller: Frontend) -> Job:
+    """The job of making zeros in what channels have left, judged against the dense network.
+
+    Raises:
+        OptionError: no layer of the smaller network can be pruned.
+    """
+    assert job.options.then_sparsity is not None
+    options = replace(
+        job.options,
+        target=Sparsity(job.options.then_sparsity),
+        recipe=replace(job.options.recipe, pattern=Unstructured()),
+        then_sparsity=None,
+    )
+    traced = trace(smaller, job.images, options)
+    chunk = job.run.chunk
+    conditioned = condition(traced, options.recipe, job.images.synthetic is not None, chunk)
+    return replace(
+        job,
+        options=options,
+        model=smaller,
+        original=traced.graph,
+        aligned=conditioned.aligned,
+        run=select(smaller, traced, conditioned, options, chunk),
+        timing=None,
     )
 
 

@@ -11,6 +11,7 @@ from secateur.data.sources import Images
 from secateur.evaluation.evaluation_set import EvaluationSet
 from secateur.evaluation.metrics import Evaluation
 from secateur.frontends import Frontend
+from secateur.hardware.compare_latency import Ratio
 from secateur.network.graph import Graph
 from secateur.options import Options
 from secateur.pruning.alignment import Alignment
@@ -25,7 +26,7 @@ from secateur.report.latency import LatencyReport
 from secateur.report.model import Report, SearchReport, StepReport
 from secateur.report.plan import predict_loss
 from secateur.support.progress import Teller
-from secateur.timing import Timing
+from secateur.timing import Timing, latency_report, measure_all
 
 
 class Stopwatch:
@@ -105,14 +106,23 @@ class Job:
             return replace(self, run=run, timing=timing)
         return replace(self, run=run)
 
-    def latency(self, walked: WalkResult, pruned: Frontend) -> LatencyReport | None:
-        """The pruned network's time; None where none was asked for."""
-        if self.timing is None or not isinstance(self.run, ChannelRun):
-            return None
+    def times(self, networks: Sequence[Frontend], int8: Any) -> tuple[list[Ratio], list[str]]:
+        """Times on the runtime of the call; see `measure_all`. None where it names none."""
+        if self.options.runtime is None:
+            return [], []
         self.watch.begin("measuring the pruned network")
-        found = self.timing.report(self.run, walked, pruned)
+        few = self.run.samples.select(slice(2))
+        models = [network.model for network in networks]
+        found = measure_all(self.model.model, models, int8, few, self.options)
         self.watch.lap("latency")
         return found
+
+    def latency(self, walked: WalkResult, dense: Ratio, pruned: Ratio) -> LatencyReport:
+        """The pruned network's time, and how its widths were found."""
+        found = latency_report(str(self.options.runtime), self.options.threads, dense, pruned)
+        if self.timing is None or not isinstance(self.run, ChannelRun):
+            return found
+        return self.timing.planned(self.run, walked, found)
 
     def notes(self, walked: WalkResult) -> list[str]:
         """What was done to the network around the walk, for the report."""
@@ -154,6 +164,7 @@ class Job:
         steps: Sequence[StepReport] = (),
         search: SearchReport | None = None,
         latency: LatencyReport | None = None,
+        then: WalkResult | None = None,
     ) -> Report:
         """What was asked for, what a walk did, and what it led to."""
         return build_report(
@@ -169,6 +180,7 @@ class Job:
             search=search,
             evaluation=evaluation,
             latency=latency,
+            then=then,
         )
 
     def visits(self, targets: Sequence[Target]) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from secateur.errors import ModelError
 from secateur.frontends import Frontend
 from secateur.hardware.compare_latency import Ratio, compare, file_for
 from secateur.hardware.layer_times import LayerTimes
@@ -33,6 +34,7 @@ _BELOW = 0.03  # how far below its target a time may be, as a share of it
 _SECONDS = 60  # for the table
 _WHOLE_SECONDS = 10  # for the whole network, each time but the last
 _LAST_SECONDS = 30
+_MOMENT = 0.1  # to see whether a runtime runs a network at all
 _FLAT = 0.1  # a slope below it is noise
 
 
@@ -119,24 +121,77 @@ class Timing:
         models = [dense, smaller.model]
         return compare(models, self.samples.only(), self.runtime, seconds, threads=self.threads)
 
-    def report(self, run: ChannelRun, walked: WalkResult, pruned: Frontend) -> LatencyReport:
-        """The network that was made, measured once more."""
-        dense, ratio = self.compared(self.model.model, pruned, _LAST_SECONDS)
+    def planned(self, run: ChannelRun, walked: WalkResult, report: LatencyReport) -> LatencyReport:
+        """The report of the times that were measured, with how the widths were found."""
         cost = run.prices[MaxLatency.name]
         removed = np.array([len(units) for units in run.removed_by(walked)])
-        return LatencyReport(
-            runtime=self.runtime,
-            threads=self.threads,
-            dense=1e3 * dense.seconds,
-            pruned=1e3 * ratio.seconds,
-            ratio=ratio.ratio,
-            low=ratio.low,
-            high=ratio.high,
-            rounds=ratio.rounds,
+        return replace(
+            report,
             predicted=cost.at(removed) / cost.dense,
             tries=len(self.tried),
             table=self.layers.conditions(),
         )
+
+
+def measure_all(
+    dense: Any, networks: Sequence[Any], int8: Any, samples: Samples, options: Options
+) -> tuple[list[Ratio], list[str]]:
+    """Times of the dense network, of those made of it, and of the last one in INT8, in turns.
+
+    Args:
+        dense: the network to compare with.
+        networks: after each part.
+        int8: an `onnx.ModelProto`; None = there is none.
+        samples: some inputs.
+        options: name the runtime and its threads.
+
+    Returns:
+        The times in this order, without INT8 where the runtime does not run it, none where it does
+        not run the others; and what could not be measured, with the reason.
+    """
+    runtime = str(options.runtime)
+    floats, told = [dense, *networks], list[str]()
+    if int8 is not None and runtime == "torch":
+        told.append("the time in INT8 was not measured: PyTorch does not run the ONNX file")
+    elif int8 is not None:
+        floats_and_int8 = [*floats, int8]
+        try:
+            return _turns(floats_and_int8, samples, runtime, options.threads), told
+        except ModelError as error:
+            told.append(f"the time in INT8 was not measured: {error}")
+    try:
+        return _turns(floats, samples, runtime, options.threads), told
+    except ModelError as error:  # the pruned network is there all the same
+        return [], [*told, f"the pruned network's time was not measured: {error}"]
+
+
+def _turns(models: Sequence[Any], samples: Samples, runtime: str, threads: int) -> list[Ratio]:
+    return compare(models, samples.only(), runtime, _LAST_SECONDS, threads=threads)
+
+
+def try_runtime(model: Frontend, samples: Samples, options: Options) -> None:
+    """Runs the dense network for a moment where the pruned one is to be measured.
+
+    Raises:
+        ModelError: the runtime does not run it.
+        MissingExtraError: what exporting needs is not installed.
+    """
+    runtime = str(options.runtime)
+    compare([model.model], samples.only(), runtime, _MOMENT, threads=options.threads)
+
+
+def latency_report(runtime: str, threads: int, dense: Ratio, pruned: Ratio) -> LatencyReport:
+    """The times of the dense network and of the pruned one."""
+    return LatencyReport(
+        runtime=runtime,
+        threads=threads,
+        dense=1e3 * dense.seconds,
+        pruned=1e3 * pruned.seconds,
+        ratio=pruned.ratio,
+        low=pruned.low,
+        high=pruned.high,
+        rounds=pruned.rounds,
+    )
 
 
 def next_share(tried: Sequence[tuple[float, float]], wanted: float) -> float:

@@ -213,11 +213,21 @@ class Prune(Fit):
     ] = None
     runtime: Annotated[
         str | None,
-        typer.Option(help="For --max-latency: onnxruntime, openvino or torch, measured here."),
+        typer.Option(
+            help="Where the network will run: onnxruntime, openvino or torch; measured here."
+        ),
     ] = None
     threads: Annotated[
         int, typer.Option(parser=_whole, metavar="N", help="Threads of --runtime.")
     ] = 1
+    then_sparsity: Annotated[
+        float | None,
+        typer.Option(
+            parser=_number,
+            metavar="F",
+            help="After --pattern channels: fraction of zeros to make in what is left, in [0, 1).",
+        ),
+    ] = None
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="OUT", help="Folder to write.")
     ] = None

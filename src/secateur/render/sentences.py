@@ -23,7 +23,7 @@ def lede(report: Report) -> str:
     layers = count(len(report.layers), "layer")
     share, what = percent(report.sparsity, 1), "set to zero"
     if report.channels:
-        what = "removed, in whole channels"
+        what = "removed, in whole channels" + " or set to zero" * report.has_zeros
     return (
         f"{share} of the weights of {layers} of a trained network were {what}, without retraining."
     )
@@ -35,12 +35,9 @@ def cards(report: Report) -> list[dict[str, str]]:
     of = f"of the weights of pruned layers, {percent(report.network_sparsity, 1)} of all"
     macs = "if the runtime skips zeros; most do not"
     if report.channels:
-        zeros, size, of, macs = (
-            "removed",
-            "size",
-            "of the weights of pruned layers",
-            "on any runtime",
-        )
+        zeros, of = "removed", "of the weights of pruned layers"
+    if not report.has_zeros:
+        size, macs = "size", "on any runtime"
     return [
         _card(zeros, percent(report.sparsity, 1), of),
         _accuracy_card(report),
@@ -80,7 +77,7 @@ def _duration(seconds: float) -> str:
 
 def size_sentence(report: Report) -> str:
     """What zeros do to the size of a file."""
-    if report.channels:
+    if not report.has_zeros:
         return (
             "The network has fewer channels, and its file is smaller by as much as they took: "
             f"{percent(report.bytes_fraction, 1)} of the dense network's bytes."
@@ -95,9 +92,12 @@ def size_sentence(report: Report) -> str:
 def speed_sentence(report: Report) -> str:
     """Whether zeros can make the network faster here."""
     if report.channels:
+        measured = "measure it with secateur bench."
+        if report.latency is not None:
+            measured = f"here the network takes {report.latency.text}."
         return (
             "Every runtime multiplies less with fewer channels. How much time that saves depends "
-            "on the layers and the machine: measure it with secateur bench."
+            f"on the layers and the machine: {measured}"
         )
     if speed_up_expected(report.runtimes):
         names = ", ".join(one.name for one in report.runtimes if one.met)

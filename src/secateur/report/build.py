@@ -27,7 +27,7 @@ from secateur.pruning.allocations import Curve
 from secateur.pruning.channels.costs import nbytes
 from secateur.pruning.channels.run import ChannelRun
 from secateur.pruning.run import PruningRun
-from secateur.pruning.targets import MaxBytes
+from secateur.pruning.targets import MaxLatency
 from secateur.pruning.walk import LayerResult, WalkResult
 from secateur.report import cautions
 from secateur.report.channels import ChannelGroup
@@ -52,13 +52,21 @@ def build_report(
     search: SearchReport | None,
     evaluation: dict[str, Evaluation],
     latency: LatencyReport | None = None,
+    then: WalkResult | None = None,
 ) -> Report:
-    """Puts together what a walk did; zeros are counted in the pruned model itself."""
+    """Puts together what a walk did; zeros are counted in the pruned model itself.
+
+    Args:
+        pruned: the network to return, in float32.
+        run, walked: what was done to the dense network.
+        images, settings, seconds, notes, warnings: of the call.
+        steps, search, evaluation, latency: see `Report`.
+        then: zeros that were made in what channels have left.
+    """
     tensors, asked = pruned.tensors(), settings["target"]
     if isinstance(run, ChannelRun):
-        whole = [of for of in walked.results if of.layer.parameter in run.touched]
-        layers = [_layer_report(of, tensors, None) for of in whole]
-        left = _left(pruned, run)
+        layers = [_layer_report(of, tensors, None) for of in _both(run, walked, then)]
+        left = cost_left(pruned, run)
     else:
         curves = list(run.fitted_allocation.curves) or [None] * len(walked.results)
         layers = [
@@ -72,7 +80,9 @@ def build_report(
     kept = [layer.weights - layer.zeros for layer in layers]
     cast = any(of.is_floating_point() and of.dtype != torch.float32 for of in tensors.values())
     outputs = None if cast else walked.pruned  # the walk's are those of float32 weights
-    calibration = _near(outputs, pruned, images.tensor, walked.dense)
+    outputs = outputs if then is None else None
+    planned = isinstance(run.target, MaxLatency)
+    calibration = compared_with(walked.dense, pruned, images.tensor, outputs)
     return Report(
         synthetic=images.synthetic,
         sparsity=sum(layer.zeros for layer in layers) / sum(layer.weights for layer in layers),
@@ -108,7 +118,7 @@ def build_report(
             *warnings,
             *run.departures(walked, kept),
             *cautions.computed(run.graph.layers),
-            *cautions.slow(latency, run.target.value),
+            *(cautions.slow(latency, run.target.value) if planned else []),
             *cautions.undecided(search, run.target.value),
             *cautions.gone(layers, _present(run, layers)),
             *cautions.doubtful(calibration),
@@ -129,11 +139,32 @@ def _present(run: PruningRun, layers: Sequence[LayerReport]) -> list[int]:
     return [by_name[layer.name] for layer in layers]
 
 
-def _left(pruned: Frontend, run: ChannelRun) -> tuple[float, float]:
-    """Shares of the multiply-accumulates and of the bytes that a smaller network has."""
-    graph = pruned.trace(run.samples.select(slice(2)))
-    dense, left = (sum(of.macs for of in every.layers) for every in (run.graph, graph))
-    return left / dense, nbytes(pruned.saved_tensors()) / run.prices[MaxBytes.name].dense
+def cost_left(network: Frontend, run: PruningRun) -> tuple[float, float]:
+    """Shares of the multiply-accumulates and of the bytes that a network has of the dense one's.
+
+    Multiply-accumulates with a zero weight do not count, and a weight with many zeros is packed.
+    """
+    tensors, saved = network.tensors(), nbytes(network.saved_tensors())
+    macs, size, seen = 0.0, float(saved), set[str]()
+    for layer in network.trace(run.samples.select(slice(2))).layers:
+        weight = tensors.get(str(layer.parameter))
+        if weight is None:
+            macs += layer.macs
+            continue
+        macs += layer.macs * int(weight.count_nonzero()) / layer.weights
+        if str(layer.parameter) not in seen:
+            size -= max(0, weight.nbytes - _packed_bytes(layer, weight))
+            seen.add(str(layer.parameter))
+    dense = sum(of.macs for of in run.graph.layers)
+    return macs / dense if dense else 1.0, size / run.costs.bytes.dense
+
+
+def _both(run: ChannelRun, walked: WalkResult, then: WalkResult | None) -> list[LayerResult]:
+    """The layers that lost channels, or have been given zeros then."""
+    lost = [of for of in walked.results if of.layer.parameter in run.touched]
+    names = {of.layer.name for of in lost}
+    others = () if then is None else then.results
+    return lost + [of for of in others if of.layer.name not in names]
 
 
 def _channels(run: ChannelRun, walked: WalkResult) -> list[ChannelGroup]:
@@ -238,14 +269,14 @@ def step_reports(
     reports = []
     for name, changes in steps.items():
         network = model.edited(changes)
-        near = _near(None, network, samples.only(), dense)
+        near = compared_with(dense, network, samples.only())
         far = None if evaluation_set is None else evaluation_set.evaluate(network)
         reports.append(StepReport(name=name, calibration=near, evaluation=far))
     return reports
 
 
-def _near(
-    outputs: Tensor | None, network: Frontend, images: Tensor, dense: Tensor | None
+def compared_with(
+    dense: Tensor | None, network: Frontend, images: Tensor, outputs: Tensor | None = None
 ) -> Evaluation | None:
     """A network against the dense one's first output, from its own or from a forward pass.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from secateur.support.tables import Column, Table
+from secateur.support.tables import Column, Table, count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,8 @@ class LatencyReport:
         ratio, low, high: the pruned network's time over the dense one's, from rounds in pairs, and
             the ends of its 95 % interval.
         rounds: over all processes.
-        predicted: what the table of the layers' times says of the ratio, before it was corrected.
+        predicted: what the table of the layers' times says of the ratio, before it was corrected;
+            None = there is no table, for no time was asked for.
         tries: how often the whole network was measured to find the widths.
         table: how the layers were measured.
     """
@@ -31,9 +32,9 @@ class LatencyReport:
     low: float
     high: float
     rounds: int
-    predicted: float
-    tries: int
-    table: str
+    predicted: float | None = None
+    tries: int = 0
+    table: str = ""
 
     @property
     def text(self) -> str:
@@ -56,12 +57,11 @@ def latency_table(of: LatencyReport) -> Table:
         ("dense", of.dense, 1.0, ""),
         ("pruned", of.pruned, of.ratio, f"{of.low:.3f} to {of.high:.3f}"),
     )
-    return Table(
-        name="latency",
-        columns=columns,
-        rows=rows,
-        title=f"One input on {of.runtime}, threads: {of.threads}",
-        note=f"In turns, {of.rounds} rounds in several processes. Widths found in {of.tries} "
-        f"measurements of the whole network; the layers' times alone say {of.predicted:.3f}. "
-        f"{of.table}.",
-    )
+    note = f"In turns, {of.rounds} rounds in several processes."
+    if of.predicted is not None:
+        note += (
+            f" Widths found in {count(of.tries, 'measurement')} of the whole network; the layers' "
+            f"times alone say {of.predicted:.3f}. {of.table}."
+        )
+    title = f"One input on {of.runtime}, threads: {of.threads}"
+    return Table(name="latency", columns=columns, rows=rows, title=title, note=note)

@@ -12,6 +12,7 @@ from secateur.pruning.search import Try
 from secateur.report.channels import ChannelGroup, channel_table, stuck_table
 from secateur.report.latency import LatencyReport, latency_table
 from secateur.report.layers import DenseLayer, LayerReport, Totals, dense_table, layer_table
+from secateur.report.parts import PartReport, part_table
 from secateur.support.serialization import Saved, are_finite, demand
 from secateur.support.tables import Block, Cell, Column, Document, Table, count, warnings_first
 
@@ -100,6 +101,8 @@ class Report(Saved, Document):
         steps: the result of each step, for recipes with several steps.
         evaluation: by network ("dense", "pruned"), on evaluation data; empty without any.
         latency: time for one input, dense and pruned, where that was asked for; else None.
+        parts: what channels, zeros in what they left, and INT8 brought, where there is more than
+            one of them.
         runtimes: which could be faster with these zeros on the machine that wrote the report.
         exports: facts about each written file, by file name.
         summary: how the network was pruned, in sentences for readers new to pruning.
@@ -109,7 +112,7 @@ class Report(Saved, Document):
     """
 
     schema = "secateur.report"
-    schema_version = 7
+    schema_version = 8
 
     synthetic: str | None = None
     sparsity: float
@@ -127,6 +130,7 @@ class Report(Saved, Document):
     steps: list[StepReport] = field(default_factory=list)
     evaluation: dict[str, Evaluation] = field(default_factory=dict)
     latency: LatencyReport | None = None
+    parts: list[PartReport] = field(default_factory=list)
     runtimes: list[RuntimeReport] = field(default_factory=list)
     exports: dict[str, dict[str, int | float]] = field(default_factory=dict)
     summary: list[str] = field(default_factory=list)
@@ -160,12 +164,19 @@ class Report(Saved, Document):
     @property
     def left(self) -> str:
         """What is left of the dense network's cost."""
-        return left_text(self.macs_fraction, self.bytes_fraction, packed=not self.channels)
+        return left_text(self.macs_fraction, self.bytes_fraction, packed=self.has_zeros)
+
+    @property
+    def has_zeros(self) -> bool:
+        """Whether single weights were pruned, alone or after channels."""
+        return not self.channels or self.requested.get("then_sparsity") is not None
 
     @property
     def gone(self) -> str:
         """What became of the pruned weights."""
-        return "gone, in whole channels" if self.channels else "zero"
+        if not self.channels:
+            return "zero"
+        return "gone, in whole channels" + " or as zeros" * self.has_zeros
 
     def _accuracy(self) -> Iterator[str]:
         """What is known of the accuracy, for one line."""
@@ -211,6 +222,10 @@ class Report(Saved, Document):
         assert self.latency is not None
         return latency_table(self.latency)
 
+    def part_table(self) -> Table:
+        """What channels, zeros and INT8 brought."""
+        return part_table(self.parts)
+
     def step_table(self) -> Table:
         """What each step of a recipe led to: on evaluation images where there are any."""
         judged = any(step.evaluation for step in self.steps)
@@ -238,6 +253,12 @@ class Report(Saved, Document):
     def layer_table(self) -> Table:
         """The pruned layers."""
         return layer_table(self.layers, self.totals)
+
+    def channel_tables(self) -> list[Table]:
+        """How many channels are left, and which all stay; empty where none was to leave."""
+        if not self.channels:
+            return []
+        return [of for of in (channel_table(self.channels), stuck_table(self.channels)) if of]
 
     def dense_table(self) -> Table:
         """The other layers."""
@@ -273,10 +294,8 @@ class Report(Saved, Document):
         blocks: list[Block] = [*warnings_first(self.warnings, self.synthetic), self.layer_table()]
         weights = sum(layer.weights for layer in self.layers)
         of_all = "" if self.channels else f" ({self.network_sparsity:.2%} of all parameters)"
-        if self.channels:
-            blocks += ["", channel_table(self.channels)]
-        if stuck := stuck_table(self.channels):
-            blocks += ["", stuck]
+        for table in self.channel_tables():
+            blocks += ["", table]
         if self.dense_layers:
             blocks += ["", self.dense_table()]
         blocks += [
@@ -294,6 +313,7 @@ class Report(Saved, Document):
         tables = {
             self.evaluation_table: bool(self.evaluation),
             self.latency_table: self.latency is not None,
+            self.part_table: bool(self.parts),
             self.search_table: self.search is not None,
             self.step_table: bool(self.steps),
             self.runtime_table: bool(self.runtimes),

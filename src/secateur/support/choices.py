@@ -62,14 +62,14 @@ def plain_number(value: Any) -> Any:
     return value.item() if isinstance(value, np.number | np.bool) else value
 
 
-def check_sparsity(sparsity: float) -> float:
+def check_sparsity(sparsity: float, name: str = "sparsity") -> float:
     """Raises OptionError unless `sparsity` is a number in [0, 1)."""
     sparsity = plain_number(sparsity)
     number = isinstance(sparsity, int | float) and not isinstance(sparsity, bool)
     if not number or math.isnan(sparsity) or not 0 <= sparsity < 1:
         hint = f" ({sparsity:g} % is {sparsity / 100:g})" if number and 1 < sparsity < 100 else ""
         raise OptionError(
-            f"sparsity is {sparsity!r}, expected the fraction of zeros, in [0, 1): "
+            f"{name} is {sparsity!r}, expected the fraction of zeros, in [0, 1): "
             f"write 0.7 for 70 %{hint}"
         )
     return float(sparsity)

@@ -155,8 +155,12 @@ def _target(asked: options.Prune) -> dict[str, float | None]:
 
 
 def _runtime(asked: options.Prune) -> dict[str, Any]:
-    """Where the time is measured that --max-latency is about."""
-    return {"runtime": asked.runtime, "threads": asked.threads}
+    """Where the time is measured, and what follows once channels have left."""
+    return {
+        "runtime": asked.runtime,
+        "threads": asked.threads,
+        "then_sparsity": asked.then_sparsity,
+    }
 
 
 def _require(asked: options.Prune) -> None:
