@@ -7,7 +7,7 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-OPTIONAL = {"plots": "matplotlib", "int8": "nncf", "third_party": "openvino"}
+OPTIONAL = {"plots": "matplotlib", "int8": "nncf", "deployed": "onnx", "third_party": "openvino"}
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +67,25 @@ def test_tables_of_channels_show_what_was_measured(tmp_path: Path) -> None:
     assert "| low-rank, BatchNorm anew | 87.5 |" in lines
     assert not any("12.3" in line or "| other" in line for line in lines)
     assert tables.channel_latency(tmp_path) == tables.MISSING
+
+
+def test_the_table_of_deployed_files_has_a_line_for_each(tmp_path: Path) -> None:
+    table, tables = importlib.import_module("results_table"), importlib.import_module("tables")
+    row = {
+        "network": "resnet20", "target": "max_latency", "value": "0.7", "file": "channels, INT8",
+        "runtime": "openvino", "version": "1.2", "macs_fraction": "0.655", "test_images": "5000",
+        "half": "quote", "top1": "90.04", "drop": "1.96", "drop_error": "0.31",
+        "milliseconds": "1.234", "ratio_low": "0.681", "ratio": "0.69", "ratio_high": "0.7",
+        "commit": "abc", "secateur": "1", "torch": "2", "cpu": "a CPU",
+    }  # fmt: skip
+    table.write_rows(tmp_path / "deployed.csv", list(row), [row])
+    line = (
+        "| ResNet-20, CIFAR-10 | 70% of the time | channels, INT8 | OpenVINO | 66% | 90.0 | "
+        "2.0 ± 0.3 | 1.23 | 0.69 (0.68 to 0.70) |"
+    )
+    found = tables.deployed(tmp_path)
+    assert line in found.splitlines()
+    assert "OpenVINO 1.2" in found
 
 
 def test_every_recovery_has_a_name_in_the_table() -> None:
