@@ -108,6 +108,21 @@ def test_blocks_lose_as_many() -> None:
         assert len({*order[:count]} & {0, 1, 2}) == count // 2
 
 
+@pytest.mark.parametrize("blocks", [(), [(0, 1, 2), (3, 4, 5)]])
+def test_the_last_unit_of_a_share_goes_last(blocks: list[tuple[int, ...]]) -> None:
+    held = problem(rows=4, cols=6)
+    size = torch.tensor([0.01, 0.01, 1, 1, 1, 1], dtype=torch.float64)  # these two cost least
+    held = replace(held, weight=held.weight * size, cross=held.cross * size)
+    order = elimination_order(
+        [Reader(problem=held, columns=torch.arange(6).view(6, 1))],
+        damping=0.1,
+        blocks=blocks,
+        shares=[frozenset({0, 1})],
+    )
+    assert sorted(order) == [*range(6)]
+    assert not {0, 1} <= {*order[:4]}
+
+
 def test_a_unit_may_have_fewer_columns_than_others() -> None:
     held = problem(rows=4, cols=5)
     columns = torch.tensor([[0, 1], [2, -1], [3, 4]])

@@ -121,7 +121,21 @@ HEAD = nn.Linear(8, 2)
 NETWORKS: dict[str, tuple[Net, int]] = {
     "chain": (Net(chain, a=conv(3, 6), norm=nn.BatchNorm2d(6), b=conv(6, 8), head=HEAD), 6 + 8),
     "prelu": (Net(chain, a=conv(3, 6), norm=nn.PReLU(6), b=conv(6, 8), head=HEAD), 6 + 8),
-    "group norm": (Net(chain, a=conv(3, 6), norm=nn.GroupNorm(2, 6), b=conv(6, 8), head=HEAD), 8),
+    "group norm": (
+        Net(chain, a=conv(3, 6), norm=nn.GroupNorm(2, 6), b=conv(6, 8), head=HEAD),
+        2 + 8,
+    ),
+    "one group": (Net(chain, a=conv(3, 6), norm=nn.GroupNorm(1, 6), b=conv(6, 8), head=HEAD), 8),
+    "transposed groups": (
+        Net(
+            chain,
+            a=conv(3, 6),
+            norm=nn.ReLU(),
+            b=nn.ConvTranspose2d(6, 8, 2, 2, groups=2),
+            head=HEAD,
+        ),
+        3 + 4,
+    ),
     "residual": (
         Net(
             residual,
@@ -262,7 +276,7 @@ def test_queries_and_keys_leave_together() -> None:
     [
         ("attention", "LayerNorm"),
         ("attention", "the root of their number"),
-        ("group norm", "GroupNorm"),
+        ("one group", "GroupNorm"),
         ("chain", "output"),
     ],
 )
@@ -272,11 +286,11 @@ def test_what_cannot_leave_has_a_reason(name, why) -> None:
     assert any(why in reason for reason in reasons)
 
 
-def test_a_transposed_convolution_of_groups_keeps_its_channels() -> None:
-    up = nn.ConvTranspose2d(6, 8, 2, 2, groups=2)
-    graph, _ = traced(Net(chain, a=conv(3, 6), norm=nn.ReLU(), b=up, head=HEAD))
+def test_a_transposed_convolution_that_makes_several_channels_of_each_keeps_them() -> None:
+    up = nn.ConvTranspose2d(4, 8, 2, 2, groups=4)
+    graph, _ = traced(Net(chain, a=conv(3, 4), norm=nn.ReLU(), b=up, head=HEAD))
     assert free(graph) == []
-    assert any("groups" in (coupling.fixed or "") for coupling in find_couplings(graph))
+    assert any("several channels" in (coupling.fixed or "") for coupling in find_couplings(graph))
 
 
 def test_channels_of_computed_weights_stay_and_are_told_by_what_makes_them() -> None:
@@ -341,11 +355,14 @@ def test_random_networks_keep_the_laws(seed) -> None:
 # channels taken out
 
 
-def chosen(coupling: Coupling, choose: random.Random) -> list[int]:
-    """Some units, as many of each block, but not all."""
+def chosen(coupling: Coupling, choose: random.Random, least: int = 0) -> list[int]:
+    """Some units, as many of each block and at least so many, but not all of a share."""
     blocks = coupling.blocks or (tuple(range(coupling.units)),)
-    count = choose.randint(0, len(blocks[0]) - 1)
-    return [unit for block in blocks for unit in choose.sample(block, count)]
+    while True:
+        count = choose.randint(least, len(blocks[0]) - 1)
+        units = [unit for block in blocks for unit in choose.sample(block, count)]
+        if not any(share <= {*units} for share in coupling.shares):
+            return units
 
 
 def check_shrunk(module: nn.Module, seed: int) -> int:
@@ -417,6 +434,21 @@ def test_blocks_lose_as_many_and_fixed_channels_stay() -> None:
     (fixed, *_) = [coupling for coupling in find_couplings(graph) if coupling.fixed]
     with pytest.raises(ModelError, match="cannot leave"):
         shrink(module, [(fixed, [0])])
+
+
+def test_one_channel_of_each_layer_stays() -> None:
+    module = Net(grown, a=conv(3, 2), b=conv(2, 6), head=nn.Linear(6, 2))
+    graph, _ = traced(module)
+    (coupling,) = free(graph)
+    assert set(coupling.shares) == {frozenset({0, 1})}
+    assert shrink(module, [(coupling, [1, 2, 3])]).b.weight.shape[:2] == (3, 1)
+    with pytest.raises(ModelError, match=r"no channel of a\.weight would be left"):
+        shrink(module, [(coupling, [0, 1])])
+
+
+def grown(net: nn.Module, x: Tensor) -> Tensor:
+    x = net.a(x)
+    return pooled(net, F.pad(x, (0, 0, 0, 0, 0, 4)) + net.b(x))
 
 
 def test_the_documentation_tells_of_every_operation() -> None:

@@ -43,6 +43,12 @@ def tokens(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
+def written_into(net: Any, x: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, 2:4] += 1
+    return x
+
+
 # by what it is: the module's forward, and the nodes that follow a Conv
 IN_TORCH: dict[str, tuple[type[Op], Callable[[Any, Tensor], Any]]] = {
     "relu": (ops.Activation, lambda net, x: x.relu()),
@@ -81,7 +87,13 @@ IN_TORCH: dict[str, tuple[type[Op], Callable[[Any, Tensor], Any]]] = {
     "convolution": (ops.Convolution, lambda net, x: net.conv(x)),
     "transposed": (ops.Convolution, lambda net, x: net.up(x)),
     "linear": (ops.Linear, lambda net, x: net.linear(x)),
-    "other": (ops.Opaque, lambda net, x: x.cumsum(1)),
+    "lengths": (ops.Reduction, lambda net, x: x.norm(dim=1)),
+    "shape of another": (ops.Reshape, lambda net, x: x.flatten(0, 1).reshape_as(x)),
+    "stack": (ops.Concatenate, lambda net, x: torch.stack([x, x.relu()], 2)),
+    "rolled": (ops.Scan, lambda net, x: x.roll((1, 2), (1, 3))),
+    "places": (ops.Take, lambda net, x: x[:, torch.tensor([[3, 0], [3, 2]])]),
+    "replaced": (ops.Insert, written_into),
+    "other": (ops.Opaque, lambda net, x: x.sort(1)[0]),
 }
 
 
@@ -196,8 +208,28 @@ def affine(value: Tensor, op: Any, held: dict[str, Tensor], shape: tuple[int, ..
 
 
 def reduced(op: Any, values: dict[str, Any], y: Tensor, x: Tensor) -> Tensor:
-    ways = x.mean(op.axes, op.keepdims), x.amax(op.axes, op.keepdims)
+    ways = x.mean(op.axes, op.keepdims), x.amax(op.axes, op.keepdims), x.norm(2, op.axes)
     return next((way for way in ways if torch.allclose(way, y, atol=1e-5)), ways[0])
+
+
+def concatenated(op: Any, values: dict[str, Any], y: Tensor, *inputs: Tensor) -> Tensor:
+    return (torch.stack if op.stacks else torch.cat)(inputs, op.axis)
+
+
+def scanned(op: Any, values: dict[str, Any], y: Tensor, x: Tensor) -> Tensor:
+    """Rolled as in the case above."""
+    assert op.axes == (1, 3)
+    return x.roll((1, 2), op.axes)
+
+
+def taken(op: Any, y: Tensor, x: Tensor) -> Tensor:
+    """The places of the case above."""
+    places = torch.tensor([3, 0, 3, 2])
+    return x.index_select(op.axis, places).unflatten(op.axis, (2,) * op.rank)
+
+
+def inserted(op: Any, values: dict[str, Any], y: Tensor, x: Tensor, part: Tensor) -> Tensor:
+    return x.slice_scatter(part, op.axis, op.start, op.stop)
 
 
 def softmax(op: Any, values: dict[str, Any], y: Tensor, x: Tensor) -> Tensor:
@@ -240,7 +272,10 @@ REFERENCES: dict[type[Op], Callable[..., Any]] = {
     ops.Multiply: lambda op, values, y, x, other: x * other,
     ops.Reshape: lambda op, values, y, x: x.reshape(y.shape),
     ops.Transpose: lambda op, values, y, x: x.permute(op.permutation),
-    ops.Concatenate: lambda op, values, y, *inputs: torch.cat(inputs, op.axis),
+    ops.Concatenate: concatenated,
+    ops.Scan: scanned,
+    ops.Take: lambda op, values, y, x: taken(op, y, x),
+    ops.Insert: inserted,
     ops.Softmax: softmax,
     ops.Reduction: reduced,
     ops.GetItem: lambda op, values, y, x: x[op.index],

@@ -12,11 +12,11 @@ import torch
 from inputs import samples_of, trace
 from onnx import ModelProto
 from onnx_models import Builder, as_onnx, network
-from test_couplings import NETWORKS, free, traced
+from test_couplings import NETWORKS, chosen, free, traced
 from torch import Tensor, nn
 
 from secateur import ModelError, frontends
-from secateur.network.couplings import Coupling, find_couplings, gone
+from secateur.network.couplings import find_couplings, gone
 from secateur.network.samples import Samples
 
 pytestmark = pytest.mark.usefixtures("quick_first_runs")
@@ -25,20 +25,13 @@ pytestmark = pytest.mark.usefixtures("quick_first_runs")
 def check_shrunk(model: ModelProto, x: Tensor, seed: int = 0) -> ModelProto:
     """A model without some of its units; the front-end compares it with the masked one."""
     graph, before = trace(model, x), model.SerializeToString()
-    removed = [(coupling, some(coupling, random.Random(seed))) for coupling in free(graph)]
+    removed = [(coupling, chosen(coupling, random.Random(seed), 1)) for coupling in free(graph)]
     smaller = frontends.open(model).shrunk(removed, samples_of(graph, x)).model
     assert model.SerializeToString() == before
     found, whole = floats(smaller), floats(model)
     for name, axes in gone(removed).items():
         assert found[name] < whole[name] or not axes
     return smaller
-
-
-def some(coupling: Coupling, choose: random.Random) -> list[int]:
-    """Some units, as many of each block, at least one and not all."""
-    blocks = coupling.blocks or (tuple(range(coupling.units)),)
-    count = choose.randint(1, max(1, len(blocks[0]) - 1))
-    return [unit for block in blocks for unit in choose.sample(block, count)]
 
 
 def floats(model: ModelProto) -> dict[str, int]:

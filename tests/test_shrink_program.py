@@ -12,14 +12,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from inputs import samples_of, trace
-from test_couplings import Net, conv, free, pooled, traced
+from test_couplings import Net, chosen, conv, free, pooled, traced
 from torch import Tensor, nn
 
 import secateur
 from secateur import ModelError
 from secateur.frontends import protocol
 from secateur.frontends.torch.frontend import TorchFrontend
-from secateur.network.couplings import Coupling, find_couplings
+from secateur.network.couplings import find_couplings
 
 
 def tokens(net: nn.Module, x: Tensor, attend: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
@@ -88,20 +88,12 @@ NETWORKS: dict[str, tuple[Net, int]] = {
 }
 
 
-def some(coupling: Coupling, seed: int) -> list[int]:
-    """Some units, as many of each block, at least one and not all."""
-    choose = random.Random(seed)
-    blocks = coupling.blocks or (tuple(range(coupling.units)),)
-    count = choose.randint(1, len(blocks[0]) - 1)
-    return [unit for block in blocks for unit in choose.sample(block, count)]
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 def test_sizes_in_forward_are_mended(name) -> None:
     module, count = NETWORKS[name]
     graph, x = traced(module)
     assert sum(coupling.units for coupling in free(graph)) == count
-    removed = [(coupling, some(coupling, 0)) for coupling in free(graph)]
+    removed = [(coupling, chosen(coupling, random.Random(0), 1)) for coupling in free(graph)]
     before = copy.deepcopy(module.state_dict())
     smaller = TorchFrontend.of(module).shrunk(removed, samples_of(graph, x))  # and compares
     assert all(torch.equal(before[key], tensor) for key, tensor in module.state_dict().items())

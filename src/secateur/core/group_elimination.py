@@ -17,7 +17,7 @@ pruning: Optimal brain surgeon", 1993; here for groups, several layers, and sums
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,7 @@ from secateur.core.problem import Problem
 
 _AT_ONCE = 64  # of this many groups left the cheapest goes at each step
 _SHIFT = 1e-6  # of the unit diagonal, for the Cholesky factor
+_NEXT_TO_LAST = 1e300  # score of what goes when nothing else is left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,7 @@ def elimination_order(
     damping: float,
     count: int | None = None,
     blocks: Sequence[Sequence[int]] = (),
+    shares: Collection[frozenset[int]] = (),
 ) -> list[int]:
     """Units in the order in which they should go.
 
@@ -60,6 +62,7 @@ def elimination_order(
         damping: relative, as in `NormalEquations`.
         count: how many are wanted; None = all.
         blocks: units of which each block has to lose as many at a time; empty = no such rule.
+        shares: sets of units; the last of each goes after all others that can.
 
     Returns:
         The units, the cheapest first; of blocks one of each, block by block.
@@ -74,13 +77,37 @@ def elimination_order(
     while len(order) < wanted:
         scores = torch.stack([state.scores() for state in states]).sum(0)
         scores[~alive] = torch.inf
-        chosen = _cheapest(scores, alive, blocks, wanted - len(order))
+        if shares:
+            chosen = _cheapest_of_shares(scores, alive.clone(), blocks, shares)
+        else:
+            chosen = _cheapest(scores, alive, blocks, wanted - len(order))
         order += chosen
         alive[chosen] = False
         if len(order) < wanted:
             for state in states:
                 state.remove(chosen)
     return order
+
+
+def _cheapest_of_shares(
+    scores: Tensor,
+    alive: Tensor,
+    blocks: Sequence[Sequence[int]],
+    shares: Collection[frozenset[int]],
+) -> list[int]:
+    """The same, one by one: what is the last of a share goes after all others."""
+    chosen: list[int] = []
+    for block in blocks or [range(len(scores))]:
+        scores[_last(shares, alive)] = _NEXT_TO_LAST
+        chosen.append(min(block, key=lambda unit: float(scores[unit])))
+        alive[chosen[-1]], scores[chosen[-1]] = False, torch.inf
+    return chosen
+
+
+def _last(shares: Collection[frozenset[int]], alive: Tensor) -> list[int]:
+    """The units that are the only ones left of a share."""
+    left = ([unit for unit in share if alive[unit]] for share in shares)
+    return [units[0] for units in left if len(units) == 1]
 
 
 def _cheapest(

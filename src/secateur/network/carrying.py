@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from secateur.network.carrying_places import insert, padding, scan, stop, take, unless
 from secateur.network.einsum import labelled
 from secateur.network.numbering import NONE, Numbering, Numbers
 from secateur.network.ops import (
@@ -18,6 +19,7 @@ from secateur.network.ops import (
     Convolution,
     GetItem,
     GroupNorm,
+    Insert,
     LayerNorm,
     Linear,
     Op,
@@ -28,10 +30,12 @@ from secateur.network.ops import (
     Product,
     Reduction,
     Reshape,
+    Scan,
     SizesOf,
     Slice,
     Softmax,
     Split,
+    Take,
     Transpose,
     expanded,
 )
@@ -78,12 +82,12 @@ def _convolution(known: Numbering, op: Convolution) -> Numbers | None:
     out, into = weight[0], weight[1]
     if op.transposed:
         out, into = weight[1] * groups, weight[0] // groups
-    read = known.along(op.input, axis)
+    read = _read(known, op, axis, "a convolution of channels that are not side by side")
     if read is None:
-        return _stop(known, op, "a convolution of channels that are not side by side")
+        return None
     depthwise = groups > 1 and into == 1
-    if op.transposed and groups > 1 and not (depthwise and out == groups):
-        return _stop(known, op, "a transposed convolution of groups")
+    if depthwise and op.transposed and out > groups:
+        return stop(known, op, "a transposed convolution that makes several channels of each")
     if depthwise:
         made = np.repeat(read, out // groups)
         known.cut(op.weight, 0, "entries", made)
@@ -91,21 +95,36 @@ def _convolution(known: Numbering, op: Convolution) -> Numbers | None:
         _grouped(known, read, groups)
         made = _made(known, out)
         _grouped(known, made, groups)
-        rows, columns = (1, 0) if op.transposed else (0, 1)
-        known.cut(op.weight, rows, "rows", made)
-        known.cut(op.weight, columns, "columns", read[:into])
+        if op.transposed:
+            known.cut(op.weight, 1, "rows", made[: out // groups])
+            known.cut(op.weight, 0, "columns", read)
+        else:
+            known.cut(op.weight, 0, "rows", made)
+            known.cut(op.weight, 1, "columns", read[:into])
     return _layer(known, op, read, made, axis)
 
 
 def _linear(known: Numbering, op: Linear) -> Numbers | None:
     """New channels on the last axis."""
-    sizes, read = known.sizes(op.name), known.along(op.input, -1)
+    sizes = known.sizes(op.name)
+    read = _read(known, op, -1, "a linear layer of channels that are not side by side")
     if read is None or not sizes:
-        return _stop(known, op, "a linear layer of channels that are not side by side")
+        return None
     made = _made(known, sizes[-1])
     known.cut(op.weight, 0, "rows", made)
     known.cut(op.weight, 1, "columns", read)
     return _layer(known, op, read, made, -1)
+
+
+def _read(known: Numbering, op: Op, axis: int, why: str) -> Numbers | None:
+    """What a layer reads: none of the channels that lie along other axes, which stay.
+
+    None where the input's size is not known.
+    """
+    read, sizes = known.along(op.input, axis), known.sizes(op.input)
+    if read is None:
+        known.fix_inputs(op, why)
+    return np.full(sizes[axis], NONE) if read is None and sizes else read
 
 
 def _layer(
@@ -125,7 +144,7 @@ def _batch_norm(known: Numbering, op: BatchNorm) -> Numbers | None:
     """Hands channels on; its parameters have an entry for each."""
     read = known.along(op.input, 1)
     if read is None:
-        return _stop(known, op, "a BatchNorm of channels that are not side by side")
+        return stop(known, op, "a BatchNorm of channels that are not side by side")
     for name in (op.gamma, op.beta, op.mean, op.variance):
         known.cut(name, 0, "entries", read)
     return known.of(op.input)
@@ -134,17 +153,24 @@ def _batch_norm(known: Numbering, op: BatchNorm) -> Numbers | None:
 def _layer_norm(known: Numbering, op: LayerNorm) -> Numbers | None:
     """Hands on what it does not normalise over."""
     axes = range(-op.axes, 0)
-    return _unless(known, op, axes, "a LayerNorm normalises over it")
+    return unless(known, op, axes, "a LayerNorm normalises over it")
 
 
 def _group_norm(known: Numbering, op: GroupNorm) -> Numbers | None:
-    """Hands channels on where each is normalised by itself."""
-    sizes, read = known.sizes(op.input), known.along(op.input, 1)
-    if read is None or sizes is None or op.groups != sizes[1]:
-        return _stop(known, op, "a GroupNorm normalises over groups of it")
+    """Hands channels on where each is normalised by itself; else whole groups leave."""
+    why = "a GroupNorm normalises over groups of it"
+    sizes, numbers = known.sizes(op.input) or (), known.of(op.input)
+    numbers = unless(known, op, [axis for axis in range(len(sizes)) if axis != 1], why)
+    if numbers is None or numbers.shape[1] == 1:
+        return numbers
+    groups = numbers.reshape(op.groups, -1)
+    if op.groups < numbers.size:
+        if op.groups == 1:
+            return stop(known, op, why)
+        known.join(groups[:, :1], groups, why)
     for name in (op.gamma, op.beta):
-        known.cut(name, 0, "entries", read)
-    return known.of(op.input)
+        known.cut(name, 0, "entries", numbers.reshape(-1))
+    return numbers
 
 
 def _pointwise(known: Numbering, op: Pointwise) -> Numbers | None:
@@ -197,7 +223,7 @@ def _parametric_relu(known: Numbering, op: ParametricReLU) -> Numbers | None:
     """Hands channels on; the slope has an entry for each, or is the same for all."""
     read, slope = known.along(op.input, 1), known.graph.shapes.get(op.slope)
     if read is None or slope is None:
-        return _stop(known, op, "a PReLU of channels that are not side by side")
+        return stop(known, op, "a PReLU of channels that are not side by side")
     if slope.sizes != (1,):
         known.cut(op.slope, 0, "entries", read)
     return known.of(op.input)
@@ -206,40 +232,37 @@ def _parametric_relu(known: Numbering, op: ParametricReLU) -> Numbers | None:
 def _pooling(known: Numbering, op: Pooling) -> Numbers | None:
     """Hands channels (axis 1) on."""
     rank = len(known.sizes(op.input) or ())
-    return _unless(known, op, range(2, rank), "pooling mixes it")
+    return unless(known, op, range(2, rank), "pooling mixes it")
 
 
 def _reduction(known: Numbering, op: Reduction) -> Numbers | None:
     """Hands on what it does not reduce."""
-    numbers = _unless(known, op, op.axes, "a mean or a sum over it")
+    numbers = unless(known, op, op.axes, "a mean or a sum over it")
     if numbers is None or op.keepdims:
         return numbers
     rank = numbers.ndim
     return numbers.squeeze(tuple(axis % rank for axis in op.axes))
 
 
-def _padding(known: Numbering, op: Padding) -> Numbers | None:
-    """Hands on what it does not pad."""
-    return _unless(known, op, op.axes, "padding along it")
-
-
 def _softmax(known: Numbering, op: Softmax) -> Numbers | None:
     """Hands on what it does not sum over."""
-    return _unless(known, op, (op.axis,), "a softmax over it")
+    return unless(known, op, (op.axis,), "a softmax over it")
 
 
 def _concatenate(known: Numbering, op: Concatenate) -> Numbers | None:
-    """Puts channels behind each other."""
+    """Puts channels behind each other, or beside each other along a new axis."""
     sizes = known.sizes(op.name) or ()
     axis = op.axis % len(sizes)
     parts: list[Numbers] = []
     for name in op.inputs:
-        own = known.sizes(name)
+        own, numbers = known.sizes(name), known.of(name)
         if own is None:
-            return _stop(known, op, f"put together with {known.called(name)}")
-        shape = list(known.of(name).shape)
-        shape[axis] = own[axis]
-        parts.append(np.broadcast_to(known.of(name), shape))
+            return stop(known, op, f"put together with {known.called(name)}")
+        if op.stacks:
+            numbers = np.expand_dims(numbers, axis)
+        shape = list(numbers.shape)
+        shape[axis] = 1 if op.stacks else own[axis]
+        parts.append(np.broadcast_to(numbers, shape))
     if all((part == NONE).all() for part in parts):
         return None
     shapes = [part.shape[:axis] + part.shape[axis + 1 :] for part in parts]
@@ -262,7 +285,7 @@ def _reshape(known: Numbering, op: Reshape) -> Numbers | None:
     sizes, before = known.sizes(op.name), known.sizes(op.input)
     numbers = known.of(op.input)
     if sizes is None or before is None or math.prod(sizes) != math.prod(before):
-        return _stop(known, op, "a change of shape that depends on the values")
+        return stop(known, op, "a change of shape that depends on the values")
     if (numbers == NONE).all():
         return None
     shaped = np.broadcast_to(numbers, before).reshape(sizes)
@@ -300,7 +323,7 @@ def _get_item(known: Numbering, op: GetItem) -> Numbers | None:
     """One of the parts of a split."""
     maker = known.makers.get(op.input)
     if not isinstance(maker, Split):
-        return _stop(known, op, f"read by {maker.label if maker else op.label}")
+        return stop(known, op, f"read by {maker.label if maker else op.label}")
     index = range(len(maker.lengths))[op.index]
     start = sum(maker.lengths[:index])
     places = range(start, start + maker.lengths[index])
@@ -312,10 +335,10 @@ def _part(known: Numbering, op: Op, axis: int, places: range, *, keepdims: bool)
     """The numbers at some places along an axis."""
     numbers, sizes = known.of(op.input), known.sizes(op.input)
     if sizes is None:
-        return _stop(known, op, "a part of a value of unknown size")
+        return stop(known, op, "a part of a value of unknown size")
     if numbers.shape[axis] > 1:
         if places.step != 1 and keepdims:
-            return _stop(known, op, f"every {places.step} of them are taken")
+            return stop(known, op, f"every {places.step} of them are taken")
         numbers = _same_for_parts(known, numbers, axis)
     if numbers.shape[axis] > 1:
         numbers = numbers.take([*places], axis)
@@ -355,7 +378,7 @@ def _product(known: Numbering, op: Product) -> Numbers | None:
     """What is summed over is joined; other axes are handed on."""
     names, result = labelled(op.equation, [len(known.sizes(of) or ()) for of in op.inputs])
     if any(known.is_constant(name) for name in op.inputs):
-        return _stop(known, op, op.obstacle)
+        return stop(known, op, op.obstacle)
     return _contracted(known, op, [*zip(op.inputs, names, strict=True)], result)
 
 
@@ -372,10 +395,10 @@ def _contracted(
         if not along:
             continue
         if found is not None and found.shape != numbers.shape:
-            return _stop(known, op, "a product of channels with others")
+            return stop(known, op, "a product of channels with others")
         found = numbers if found is None else known.join(found, numbers, "a product")
         if summed & {*along} and len(wide) < 2:
-            return _stop(known, op, "a sum over it")
+            return stop(known, op, "a sum over it")
     if found is None:
         return None
     varying = {label for at, label in enumerate(every) if found.shape[at] > 1}
@@ -392,10 +415,10 @@ def _contracted(
 def _attention(known: Numbering, op: Attention) -> Numbers | None:
     """Queries and keys are joined along their width; the values' channels go on."""
     if len(op.inputs) < 3 or any(known.is_constant(of) for of in op.inputs) or op.heads > 1:
-        return _stop(known, op, op.obstacle)
+        return stop(known, op, op.obstacle)
     query, key, value = (known.of(name) for name in op.inputs[:3])
     if query.shape[:-1] != key.shape[:-1] or any(of.shape[-2] > 1 for of in (query, key, value)):
-        return _stop(known, op, "an attention whose heads are not alike")
+        return stop(known, op, "an attention whose heads are not alike")
     joined = known.join(query, key, "multiplied with what stays")
     if op.scale is None and _varies(joined, -1):
         known.fix(joined, "the attention divides by the root of their number")
@@ -405,18 +428,6 @@ def _attention(known: Numbering, op: Attention) -> Numbers | None:
 
 
 # helpers of operations
-
-
-def _stop(known: Numbering, op: Op, why: str) -> None:
-    known.fix_inputs(op, why)
-
-
-def _unless(known: Numbering, op: Op, axes: Iterable[int], why: str) -> Numbers | None:
-    """The input's numbers, unless they differ along one of some axes."""
-    numbers = known.of(op.input)
-    if any(numbers.shape[axis] > 1 for axis in axes if -numbers.ndim <= axis < numbers.ndim):
-        return _stop(known, op, why)
-    return numbers
 
 
 def _made(known: Numbering, count: int) -> Numbers:
@@ -454,7 +465,10 @@ _HANDLERS: Mapping[type[Op], Callable[..., Numbers | None]] = {
     ParametricReLU: _parametric_relu,
     Pooling: _pooling,
     Reduction: _reduction,
-    Padding: _padding,
+    Padding: padding,
+    Insert: insert,
+    Take: take,
+    Scan: scan,
     Softmax: _softmax,
     Concatenate: _concatenate,
     Reshape: _reshape,

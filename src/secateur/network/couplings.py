@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -65,6 +66,20 @@ class Coupling:
         """Its slices in one role."""
         return [one for one in self.slices if one.role == role]
 
+    @cached_property
+    def shares(self) -> Mapping[frozenset[int], str]:
+        """Units of which at least one stays, each with the parameter that would be empty.
+
+        Those that alone have a part in a parameter, such as the first channels of a value that
+        grows along its way; none that hold all of another such set.
+        """
+        held: dict[frozenset[int], str] = {}
+        for part in self.slices:
+            units = frozenset(unit for unit, indices in enumerate(part.indices) if indices)
+            if len(units) < self.units:
+                held.setdefault(units, part.parameter)
+        return {units: of for units, of in held.items() if not any(map(units.__gt__, held))}
+
 
 Removed = Sequence[tuple[Coupling, Sequence[int]]]  # units to leave out, by coupling
 
@@ -77,7 +92,7 @@ def find_couplings(graph: Graph) -> list[Coupling]:
 def check_removed(removed: Removed) -> None:
     """Raises ModelError where units cannot leave.
 
-    Their coupling is fixed, or its blocks would be of different sizes.
+    Their coupling is fixed, its blocks would be of different sizes, or a parameter empty.
     """
     for coupling, units in removed:
         if coupling.fixed is not None:
@@ -90,6 +105,12 @@ def check_removed(removed: Removed) -> None:
                 f"blocks of a coupling would keep {left} channels, expected as many of each: "
                 "remove as many units of each"
             )
+        for share, parameter in coupling.shares.items():
+            if share <= {*units}:
+                raise ModelError(
+                    f"no channel of {parameter} would be left, expected one at least: leave one of "
+                    f"the units {sorted(share)[:8]} in"
+                )
 
 
 def gone(removed: Removed) -> dict[str, dict[int, list[int]]]:

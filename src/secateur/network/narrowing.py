@@ -11,7 +11,7 @@ from secateur.errors import ModelError
 from secateur.network.carrying import carry
 from secateur.network.couplings import Removed, check_removed
 from secateur.network.numbering import NONE
-from secateur.network.ops import Op, Sizes, Split
+from secateur.network.ops import Op, Padding, Sizes, Split
 
 if TYPE_CHECKING:
     from secateur.network.graph import Graph
@@ -100,6 +100,20 @@ class Narrowing:
         kept = self.kept(op.input)[op.axis]
         parts: Sequence[np.ndarray] = np.split(kept, ends[:-1])
         return tuple(int(part.sum()) for part in parts)
+
+    def padded(self, op: Padding) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What is left of the places that are added before and behind, by axis."""
+        if self.sizes(op.name) == self.graph.shapes[op.name].sizes:
+            return op.before, op.after
+        before, after = list(op.before), list(op.after)
+        for at, axis in enumerate(op.axes):
+            kept = self.kept(op.name)[axis]
+            size = len(kept)
+            if before[at] > 0:
+                before[at] = int(kept[: before[at]].sum())
+            if after[at] > 0:
+                after[at] = int(kept[size - after[at] :].sum())
+        return tuple(before), tuple(after)
 
     def bound(self, op: Op, axis: int, place: int) -> int:
         """Where a place along an axis of an operation's input is, counted in what is left."""

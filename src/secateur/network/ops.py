@@ -387,9 +387,14 @@ class Padding(Op):
 
     Attributes:
         axes: which.
+        before, after: places that are added along each of them; negative where they are cut off.
+        constant: whether what is added is one number.
     """
 
     axes: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    constant: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -398,9 +403,11 @@ class Concatenate(Op):
 
     Attributes:
         axis: along which.
+        stacks: whether that is a new axis, along which each of them has one place.
     """
 
     axis: int
+    stacks: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -438,6 +445,44 @@ class Split(Op):
     axis: int
     lengths: tuple[int, ...]
     keepdims: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Insert(Op):
+    """The first input, with the second in place of a part of it along one axis.
+
+    Attributes:
+        axis: which, counted from the first one.
+        start, stop: of the part.
+    """
+
+    axis: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Take(Op):
+    """Places along one axis, by their numbers, which are another value; some may be taken twice.
+
+    Attributes:
+        axis: which, counted from the first one.
+        rank: how many axes the result has in its place.
+    """
+
+    axis: int
+    rank: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan(Op):
+    """Numbers along some axes moved, or computed from each other: rolled, flipped, summed up.
+
+    Attributes:
+        axes: which.
+    """
+
+    axes: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -220,10 +220,12 @@ def _slice(part: _Part) -> Op:
 
 
 def _gather(part: _Part) -> Op:
-    """One place along an axis."""
+    """One place along an axis, or several that are held by the file."""
     index, axis = part.nodes.constants.get(part.node.input[1]), part.axis(0)
-    if index is None or index.dims:
+    if index is None:
         return _opaque(part)
+    if index.dims:
+        return part.op(ops.Take, part.x, axis=axis, rank=len(index.dims))
     (at,) = part.integers(1, "")
     start = at % part.sizes(part.node.input[0])[axis]
     return part.op(ops.Slice, part.x, axis=axis, start=start, stop=start + 1, keepdims=False)
@@ -302,7 +304,9 @@ def _padding(part: _Part) -> Op:
     if some or len(pads) != 2 * rank:
         return _opaque(part)
     axes = tuple(axis for axis in range(rank) if pads[axis] or pads[axis + rank])
-    return part.op(ops.Padding, part.x, axes=axes)
+    before, after = (tuple(pads[axis + at] for axis in axes) for at in (0, rank))
+    constant = option(part.node, "mode", b"constant") == b"constant"
+    return part.op(ops.Padding, part.x, axes=axes, before=before, after=after, constant=constant)
 
 
 def _each(names: str, make: Maker) -> dict[str, Maker]:
@@ -347,7 +351,7 @@ _MAKERS: dict[str, Maker] = {
     "Transpose": _transpose,
     "Pad": _padding,
     **_each("Resize Upsample", _resizing),
-    **_each("ReduceMean ReduceSum ReduceMax ReduceMin", _reduction),
+    **_each("ReduceMean ReduceSum ReduceMax ReduceMin ReduceL1 ReduceL2", _reduction),
     **_one_input(ops.Reshape, "Reshape Flatten Squeeze Unsqueeze"),
     **_one_input(ops.Identity, "Identity Dropout"),
     **_one_input(ops.Pooling, "MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool"),

@@ -21,7 +21,7 @@ from secateur.frontends.onnx.translation import WeightLayout
 from secateur.network.couplings import Removed, gone
 from secateur.network.graph import Graph
 from secateur.network.narrowing import Narrowing
-from secateur.network.ops import Sizes, Slice, Split, expanded
+from secateur.network.ops import Padding, Sizes, Slice, Split, expanded
 
 
 def shrink(
@@ -138,18 +138,24 @@ class _Mending:
             self._mend_slice(node)
         elif node.op_type == "Split":
             self._mend_split(node)
+        elif node.op_type == "Pad":
+            self._mend_pad(node)
 
     def _sizes(self, name: str) -> tuple[Sizes, Sizes]:
         """Of a value for one image, before and after."""
         return self.narrowing.graph.shapes[name].sizes, self.narrowing.sizes(name)
 
     def _mend_groups(self, node: NodeProto, attribute: str) -> None:
-        """As many groups as the input has channels, where that was so before."""
+        """As many groups as the input has channels, where that was so before.
+
+        A normalisation loses whole groups.
+        """
         if node.input[0] not in self.narrowing.graph.shapes:
             return
         old, new = self._sizes(node.input[0])
-        if option(node, attribute, 1) == old[1] != new[1]:
-            _set(node, attribute, new[1])
+        groups = option(node, attribute, 1)
+        if old[1] != new[1] and (attribute == "num_groups" or groups == old[1]):
+            _set(node, attribute, groups * new[1] // old[1])
 
     def _mend_shape(self, number: int, node: NodeProto, at: int) -> None:
         """The constants in a shape: those along axes that get shorter."""
@@ -237,6 +243,20 @@ class _Mending:
         elif len({*lengths}) > 1:  # it splits evenly
             _unset(node, "num_outputs")
             node.input.extend([self._hold(f"{node.output[0]} lengths", lengths)])
+
+    def _mend_pad(self, node: NodeProto) -> None:
+        op = self.ops.get(node.output[0])
+        if not isinstance(op, Padding) or self.narrowing.padded(op) == (op.before, op.after):
+            return
+        rank = len(self.narrowing.graph.shapes[op.name].sizes)
+        pads = [0] * 2 * rank
+        for start, amounts in zip((0, rank), self.narrowing.padded(op), strict=True):
+            for axis, amount in zip(op.axes, amounts, strict=True):
+                pads[start + axis] = amount
+        if len(node.input) > 1:
+            node.input[1] = self._hold(node.input[1], pads)
+        else:
+            _set(node, "pads", pads)
 
     def _integers(self, name: str) -> list[int] | None:
         """The integers that a constant holds; None where they are computed from values."""

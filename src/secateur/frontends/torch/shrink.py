@@ -24,8 +24,8 @@ _NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 def shrink(model: nn.Module, removed: Removed) -> nn.Module:
     """A copy of a module without some units of its couplings.
 
-    Convolutions, linear layers, BatchNorms, GroupNorms with a group a channel and PReLUs get the
-    attributes of their new sizes, so that the copy can be trained, saved and exported.
+    Convolutions, linear layers, BatchNorms, GroupNorms and PReLUs get the attributes of their new
+    sizes, so that the copy can be trained, saved and exported.
 
     Args:
         model: not touched.
@@ -122,6 +122,7 @@ def _resize(part: nn.Module, depthwise: int) -> None:
         sized = part.running_mean if part.running_mean is not None else part.weight
         part.num_features = len(sized)
     elif isinstance(part, nn.GroupNorm):
-        part.num_channels = part.num_groups = len(part.weight)
+        part.num_groups = part.num_groups * len(part.weight) // part.num_channels
+        part.num_channels = len(part.weight)
     elif isinstance(part, nn.PReLU):
         part.num_parameters = len(part.weight)

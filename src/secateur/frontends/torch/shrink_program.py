@@ -23,7 +23,7 @@ from secateur.frontends.torch.shrink import cut
 from secateur.network.couplings import Removed
 from secateur.network.graph import Graph
 from secateur.network.narrowing import Narrowing
-from secateur.network.ops import Op, Slice, Split
+from secateur.network.ops import Insert, Op, Padding, Slice, Split
 
 aten = torch.ops.aten
 
@@ -130,7 +130,10 @@ class _Mending:
             node.args, node.kwargs = (node.args[0], [*lengths], op.axis), {}
 
     def _groups(self, node: Node) -> None:
-        """As many groups as the input has channels, where that was so before."""
+        """As many groups as the input has channels, where that was so before.
+
+        A normalisation loses whole groups.
+        """
         op = self._op(node)
         change = self._changes(op.input).get(1) if op is not None else None
         if change is None:
@@ -138,13 +141,30 @@ class _Mending:
         names = [of.name for of in node.target._schema.arguments]  # type: ignore[union-attr]
         name = "num_groups" if "num_groups" in names else "groups"
         at = names.index(name)
-        held = node.args[at] if at < len(node.args) else node.kwargs.get(name, 1)
-        if held != change[0]:
+        held: Any = node.args[at] if at < len(node.args) else node.kwargs.get(name, 1)
+        if name == "groups" and held != change[0]:
             return
+        groups = held * change[1] // change[0]
         if at < len(node.args):
-            node.update_arg(at, change[1])
+            node.update_arg(at, groups)
         else:
-            node.update_kwarg(name, change[1])
+            node.update_kwarg(name, groups)
+
+    def _insert(self, node: Node) -> None:
+        op = self._op(node)
+        if isinstance(op, Insert):
+            start, stop = (self.narrowing.bound(op, op.axis, of) for of in (op.start, op.stop))
+            node.args, node.kwargs = (*node.args[:2], op.axis, start, stop), {}
+
+    def _pad(self, node: Node) -> None:
+        op = self._op(node)
+        if not isinstance(op, Padding) or self.narrowing.padded(op) == (op.before, op.after):
+            return
+        pads: list[int] = []
+        both = dict(zip(op.axes, zip(*self.narrowing.padded(op), strict=True), strict=True))
+        for axis in range(len(self.shapes[op.name].sizes) - 1, min(op.axes) - 1, -1):
+            pads += both.get(axis, (0, 0))
+        node.update_arg(1, pads)
 
     _MENDERS: Mapping[str, Any] = {
         **dict.fromkeys(("view", "_unsafe_view", "reshape"), _reshape),
@@ -152,6 +172,8 @@ class _Mending:
         **dict.fromkeys(("slice", "narrow", "select"), _slice),
         **dict.fromkeys(("chunk", "split", "split_with_sizes"), _split),
         **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution", "group_norm"), _groups),
+        "slice_scatter": _insert,
+        **dict.fromkeys(("pad", "constant_pad_nd"), _pad),
     }
 
 

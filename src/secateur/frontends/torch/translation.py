@@ -28,6 +28,7 @@ from secateur.network.ops import (
     GetItem,
     GroupNorm,
     Identity,
+    Insert,
     LayerNorm,
     Linear,
     Multiply,
@@ -41,11 +42,13 @@ from secateur.network.ops import (
     Recurrent,
     Reduction,
     Reshape,
+    Scan,
     Shape,
     SizesOf,
     Slice,
     Softmax,
     Split,
+    Take,
     Transpose,
 )
 
@@ -336,7 +339,8 @@ def _transpose(node: Node, options: Options) -> _Typed | None:
 
 def _concatenate(node: Node, options: Options) -> _Typed:
     axis = options["dim"] % len(_shape(node))
-    return _Typed(Concatenate, options["tensors"], {}, {"axis": axis})
+    settings = {"axis": axis, "stacks": _name(node) == "stack"}
+    return _Typed(Concatenate, options["tensors"], {}, settings)
 
 
 def _softmax(node: Node, options: Options) -> _Typed:
@@ -392,12 +396,54 @@ def _split(node: Node, options: Options) -> _Typed | None:
     return _Typed(Split, [x], {}, settings)
 
 
-def _padding(node: Node, options: Options) -> _Typed:
+def _insert(node: Node, options: Options) -> _Typed | None:
+    """Without a step, of known bounds; the part alone where it is the whole axis."""
+    whole, part, axis = options["self"], options["src"], options["dim"] % len(_shape(node))
+    size, bounds = _shape(whole)[axis], (options["start"], options["end"], options["step"])
+    if bounds in ((None, None, 1), (0, sys.maxsize, 1)):
+        return _Typed(Identity, [part])
+    if not (isinstance(size, int) and all(isinstance(of, int | None) for of in bounds)):
+        return None
+    start, stop, step = slice(*bounds).indices(size)
+    settings = {"axis": axis, "start": start, "stop": stop}
+    return _Typed(Insert, [whole, part], {}, settings) if step == 1 else None
+
+
+def _copy(node: Node, options: Options) -> _Typed | None:
+    """What is written into another value of its shape."""
+    into, x = options["self"], options["src"]
+    return _Typed(Identity, [x]) if _shape(into) == _shape(x) else None
+
+
+def _take(node: Node, options: Options) -> _Typed | None:
+    """By one tensor of integers along one axis."""
+    x, indices = options["self"], options.get("indices") or [options.get("index")]
+    (axis, index), *more = [(at, of) for at, of in enumerate(indices) if of is not None]
+    if "dim" in options:
+        axis = options["dim"] % len(_shape(x))
+    if more or index.meta["val"].dtype in (torch.bool, torch.uint8):
+        return None
+    return _Typed(Take, [x], {}, {"axis": axis, "rank": len(_shape(index))})
+
+
+def _scan(node: Node, options: Options) -> _Typed | None:
+    """Along the axes that it names."""
+    dims = options["dims"] if "dims" in options else [options["dim"]]
+    axes = tuple(sorted(axis % max(1, len(_shape(node))) for axis in dims))
+    return _Typed(Scan, [options["self"]], {}, {"axes": axes}) if axes else None
+
+
+def _padding(node: Node, options: Options) -> _Typed | None:
     x, pads, *_ = options.values()
     rank = len(_shape(x))
     pairs = zip(range(rank - 1, -1, -1), pads[::2], pads[1::2], strict=False)
-    axes = tuple(sorted(axis for axis, *both in pairs if any(both)))
-    return _Typed(Padding, [x], {}, {"axes": axes})
+    padded = sorted((axis, *both) for axis, *both in pairs if any(both))
+    if not all(isinstance(of, int) for one in padded for of in one):
+        return None
+    axes, before, after = zip(*padded, strict=True) if padded else ((), (), ())
+    constant = options.get("mode", _name(node)) in ("constant", "constant_pad_nd")
+    settings = {"axes": axes, "before": before, "after": after, "constant": constant}
+    return _Typed(Padding, [x], {}, settings)
 
 
 _MULTIPLICATIONS = (
@@ -417,9 +463,13 @@ _MAKERS: dict[str, Callable[[Node, Options], _Typed | None]] = {
     "layer_norm": _layer_norm,
     "rms_norm": _layer_norm,
     "group_norm": _group_norm,
-    "cat": _concatenate,
+    **dict(_named(_concatenate, "cat stack")),
     "prelu": _parametric_relu,
     "select": _select,
+    "slice_scatter": _insert,
+    "copy": _copy,
+    **dict(_named(_take, "index index_select")),
+    **dict(_named(_scan, "roll flip cumsum")),
     **dict(_named(_one_input(SizesOf), "sym_size")),
     **dict(_named(_slice, "slice narrow")),
     **dict(_named(_split, "chunk split split_with_sizes unbind")),
@@ -435,9 +485,10 @@ _MAKERS: dict[str, Callable[[Node, Options], _Typed | None]] = {
     **dict(_named(_pooling, "upsample_nearest1d upsample_nearest2d upsample_nearest3d")),
     **dict(_named(_pooling, "upsample_linear1d upsample_bilinear2d upsample_bicubic2d")),
     **dict(_named(_reshape, "view _unsafe_view reshape flatten unflatten squeeze unsqueeze")),
+    **dict(_named(_reshape, "reshape_as view_as")),
     **dict(_named(_transpose, "permute transpose t mT numpy_T movedim swapaxes moveaxis")),
     **dict(_named(_softmax, "softmax _softmax log_softmax _log_softmax")),
-    **dict(_named(_reduction, "mean sum amax amin")),
+    **dict(_named(_reduction, "mean sum amax amin linalg_vector_norm")),
     **dict(_named(_padding, "pad constant_pad_nd reflection_pad1d reflection_pad2d")),
     **dict(_named(_padding, "replication_pad1d replication_pad2d")),
 }

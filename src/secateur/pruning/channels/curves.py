@@ -93,7 +93,7 @@ class ChannelSensitivity:
         """Units to remove at each level."""
         units, step = removable.units, removable.step
         asked = (round(units * level) // step * step for level in self.levels)
-        return [min(max(step, count), units - step) for count in asked]
+        return [min(max(step, count), units - removable.fewest) for count in asked]
 
     def _curve(
         self,
@@ -162,7 +162,10 @@ class _Fits:
         ]
         counts = self.settings.counts(removable)
         order = elimination_order(
-            readers, damping=self.settings.damping, blocks=removable.coupling.blocks
+            readers,
+            damping=self.settings.damping,
+            blocks=removable.coupling.blocks,
+            shares=[*removable.coupling.shares],
         )
         return order, [self._changes(removable, order[:count]) for count in counts]
 

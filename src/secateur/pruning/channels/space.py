@@ -58,6 +58,11 @@ class Removable:
         """How many leave at a time at least: one of each block."""
         return max(1, len(self.coupling.blocks))
 
+    @property
+    def fewest(self) -> int:
+        """How many stay at least: one of each share, as many of each block."""
+        return self.step * max(1, len(self.coupling.shares))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stuck:
@@ -147,6 +152,8 @@ class _Finder:
             return coupling.fixed
         if coupling.units < 2 * max(1, len(coupling.blocks)):
             return "a single channel"
+        if coupling.units <= max(1, len(coupling.blocks)) * len(coupling.shares):
+            return "the only channels of their layers"
         for part in coupling.slices:
             if part.parameter in self.excluded:
                 return f"{_short(part)} is excluded"

@@ -114,5 +114,7 @@ def _chosen(
     others = [of.of(gone[at]) for at, of in space.read_by[layer] if at in gone]
     columns = next(of.columns for at, of in space.read_by[layer] if at == index)
     reader = Reader(problem=problem, columns=columns, absent=torch.cat(others) if others else None)
-    blocks = space.removable[index].coupling.blocks
-    return elimination_order([reader], damping=damping, count=count, blocks=blocks)
+    coupling = space.removable[index].coupling
+    return elimination_order(
+        [reader], damping=damping, count=count, blocks=coupling.blocks, shares=[*coupling.shares]
+    )
