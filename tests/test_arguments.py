@@ -321,3 +321,15 @@ def test_arrays_and_numbers_of_numpy_are_taken() -> None:
     how = Preprocess(size=np.int64(8), mean=np.full(3, 0.5), std=torch.full((3,), 0.25))
     assert how == Preprocess(size=8, mean=(0.5,) * 3, std=(0.25,) * 3)
     assert secateur.inspect(network(), np.array([3, 8, 8])).layers
+
+
+def test_names_of_layers_may_be_a_set() -> None:
+    names = ["2", "0"]
+    for given in ({"2", "0"}, frozenset(names), dict.fromkeys(names).keys(), tuple(names)):
+        plan = secateur.plan(network(), IMAGES, sparsity=0.5, include=given, **FAST)
+        assert {layer.name for layer in plan.layers} == {"0", "2"}
+    result = secateur.prune(
+        network(), IMAGES, sparsity=0.5, exclude={"2"}, include={"2", "0"}, **FAST
+    )
+    assert result.report.requested["include"] == ["0", "2"]
+    assert [layer.name for layer in result.report.layers] == ["0"]

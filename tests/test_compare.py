@@ -203,3 +203,12 @@ def test_the_command_writes_the_curve_and_a_report_per_point(tmp_path: Path) -> 
     assert [line.split()[0] for line in result.stdout.splitlines()[2:4]] == ["50.00", "70.00"]
     assert Sweep.load(out / "sweep.json").points[1].sparsity == pytest.approx(0.7, abs=1e-4)
     assert_mistake(invoke(*call, "0.5"), "not empty")
+
+    mine = out / "report-0.9.json"
+    mine.write_text((out / "report-0.5.json").read_text())
+    result = invoke(*call, "0.7,0.6", "--force")
+    assert result.exit_code == 0, result.output
+    names = ["report-0.6.json", "report-0.7.json", mine.name, "sweep.html", "sweep.json"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    assert f"{out / 'report-0.5.json'} was removed: an earlier sweep wrote it" in result.stderr
+    assert f"{mine} was there before and is not of the sweep" in result.stderr

@@ -57,7 +57,7 @@ def test_layers_with_nothing_left_are_named_in_one_warning(form) -> None:
     ]
     assert gone() == []
     (one,) = gone(sparsity=0.9999, include="2")
-    assert "1 of 1 layers have no weight left" in one
+    assert "1 of 1 layer has no weight left or has lost 99% or more of what it computes" in one
     assert "(2)" in one
     (both,) = gone(sparsity=0.9999, include=["0", "2"])
     assert "2 of 2 layers" in both

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,8 @@ def prune(
     method: Method | MethodName | None = None,
     allocation: Allocation | AllocationName | None = None,
     inputs: Inputs | None = None,
-    include: str | Sequence[str] | None = None,
-    exclude: str | Sequence[str] | None = None,
+    include: str | Collection[str] | None = None,
+    exclude: str | Collection[str] | None = None,
     max_images: int | None = MAX_IMAGES,
     max_columns: int = Sampling.max_columns,
     seed: int = 0,
@@ -233,8 +233,8 @@ def plan(
     method: Method | MethodName | None = None,
     allocation: Allocation | AllocationName | None = None,
     inputs: Inputs | None = None,
-    include: str | Sequence[str] | None = None,
-    exclude: str | Sequence[str] | None = None,
+    include: str | Collection[str] | None = None,
+    exclude: str | Collection[str] | None = None,
     max_images: int | None = MAX_IMAGES,
     max_columns: int = Sampling.max_columns,
     seed: int = 0,
@@ -329,8 +329,8 @@ def sweep(
     method: Method | MethodName | None = None,
     allocation: Allocation | AllocationName | None = None,
     inputs: Inputs | None = None,
-    include: str | Sequence[str] | None = None,
-    exclude: str | Sequence[str] | None = None,
+    include: str | Collection[str] | None = None,
+    exclude: str | Collection[str] | None = None,
     max_images: int | None = MAX_IMAGES,
     max_columns: int = Sampling.max_columns,
     seed: int = 0,

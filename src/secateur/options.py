@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -31,8 +31,8 @@ class Options:
     target: Target
     recipe: Recipe
     preprocess: Transform | None = None
-    include: str | Sequence[str] | None = None
-    exclude: str | Sequence[str] | None = None
+    include: str | Collection[str] | None = None
+    exclude: str | Collection[str] | None = None
     max_images: int | None = None
     max_columns: int = Sampling.max_columns
     seed: int = 0
@@ -147,5 +147,5 @@ def _check_runtime(runtime: Any, *, is_needed: bool) -> None:
         )
 
 
-def _names(asked: str | Sequence[str] | None) -> str | list[str] | None:
+def _names(asked: str | Collection[str] | None) -> str | list[str] | None:
     return asked if asked is None or isinstance(asked, str) else list(asked)

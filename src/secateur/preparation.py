@@ -32,6 +32,7 @@ from secateur.pruning.sampling import Sampling
 from secateur.pruning.targets import Costs, MaxDrop, MaxLatency, Sparsity
 from secateur.session import Job, Stopwatch
 from secateur.support.progress import Teller
+from secateur.support.wording import counted
 from secateur.timing import Timing, try_runtime
 
 # Input values per run of an operation. Larger chunks made EfficientNet-Lite0 up to 1.6 times
@@ -293,10 +294,11 @@ def _check_answers(baseline: EvaluationSet) -> None:
             "expected scores of shape (batch, classes): ask for a sparsity"
         )
     if baseline.labels is None and has_one_answer(baseline.dense):
+        images = counted(len(baseline.dense), "image")
         raise OptionError(
-            "max_drop counts answers, and the network gives the same answer for all "
-            f"{len(baseline.dense)} images that it is judged on, expected several: pass evaluation "
-            "images of several classes or with labels, or ask for a sparsity"
+            f"max_drop counts answers, and the network gives the same answer for all {images} that "
+            "it is judged on, expected several: pass evaluation images of several classes or with "
+            "labels, or ask for a sparsity"
         )
 
 
@@ -305,9 +307,10 @@ def _fitted_to(judged: ImageStream, count: int, images: Images) -> list[str]:
     same = judged.same_images(images.tensor)
     if not same:
         return []
+    are = "is a calibration image" if same == 1 else "are calibration images"
     return [
-        f"{same} of {count} evaluation images are calibration images too, which the "
-        "layers are fitted to: what is lost on others is more; evaluate on others"
+        f"{same} of {counted(count, 'evaluation image')} {are} too, which the layers are fitted "
+        "to: what is lost on others is more; evaluate on others"
     ]
 
 
@@ -316,11 +319,12 @@ def hold_back(images: Images) -> tuple[Images, Images]:
     count = len(images.tensor)
     if count < 2 * _HELD_BACK:
         raise DataError(
-            f"got {count} calibration images, expected at least {2 * _HELD_BACK}, a quarter of "
-            "which are held back to measure the drop on: add images, or pass evaluation images"
+            f"got {counted(count, 'calibration image')}, expected at least {2 * _HELD_BACK}, a "
+            "quarter of which are held back to measure the drop on: add images, or pass evaluation "
+            "images"
         )
     judged = torch.arange(count) % _HELD_BACK == _HELD_BACK - 1
-    note = f"{int(judged.sum())} of {count} images held back to measure the drop on"
+    note = f"{int(judged.sum())} of {counted(count, 'image')} held back to measure the drop on"
     return (
         replace(images, tensor=images.tensor[~judged], notes=[*images.notes, note]),
         replace(images, tensor=images.tensor[judged], labels=None),

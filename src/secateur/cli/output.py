@@ -9,6 +9,7 @@ from pathlib import Path
 import typer
 
 from secateur.support.progress import Teller, telling
+from secateur.support.wording import counted
 
 
 def working(quiet: bool | None) -> AbstractContextManager[Teller]:
@@ -30,4 +31,4 @@ def list_files(out: Path, written: Mapping[Path, int]) -> None:
 
 def file_line(path: Path, size: int) -> str:
     """A file that was written, with its size."""
-    return f"{path}: {size:,} bytes"
+    return f"{path}: {counted(size, 'byte')}"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from secateur.core.normal_equations import NormalEquations
 from secateur.core.problem import Problem
+from secateur.support.wording import counted
 
 # Relative dampings from which the default method chooses for each layer.
 CANDIDATES = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -24,7 +25,8 @@ def damping_for(problem: Problem, least: float) -> tuple[float, tuple[str, ...]]
     cols, samples = problem.columns, problem.samples
     damping = max(least, 0.1 * cols / samples)
     if samples < cols:
-        return damping, (f"{samples} samples for {cols} columns: damping raised to {damping:.2g}",)
+        few = f"{counted(samples, 'sample')} for {counted(cols, 'column')}"
+        return damping, (f"{few}: damping raised to {damping:.2g}",)
     return damping, ()
 
 

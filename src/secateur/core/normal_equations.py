@@ -10,6 +10,7 @@ from torch import Tensor
 
 from secateur.core.problem import Problem
 from secateur.errors import NumericalError
+from secateur.support.wording import counted
 
 _GROWTH, _ATTEMPTS = 10.0, 5  # how damping escalates where a Cholesky factorisation fails
 
@@ -97,7 +98,8 @@ class NormalEquations:
             previous, power = power, residual.square().sum(-1, keepdim=True)
             direction = residual + torch.where(active, power / previous, 0.0) * direction
         left = int((power > target).sum())
-        notes = (f"{left} rows not converged in {iterations} iterations",) if left else ()
+        rows, limit = counted(left, "row"), counted(iterations, "iteration")
+        notes = (f"{rows} not converged in {limit}",) if left else ()
         return x / self.column_scale * support, notes
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from secateur.data.preprocess import ModelPreprocess, Preprocess, Transform, apply
 from secateur.errors import DataError
+from secateur.support.wording import counted
 
 PIXELS = (torch.uint8, torch.uint16, torch.bool)  # scaled to [0, 1] by the range of the type
 
@@ -86,7 +87,7 @@ def check_labels(images: Tensor, labels: Tensor | None, name: str) -> None:
     if labels.shape != (len(images),) or labels.is_floating_point():
         raise DataError(
             f"{name} has labels of shape {tuple(labels.shape)} and type {labels.dtype} for "
-            f"{len(images)} images, expected one class number per image"
+            f"{counted(len(images), 'image')}, expected one class number per image"
         )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from secateur.errors import DataError
 from secateur.support.model_files import steady
+from secateur.support.wording import counted
 
 _NOT_IMAGES = {"labels.csv", "thumbs.db", "desktop.ini"}
 
@@ -84,7 +85,7 @@ def _class_folders(folder: Path, files: list[Path]) -> tuple[str, ...]:
     loose = sum(path.parent == folder for path in files)
     if loose:
         raise DataError(
-            f"{loose} image{'s lie' if loose > 1 else ' lies'} beside the class folders of "
+            f"{counted(loose, 'image lies', 'images lie')} beside the class folders of "
             f"{folder} ({_listed(full)}), expected all in class folders: move them into one, or "
             "number all in labels.csv"
         )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from secateur.errors import DataError, OptionError, SecateurError
 from secateur.support.settings import at_least, check_settings
+from secateur.support.wording import counted
 
 Interpolation = Literal["bilinear", "bicubic"]
 INTERPOLATIONS: dict[str, Image.Resampling] = {
@@ -60,7 +61,7 @@ class Preprocess:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) not in (1, self.channels):
                 raise OptionError(
-                    f"{name} has {len(values)} values, expected {self.channels} "
+                    f"{name} has {counted(len(values), 'value')}, expected {self.channels} "
                     "(one per channel) or 1"
                 )
         for name, values in (("mean", self.mean), ("std", self.std)):

@@ -61,6 +61,7 @@ from secateur.support.choices import did_you_mean
 from secateur.support.import_string import call, is_reference
 from secateur.support.model_files import steady
 from secateur.support.settings import SEEDS, at_least, check_arguments
+from secateur.support.wording import counted
 
 _NO_LABELS = "no labels"  # how the warning about unused ones begins
 FEW_IMAGES = 32  # below this a warning: the statistics of most layers are too thin
@@ -341,7 +342,7 @@ class _Source:
                 yield part[:rest]
                 count += len(part[:rest])
                 if count == self.max_images:
-                    _add(notes, f"the first {self.max_images} images of {name}")
+                    _add(notes, f"the first {counted(count, 'image')} of {name}")
                     return
             if index < 0:
                 raise DataError(f"{name} gives no batches, expected at least one: check its length")
@@ -410,7 +411,9 @@ class _Source:
             return torch.arange(count), []
         generator = torch.Generator().manual_seed(self.seed)
         chosen = torch.randperm(count, generator=generator)[: self.max_images].sort().values
-        return chosen, [f"{self.max_images} of {count} images, chosen with seed {self.seed}"]
+        return chosen, [
+            f"{self.max_images} of {counted(count, 'image')}, chosen with seed {self.seed}"
+        ]
 
 
 @dataclass

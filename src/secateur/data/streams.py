@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from secateur.errors import DataError
+from secateur.support.wording import counted
 
 BATCH = 100  # images per forward pass
 
@@ -222,10 +223,10 @@ def few_classes(source: str, classes: Sequence[str], outputs: int) -> list[str]:
         return []
     shown = ", ".join(f"{name} = {index}" for index, name in enumerate(classes[:3]))
     more = ", ..." if len(classes) > 3 else ""
+    folders, numbers = counted(len(classes), "class folder"), counted(outputs, "output")
     return [
-        f"{source} has {len(classes)} class folders for a network with {outputs} "
-        f"outputs: the n-th in sorted order counts as class n, from 0 on ({shown}{more}); "
-        "where that is wrong, give the numbers in a labels.csv"
+        f"{source} has {folders} for a network with {numbers}: the n-th in sorted order counts as "
+        f"class n, from 0 on ({shown}{more}); where that is wrong, give the numbers in a labels.csv"
     ]
 
 

@@ -20,6 +20,7 @@ from secateur.evaluation.inference import answer
 from secateur.evaluation.metrics import Evaluation, check_labels, compare, one_answer
 from secateur.frontends import asked_or_own, open_to_run
 from secateur.support.settings import at_least, check_arguments
+from secateur.support.wording import counted
 
 
 def evaluate(
@@ -103,7 +104,8 @@ def label_numbers(labels: Any) -> Int[Tensor, " batch"]:
 
 def _check_count(labels: Tensor, images: int) -> None:
     if len(labels) != images:
-        raise DataError(f"got {len(labels)} labels for {images} images, expected one each")
+        got = f"{counted(len(labels), 'label')} for {counted(images, 'image')}"
+        raise DataError(f"got {got}, expected one each")
 
 
 @dataclass(frozen=True)

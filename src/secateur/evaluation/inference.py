@@ -19,6 +19,7 @@ from secateur.data.streams import BATCH, ImageStream
 from secateur.errors import DataError, ModelError, OptionError, SecateurError
 from secateur.frontends import open_to_run
 from secateur.network.rows import RowsFirst, judged_output
+from secateur.support.wording import counted
 
 
 class NoRowsError(ModelError):
@@ -187,8 +188,8 @@ def _with_rows(found: Any, count: int) -> Tensor:
     if not _has_rows(found, count):
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise NoRowsError(
-            f"the model returns {shape} for {count} images, expected scores of shape (batch, "
-            "classes) or another tensor with a row for each image: wrap it in a module that "
-            "returns that"
+            f"the model returns {shape} for {counted(count, 'image')}, expected scores of shape "
+            "(batch, classes) or another tensor with a row for each image: wrap it in a module "
+            "that returns that"
         )
     return found.float().cpu()

@@ -14,6 +14,7 @@ from secateur.core.precision import widened
 from secateur.errors import DataError, ModelError
 from secateur.support.serialization import demand
 from secateur.support.tables import Cell, Column, Table
+from secateur.support.wording import counted
 
 _ROWS = 4096  # of scores that are compared at once, in float64
 
@@ -85,7 +86,7 @@ class Evaluation:
             parts.append(self.lost_text)
         if self.agreement is not None or self.output_error is not None:
             parts.append(self.difference_text)
-        return f"{', '.join(parts)} on {self.images} images"
+        return f"{', '.join(parts)} on {counted(self.images, 'image')}"
 
 
 def evaluation_table(
@@ -157,7 +158,7 @@ def verdict_lines(results: Sequence[tuple[str, Evaluation]]) -> list[str]:
     """Each network by its name, and how the first differs from the second, if there is one."""
     name, first = results[0]
     lines = [
-        f"{file}: top-1 {of.accuracy_text} on {of.images} images"
+        f"{file}: top-1 {of.accuracy_text} on {counted(of.images, 'image')}"
         for file, of in results
         if of.top1 is not None
     ]
@@ -170,11 +171,11 @@ def verdict_lines(results: Sequence[tuple[str, Evaluation]]) -> list[str]:
             )
         if first.output_error is not None:
             lines.append(
-                f"{name} against {other}: {first.error_text} on {first.images} images "
+                f"{name} against {other}: {first.error_text} on {counted(first.images, 'image')} "
                 "(no table of scores: agreement does not apply)"
             )
             continue
-        same = f"the same answer for {first.agreement:.2f} % of {first.images} images"
+        same = f"the same answer for {first.agreement:.2f} % of {counted(first.images, 'image')}"
         lines.append(f"{same}, KL({other} || {name}) {first.kl:.4f} nats")
     return lines
 
@@ -247,10 +248,11 @@ def check_labels(labels: Int[Tensor, " batch"], output: Float[Tensor, "batch ...
     outputs = output.shape[1]
     wrong = labels[(labels < 0) | (labels >= outputs)]
     if len(wrong):
+        have = "has a label" if len(wrong) == 1 else "have labels"
         raise DataError(
-            f"{len(wrong)} of {len(labels)} images have labels such as {int(wrong[0])} for a "
-            f"network with {outputs} outputs, expected class numbers from 0 to {outputs - 1}: "
-            "check the number and the order of the classes"
+            f"{len(wrong)} of {counted(len(labels), 'image')} {have} such as {int(wrong[0])} for a "
+            f"network with {counted(outputs, 'output')}, expected class numbers from 0 to "
+            f"{outputs - 1}: check the number and the order of the classes"
         )
 
 

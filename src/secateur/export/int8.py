@@ -29,6 +29,7 @@ from secateur.support.extras import require, require_onnx
 from secateur.support.loggers import quiet
 from secateur.support.settings import SEEDS, at_least, check_arguments
 from secateur.support.signal_stack import kept_signal_stack
+from secateur.support.wording import counted
 
 Precision = Literal["int8"]  # what networks can be quantised to
 Weights = Mapping[str, np.ndarray]
@@ -202,8 +203,9 @@ def check_zeros(before: Weights, after: Weights, file: str) -> int:
     for name, weights in before.items():
         lost = _lost(weights, [after[name]] if name in after else list(after.values()))
         if lost:
+            zeros = counted(int((weights == 0).sum()), "zero")
             raise ModelError(
-                f"{file} has lost {lost} of {int((weights == 0).sum())} zeros of the layer {name}, "
+                f"{file} has lost {lost} of {zeros} of the layer {name}, "
                 "expected all of them: please report this network's layer types"
             )
     return sum(int((weights == 0).sum()) for weights in before.values())

@@ -26,6 +26,7 @@ from secateur.hardware.runtimes import RUNTIMES, Runtime
 from secateur.support.progress import check_takes
 from secateur.support.settings import SEEDS, check_arguments
 from secateur.support.subprocesses import run_program
+from secateur.support.wording import counted
 from secateur.version import __version__
 
 _LEAST_ROUNDS = 2 * PROCESSES
@@ -249,9 +250,10 @@ def _warnings(timings: Sequence[Timing], load: float | None, threads: int) -> li
     """Why the numbers may mean little: other work on the machine, processes that differ."""
     found, cores = [], os.cpu_count() or 1
     if load is not None and load + threads > cores + _IDLE:
+        given = f"{counted(cores, 'core')} for {counted(threads, 'thread')}"
         found.append(
-            f"the machine was busy (load average {load:.1f} before the start; {cores} cores for "
-            f"{threads} thread{'s' * (threads > 1)}): measure again when it is idle"
+            f"the machine was busy (load average {load:.1f} before the start; {given}): measure "
+            "again when it is idle"
         )
     spread, one = max(((_spread(of), of) for of in timings), key=lambda pair: pair[0])
     if spread > _SPREAD:

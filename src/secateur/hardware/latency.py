@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from secateur.support.serialization import Saved, are_finite, demand
-from secateur.support.tables import Block, Column, Document, Table, count, warnings_first
+from secateur.support.tables import Block, Column, Document, Table, warnings_first
+from secateur.support.wording import counted
 
 NO_DIFFERENCE = "no measurable difference"
 CONFIDENCE = 0.95
@@ -118,15 +119,17 @@ class Bench(Saved, Document):
         """In how many layers the runtime skipped zeros."""
         if timing.layers is None:
             return "no such path"
-        return f"in {timing.sparse_layers} of {timing.layers} layers"
+        return f"in {timing.sparse_layers} of {counted(timing.layers, 'layer')}"
 
     def conditions(self) -> str:
         """How it was measured, in one line."""
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        rounds = counted(self.rounds, "round")
+        processes = counted(self.processes, "process", "processes")
         return (
-            f"{self.rounds} rounds in {self.processes} processes, the files taking turns; "
+            f"{rounds} in {processes}, the files taking turns; "
             f"{self.confidence:.0%} intervals; slower or faster in percent of the first file's "
-            f"time; {count(self.threads, 'thread')}, batch {self.batch}, "
+            f"time; {counted(self.threads, 'thread')}, batch {self.batch}, "
             f"sparse path from {self.sparse_rate:.0%} zeros on; {self.cpu}; {versions}"
         )
 

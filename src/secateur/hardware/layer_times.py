@@ -30,6 +30,7 @@ from secateur.support.progress import OnLayer
 from secateur.support.serialization import to_plain
 from secateur.support.subprocesses import watch_program
 from secateur.support.tables import Column, Table
+from secateur.support.wording import counted
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}  # that install the runtimes
@@ -305,7 +306,7 @@ class LayerTimes:
         """How it was measured, and what came of it, in one line."""
         scaled = sum(len(row.ops) for row in self.rows if row.skipped)
         parts = [
-            f"{ENGINES[self.runtime]}, threads: {self.threads}; {self.rounds} rounds in "
+            f"{ENGINES[self.runtime]}, threads: {self.threads}; {counted(self.rounds, 'round')} in "
             f"{self.elapsed:.0f} s of {self.asked:.0f} s; layers together {1e3 * self.total:.3g} ms"
         ]
         if self.whole is not None and self.rest is not None:
@@ -314,9 +315,11 @@ class LayerTimes:
                 "are not its layers'"
             )
         if scaled:
-            parts.append(f"{scaled} layers at full width only, else in proportion to their MACs")
+            parts.append(
+                f"{counted(scaled, 'layer')} at full width only, else in proportion to their MACs"
+            )
         if self.unmeasured:
-            parts.append(f"{len(self.unmeasured)} layers not measured")
+            parts.append(f"{counted(len(self.unmeasured), 'layer')} not measured")
         return "; ".join(parts)
 
 

@@ -16,6 +16,7 @@ from secateur.hardware.machine import Machine
 from secateur.hardware.runtimes import RUNTIMES
 from secateur.hardware.runtimes.protocol import Runtime
 from secateur.support.tables import Column, Table
+from secateur.support.wording import counted
 
 NO_SPEED_UP = "no speed-up expected"
 
@@ -97,9 +98,9 @@ def _runtime_report(
 def _reason(obstacles: Sequence[str], asked: Sequence[Requirement], fit: int) -> str:
     """One line: what stands in the way, the most frequent obstacle of the layers first."""
     if fit:
-        share = f"{fit} of {len(asked)} layers"
+        share = f"{fit} of {counted(len(asked), 'layer')}"
         if not obstacles:
-            return f"{share} fit: measure"
+            return f"{share} {'fits' if fit == 1 else 'fit'}: measure"
         return f"{NO_SPEED_UP}: {'; '.join(obstacles)} ({share} would fit)"
     counts: dict[str, int] = {}
     for text in (obstacle for of in asked for obstacle in of.obstacles):

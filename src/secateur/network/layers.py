@@ -31,6 +31,7 @@ from secateur.network.ops import (
     UnknownShapeError,
     expanded,
 )
+from secateur.support.wording import counted
 
 if TYPE_CHECKING:
     from secateur.network.graph import Graph
@@ -381,7 +382,7 @@ def protected(layers: Sequence[Layer]) -> list[Layer]:
     """
     prunable = [layer for layer in layers if layer.obstacle is None]
     reasons = {
-        layer.name: f"tiny, one output of {layer.weights} weights"
+        layer.name: f"tiny, one output of {counted(layer.weights, 'weight')}"
         for layer in prunable
         if layer.shape[0] == 1 and layer.weights < _TINY
     }

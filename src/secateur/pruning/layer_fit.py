@@ -21,6 +21,7 @@ from secateur.network.graph import Graph
 from secateur.network.layers import Layer
 from secateur.pruning.sampling import Draw, Sampling
 from secateur.pruning.streams import LayerChunk, LayerChunks
+from secateur.support.wording import counted
 
 _MIXED = "its output positions cannot be told apart by image"  # why there are no folds
 
@@ -127,7 +128,7 @@ class LayerFit:
             solutions.append(_named(self.layer, method.solve, problem, pattern, share))
             new[..., columns] = solutions[-1].weight / self.scale.unsqueeze(-1)
         assert problem is not None
-        note = f"{self.layer.columns} columns fitted in {len(bounds)} blocks"
+        note = f"{counted(self.layer.columns, 'column')} fitted in {counted(len(bounds), 'block')}"
         return self._solution(solutions, problem, note)
 
     def solve_all(

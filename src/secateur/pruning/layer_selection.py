@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -13,8 +13,8 @@ from secateur.support.choices import did_you_mean
 
 def select_layers(
     layers: Sequence[Layer],
-    include: str | Sequence[str] | None = None,
-    exclude: str | Sequence[str] | None = None,
+    include: str | Collection[str] | None = None,
+    exclude: str | Collection[str] | None = None,
 ) -> list[Layer]:
     """The layers to prune, in execution order.
 
@@ -42,7 +42,7 @@ def select_layers(
 
 
 def layers_to_fit(
-    layers: Sequence[Layer], exclude: str | Sequence[str] | None = None
+    layers: Sequence[Layer], exclude: str | Collection[str] | None = None
 ) -> list[Layer]:
     """The layers that are fitted where whole channels leave, in execution order.
 
@@ -68,7 +68,7 @@ def layers_to_fit(
 
 
 def matching(
-    option: str, globs: str | Sequence[str], layers: Sequence[Layer], any_layer: bool = False
+    option: str, globs: str | Collection[str], layers: Sequence[Layer], any_layer: bool = False
 ) -> set[str]:
     """Names of the layers that names or globs mean.
 

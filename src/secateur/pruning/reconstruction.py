@@ -36,6 +36,7 @@ from secateur.network.graph import Graph, overlay
 from secateur.network.layers import Layer
 from secateur.network.samples import Samples
 from secateur.support.settings import at_least, check_settings, more_than
+from secateur.support.wording import counted
 
 Changes = dict[str, Tensor]
 
@@ -122,8 +123,9 @@ class BlockReconstruction:
             )
         if len(samples) < self.held_back:
             raise DataError(
-                f"{len(samples)} images to train blocks on, expected at least {self.held_back}, of "
-                "which one is held back: give more images, or leave out the reconstruction"
+                f"{counted(len(samples), 'image')} to train blocks on, expected at least "
+                f"{self.held_back}, of which one is held back: give more images, or leave out the "
+                "reconstruction"
             )
         generator = torch.Generator().manual_seed(seed)
         current: Changes = dict(changes)
@@ -266,7 +268,7 @@ class ReconstructionResult:
                 f"better ({error})"
             )
         kept = sum(block.kept for block in self.blocks)
-        note = f"{kept} of {len(self.blocks)} blocks trained ({error})"
+        note = f"{kept} of {counted(len(self.blocks), 'block')} trained ({error})"
         if kept < len(self.blocks):
             note += "; training the others made nothing better"
         return note

@@ -28,6 +28,7 @@ from secateur.pruning.search import WALKS
 from secateur.pruning.targets import Costs, MaxDrop, MaxMacs, Sparsity, Target
 from secateur.pruning.walk import WalkResult, first_output, walk
 from secateur.support.choices import name_of
+from secateur.support.wording import counted
 
 Changes = dict[str, Tensor]
 
@@ -149,9 +150,10 @@ class PruningRun:
         before = total - sum(self.present)
         if not before:
             return []
+        are = "is" if before == 1 else "are"
         return [
-            f"{before:,} of the {total:,} weights of the pruned layers are zero in the network "
-            "given; they stay zero and count"
+            f"{before:,} of {counted(total, 'weight')} of the pruned layers {are} zero in the "
+            "network given; zeros stay and count"
         ]
 
     def schedule(self, target: Target) -> list[Target]:
@@ -181,9 +183,8 @@ class PruningRun:
                 "less"
             )
         if len(self.samples) < least:
-            return (
-                f"{len(self.samples)} images, expected at least {least}, of which one is held back"
-            )
+            given = counted(len(self.samples), "image")
+            return f"{given}, expected at least {least}, of which one is held back"
         return ""
 
     def asks_for_reconstruction(self, target: Target) -> bool:

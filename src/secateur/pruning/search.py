@@ -16,6 +16,7 @@ from typing import TypeVar
 import numpy as np
 
 from secateur.errors import OptionError
+from secateur.support.wording import counted
 
 WALKS = 6  # tries at most
 WIDTH = 0.01  # of the bracket, as a sparsity, at which the search ends
@@ -117,8 +118,8 @@ def search(
         nearest = min(tries, key=lambda attempted: attempted.drop)
         raise OptionError(
             f"max_drop is {limit:g}, expected at least {nearest.drop:.2f} ± {nearest.error:.2f} "
-            f"points, the least lost in {len(tries)} tries, at sparsity {nearest.sparsity:g}: "
-            "raise it, or judge on more images"
+            f"points, the least lost in {counted(len(tries), 'try', 'tries')}, at sparsity "
+            f"{nearest.sparsity:g}: raise it, or judge on more images"
         )
     return *best, tries
 

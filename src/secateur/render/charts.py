@@ -10,6 +10,7 @@ import numpy as np
 from secateur.render.sentences import percent
 from secateur.render.svg import Line, bars, curves, intervals
 from secateur.support.tables import printable
+from secateur.support.wording import counted
 
 if TYPE_CHECKING:
     from secateur.evaluation.metrics import Evaluation
@@ -100,7 +101,8 @@ def sensitivity(report: Report) -> dict[str, Any] | None:
         for layer in [*ranked[:_NAMED], *ranked[_NAMED:]]
     ]
     names = ", ".join(printable(layer.name) for layer in ranked[:_NAMED])
-    others = f" The other {len(layers) - _NAMED} layers are grey." if len(layers) > _NAMED else ""
+    grey = len(layers) - _NAMED
+    others = f" {counted(grey, 'other layer is', 'other layers are')} grey." if grey > 0 else ""
     return {
         "svg": curves(
             "chart-sensitivity",
@@ -113,8 +115,8 @@ def sensitivity(report: Report) -> dict[str, Any] | None:
             logarithmic=True,
         ),
         "caption": "Change of the network's output against the zeros in one layer alone, on a "
-        "logarithmic scale; higher is worse. Coloured: the "
-        f"{min(_NAMED, len(layers))} most sensitive layers.{others} A diamond marks the zeros that "
+        "logarithmic scale; higher is worse. Coloured: the most sensitive layers, at most "
+        f"{_NAMED}.{others} A diamond marks the zeros that "
         "such a layer got, if they are in the measured range.",
     }
 

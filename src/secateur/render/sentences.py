@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from secateur.evaluation.metrics import percent_text
 from secateur.hardware.requirements import NO_SPEED_UP, speed_up_expected
-from secateur.support.tables import count, shape_text
+from secateur.support.tables import shape_text
+from secateur.support.wording import counted
 
 if TYPE_CHECKING:
     from secateur.report.model import Report
@@ -20,7 +21,7 @@ def percent(value: float, digits: int) -> str:
 
 def lede(report: Report) -> str:
     """The first sentences of the page."""
-    layers = count(len(report.layers), "layer")
+    layers = counted(len(report.layers), "layer")
     share, what = percent(report.sparsity, 1), "set to zero"
     if report.channels:
         what = "removed, in whole channels" + " or set to zero" * report.has_zeros
@@ -58,13 +59,17 @@ def _accuracy_card(report: Report) -> dict[str, str]:
     if found.drop is not None and found.top1 is not None:
         figure = found.lost_text
         right = f"{found.top1 + found.drop:.2f} % before, {found.top1:.2f} % now (top-1)"
-        return _card("accuracy", figure, f"{right}, on {found.images:,} images")
+        return _card("accuracy", figure, f"{right}, on {counted(found.images, 'image')}")
     if found.output_error is not None:
         figure = percent_text(found.output_error)
-        return _card("output error", figure, f"of the variance, on {found.images:,} images")
+        return _card(
+            "output error", figure, f"of the variance, on {counted(found.images, 'image')}"
+        )
     agreement = 0.0 if found.agreement is None else found.agreement
     return _card(
-        "same answer as before", f"{agreement:.2f} %", f"on {found.images:,} images without labels"
+        "same answer as before",
+        f"{agreement:.2f} %",
+        f"on {counted(found.images, 'image')} without labels",
     )
 
 

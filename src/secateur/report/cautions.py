@@ -14,6 +14,7 @@ from secateur.network.layers import ON_THE_FLY, Layer, Shares
 from secateur.report.latency import LatencyReport
 from secateur.report.layers import LayerReport
 from secateur.report.model import SearchReport
+from secateur.support.wording import counted
 
 _LOST = 0.99  # error of a layer, relative to its variance, that leaves nothing of it
 _SHOWN = 5  # layers that a warning names
@@ -25,7 +26,7 @@ def few(images: int) -> list[str]:
     if images >= FEW_IMAGES:
         return []
     return [
-        f"only {images} calibration image{'s' if images > 1 else ''}, expected a few hundred: "
+        f"only {counted(images, 'calibration image')}, expected a few hundred: "
         "the accuracy lost may be large; add images if you can"
     ]
 
@@ -38,16 +39,18 @@ def alike(images: Tensor) -> list[str]:
     different = len(set(digests(images)))
     if different < FEW_IMAGES:
         return [
-            f"the {count} calibration images are copies of only {different}, expected a few "
-            "hundred different ones: check what gives them; the accuracy lost may be large"
+            f"the {counted(count, 'calibration image')} are copies of only {different}, expected a "
+            "few hundred different ones: check what gives them; the accuracy lost may be large"
         ]
     channels = images.flatten(2) if images.dim() > 3 else images.flatten(1)
     blank = (channels.amax(-1) == channels.amin(-1)).reshape(count, -1).all(1)
     if channels.shape[-1] == 1 or blank.sum() < _BLANK * count:
         return []
+    blanks = int(blank.sum())
+    are = "is" if blanks == 1 else "are"
     return [
-        f"{int(blank.sum())} of {count} calibration images are blank, one value in each channel: "
-        "check what gives them; the accuracy lost may be large"
+        f"{blanks} of {counted(count, 'calibration image')} {are} blank, one value in each "
+        "channel: check what gives them; the accuracy lost may be large"
     ]
 
 
@@ -66,9 +69,11 @@ def gone(layers: Sequence[LayerReport], present: Sequence[int]) -> list[str]:
     if not gone:
         return []
     shown = ", ".join(gone[:_SHOWN]) + (f" and {len(gone) - _SHOWN} more" * (len(gone) > _SHOWN))
+    of, have = counted(len(layers), "layer"), "has" if len(gone) == 1 else "have"
     return [
-        f"{len(gone)} of {len(layers)} layers have no weight left or have lost {_LOST:.0%} or more "
-        f"of what they compute ({shown}): ask for fewer zeros, or exclude them"
+        f"{len(gone)} of {of} {have} no weight left or {have} lost {_LOST:.0%} or more of what "
+        f"{'it computes' if len(gone) == 1 else 'they compute'} ({shown}): ask for fewer zeros, "
+        "or exclude them"
     ]
 
 
@@ -79,7 +84,8 @@ def thin(layers: Sequence[LayerReport], images: int) -> list[str]:
         return []
     worst = min(thin, key=lambda of: of.samples / math.prod(of.shape[1:]))
     return [
-        f"{images} images give {len(thin)} of {len(layers)} layers fewer samples than inputs "
+        f"{counted(images, 'image gives', 'images give')} {len(thin)} of "
+        f"{counted(len(layers), 'layer')} fewer samples than inputs "
         f"({worst.name}: {worst.samples} for {math.prod(worst.shape[1:])}): more images, up to "
         f"{MAX_IMAGES}, would keep more accuracy"
     ]

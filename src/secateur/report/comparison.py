@@ -11,7 +11,8 @@ from secateur.errors import DataError
 from secateur.report.layers import LayerReport
 from secateur.report.model import Report
 from secateur.support.settings import check_arguments
-from secateur.support.tables import Block, Cell, Column, Document, Table, count
+from secateur.support.tables import Block, Cell, Column, Document, Table
+from secateur.support.wording import counted
 
 _SHOWN = 3  # layers named in the sentence about different networks
 
@@ -134,7 +135,7 @@ class Comparison(Document):
         names: list[Block] = [f"{of}: {name}" for of, name in zip("AB", self.names, strict=True)]
         settings = self.setting_table() if self.settings else "same settings"
         layers: list[Block] = [self.layer_table()] if self.layers else []
-        same = f"{count(self.same_layers, 'layer')} without a difference"
+        same = f"{counted(self.same_layers, 'layer')} without a difference"
         return [*names, "", settings, "", self.figure_table(), "", *layers, same]
 
 
@@ -296,6 +297,6 @@ def _images(one: Any, two: Any, *, known: bool) -> str:
         if of is None:
             return f"{name} was not evaluated"
     if one.images != two.images:
-        return f"on {one.images:,} and {two.images:,} images: not the same"
+        return f"on {one.images:,} and {counted(two.images, 'image')}: not the same"
     smaller = " (± is smaller if these are the same)" if known else ""
-    return f"on {one.images:,} images each{smaller}"
+    return f"on {counted(one.images, 'image')} each{smaller}"

@@ -17,6 +17,7 @@ from secateur.pruning.channels.space import find_space
 from secateur.pruning.sampling import Sampling
 from secateur.report.channels import ChannelGroup, free_table, stuck_table
 from secateur.support.tables import Block, Column, Document, Table, shape_text
+from secateur.support.wording import counted
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ class Inspection(Document):
         """
         total = sum(layer.weights for layer in self.layers)
         share = self.prunable_weights / total if total else 0.0
-        last = f"{self.prunable_weights:,} of {total:,} weights ({share:.1%}) pruned by default"
+        weights = f"{self.prunable_weights:,} of {counted(total, 'weight')}"
+        last = f"{weights} ({share:.1%}) pruned by default"
         blocks: list[Block] = [_gain(self.runtimes), "", self.table(), last, self._channels_line()]
         if not verbose:
             return blocks
@@ -115,10 +117,13 @@ class Inspection(Document):
         """How many channels can leave."""
         free = [of.channels for of in self.channels if of.reason is None]
         stuck = [of.channels for of in self.channels if of.reason is not None]
-        line = f"whole channels (pattern channels): {sum(free):,} in {len(free)} groups can leave"
+        groups = counted(len(free), "group")
+        line = f"whole channels (pattern channels): {sum(free):,} in {groups} can leave"
         if not stuck:
             return line
-        return f"{line}, {sum(stuck):,} in {len(stuck)} groups cannot (--verbose tells why)"
+        return (
+            f"{line}, {sum(stuck):,} in {counted(len(stuck), 'group')} cannot (--verbose tells why)"
+        )
 
     def _requirement_lines(self) -> Iterator[str]:
         """Each runtime, and its layers by what they lack."""

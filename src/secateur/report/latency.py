@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from secateur.support.tables import Column, Table, count
+from secateur.support.tables import Column, Table
+from secateur.support.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +58,10 @@ def latency_table(of: LatencyReport) -> Table:
         ("dense", of.dense, 1.0, ""),
         ("pruned", of.pruned, of.ratio, f"{of.low:.3f} to {of.high:.3f}"),
     )
-    note = f"In turns, {of.rounds} rounds in several processes."
+    note = f"In turns, {counted(of.rounds, 'round')} in several processes."
     if of.predicted is not None:
         note += (
-            f" Widths found in {count(of.tries, 'measurement')} of the whole network; the layers' "
+            f" Widths found in {counted(of.tries, 'measurement')} of the whole network; the layers' "
             f"times alone say {of.predicted:.3f}. {of.table}."
         )
     title = f"One input on {of.runtime}, threads: {of.threads}"

@@ -14,7 +14,8 @@ from secateur.report.latency import LatencyReport, latency_table
 from secateur.report.layers import DenseLayer, LayerReport, Totals, dense_table, layer_table
 from secateur.report.parts import PartReport, part_table
 from secateur.support.serialization import Saved, are_finite, demand
-from secateur.support.tables import Block, Cell, Column, Document, Table, count, warnings_first
+from secateur.support.tables import Block, Cell, Column, Document, Table, warnings_first
+from secateur.support.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,13 +185,13 @@ class Report(Saved, Document):
         if self.latency is not None:
             yield self.latency.text
         if search is not None:
-            yield f"{self.searched} ({count(len(search.tries), 'try', 'tries')})"
+            yield f"{self.searched} ({counted(len(search.tries), 'try', 'tries')})"
         if pruned is not None:
             yield str(pruned)
         elif search is not None:
             yield f"{search.lost} on {search.images} {search.judged_on}"
         elif self.calibration is not None:
-            images = count(self.data.images, "calibration image")
+            images = counted(self.data.images, "calibration image")
             difference = self.calibration.difference_text
             yield f"{difference} on the {images} that the layers were fitted to (optimistic)"
         for name, of in self.evaluation.items():
@@ -205,7 +206,7 @@ class Report(Saved, Document):
         search, limit = self.search, self.requested["target"]["value"]
         measure = "agreement" if search.measure == "disagreement" else search.measure
         most = "most channels' weights removed" if self.channels else "most zeros"
-        return f"the {most} that lose at most {count(limit, 'point')} of {measure}"
+        return f"the {most} that lose at most {counted(limit, 'point')} of {measure}"
 
     def evaluation_table(self) -> Table:
         """The networks on the evaluation images."""
@@ -300,9 +301,9 @@ class Report(Saved, Document):
             blocks += ["", self.dense_table()]
         blocks += [
             "",
-            f"{self.sparsity:.2%} of {weights:,} prunable weights are {self.gone}{of_all}; "
-            f"{self.left}; "
-            f"{count(self.data.images, 'image')} from {self.data.source}, "
+            f"{self.sparsity:.2%} of {counted(weights, 'prunable weight')} are {self.gone}"
+            f"{of_all}; {self.left}; "
+            f"{counted(self.data.images, 'image')} from {self.data.source}, "
             f"{self.seconds.get('total', 0.0):.1f} s",
         ]
         if self.calibration is not None:

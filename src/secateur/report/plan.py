@@ -13,6 +13,7 @@ from secateur.pruning.search import PredictedLoss
 from secateur.pruning.targets import MaxBytes, MaxDrop, MaxMacs, Sparsity, Target
 from secateur.report.model import left_text
 from secateur.support.tables import Block, Column, Document, Table, shape_text
+from secateur.support.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,7 @@ class Plan(Document):
     def blocks(self) -> list[Block]:
         """The layers, the sums, and notes."""
         weights = sum(layer.weights for layer in self.layers)
-        gone = f"{self.sparsity:.2%} of {weights:,} prunable weights zero"
+        gone = f"{self.sparsity:.2%} of {counted(weights, 'prunable weight')} zero"
         if self.channels:
             gone = f"{self.sparsity:.2%} of the prunable weights gone, in whole channels"
         left = left_text(self.macs_fraction, self.bytes_fraction, packed=not self.channels)

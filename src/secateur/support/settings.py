@@ -7,7 +7,7 @@
         check_arguments(inspect, locals(), shape=at_least(1))
 
 The types come from the annotations, the ranges from the keywords. Settings become Python's own:
-of a list or an array a tuple, of NumPy's numbers Python's.
+of a list, a set or an array a tuple, of NumPy's numbers Python's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import math
 import numbers
 import os
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -160,11 +160,17 @@ def _check(what: str, kind: Any, value: Any, allowed: Range | None) -> None:
 
 
 def _own(kind: Any, value: Any) -> Any:
-    """A value with Python's own numbers and, where several are expected, as a tuple."""
+    """A value with Python's own numbers and, where several are expected, as a tuple.
+
+    A set is one of several whose order means nothing: it is sorted, so that reports are the same.
+    """
     if isinstance(value, np.number | np.bool):
         return value.item()
-    if not any(get_origin(of) in (tuple, Sequence) for of in _alternatives(kind)):
+    origins = {get_origin(of) for of in _alternatives(kind)}
+    if not origins & _SEVERAL:
         return value
+    if isinstance(value, Set) and Collection in origins:
+        return tuple(sorted(value, key=str))
     listed = getattr(value, "tolist", None)  # of NumPy and PyTorch
     value = value if listed is None or isinstance(value, type) else listed()
     return tuple(_own(None, of) for of in value) if isinstance(value, list | tuple) else value
@@ -181,8 +187,10 @@ def _is_kind(kind: Any, value: Any) -> bool:
         return any(_is_kind(one, value) for one in inner)
     if origin is Literal:
         return isinstance(value, str) and value in inner
-    if origin in (tuple, Sequence):
-        fits = isinstance(value, origin) and not isinstance(value, str | bytes)
+    if origin in _SEVERAL:
+        fits = isinstance(value, tuple if origin is tuple else Sequence) and not isinstance(
+            value, str | bytes
+        )
         count = len(inner) if origin is tuple and ... not in inner else None
         right = fits and count in (None, len(value))
         return right and all(_is_kind(inner[0], one) for one in value)
@@ -194,6 +202,7 @@ def _is_kind(kind: Any, value: Any) -> bool:
     return isinstance(value, origin or kind) and not isinstance(value, type)
 
 
+_SEVERAL = {tuple, Sequence, Collection}  # the last where order means nothing: sets are welcome
 _NUMBERS: dict[Any, type] = {float: numbers.Real, int: numbers.Integral}
 
 
@@ -216,7 +225,7 @@ def _in_words(kind: Any, allowed: Range | None) -> str:
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Literal:
         return " or ".join(filter(None, [", ".join(map(repr, inner[:-1])), repr(inner[-1])]))
-    if origin in (tuple, Sequence):
+    if origin in _SEVERAL:
         return _several(inner[0], allowed)
     if origin is Callable:
         return "a function"

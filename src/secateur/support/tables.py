@@ -169,11 +169,6 @@ def _width(text: str) -> int:
     return len(text) + wide - sum(unicodedata.combining(letter) > 0 for letter in text)
 
 
-def count(number: float, one: str, many: str = "") -> str:
-    """A number and what it counts: "1 try", "3 tries"."""
-    return f"{number:g} {one if number == 1 else many or f'{one}s'}"
-
-
 def shape_text(shape: Sequence[int]) -> str:
     """64x3x7x7; N where a size depends on the batch, - where there is nothing of a shape."""
     return "x".join(str(size) if size else "N" for size in shape) or "-"

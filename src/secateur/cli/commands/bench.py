@@ -7,6 +7,7 @@ from secateur.cli.output import working
 from secateur.hardware.bench import bench
 from secateur.render.terminal import print_blocks
 from secateur.support.files import check_file
+from secateur.support.wording import counted
 
 
 def run(asked: options.Bench) -> None:
@@ -22,7 +23,9 @@ def run(asked: options.Bench) -> None:
             rounds=asked.rounds,
             sparse_rate=asked.sparse_rate,
             seed=asked.seed,
-            progress=lambda done, total: teller.step(f"measuring, {done} of {total} rounds done"),
+            progress=lambda done, total: teller.step(
+                f"measuring, {done} of {counted(total, 'round')} done"
+            ),
         )
     if asked.json is not None:
         result.save(asked.json, overwrite=asked.force)

@@ -10,6 +10,7 @@ from secateur.cli.output import working
 from secateur.data.fractals import fractal_images
 from secateur.errors import OptionError
 from secateur.support.files import output_folder
+from secateur.support.wording import counted
 
 
 def run(asked: options.Fractals) -> None:
@@ -24,6 +25,5 @@ def run(asked: options.Fractals) -> None:
         for index, image in enumerate(images):
             pixels = image.permute(1, 2, 0).squeeze(-1).numpy()
             Image.fromarray(pixels).save(folder / f"fractal-{index:05d}.png")
-    typer.echo(
-        f"{asked.out}: {asked.count} fractal images of {asked.size} pixels, seed {asked.seed}"
-    )
+    made = counted(asked.count, "fractal image")
+    typer.echo(f"{asked.out}: {made} of {asked.size} x {asked.size}, seed {asked.seed}")

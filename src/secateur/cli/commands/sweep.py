@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Collection
+from pathlib import Path
+
 from secateur.api import check_sparsities, sweep
 from secateur.cli import options
 from secateur.cli.inputs import asked_preprocess, asked_recipe, common_arguments, with_own
 from secateur.cli.output import list_files, sizes, working
 from secateur.data.sources import load_images
+from secateur.errors import DataError, SecateurWarning
 from secateur.frontends.loading import load_model
 from secateur.render.page import save_page
 from secateur.render.terminal import print_blocks
+from secateur.report.model import Report
+from secateur.report.sweep import Sweep, SweepPoint
 from secateur.support.files import check_folder, output_folder
 
 SWEEP, PAGE = "sweep.json", "sweep.html"
@@ -18,6 +25,7 @@ SWEEP, PAGE = "sweep.json", "sweep.html"
 def run(asked: options.Sweep) -> None:
     """Prunes to each sparsity, writes the reports and prints the table."""
     check_folder(asked.out, [SWEEP, PAGE], overwrite=asked.force)
+    earlier = _earlier_reports(asked.out) if asked.force else []
     sparsities = check_sparsities(asked.sparsities)
     recipe, preprocess = asked_recipe(asked), asked_preprocess(asked)
     with working(asked.quiet) as teller:
@@ -33,8 +41,50 @@ def run(asked: options.Sweep) -> None:
             result = sweep(network, images, sparsities=sparsities, **common)
             result.save(folder / SWEEP)
             for report in result.reports:
-                report.save(folder / f"report-{report.requested['target']['value']:g}.json")
+                report.save(folder / _report_name(report.requested["target"]["value"]))
             save_page(result, folder / PAGE)
             written = sizes(folder)
+    _clear_away(asked.out, earlier, written)
     print_blocks(result.blocks())
     list_files(asked.out, written)
+
+
+def _report_name(sparsity: float) -> str:
+    return f"report-{sparsity:g}.json"
+
+
+def _earlier_reports(folder: Path) -> list[str]:
+    """The reports in a folder that are those of the sweep which `sweep.json` there tells of."""
+    try:
+        earlier = Sweep.load(folder / SWEEP)
+        names = map(_report_name, earlier.requested["sparsities"])
+        pairs = list(zip(names, earlier.points, strict=True))
+    except (DataError, KeyError, TypeError, ValueError):
+        return []
+    return [name for name, point in pairs if _is_of(folder / name, point)]
+
+
+def _is_of(path: Path, point: SweepPoint) -> bool:
+    try:
+        return SweepPoint.of(Report.load(path)) == point
+    except (DataError, KeyError):
+        return False
+
+
+def _clear_away(folder: Path, earlier: Collection[str], written: Collection[Path]) -> None:
+    """Removes the reports of an earlier sweep that were not replaced, and tells of all such files.
+
+    A file that is not of the sweep that was there is somebody else's.
+    """
+    for path in sorted(folder.glob("report-*.json")):
+        if Path(path.name) in written:
+            continue
+        if path.name in earlier:
+            path.unlink()
+            told = f"{path} was removed: an earlier sweep wrote it"
+        else:
+            told = (
+                f"{path} was there before and is not of the sweep that was written: remove it if "
+                "you do not need it"
+            )
+        warnings.warn(told, SecateurWarning, stacklevel=3)

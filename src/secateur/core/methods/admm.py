@@ -14,6 +14,7 @@ from secateur.core.normal_equations import NormalEquations
 from secateur.core.patterns import Pattern
 from secateur.core.problem import Problem, Solution
 from secateur.support.settings import at_least, between, check_settings, from_to, more_than
+from secateur.support.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +127,7 @@ class ADMM:
         damping = choose_damping(problem, mask, self.dampings)
         if problem.samples >= problem.columns:
             return damping, ()
-        few = f"{problem.samples} samples for {problem.columns} columns"
+        few = f"{counted(problem.samples, 'sample')} for {counted(problem.columns, 'column')}"
         return damping, (f"{few}: damping {damping:g} found best on images held back",)
 
     def _mask(

@@ -31,6 +31,7 @@ from secateur.network.layers import uncounted
 from secateur.network.ops import Fused, Op, Opaque, Shape, Sizes, Transpose
 from secateur.network.rows import images_first
 from secateur.network.stream import Stream
+from secateur.support.wording import counted
 
 _NO_WEIGHTS = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL, TensorProto.STRING)
 _UNSTEADY = ("NonMaxSuppression", "NonZero", "Compress", "Unique")  # rows depend on the values
@@ -70,8 +71,8 @@ def trace(model: ModelProto, example: Tensor) -> Graph:
         reason = f"its outputs differ by {difference:.2g} of the largest"
     if found.batch:
         raise ModelError(
-            f"the ONNX model works on {found.batch} images at a time only ({first_line(reason)}), "
-            "expected any number, or one: export it with a dynamic batch"
+            f"the ONNX model works on {counted(found.batch, 'image')} at a time only "
+            f"({first_line(reason)}), expected any number, or one: export it with a dynamic batch"
         )
     raise ModelError(
         f"the ONNX model's layers, run one after the other, do not give what the whole model gives "

@@ -22,7 +22,7 @@ _NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
 def shrink(model: nn.Module, removed: Removed) -> nn.Module:
-    """A copy of a module without some units of its couplings.
+    """A copy of a module in eval mode, without some units of its couplings.
 
     Convolutions, linear layers, BatchNorms, GroupNorms and PReLUs get the attributes of their new
     sizes, so that the copy can be trained, saved and exported.
@@ -34,7 +34,7 @@ def shrink(model: nn.Module, removed: Removed) -> nn.Module:
     Raises:
         ModelError: a coupling is fixed, or its blocks would be of different sizes.
     """
-    twin = copy_module(model)
+    twin = copy_module(model).eval()
     cut(twin, removed)
     return twin
 

@@ -24,6 +24,7 @@ from secateur.pruning.recipe import GRADUAL
 from secateur.pruning.run import Changes, PruningRun
 from secateur.pruning.targets import MaxBytes, MaxDrop, MaxLatency, MaxMacs, Sparsity, Target
 from secateur.pruning.walk import WalkResult
+from secateur.support.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,11 +121,12 @@ class ChannelRun(PruningRun):
         cost, allowed = self.budget(self.target)
         least = cost.at(most_removed(self.space.removable, self.multiple))
         if least > allowed:
+            stuck = counted(len(self.space.stuck), "group")
             raise OptionError(
                 f"{self.target.name} is {self.target.value:g}, but with as few channels as can be "
                 f"{least / cost.dense:.3f} of the dense network's is left, expected "
-                f"{self._reachable(least / cost.dense)}: {len(self.space.stuck)} groups of "
-                "channels cannot leave (secateur inspect --verbose tells why)"
+                f"{self._reachable(least / cost.dense)}: {stuck} of channels cannot leave "
+                "(secateur inspect --verbose tells why)"
             )
 
     @property
