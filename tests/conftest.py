@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import hashlib
+import io
+import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -60,7 +64,80 @@ def _unmeasured(function: Callable[..., Any]) -> Callable[..., Any]:
 def _nothing() -> None: ...
 
 
-torch.export.export = _unmeasured(torch.export.export)
+def _remembered(export: Callable[..., Any]) -> Callable[..., Any]:
+    """Exports equal modules once: most tests prune the same few networks again and again.
+
+    Equal are modules that pickle to the same bytes, with the same functions and the same inputs.
+    Each caller gets a copy of the program, on its own module's tensors, for programs are changed.
+    """
+    programs: dict[Any, tuple[Any, Any]] = {}
+
+    @functools.wraps(export)
+    def call(module: Any, arguments: Any, *others: Any, **options: Any) -> Any:
+        key, functions = _identity(module, arguments, others, options)
+        state = module.state_dict(keep_vars=True)
+        if key is not None and key in programs:
+            twin = _copied(programs[key][0])
+            twin._state_dict.update({name: state[name] for name in twin._state_dict})
+            return twin
+        program = export(module, arguments, *others, **options)
+        if key is not None and _is_copyable(program, state):
+            own = dict(program._state_dict)
+            program._state_dict.update(dict.fromkeys(own))  # which the copy need not hold
+            programs[key] = _copied(program), functions
+            program._state_dict.update(own)
+        return program
+
+    return call
+
+
+class _Content(pickle.Pickler):
+    """Pickles tensors as their values, and as the number of the first one on the same memory."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.memory: dict[int, int] = {}
+
+    def persistent_id(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return None
+        place = self.memory.setdefault(value.data_ptr(), len(self.memory))
+        kind = type(value), value.dtype, tuple(value.shape), value.stride(), value.requires_grad
+        return place, *kind, value.detach().numpy().tobytes()
+
+
+def _identity(module: Any, *call: Any) -> tuple[Any, Any]:
+    """What tells calls apart, and the functions that it speaks of; None where nothing does."""
+    functions = [type(part).forward for part in module.modules()]
+    settings = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.get_default_dtype()
+    if sum(held.nbytes for held in module.state_dict().values()) > _REMEMBERED_BYTES:
+        return None, None
+    content = io.BytesIO()
+    try:
+        _Content(content).dump((module, call))
+    except Exception:  # it has a lambda, a lock
+        return None, None
+    digest = hashlib.sha256(content.getvalue()).digest()
+    return (digest, settings, *map(id, functions)), functions
+
+
+def _copied(program: Any) -> Any:
+    """A copy of a program; how its calls are nested, which nobody changes, is shared."""
+    shared = program._module_call_graph, program._example_inputs
+    twin = copy.deepcopy(program, {id(of): of for of in shared})
+    for node, own in zip(program.graph.nodes, twin.graph.nodes, strict=True):
+        own.name, own.target = node.name, node.target  # copies do not call one "input"
+    return twin
+
+
+def _is_copyable(program: Any, state: Any) -> bool:
+    """Whether a program knows its module's tensors by their names in the state dict alone."""
+    lifted = all(name.startswith("lifted_tensor") for name in program.constants)
+    return lifted and all(held is state.get(name) for name, held in program._state_dict.items())
+
+
+_REMEMBERED_BYTES = 4e6
+torch.export.export = _remembered(_unmeasured(torch.export.export))
 torch.export.ExportedProgram.run_decompositions = _unmeasured(
     torch.export.ExportedProgram.run_decompositions
 )

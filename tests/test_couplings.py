@@ -366,7 +366,10 @@ def chosen(coupling: Coupling, choose: random.Random, least: int = 0) -> list[in
 
 
 def check_shrunk(module: nn.Module, seed: int) -> int:
-    """A module without some channels against itself with their readers zero; the weights gone."""
+    """A module without some channels against itself with their readers zero; the weights gone.
+
+    With every fifth seed it is traced again, with its new sizes.
+    """
     graph, x = traced(module)
     choose = random.Random(seed)
     removed = [(coupling, chosen(coupling, choose)) for coupling in free(graph)]
@@ -375,7 +378,7 @@ def check_shrunk(module: nn.Module, seed: int) -> int:
     smaller = shrink(module, removed)
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
     assert torch.allclose(smaller(x), output(expected, x), rtol=1e-4, atol=1e-5)
-    assert find_couplings(trace(smaller, x))  # it can be traced again, with its new sizes
+    assert seed % 5 or find_couplings(trace(smaller, x))
     return sum(of.numel() for of in module.parameters()) - sum(
         of.numel() for of in smaller.parameters()
     )

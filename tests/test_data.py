@@ -444,7 +444,7 @@ def test_fewer_class_folders_than_outputs_are_doubtful(tmp_path):
     found = load_images(folder, preprocess=SCALED, labelled=True)
     assert found.warnings_for(4) == []
     (warning,) = found.warnings_for(1000)
-    assert "4 class folders for a network with 1000 outputs" in warning
+    assert "4 class folders for a network with 1,000 outputs" in warning
     assert "(a = 0, b = 1, c = 2, ...)" in warning
     (folder / "labels.csv").write_text(
         "file,label\n" + "\n".join(f"{name}/1.png,{ord(name)}" for name in "abcd")

@@ -331,7 +331,7 @@ def test_the_table_and_the_plain_data_hold_every_row() -> None:
     assert "under 1% of it" in text
     said = held.conditions()
     assert "9 rounds in 61 s of 60 s" in said
-    assert "1 layers at full width only" in said
+    assert "1 layer at full width only" in said
     assert held.to_dict()["rows"][0]["outputs"] == [8, 16, 32]
 
 

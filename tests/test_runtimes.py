@@ -107,7 +107,7 @@ def test_what_the_machine_lacks_is_told(runtime: str, change: dict[str, Any], sa
     layers = [requirements(FIT[runtime])]
     before = {of.name: of for of in survey(layers, FAST)}[runtime]
     assert before.met
-    assert before.reason == "1 of 1 layers fit: measure"
+    assert before.reason == "1 of 1 layer fits: measure"
     after = {of.name: of for of in survey(layers, replace(FAST, **change))}[runtime]
     assert not after.met
     assert after.reason.startswith(f"{NO_SPEED_UP}: ")

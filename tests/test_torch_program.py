@@ -175,3 +175,31 @@ def test_what_pytorch_logs_while_it_traces_stays_within(monkeypatch, caplog) -> 
     monkeypatch.setattr(torch.export, "export", logs)
     trace(nn.Linear(3, 2).eval(), torch.randn(2, 3))
     assert "a traceback" not in caplog.text
+
+
+def test_the_tests_export_equal_modules_once_and_each_gets_a_program_of_its_own() -> None:
+    """See `conftest.py`."""
+    images = torch.zeros(2, 3, 8, 8)
+
+    def exported(module: nn.Module, *inputs: Tensor) -> ExportedProgram:
+        return torch.export.export(module, inputs or (images,))
+
+    def operations(program: ExportedProgram) -> list[str]:
+        return [str(node.target) for node in program.graph.nodes]
+
+    first, equal, other = Body(residual), Body(residual), Body(residual)
+    programs = [exported(first), exported(equal), exported(first)]
+    before = operations(programs[0])
+    programs[0].graph.nodes.__iter__().__next__().name = "changed"
+    for module, program in zip((equal, first), programs[1:], strict=True):
+        assert operations(program) == before
+        assert "changed" not in {node.name for node in program.graph.nodes}
+        assert program.state_dict["first.weight"] is module.first.weight
+    other.given = read_before
+    assert operations(exported(other)) != before
+    with torch.no_grad():
+        other.given = residual
+        other.first.weight.add_(1)
+    assert exported(other).state_dict["first.weight"] is other.first.weight
+    shapes = [exported(first, images[:, :, :side]).graph.find_nodes(op="output") for side in (8, 7)]
+    assert len({str(out[0].args[0][0].meta["val"].shape) for out in shapes}) == 2
