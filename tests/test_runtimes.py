@@ -111,7 +111,7 @@ def test_what_the_machine_lacks_is_told(runtime: str, change: dict[str, Any], sa
     after = {of.name: of for of in survey(layers, replace(FAST, **change))}[runtime]
     assert not after.met
     assert after.reason.startswith(f"{NO_SPEED_UP}: ")
-    assert after.reason.endswith(" (1 of 1 layers would fit)")
+    assert after.reason.endswith(" (1 of 1 layer would fit)")
     assert says in after.reason
 
 
