@@ -27,7 +27,7 @@ from secateur.pruning.targets import MaxBytes, MaxDrop, MaxMacs, Sparsity
 from secateur.render.page import report_page, sweep_page
 from secateur.render.terminal import rendered
 from secateur.report.sweep import Sweep
-from secateur.support.tables import Column, Notice, Table, count, plain
+from secateur.support.tables import Column, Notice, Table, plain
 
 COLUMNS = (
     Column("no.", "{:d}", detail=True),
@@ -82,11 +82,6 @@ def test_details_and_empty_columns_are_left_out_with_their_cells() -> None:
 def test_text_is_one_line_and_commands_no_terminal() -> None:
     assert plain(["a\nb", Notice("\x1b[31m")]) == "a\\nb\n\\x1b[31m"
     assert Column("name").text("\x1b[2J") == "\\x1b[2J"
-
-
-def test_what_is_counted_is_named_in_the_right_number() -> None:
-    assert [count(of, "try", "tries") for of in (0, 1, 2)] == ["0 tries", "1 try", "2 tries"]
-    assert count(2, "point") == "2 points"
 
 
 @pytest.mark.parametrize("kind", DOCUMENTS)

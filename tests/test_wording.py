@@ -26,6 +26,7 @@ NOT_ONE = {
     "left",  # a list
     "sorted(left)",
     "kind",  # a text
+    "where",
     "_times(wanted)",
     "'evaluation' if judged else 'calibration'",
     "layer.dtype",

@@ -61,8 +61,8 @@ def latency_table(of: LatencyReport) -> Table:
     note = f"In turns, {counted(of.rounds, 'round')} in several processes."
     if of.predicted is not None:
         note += (
-            f" Widths found in {counted(of.tries, 'measurement')} of the whole network; the layers' "
-            f"times alone say {of.predicted:.3f}. {of.table}."
+            f" Widths found in {counted(of.tries, 'measurement')} of the whole network; the "
+            f"layers' times alone say {of.predicted:.3f}. {of.table}."
         )
     title = f"One input on {of.runtime}, threads: {of.threads}"
     return Table(name="latency", columns=columns, rows=rows, title=title, note=note)
