@@ -24,7 +24,6 @@ from secateur.pruning.walk import WalkResult
 from secateur.report.build import build_report
 from secateur.report.latency import LatencyReport
 from secateur.report.model import Report, SearchReport, StepReport
-from secateur.report.plan import predict_loss
 from secateur.support.progress import Teller
 from secateur.timing import Timing, latency_report, measure_all
 
@@ -219,7 +218,7 @@ class Job:
             return self._lost(sparsity, self.network(walked)), walked
 
         best, walked, tries = search_sparsity(
-            attempt, run.target.value, predict_loss(run), run.reconstructed_from
+            attempt, run.target.value, run.predicted_loss(), run.reconstructed_from
         )
         kind = "evaluation" if self.evaluation_set else "held-back calibration"
         return (

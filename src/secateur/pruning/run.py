@@ -19,14 +19,15 @@ from secateur.network.layers import Layer
 from secateur.network.sample_layout import Layouts, find_layouts
 from secateur.network.samples import Samples
 from secateur.pruning.alignment import Alignment
-from secateur.pruning.allocations import AllocationInputs, FittedAllocation
+from secateur.pruning.allocations import AllocationInputs, Curve, FittedAllocation
+from secateur.pruning.groups import ChannelGroup
 from secateur.pruning.layer_fit import folded_weight
 from secateur.pruning.recalibration import Recalibration
 from secateur.pruning.recipe import Recipe
 from secateur.pruning.sampling import Sampling
-from secateur.pruning.search import WALKS
+from secateur.pruning.search import WALKS, PredictedLoss
 from secateur.pruning.targets import Costs, MaxDrop, MaxMacs, Sparsity, Target
-from secateur.pruning.walk import WalkResult, first_output, walk
+from secateur.pruning.walk import LayerResult, WalkResult, first_output, walk
 from secateur.support.choices import name_of
 from secateur.support.wording import counted
 
@@ -282,6 +283,35 @@ class PruningRun:
         """Weights of each layer that are not zero in the dense network."""
         names = [str(layer.parameter) for layer in self.layers]
         return [int(self.graph.parameters[name].count_nonzero()) for name in names]
+
+    @property
+    def curves(self) -> Sequence[Curve]:
+        """What the allocation measured of each layer; empty = it measures nothing."""
+        return self.fitted_allocation.curves
+
+    def predicted_loss(self) -> PredictedLoss:
+        """Points that the curves expect to be lost, at each sparsity."""
+        if not self.curves:
+            return PredictedLoss.of(None)
+        fitted = self.fitted_allocation
+        return PredictedLoss.of(
+            lambda sparsity: sum(fitted.loss_increase(self.kept(fitted, Sparsity(sparsity))))
+        )
+
+    def outcomes(
+        self, walked: WalkResult, then: WalkResult | None = None
+    ) -> list[tuple[LayerResult, Curve | None]]:
+        """The layers that were pruned, each with its own curve where there is one.
+
+        Args:
+            walked: what `prune_to` returned.
+            then: zeros that were made in what channels have left.
+        """
+        return list(zip(walked.results, self.curves or [None] * len(walked.results), strict=True))
+
+    def groups(self, walked: WalkResult) -> list[ChannelGroup]:
+        """What became of channels; empty where single weights are pruned."""
+        return []
 
     def departures(self, walked: WalkResult, kept: Sequence[int]) -> list[str]:
         """Warnings where the pruned network has other zeros than were asked for, and why.

@@ -25,12 +25,10 @@ from secateur.network.layers import Layer
 from secateur.network.samples import Samples
 from secateur.pruning.allocations import Curve
 from secateur.pruning.channels.costs import nbytes
-from secateur.pruning.channels.run import ChannelRun
 from secateur.pruning.run import PruningRun
 from secateur.pruning.targets import MaxLatency
 from secateur.pruning.walk import LayerResult, WalkResult
 from secateur.report import cautions
-from secateur.report.channels import ChannelGroup
 from secateur.report.latency import LatencyReport
 from secateur.report.layers import DenseLayer, LayerReport
 from secateur.report.model import DataReport, Report, SearchReport, StepReport
@@ -64,20 +62,14 @@ def build_report(
         then: zeros that were made in what channels have left.
     """
     tensors, asked = pruned.tensors(), settings["target"]
-    if isinstance(run, ChannelRun):
-        layers = [_layer_report(of, tensors, None) for of in _both(run, walked, then)]
+    layers = [_layer_report(result, tensors, curve) for result, curve in run.outcomes(walked, then)]
+    kept = [layer.weights - layer.zeros for layer in layers]
+    if walked.removed:
         left = cost_left(pruned, run)
     else:
-        curves = list(run.fitted_allocation.curves) or [None] * len(walked.results)
-        layers = [
-            _layer_report(result, tensors, curve)
-            for result, curve in zip(walked.results, curves, strict=True)
-        ]
-        kept = [layer.weights - layer.zeros for layer in layers]
         left = run.costs.macs.share(kept), run.costs.bytes.share(kept)
     chosen = {layer.name for layer in layers}
     others = [layer for layer in run.graph.layers if layer.name not in chosen]
-    kept = [layer.weights - layer.zeros for layer in layers]
     cast = any(of.is_floating_point() and of.dtype != torch.float32 for of in tensors.values())
     outputs = None if cast else walked.pruned  # the walk's are those of float32 weights
     outputs = outputs if then is None else None
@@ -92,7 +84,7 @@ def build_report(
         requested=settings,
         search=search,
         layers=layers,
-        channels=_channels(run, walked) if isinstance(run, ChannelRun) else [],
+        channels=run.groups(walked),
         dense_layers=[_dense_layer(layer, tensors) for layer in others],
         data=DataReport(
             source=images.source,
@@ -157,27 +149,6 @@ def cost_left(network: Frontend, run: PruningRun) -> tuple[float, float]:
             seen.add(str(layer.parameter))
     dense = sum(of.macs for of in run.graph.layers)
     return macs / dense if dense else 1.0, size / run.costs.bytes.dense
-
-
-def _both(run: ChannelRun, walked: WalkResult, then: WalkResult | None) -> list[LayerResult]:
-    """The layers that lost channels, or have been given zeros then."""
-    lost = [of for of in walked.results if of.layer.parameter in run.touched]
-    names = {of.layer.name for of in lost}
-    others = () if then is None else then.results
-    return lost + [of for of in others if of.layer.name not in names]
-
-
-def _channels(run: ChannelRun, walked: WalkResult) -> list[ChannelGroup]:
-    """The couplings, those that can leave first."""
-    removed = zip(run.space.removable, run.removed_by(walked), run.curves, strict=True)
-    groups = [
-        ChannelGroup(name=of.name, channels=of.units, left=of.units - len(units), sensitivity=curve)
-        for of, units, curve in removed
-    ]
-    return groups + [
-        ChannelGroup(name=of.name, channels=of.units, left=of.units, reason=of.reason)
-        for of in run.space.stuck
-    ]
 
 
 def describe(setting: Any) -> Any:

@@ -14,8 +14,9 @@ from secateur.network.couplings import find_couplings
 from secateur.network.graph import Graph
 from secateur.network.layers import Layer
 from secateur.pruning.channels.space import find_space
+from secateur.pruning.groups import ChannelGroup
 from secateur.pruning.sampling import Sampling
-from secateur.report.channels import ChannelGroup, free_table, stuck_table
+from secateur.report.channels import free_table, stuck_table
 from secateur.support.tables import Block, Column, Document, Table, shape_text
 from secateur.support.wording import counted
 

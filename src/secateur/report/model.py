@@ -8,8 +8,9 @@ from typing import Any
 
 from secateur.evaluation.metrics import Evaluation, evaluation_table, lost_text
 from secateur.hardware.requirements import RuntimeReport, runtime_table
+from secateur.pruning.groups import ChannelGroup
 from secateur.pruning.search import Try
-from secateur.report.channels import ChannelGroup, channel_table, stuck_table
+from secateur.report.channels import channel_table, stuck_table
 from secateur.report.latency import LatencyReport, latency_table
 from secateur.report.layers import DenseLayer, LayerReport, Totals, dense_table, layer_table
 from secateur.report.parts import PartReport, part_table

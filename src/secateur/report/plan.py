@@ -9,7 +9,6 @@ import numpy as np
 from secateur.errors import OptionError
 from secateur.pruning.channels.run import ChannelRun
 from secateur.pruning.run import PruningRun
-from secateur.pruning.search import PredictedLoss
 from secateur.pruning.targets import MaxBytes, MaxDrop, MaxMacs, Sparsity, Target
 from secateur.report.model import left_text
 from secateur.support.tables import Block, Column, Document, Table, shape_text
@@ -142,17 +141,6 @@ _COLUMNS = (
 )
 
 
-def predict_loss(run: PruningRun) -> PredictedLoss:
-    """Points that the allocation's curves expect to be lost, at each sparsity."""
-    if isinstance(run, ChannelRun):
-        channels = run.fitted_channels
-        return PredictedLoss.of(lambda s: sum(channels.loss_increase(run.counts(Sparsity(s)))))
-    fitted = run.fitted_allocation
-    if not fitted.curves:
-        return PredictedLoss.of(None)
-    return PredictedLoss.of(lambda s: sum(fitted.loss_increase(run.kept(fitted, Sparsity(s)))))
-
-
 def plan_of(run: PruningRun) -> Plan:
     """Plans a run of any pattern; see `make_plan`."""
     return plan_channels(run) if isinstance(run, ChannelRun) else make_plan(run)
@@ -233,12 +221,12 @@ def _without_search(run: PruningRun, target: Target) -> tuple[Target, list[str]]
     """A guessed sparsity in place of a drop that only walks can measure."""
     if not isinstance(target, MaxDrop):
         return target, []
-    if not isinstance(run, ChannelRun) and not run.fitted_allocation.curves:
+    if not run.curves:
         raise OptionError(
             "max_drop cannot be planned with an allocation that measures no loss, expected "
             "'sensitivity': plan a sparsity instead, or prune"
         )
-    guess = predict_loss(run).sparsity(max(target.value, 1e-3))
+    guess = run.predicted_loss().sparsity(max(target.value, 1e-3))
     return Sparsity(guess), [
         "the sparsity is an estimate from the measured layers: prune searches by measuring"
     ]

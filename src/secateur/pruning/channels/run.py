@@ -20,10 +20,12 @@ from secateur.pruning.channels.costs import WidthCost, bytes_cost, macs_cost, we
 from secateur.pruning.channels.curves import ChannelSensitivity, ChannelStudy
 from secateur.pruning.channels.space import ChannelSpace, find_space, removed_units
 from secateur.pruning.channels.walk import channel_walk
+from secateur.pruning.groups import ChannelGroup
 from secateur.pruning.recipe import GRADUAL
 from secateur.pruning.run import Changes, PruningRun
+from secateur.pruning.search import PredictedLoss
 from secateur.pruning.targets import MaxBytes, MaxDrop, MaxLatency, MaxMacs, Sparsity, Target
-from secateur.pruning.walk import WalkResult
+from secateur.pruning.walk import LayerResult, WalkResult
 from secateur.support.wording import counted
 
 
@@ -245,6 +247,36 @@ class ChannelRun(PruningRun):
     def curves(self) -> Sequence[Curve]:
         """What removing each coupling alone does."""
         return self.fitted_channels.curves
+
+    def predicted_loss(self) -> PredictedLoss:
+        """See `PruningRun.predicted_loss`."""
+        known = self.fitted_channels
+        return PredictedLoss.of(
+            lambda sparsity: sum(known.loss_increase(self.counts(Sparsity(sparsity))))
+        )
+
+    def outcomes(
+        self, walked: WalkResult, then: WalkResult | None = None
+    ) -> list[tuple[LayerResult, Curve | None]]:
+        """The layers that lost channels, or have been given zeros then."""
+        lost = [of for of in walked.results if of.layer.parameter in self.touched]
+        names = {of.layer.name for of in lost}
+        others = () if then is None else then.results
+        return [(of, None) for of in [*lost, *(of for of in others if of.layer.name not in names)]]
+
+    def groups(self, walked: WalkResult) -> list[ChannelGroup]:
+        """The couplings, those that can leave first."""
+        removed = zip(self.space.removable, self.removed_by(walked), self.curves, strict=True)
+        groups = [
+            ChannelGroup(
+                name=of.name, channels=of.units, left=of.units - len(units), sensitivity=curve
+            )
+            for of, units, curve in removed
+        ]
+        return groups + [
+            ChannelGroup(name=of.name, channels=of.units, left=of.units, reason=of.reason)
+            for of in self.space.stuck
+        ]
 
     def removed_by(self, walked: WalkResult) -> list[Sequence[int]]:
         """The units of each coupling that are gone."""
