@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -26,6 +27,7 @@ from secateur.support.model_files import steady
 
 _MOST_BYTES = 2**31 - 1  # protobuf's limit for one message
 _MOST_NODES = 1_000_000  # of a model whose functions are expanded
+_DEEPEST = 100  # calls within each other, which onnx follows on the stack
 _BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}  # of types under a byte
 
 _Kind = TypeVar("_Kind", bound=Message)
@@ -295,30 +297,25 @@ def _place(stored: TensorProto, path: Path) -> Path:
 
 def _check_functions(model: ModelProto, name: str) -> None:
     """Raises ModelError when functions call each other without end, or grow beyond measure."""
-    bodies = {(held.domain, held.name, held.overload): held for held in model.functions}
-    sizes: dict[tuple[str, str, str], int] = {}
-    open_calls: list[tuple[str, str, str]] = []
-
-    def size(body: Message) -> int:
-        nodes = list(_within(body, NodeProto))
-        calls = [(node.domain, node.op_type, node.overload) for node in nodes]
-        return len(nodes) + sum(expanded(key) for key in calls if key in bodies)
-
-    def expanded(key: tuple[str, str, str]) -> int:
-        if key in open_calls or len(open_calls) > 100:
-            raise ModelError(
-                f"{name} has the function {key[1]} that calls itself, expected functions that "
-                "end: export the file again"
-            )
-        if key not in sizes:
-            open_calls.append(key)
-            sizes[key] = size(bodies[key])
-            open_calls.pop()
-        return sizes[key]
-
-    total = size(model.graph)
-    if total > _MOST_NODES:
+    bodies: dict[Any, Message] = {(of.domain, of.name, of.overload): of for of in model.functions}
+    bodies[None] = model.graph
+    nodes = {key: [*_within(body, NodeProto)] for key, body in bodies.items()}
+    calls = {
+        key: [of for node in own if (of := (node.domain, node.op_type, node.overload)) in bodies]
+        for key, own in nodes.items()
+    }
+    sizes, depths = dict[Any, int](), dict[Any, int]()
+    try:
+        for key in TopologicalSorter(calls).static_order():
+            sizes[key] = len(nodes[key]) + sum(sizes[of] for of in calls[key])
+            depths[key] = 1 + max((depths[of] for of in calls[key]), default=0)
+    except CycleError as error:
         raise ModelError(
-            f"{name} expands to {total:.2g} nodes, expected at most {_MOST_NODES}: "
-            "export it without functions"
+            f"{name} has the function {min(error.args[1])[1]} that calls itself, expected "
+            "functions that end: export the file again"
+        ) from error
+    if sizes[None] > _MOST_NODES or depths[None] > _DEEPEST:
+        raise ModelError(
+            f"{name} expands to {sizes[None]:.2g} nodes in functions {depths[None] - 1} deep, "
+            f"expected at most {_MOST_NODES} and {_DEEPEST - 1} deep: export it without functions"
         )

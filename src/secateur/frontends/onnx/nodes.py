@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import onnx
-import torch
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto
 
 from secateur.errors import ModelError
@@ -122,15 +122,12 @@ class Nodes:
         return known and self.is_fixed(node) and any(is_node(node, kind) for kind in kinds)
 
     def _new_shape(self, node: NodeProto, shape: tuple[int, ...]) -> tuple[int, ...]:
-        value = torch.empty(shape, device="meta")  # a shape without numbers
+        value = np.broadcast_to(0, shape)  # a shape without numbers
         sizes = (self.integers(node.input[1]) if node.input[1:] else None) or []
         if is_node(node, "Reshape"):
             pairs = zip(sizes, (*shape, *sizes), strict=False)
-            return tuple(value.reshape([old if new == 0 else new for new, old in pairs]).shape)
-        axes = sizes or option(node, "axes", [])
-        for axis in sorted(axis % (len(shape) + len(axes)) for axis in axes):
-            value = value.unsqueeze(axis)
-        return tuple(value.shape)
+            return value.reshape([old if new == 0 else new for new, old in pairs]).shape
+        return np.expand_dims(value, tuple(sizes or option(node, "axes", []))).shape
 
     def _for_any_batch(self, node: NodeProto, batch: int) -> NodeProto:
         sizes = self.integers(node.input[1]) or []

@@ -188,14 +188,9 @@ def _layer_norm(part: _Part) -> Op:
 
 
 def _group_norm(part: _Part) -> Op:
-    gamma, beta = part.node.input[1:3]
-    groups = option(part.node, "num_groups", 1)
-    return part.op(ops.GroupNorm, part.x, gamma=gamma, beta=beta, groups=groups)
-
-
-def _instance_norm(part: _Part) -> Op:
-    gamma, beta = part.node.input[1:3]
-    groups = part.sizes(part.node.input[0])[1]
+    """Of as many groups as there are channels where nothing is said: InstanceNormalization."""
+    x, gamma, beta = part.node.input[:3]
+    groups = option(part.node, "num_groups", 0) or part.sizes(x)[1]
     return part.op(ops.GroupNorm, part.x, gamma=gamma, beta=beta, groups=groups)
 
 
@@ -321,6 +316,16 @@ def _all_inputs(kind: type[Op], names: str) -> dict[str, Maker]:
     return _each(names, lambda part: part.op(kind, part.node.input))
 
 
+_POINTWISE = """
+    Sub Div Pow Max Min Mean Where PRelu Mod And Or Xor Equal Greater Less GreaterOrEqual
+    LessOrEqual
+"""
+_ACTIVATIONS = """
+    Relu LeakyRelu Elu Selu Celu Gelu Mish Clip ThresholdedRelu Sigmoid HardSigmoid HardSwish Swish
+    Tanh Softplus Softsign Abs Neg Exp Log Sqrt Reciprocal Erf Floor Ceil Round Sign Sin Cos Not
+    IsNaN IsInf Cast
+"""
+ELEMENTWISE = frozenset(f"Add Sum Mul Identity {_POINTWISE} {_ACTIVATIONS}".split())
 _SEVERAL = ("LSTM", "GRU", "RNN", "Split")  # typed with several outputs too
 _MAKERS: dict[str, Maker] = {
     "Conv": _convolution(""),
@@ -340,8 +345,7 @@ _MAKERS: dict[str, Maker] = {
     **_each("Attention QAttention MultiHeadAttention", _attention),
     **_each("LSTM GRU RNN", _recurrent),
     "LayerNormalization": _layer_norm,
-    "GroupNormalization": _group_norm,
-    "InstanceNormalization": _instance_norm,
+    **_each("GroupNormalization InstanceNormalization", _group_norm),
     "Concat": _concatenate,
     "Slice": _slice,
     "Gather": _gather,
@@ -357,10 +361,6 @@ _MAKERS: dict[str, Maker] = {
     **_one_input(ops.Pooling, "MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool"),
     **_all_inputs(ops.Add, "Add Sum"),
     **_all_inputs(ops.Multiply, "Mul"),
-    **_all_inputs(ops.Pointwise, "Sub Div Pow Max Min Mean Where PRelu Mod And Or Xor Equal"),
-    **_all_inputs(ops.Pointwise, "Greater Less GreaterOrEqual LessOrEqual"),
-    **_one_input(ops.Activation, "Relu LeakyRelu Elu Selu Celu Gelu Mish Clip ThresholdedRelu"),
-    **_one_input(ops.Activation, "Sigmoid HardSigmoid HardSwish Swish Tanh Softplus Softsign"),
-    **_one_input(ops.Activation, "Abs Neg Exp Log Sqrt Reciprocal Erf Floor Ceil Round Sign"),
-    **_one_input(ops.Activation, "Sin Cos Not IsNaN IsInf Cast"),
+    **_all_inputs(ops.Pointwise, _POINTWISE),
+    **_one_input(ops.Activation, _ACTIVATIONS),
 }

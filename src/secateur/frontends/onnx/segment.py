@@ -17,16 +17,10 @@ from torch import Tensor
 from secateur.errors import ModelError
 from secateur.frontends.onnx.file import has_body
 from secateur.frontends.onnx.nodes import renamed
+from secateur.frontends.onnx.operators import ELEMENTWISE
 from secateur.frontends.onnx.runtime import as_array, as_tensor, call, start
 from secateur.network.layout import to_channels_last
 from secateur.network.ops import Sizes
-
-_NAMES = """
-    Abs Add Cast Ceil Clip Div Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity LeakyRelu Log
-    Max Min Mish Mul Neg Pow Reciprocal Relu Round Selu Sigmoid Sign Softplus Softsign Sqrt Sub Sum
-    Swish Tanh ThresholdedRelu
-"""
-_ELEMENTWISE = frozenset(_NAMES.split())
 
 
 @dataclass
@@ -120,7 +114,7 @@ class Segment:
     def __post_init__(self) -> None:
         dims = [held.dims for held in self.constants.values()]
         single = all(math.prod(sizes) == 1 and len(sizes) <= 4 for sizes in dims)
-        self.elementwise = single and {node.op_type for node in self.nodes} <= _ELEMENTWISE
+        self.elementwise = single and {node.op_type for node in self.nodes} <= ELEMENTWISE
 
     def _start(self, inputs: list[Any]) -> Any:
         model = self._model(inputs)
