@@ -15,7 +15,7 @@ from torch import Tensor
 
 from secateur.errors import ModelError
 from secateur.network.graph import Graph
-from secateur.network.ops import Shape, Transpose
+from secateur.network.ops import Op, Opaque, Shape, Transpose
 
 
 def images_axis(single: Sequence[int], several: Sequence[int], count: int) -> int | None:
@@ -87,6 +87,28 @@ def _move(graph: Graph, name: str) -> Transpose | None:
         compute=compute,
         operation="transpose",
     )
+
+
+def images_apart(graph: Graph) -> Graph:
+    """A network whose outputs have a row for each image, where these lie behind each other."""
+    apart = {name: op for name in graph.outputs if (op := _apart(graph, name)) is not None}
+    names = [apart[name].name if name in apart else name for name in graph.outputs]
+    return replace(graph, ops=[*graph.ops, *apart.values()], outputs=names)
+
+
+def _apart(graph: Graph, name: str) -> Op | None:
+    """What takes the values of several images apart: a row for each, without their axis of 1."""
+    shape = graph.shapes.get(name)
+    if shape is None or name in graph.unsteady or shape.sizes[:1] == (1,) or 1 not in shape.sizes:
+        return None
+    if shape.growing != (True, *(False,) * (len(shape.sizes) - 1)):
+        return None
+    each, axis = shape.sizes, shape.sizes.index(1)
+
+    def compute(value: Tensor) -> Tensor:
+        return value.reshape(-1, *each).squeeze(axis + 1)
+
+    return Opaque(name=f"{name} (images first)", inputs=(name,), compute=compute)
 
 
 def _moved(graph: Graph, move: Transpose) -> Shape:

@@ -16,7 +16,6 @@ from onnx import ModelProto, TensorProto
 from torch import Tensor
 
 from secateur.errors import ModelError
-from secateur.frontends.onnx import kernels
 from secateur.frontends.onnx.file import constants, first_line, has_body, reads
 from secateur.frontends.onnx.first_run import Trial, trial
 from secateur.frontends.onnx.nodes import leading_to
@@ -28,8 +27,8 @@ from secateur.frontends.onnx.translation import Translation
 from secateur.frontends.onnx.whole import Whole
 from secateur.network.graph import Graph
 from secateur.network.layers import uncounted
-from secateur.network.ops import Fused, Op, Opaque, Shape, Sizes, Transpose
-from secateur.network.rows import images_first
+from secateur.network.ops import Fused, Op, Shape, Sizes, Transpose
+from secateur.network.rows import images_apart, images_first
 from secateur.network.stream import Stream
 from secateur.support.wording import counted
 
@@ -139,7 +138,7 @@ def _build(
     graph = _one_by_one(graph, example) if one_by_one else graph
     graph = _described(_with_shapes(graph, translation, example), translation)
     graph = replace(graph, notes=[*graph.notes, *uncounted(graph)])
-    return images_first(_taken_apart(graph))
+    return images_first(images_apart(graph))
 
 
 def _fixed(translation: Translation, writable: Collection[str]) -> dict[str, str]:
@@ -241,24 +240,6 @@ def _described(graph: Graph, translation: Translation) -> Graph:
             op = replace(op, permutation=(*before, end, last))
         ops.append(op)
     return replace(graph, ops=ops)
-
-
-def _taken_apart(graph: Graph) -> Graph:
-    """The graph with a row for each image in outputs where these lie behind each other."""
-    apart = {name: op for name in graph.outputs if (op := _apart(graph, name)) is not None}
-    names = [apart[name].name if name in apart else name for name in graph.outputs]
-    return replace(graph, ops=[*graph.ops, *apart.values()], outputs=names)
-
-
-def _apart(graph: Graph, name: str) -> Op | None:
-    """What takes the values of several images apart that lie behind each other."""
-    shape = graph.shapes.get(name)
-    if shape is None or name in graph.unsteady or shape.sizes[:1] == (1,) or 1 not in shape.sizes:
-        return None
-    if shape.growing != (True, *(False,) * (len(shape.sizes) - 1)):
-        return None
-    compute = kernels.images_apart(shape.sizes, shape.sizes.index(1))
-    return Opaque(name=f"{name} (images first)", inputs=(name,), compute=compute)
 
 
 def _difference(graph: Graph, translation: Translation, example: Tensor, found: Trial) -> float:

@@ -46,13 +46,3 @@ def batch_norm(epsilon: float) -> Callable[..., Tensor]:
 def swap(value: Tensor) -> Tensor:
     """The last two axes in the places of each other (a view)."""
     return value.mT
-
-
-def images_apart(each: tuple[int, ...], axis: int) -> Callable[[Tensor], Tensor]:
-    """Values of several images that lie behind each other, taken apart: a row for each image.
-
-    Args:
-        each: shape for one image.
-        axis: of that shape, the one that counts the images.
-    """
-    return lambda value: value.reshape(-1, *each).squeeze(axis + 1)

@@ -54,17 +54,13 @@ def check_images(model: ModelProto, shape: Sequence[int]) -> None:
         shape: of one image.
     """
     declared = [axis.dim_value for axis in images_input(model).type.tensor_type.shape.dim][1:]
-    if len(declared) == len(shape) and all(
-        want in (0, got) for want, got in zip(declared, shape, strict=True)
-    ):
+    fits = [want in (0, got) for want, got in zip(declared, shape, strict=False)]
+    if not declared or (len(declared) == len(shape) and all(fits)):
         return
-    if not declared:  # nothing is said
-        return
-    if len(declared) == len(shape) == 3 and declared[0] in (0, shape[0]):
+    wanted, way_out = declared, "check the channels and the preprocessing"
+    if len(declared) == len(shape) == 3 and fits[0]:
         wanted = declared[1:]
         way_out = f"pass --size {wanted[0]}" if wanted[0] == wanted[1] else "resize them"
-    else:
-        wanted, way_out = declared, "check the channels and the preprocessing"
     raise ModelError(
         f"the ONNX model takes {_times(wanted)} images, got {_times(shape[-len(wanted) :])}, "
         f"expected the same: {way_out}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch.nn.functional as F
 from onnx import ModelProto, NodeProto, TensorProto
@@ -250,10 +250,6 @@ def _swap(node: NodeProto, x: str, name: str) -> Op:
 
 
 _COMPUTED = _Bias("")
-_SAME: dict[str, Literal["same_upper", "same_lower"]] = {
-    "SAME_UPPER": "same_upper",
-    "SAME_LOWER": "same_lower",
-}
 
 
 def convolution_geometry(node: NodeProto, kernel: Sequence[int]) -> ConvolutionGeometry:
@@ -266,10 +262,11 @@ def convolution_geometry(node: NodeProto, kernel: Sequence[int]) -> ConvolutionG
     axes = len(kernel)
     pads, same = option(node, "pads", [0] * 2 * axes), option(node, "auto_pad", b"").decode()
     pairs = [(0, 0)] * axes if same == "VALID" else zip(pads[:axes], pads[axes:], strict=True)
+    padding: Any = same.lower() if same in ("SAME_UPPER", "SAME_LOWER") else tuple(pairs)
     geometry = ConvolutionGeometry(
         kernel=tuple(kernel),
         stride=tuple(option(node, "strides", [1] * axes)),
-        padding=_SAME.get(same) or tuple(pairs),
+        padding=padding,
         dilation=tuple(option(node, "dilations", [1] * axes)),
         groups=option(node, "group", 1),
     )
