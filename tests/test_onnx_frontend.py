@@ -935,6 +935,10 @@ def test_functions_without_end_are_refused(monkeypatch) -> None:
     )
     with refused("expands to .* nodes, expected at most"):
         secateur.inspect(calling([*doubling, leaf], "F0"))
+    leaf.name = "F101"
+    chain = [calls(f"F{index}", f"F{index + 1}") for index in range(101)]
+    with refused("functions at most 100 deep .they are 102"):
+        secateur.inspect(calling([*chain, leaf], "F0"))
 
 
 def test_long_chains_of_aliases_are_followed() -> None:

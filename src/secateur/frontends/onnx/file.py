@@ -314,8 +314,9 @@ def _check_functions(model: ModelProto, name: str) -> None:
             f"{name} has the function {min(error.args[1])[1]} that calls itself, expected "
             "functions that end: export the file again"
         ) from error
-    if sizes[None] > _MOST_NODES or depths[None] > _DEEPEST:
+    if sizes[None] > _MOST_NODES or depths[None] - 1 > _DEEPEST:
         raise ModelError(
-            f"{name} expands to {sizes[None]:.2g} nodes in functions {depths[None] - 1} deep, "
-            f"expected at most {_MOST_NODES} and {_DEEPEST - 1} deep: export it without functions"
+            f"{name} expands to {sizes[None]:.2g} nodes, expected at most {_MOST_NODES} and "
+            f"functions at most {_DEEPEST} deep (they are {depths[None] - 1}): export it without "
+            "functions"
         )
