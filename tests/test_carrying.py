@@ -103,6 +103,29 @@ def shuffled_halves(net: nn.Module, x: Tensor) -> Tensor:
     return pooled(net, x)
 
 
+DISTANCES = (torch.arange(36) - torch.arange(36).unsqueeze(1)).abs()
+
+
+def looked_up(net: nn.Module, x: Tensor) -> Tensor:
+    """Swin: each head has biases of its own, in a table by the distance of two positions."""
+    x = net.a(x.flatten(2).transpose(1, 2)).transpose(1, 2).unsqueeze(-1)
+    bias = net.table.weight[DISTANCES.view(-1)].view(36, 36, 4).permute(2, 0, 1).sigmoid()
+    x = (x + bias.unsqueeze(0)).relu().mean(-1)
+    return net.head(net.b(x.transpose(1, 2)).mean(1))
+
+
+def joined_bias(net: nn.Module, x: Tensor) -> Tensor:
+    """BEiT: one bias of two vectors that are trained, and one that is not."""
+    bias = torch.cat([net.one.bias, net.two.bias])
+    return pooled(net, F.relu(F.conv2d(x, net.a.weight, bias)))
+
+
+def turned(net: nn.Module, x: Tensor) -> Tensor:
+    """A scale that is held as a column, and another that is a part of a matrix."""
+    scale = net.one.weight.t().unsqueeze(-1) + 1
+    return pooled(net, net.a(x) * scale * net.two.weight[1].view(8, 1, 1))
+
+
 def linears(*sizes: tuple[str, int, int]) -> dict[str, nn.Module]:
     return {name: nn.Linear(into, out) for name, into, out in sizes}
 
@@ -158,6 +181,26 @@ NETWORKS: dict[str, tuple[Net, int, bool]] = {
     "lengths of vectors": (Net(lengths, a=conv(3, 6), b=conv(6, 8), head=HEAD), 6 + 8, True),
     "shuffled halves": (
         Net(shuffled_halves, a=conv(3, 8), b=conv(4, 4), c=conv(4, 4), head=HEAD),
+        8,
+        False,
+    ),
+    "looked up": (
+        Net(
+            looked_up,
+            **linears(("a", 3, 4), ("b", 4, 8)),
+            table=nn.Embedding(36, 4),
+            head=HEAD,
+        ),
+        4 + 8,
+        False,
+    ),
+    "joined bias": (
+        Net(joined_bias, a=conv(3, 8), one=nn.Linear(1, 3), two=nn.Linear(1, 5), head=HEAD),
+        8,
+        True,
+    ),
+    "turned": (
+        Net(turned, a=conv(3, 8), one=nn.Linear(8, 1), two=nn.Linear(8, 2), head=HEAD),
         8,
         False,
     ),

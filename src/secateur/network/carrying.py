@@ -11,6 +11,7 @@ import numpy as np
 
 from secateur.network.carrying_places import insert, padding, scan, stop, take, unless
 from secateur.network.einsum import labelled
+from secateur.network.moved import Moved, cut_moved
 from secateur.network.numbering import NONE, Numbering, Numbers
 from secateur.network.ops import (
     Attention,
@@ -131,7 +132,10 @@ def _layer(
     known: Numbering, op: Convolution | Linear, read: Numbers, made: Numbers, axis: int
 ) -> Numbers:
     """What a layer gives: its channels along an axis, fixed where it has an obstacle."""
-    known.cut(op.bias, 0, "entries", made)
+    if op.bias is None or known.is_constant(op.bias):
+        known.cut(op.bias, 0, "entries", made)
+    else:
+        cut_moved(known, op.bias, made)
     if op.obstacle:
         known.fix(read, op.obstacle)
         known.fix(made, op.obstacle)
@@ -176,7 +180,7 @@ def _group_norm(known: Numbering, op: GroupNorm) -> Numbers | None:
 def _pointwise(known: Numbering, op: Pointwise) -> Numbers | None:
     """Inputs are joined place by place; constants have an entry for each channel."""
     sizes = known.sizes(op.name) or ()
-    sources = {name: known.source(name) for name in op.inputs}
+    sources = {name: _source(known, name) for name in op.inputs}
     values = [name for name, source in sources.items() if source is None]
     owns = [(name, _widened(known.of(name), len(sizes))) for name in values]
     channels = [axis for axis in range(len(sizes)) if any(of.shape[axis] > 1 for _, of in owns)]
@@ -195,6 +199,14 @@ def _pointwise(known: Numbering, op: Pointwise) -> Numbers | None:
     return found
 
 
+def _source(known: Numbering, name: str) -> str | None:
+    """A constant that a value is made of, if it is made of constants."""
+    source = known.source(name)
+    if source is None and (moved := Moved(known, name)).places is not None:
+        source = next(iter(moved.first))
+    return source
+
+
 def _widened(array: np.ndarray, rank: int) -> np.ndarray:
     """An array with as many axes as a result has."""
     return array.reshape((1,) * (rank - array.ndim) + array.shape)
@@ -211,9 +223,7 @@ def _constant(known: Numbering, name: str, source: str, numbers: Numbers) -> Non
         return None
     axis = axes[0] - numbers.ndim
     if name != source:
-        axis = int(np.argmax(held))
-        if not held[axis] == math.prod(held) == sizes[axes[0]]:
-            return known.fix(numbers, f"computed with {name}")
+        return cut_moved(known, name, numbers)
     if len(axes) > 1 or any(size > 1 for at, size in enumerate(numbers.shape) if at != axes[0]):
         return known.fix(numbers, f"computed with {name}")
     return known.cut(source, axis, "entries", numbers.reshape(-1))
