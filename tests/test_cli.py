@@ -882,8 +882,15 @@ def test_a_signal_leaves_nothing(place, tmp_path, signal):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such pipes")
-@pytest.mark.parametrize("arguments", [["recipe", "paper"], ["--help"], ["report", "@long.json"]])
-@pytest.mark.parametrize("lines", [0, 1])
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [
+        (["recipe", "paper"], 0),
+        (["--help"], 1),
+        (["report", "@long.json"], 0),
+        (["report", "@long.json"], 1),
+    ],
+)
 def test_a_reader_that_has_read_enough_is_no_mistake(tmp_path, arguments, lines):
     """As `secateur ... | head -1`: less and more than a pipe holds."""
     reports.report(*(f"layer.{index}" * 20 for index in range(1000))).save(tmp_path / "long.json")

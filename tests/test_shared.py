@@ -55,7 +55,7 @@ def test_the_headline_script_runs_on_the_images_at_hand(shared_data: Path, tmp_p
     root = Path(__file__).parents[1]
     weights = shared_data / "efficientnet_lite0" / "efficientnet-lite0-57934424.pth"
     options = f"""
-        --network efficientnet_lite0 --weights {weights} --images 16 --sparsities 0.3
+        --network efficientnet_lite0 --weights {weights} --images 8 --sparsities 0.3
         --calibration {tmp_path / "train"} --val {tmp_path / "val"} --out {tmp_path / "rows.csv"}
         --recipes {tmp_path / "brief.toml"}
     """.split()
