@@ -27,7 +27,7 @@ def test_resnet20_keeps_its_accuracy_at_half_the_weights(
 
     network = networks.load_resnet20(shared_data)
     calibration = images_of.cifar10_calibration(shared_data, count=300, draw=0)
-    images, labels = (part[:1500] for part in images_of.cifar10_test(shared_data))
+    images, labels = (part[:600] for part in images_of.cifar10_test(shared_data))
     result = secateur.prune(network, calibration, sparsity=0.5)
     found = secateur.evaluate(result.model, images, labels, reference=network)
     paper = {"method": "magnitude", "allocation": "normalized-magnitude"}
