@@ -144,6 +144,24 @@ def test_a_block_that_gets_worse_stays_as_it_was_fitted(network) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_steps_that_are_too_large_are_taken_smaller(network) -> None:
+    *_, steady = trained(network, BRIEF)
+    *_, wild = trained(network, replace(BRIEF, rate=2.0))
+    assert {block.rate for block in steady.blocks} == {BRIEF.rate}  # which cost nothing more
+    rates = [block.rate for block in wild.blocks]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] < 2.0
+    assert wild.blocks[0].kept
+    assert "larger steps made a block worse" in wild.note()
+    assert "larger steps" not in steady.note()
+
+
+def test_steps_become_a_sixteenth_at_least(network, monkeypatch) -> None:
+    monkeypatch.setattr(reconstruction, "_error", lambda found, wanted: 1.0)
+    *_, result = trained(network, replace(BRIEF, steps=1))
+    assert {block.rate for block in result.blocks} == {BRIEF.rate / 16}
+
+
 def test_progress_counts_every_layer_once_more(network) -> None:
     seen = []
     pruned(network, BRIEF, progress=lambda *step: seen.append(step))

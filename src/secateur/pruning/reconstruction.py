@@ -10,10 +10,12 @@ network's outputs from the pruned network's inputs:
 
 Targets are activations, thousands for each image, and say more than the scores of a few hundred
 images (training on scores overfits at once, see docs/experiments.md). Some images are held back. A
-block that is no better on these keeps its fitted weights. At the end the network as fitted is
-compared with the network after each block, and the one whose outputs on these images are closest to
-the dense ones is kept. A block's own outputs do not decide that: for half of EfficientNet-Lite0
-they came closer on images held back, while the network's outputs moved away.
+block that is no better on these is trained again with steps a quarter as large, and keeps its
+fitted weights if that does not help either; the blocks behind it take the smaller steps at once. At
+the end the network as fitted is compared with the network after each block, and the one whose
+outputs on these images are closest to the dense ones is kept. A block's own outputs do not decide
+that: for half of EfficientNet-Lite0 they came closer on images held back, while the network's
+outputs moved away.
 Source of the idea: Li et al., "BRECQ: Pushing the limit of post-training quantization by block
 reconstruction", 2021, section 3.2; here for pruned weights.
 """
@@ -40,6 +42,8 @@ from secateur.support.wording import counted
 
 Changes = dict[str, Tensor]
 
+_SMALLER = 4  # times smaller are the steps where larger ones made a block no better
+_SMALLEST = 1 / 16  # of the first step size
 _NEGLIGIBLE = 1e-6  # an output's largest weight, relative to the layer's
 
 
@@ -55,7 +59,8 @@ class BlockReconstruction:
         steps: Adam steps for each block.
         batch: images in each step.
         rate: first step size, relative to the root mean square of a tensor's remaining weights;
-            it falls to 0 along half a cosine.
+            it falls to 0 along half a cosine. A quarter of it, and a sixteenth, where a block would
+            be no better on images held back.
         held_back: one in this many images is held back to compare networks on.
     """
 
@@ -112,7 +117,8 @@ class BlockReconstruction:
             DataError: too few samples to hold one back.
 
         Cost: for each block steps * batch samples forward and backward, which is
-        3 * steps * batch / samples forward passes of the whole network.
+        3 * steps * batch / samples forward passes of the whole network. Twice more for a block at
+        most, in the whole network, where steps turn out to be too large.
         Memory: the values at two cuts for all samples, dense and pruned, and what back-propagation
         through a block needs of a batch.
         """
@@ -135,20 +141,25 @@ class BlockReconstruction:
         dense = pruned = samples
         done: list[BlockResult] = []
         stages = [dict(changes)]
+        rate = self.rate
         for block in blocks(graph, samples, layers, least):
             target = block.run(graph.parameters, dense, chunk)
-            new = self._trained(
-                block, parameters, pruned.select(~judged), target.select(~judged), generator
-            )
-            before, after = (
-                _error(block.run(values, pruned.select(judged), chunk), target.select(judged))
-                for values in (parameters, ChainMap(new, *parameters.maps))
-            )
+            inputs, wanted = pruned.select(judged), target.select(judged)
+            before = _error(block.run(parameters, inputs, chunk), wanted)
+            fitted, expected = pruned.select(~judged), target.select(~judged)
+            while True:
+                smaller = replace(self, rate=rate)
+                new = smaller._trained(block, parameters, fitted, expected, generator)
+                trained = ChainMap(new, *parameters.maps)
+                after = _error(block.run(trained, inputs, chunk), wanted)
+                if after < before or not new or rate <= self.rate * _SMALLEST:
+                    break
+                rate /= _SMALLER
             if after < before:
                 current.update(new)
             stages.append(dict(current))
             names = tuple(layer.name for layer in block.layers)
-            done.append(BlockResult(names, before, after, after < before))
+            done.append(BlockResult(names, before, after, after < before, rate))
             dense, pruned = target, block.run(parameters, pruned, chunk)
             for layer in block.layers:
                 on_layer(layer)
@@ -229,12 +240,14 @@ class BlockResult:
         before, after: error of its outputs on the samples held back, relative to their variance.
         kept: whether the trained weights were taken; else it stays as it was fitted, because it
             was no better itself, or the network was not.
+        rate: first step size that it was trained with last.
     """
 
     layers: tuple[str, ...]
     before: float
     after: float
     kept: bool
+    rate: float
 
 
 @dataclass(frozen=True)
@@ -271,6 +284,9 @@ class ReconstructionResult:
         note = f"{kept} of {counted(len(self.blocks), 'block')} trained ({error})"
         if kept < len(self.blocks):
             note += "; training the others made nothing better"
+        rates = [block.rate for block in self.blocks]
+        if min(rates) < max(rates):
+            note += f"; larger steps made a block worse, so that they became {min(rates):.2g}"
         return note
 
 
