@@ -30,8 +30,10 @@ from secateur.network.samples import Samples
 from secateur.pruning.allocations import Curve
 from secateur.pruning.channels.allocation import allocate, most_removed
 from secateur.pruning.channels.costs import TimeCost, layer_widths, macs_cost, weights_cost
+from secateur.pruning.channels.curves import ChannelSensitivity
 from secateur.pruning.channels.space import ChannelSpace, find_space
 from secateur.pruning.sampling import Sampling
+from secateur.render.page import sweep_page
 from secateur.timing import best_share, next_share
 
 
@@ -441,3 +443,19 @@ def test_by_default_what_is_left_is_a_multiple_of_eight() -> None:
     left = [of.left for of in result.report.channels if of.reason is None]
     assert all(of % 8 == 0 for of in left)
     assert min(left) < 64
+
+
+def test_a_sweep_tells_of_removed_weights_not_of_zeros() -> None:
+    found = secateur.sweep(
+        small(), images(), sparsities=[0.1, 0.3], pattern=FREE, recipe=secateur.Recipe()
+    )
+    assert found.table().columns[0].heading == "removed"
+    page = sweep_page(found)
+    assert "weights removed in pruned layers" in page
+    assert "zeros" not in page.split("<body")[1].split('aria-labelledby="data"')[0]
+
+
+def test_a_sweep_is_refused_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ChannelSensitivity, "study", None)  # it would be called, and fail
+    with pytest.raises(OptionError, match=r"sparsity is 0\.99"):
+        secateur.sweep(small(), images(), sparsities=[0.1, 0.99], pattern=FREE)

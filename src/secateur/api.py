@@ -366,7 +366,7 @@ def sweep(
     """
     arguments = locals()
     targets = [Sparsity(value) for value in sorted(set(check_sparsities(sparsities)))]
-    options = _options({**arguments, "sparsity": targets[0].value})
+    options = _options({**arguments, "sparsity": targets[-1].value})  # refused first if any is
     with telling(progress) as teller:
         job = prepare(open_model(model), data, options, evaluation, teller=teller)
         job = job.measure(job.visits(targets))

@@ -157,21 +157,29 @@ def sweep_charts(sweep: Sweep) -> list[dict[str, Any]]:
     x = [100 * point.sparsity for point in sweep.points]
     known = [of for of in sweep.evaluations() if of is not None]
     charts = [_answers(x, known, sweep)]
+    size, macs = "bytes, packed", "multiplications, without zeros"
+    if sweep.removes_channels:
+        size, macs = "bytes", "multiplications"
     left = {
-        "bytes, packed": [100 * point.bytes_fraction for point in sweep.points],
-        "multiplications, without zeros": [100 * point.macs_fraction for point in sweep.points],
+        size: [100 * point.bytes_fraction for point in sweep.points],
+        macs: [100 * point.macs_fraction for point in sweep.points],
     }
     title = "Bytes and multiplications left of the dense network"
     svg = curves(
         "chart-left",
         title,
-        f"From {left['bytes, packed'][0]:.0f} to {left['bytes, packed'][-1]:.0f} % of the bytes.",
+        f"From {left[size][0]:.0f} to {left[size][-1]:.0f} % of the bytes.",
         [Line(name=name, x=x, y=y) for name, y in left.items()],
-        xlabel="zeros in pruned layers, %",
+        xlabel=f"{_gone(sweep)} in pruned layers, %",
         ylabel="left, % of dense",
     )
     charts.append({"svg": svg, "caption": f"{title}."})
     return [chart for chart in charts if chart]
+
+
+def _gone(sweep: Sweep) -> str:
+    """What a sparsity is a share of."""
+    return "weights removed" if sweep.removes_channels else "zeros"
 
 
 def _answers(x: Sequence[float], known: Sequence[Evaluation], sweep: Sweep) -> dict[str, Any]:
@@ -187,13 +195,13 @@ def _answers(x: Sequence[float], known: Sequence[Evaluation], sweep: Sweep) -> d
         lines.append(Line(name="dense", x=[x[0], x[-1]], y=[sweep.dense.top1] * 2, dashed=True))
     bars = " Bars: standard error of the loss against the dense network." if labelled else ""
     where = "evaluation images" if sweep.is_judged else "calibration images, which is optimistic"
-    caption = f"{name[0].upper()}{name[1:]} against zeros, on the {where}.{bars}"
+    caption = f"{name[0].upper()}{name[1:]} against {_gone(sweep)}, on the {where}.{bars}"
     svg = curves(
         "chart-answers",
         name,
         f"From {y[0]:.1f} to {y[-1]:.1f} %. The table below has the numbers.",
         lines,
-        xlabel="zeros in pruned layers, %",
+        xlabel=f"{_gone(sweep)} in pruned layers, %",
         ylabel="images, %",
     )
     return {"svg": svg, "caption": caption}

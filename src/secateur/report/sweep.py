@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from secateur.core.patterns import Channels
 from secateur.evaluation.metrics import Evaluation, evaluation_table
 from secateur.report.model import DataReport, Report, check_run
 from secateur.support.serialization import Saved, demand
@@ -121,6 +122,13 @@ class Sweep(Saved, Document):
         """Whether there are evaluation images."""
         return any(point.evaluation for point in self.points)
 
+    @property
+    def removes_channels(self) -> bool:
+        """Whether whole channels leave, where others have zeros."""
+        recipe = self.requested.get("recipe")
+        pattern = recipe.get("pattern") if isinstance(recipe, dict) else None
+        return isinstance(pattern, dict) and pattern.get("name") == Channels.name
+
     def evaluations(self) -> list[Evaluation | None]:
         """What is known of each point's accuracy: on evaluation images where there are any."""
         return [of.evaluation if self.is_judged else of.calibration for of in self.points]
@@ -136,11 +144,18 @@ class Sweep(Saved, Document):
         on = "evaluation images" if self.is_judged else "calibration images (optimistic)"
         return Table(
             name="points",
-            columns=(*_COST_COLUMNS, *judged.columns[1:]),
+            columns=(*self._cost_columns(), *judged.columns[1:]),
             rows=rows if self.dense is not None else rows[1:],
             title=f"On the {on}",
             note="" if self.is_judged else "There were no evaluation images (--eval).",
         )
+
+    def _cost_columns(self) -> Iterator[Column]:
+        for column in _COST_COLUMNS:
+            is_zeros = column.heading == "zeros"
+            yield (
+                replace(column, heading="removed") if is_zeros and self.removes_channels else column
+            )
 
     def blocks(self) -> list[Block]:
         """Warnings, and a row for each sparsity."""
