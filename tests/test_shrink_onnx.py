@@ -12,6 +12,7 @@ import torch
 from inputs import samples_of, trace
 from onnx import ModelProto
 from onnx_models import Builder, as_onnx, network
+from test_carrying import NETWORKS as MOVING
 from test_couplings import NETWORKS, chosen, free, traced
 from torch import Tensor, nn
 
@@ -40,11 +41,26 @@ def floats(model: ModelProto) -> dict[str, int]:
     return {name: tensor.numel() for name, tensor in held.items()}
 
 
-@pytest.mark.parametrize("name", ["squeeze and excite", "shuffled", "attention"])
+@pytest.mark.parametrize("name", ["squeeze and excite", "shuffled", "attention", "u-net"])
 def test_exported_networks_shrink(name) -> None:
     module, _ = NETWORKS[name]
     _, x = traced(module)
     check_shrunk(frontends.open(module).to_onnx(x), x)
+
+
+def test_channels_that_a_transposed_convolution_makes_can_leave() -> None:
+    module, _ = NETWORKS["u-net"]
+    _, x = traced(module)
+    couplings = find_couplings(trace(frontends.open(module).to_onnx(x), x))
+    assert sorted(of.units for of in couplings if of.fixed is None) == [4, 5]
+    assert any("transposed convolution" in (of.fixed or "") for of in couplings)
+
+
+@pytest.mark.parametrize("name", ["padded shortcut", "added in place", "looked up", "windows"])
+def test_exported_networks_that_move_channels_about_shrink(name) -> None:
+    module, *_ = MOVING[name]
+    _, x = traced(module)
+    check_shrunk(frontends.open(module).to_onnx(x), x, 1)
 
 
 @pytest.mark.parametrize("opset", [13, 17, 18, 21])

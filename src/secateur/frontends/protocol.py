@@ -135,16 +135,16 @@ def check_same(shrunk: Runnable, masked: Runnable, example: Samples) -> None:
     images = example.only()[:2]
     with torch.no_grad(), masked.running(images) as run:
         expected = _numbers(run(images))
-    with torch.no_grad(), shrunk.running(images) as run:
-        try:
+    try:
+        with torch.no_grad(), shrunk.running(images) as run:
             found = _numbers(run(images))
-        except Exception as error:  # whatever sizes that do not fit lead to
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise ModelError(
-                f"the network without its removed channels does not run ({reason}), expected "
-                "sizes that follow from the weights: use sizes of values or attributes of modules "
-                "in forward, not numbers"
-            ) from error
+    except Exception as error:  # whatever sizes that do not fit lead to
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelError(
+            f"the network without its removed channels does not run ({reason}), expected sizes "
+            "that follow from the weights: use sizes of values or attributes of modules in "
+            "forward, not numbers"
+        ) from error
     difference = _difference(found, expected)
     if not difference <= 1:
         raise ModelError(

@@ -94,7 +94,7 @@ def _convolution(known: Numbering, op: Convolution) -> Numbers | None:
         known.cut(op.weight, 0, "entries", made)
     else:
         _grouped(known, read, groups)
-        made = _made(known, out)
+        made = _made(known, op, out)
         _grouped(known, made, groups)
         if op.transposed:
             known.cut(op.weight, 1, "rows", made[: out // groups])
@@ -111,17 +111,19 @@ def _linear(known: Numbering, op: Linear) -> Numbers | None:
     read = _read(known, op, -1, "a linear layer of channels that are not side by side")
     if read is None or not sizes:
         return None
-    made = _made(known, sizes[-1])
+    made = _made(known, op, sizes[-1])
     known.cut(op.weight, 0, "rows", made)
     known.cut(op.weight, 1, "columns", read)
     return _layer(known, op, read, made, -1)
 
 
-def _read(known: Numbering, op: Op, axis: int, why: str) -> Numbers | None:
+def _read(known: Numbering, op: Convolution | Linear, axis: int, why: str) -> Numbers | None:
     """What a layer reads: none of the channels that lie along other axes, which stay.
 
     None where the input's size is not known.
     """
+    if op.obstacle:
+        known.fix(known.of(op.input), f"read by {op.label}: {op.obstacle}")
     read, sizes = known.along(op.input, axis), known.sizes(op.input)
     if read is None:
         known.fix_inputs(op, why)
@@ -131,14 +133,11 @@ def _read(known: Numbering, op: Op, axis: int, why: str) -> Numbers | None:
 def _layer(
     known: Numbering, op: Convolution | Linear, read: Numbers, made: Numbers, axis: int
 ) -> Numbers:
-    """What a layer gives: its channels along an axis, fixed where it has an obstacle."""
+    """What a layer gives: its channels along an axis."""
     if op.bias is None or known.is_constant(op.bias):
         known.cut(op.bias, 0, "entries", made)
     else:
         cut_moved(known, op.bias, made)
-    if op.obstacle:
-        known.fix(read, op.obstacle)
-        known.fix(made, op.obstacle)
     shape = [1] * len(known.sizes(op.name) or ())
     shape[axis] = len(made)
     return made.reshape(shape)
@@ -440,9 +439,12 @@ def _attention(known: Numbering, op: Attention) -> Numbers | None:
 # helpers of operations
 
 
-def _made(known: Numbering, count: int) -> Numbers:
+def _made(known: Numbering, op: Convolution | Linear, count: int) -> Numbers:
+    """New channels; a layer with an obstacle keeps its own, but for transposed ones."""
     made = known.sets.fresh(count)
     known.made.append(made)
+    if op.obstacle and not (isinstance(op, Convolution) and op.transposed):
+        known.fix(made, op.obstacle)
     return made
 
 

@@ -126,10 +126,10 @@ class Numbering:
             return
         shape = self.graph.shapes.get(parameter)
         if shape is None:
-            return self.fix(numbers, f"{parameter} is computed")
+            return self.fix(numbers, f"{self.called(parameter)} is not a constant")
         held = parameter in self.graph.parameters
-        if not (held or (role == "entries" and self.is_constant(parameter))):
-            self.fix(numbers, f"{parameter} is computed, or of a layer that stays")
+        if not (held or (role != "columns" and self.is_constant(parameter))):
+            self.fix(numbers, f"{self.called(parameter)} is computed, or of a layer that stays")
         if parameter in self.graph.fixed:
             self.fix(numbers, f"{parameter}: {self.graph.fixed[parameter]}")
         key = parameter, axis % len(shape.sizes), role

@@ -120,6 +120,7 @@ def _convolution(reason: str, *, weight: int = 1) -> Maker:
 
     def make(part: _Part) -> Op:
         operand, left = part.node.input[weight], part.left
+        plain = part.node.op_type in ("Conv", "ConvTranspose")
         name = (left and left.weight) or part.nodes.source(operand)[0]
         name = name if name in part.nodes.constants else operand
         shape = part.shapes.get(name)
@@ -127,6 +128,7 @@ def _convolution(reason: str, *, weight: int = 1) -> Maker:
             ops.Convolution,
             part.x,
             weight=name,
+            bias=next(filter(None, part.node.input[2:3]), None) if plain else None,
             geometry=convolution_geometry(part.node, shape.sizes[2:] if shape else ()),
             transposed=part.node.op_type == "ConvTranspose",
             obstacle=left.reason if left else reason,
