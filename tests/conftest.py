@@ -78,14 +78,14 @@ def _remembered(export: Callable[..., Any]) -> Callable[..., Any]:
         state = module.state_dict(keep_vars=True)
         if key is not None and key in programs:
             twin = _copied(programs[key][0])
-            twin._state_dict.update({name: state[name] for name in twin._state_dict})
+            twin.state_dict.update({name: state[name] for name in twin.state_dict})
             return twin
         program = export(module, arguments, *others, **options)
         if key is not None and _is_copyable(program, state):
-            own = dict(program._state_dict)
-            program._state_dict.update(dict.fromkeys(own))  # which the copy need not hold
+            own = dict(program.state_dict)
+            program.state_dict.update(dict.fromkeys(own))  # which the copy need not hold
             programs[key] = _copied(program), functions
-            program._state_dict.update(own)
+            program.state_dict.update(own)
         return program
 
     return call
@@ -110,7 +110,8 @@ def _identity(module: Any, *call: Any) -> tuple[Any, Any]:
     """What tells calls apart, and the functions that it speaks of; None where nothing does."""
     functions = [type(part).forward for part in module.modules()]
     settings = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.get_default_dtype()
-    if sum(held.nbytes for held in module.state_dict().values()) > _REMEMBERED_BYTES:
+    sizes = (getattr(held, "nbytes", 0) for held in module.state_dict().values())
+    if sum(sizes) > _REMEMBERED_BYTES:
         return None, None
     content = io.BytesIO()
     try:
@@ -123,7 +124,7 @@ def _identity(module: Any, *call: Any) -> tuple[Any, Any]:
 
 def _copied(program: Any) -> Any:
     """A copy of a program; how its calls are nested, which nobody changes, is shared."""
-    shared = program._module_call_graph, program._example_inputs
+    shared = program.module_call_graph, program.example_inputs
     twin = copy.deepcopy(program, {id(of): of for of in shared})
     for node, own in zip(program.graph.nodes, twin.graph.nodes, strict=True):
         own.name, own.target = node.name, node.target  # copies do not call one "input"
@@ -133,7 +134,7 @@ def _copied(program: Any) -> Any:
 def _is_copyable(program: Any, state: Any) -> bool:
     """Whether a program knows its module's tensors by their names in the state dict alone."""
     lifted = all(name.startswith("lifted_tensor") for name in program.constants)
-    return lifted and all(held is state.get(name) for name, held in program._state_dict.items())
+    return lifted and all(held is state.get(name) for name, held in program.state_dict.items())
 
 
 _REMEMBERED_BYTES = 4e6
