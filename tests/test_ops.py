@@ -53,7 +53,7 @@ def written_into(net: Any, x: Tensor) -> Tensor:
 IN_TORCH: dict[str, tuple[type[Op], Callable[[Any, Tensor], Any]]] = {
     "relu": (ops.Activation, lambda net, x: x.relu()),
     "hardswish": (ops.Activation, lambda net, x: F.hardswish(x)),
-    "factor": (ops.Activation, lambda net, x: 2 * x),
+    "factor": (ops.Scale, lambda net, x: 2 * x),
     "copy": (ops.Identity, lambda net, x: x.clone() + 1),
     "sum": (ops.Add, lambda net, x: x + x.relu()),
     "weighted sum": (ops.Pointwise, lambda net, x: torch.add(x, x.relu(), alpha=2)),
@@ -84,6 +84,11 @@ IN_TORCH: dict[str, tuple[type[Op], Callable[[Any, Tensor], Any]]] = {
     ),
     "recurrence": (ops.Recurrent, lambda net, x: net.recurrent(tokens(x))[0]),
     "part": (ops.GetItem, lambda net, x: x.split(3, 1)[1]),
+    "opposite": (ops.Scale, lambda net, x: -x),
+    "fraction": (ops.Scale, lambda net, x: x / 3),
+    "rounded fraction": (ops.Activation, lambda net, x: x.div(3, rounding_mode="floor")),
+    "expansion": (ops.Expand, lambda net, x: x[:, :, None].expand(-1, -1, 2, -1, -1)),
+    "repetition": (ops.Repeat, lambda net, x: x.repeat_interleave(2, 1)),
     "convolution": (ops.Convolution, lambda net, x: net.conv(x)),
     "transposed": (ops.Convolution, lambda net, x: net.up(x)),
     "linear": (ops.Linear, lambda net, x: net.linear(x)),
@@ -131,6 +136,15 @@ IN_ONNX: dict[str, tuple[type[Op], Callable[[Builder, str], str]]] = {
     "sum": (ops.Add, lambda build, x: build.node("Add", x, build.node("Relu", x))),
     "gate": (ops.Multiply, lambda build, x: build.node("Mul", x, hold(build, CHANNELS, 1, 1))),
     "difference": (ops.Pointwise, lambda build, x: build.node("Sub", x, build.node("Relu", x))),
+    "factor": (ops.Scale, lambda build, x: build.node("Mul", x, hold(build, 1))),
+    "fraction": (ops.Scale, lambda build, x: build.node("Div", x, hold(build))),
+    "ratio": (ops.Pointwise, lambda build, x: build.node("Div", x, hold(build, CHANNELS, 1, 1))),
+    "expansion": (
+        ops.Expand,
+        lambda build, x: build.node(
+            "Expand", build.node("Unsqueeze", x, numbers(build, 1)), numbers(build, 1, 3, 1, 1, 1)
+        ),
+    ),
     "max pooling": (ops.Pooling, lambda build, x: build.node("MaxPool", x, kernel_shape=[2, 2])),
     "average": (ops.Pooling, lambda build, x: build.node("GlobalAveragePool", x)),
     "upsampling": (

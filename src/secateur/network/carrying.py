@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from secateur.network.carrying_attention import attention, product
 from secateur.network.carrying_places import insert, padding, scan, stop, take, unless
-from secateur.network.einsum import labelled
 from secateur.network.moved import Moved, cut_moved
 from secateur.network.numbering import NONE, Numbering, Numbers
 from secateur.network.ops import (
@@ -18,6 +18,7 @@ from secateur.network.ops import (
     BatchNorm,
     Concatenate,
     Convolution,
+    Expand,
     GetItem,
     GroupNorm,
     Insert,
@@ -30,6 +31,7 @@ from secateur.network.ops import (
     Pooling,
     Product,
     Reduction,
+    Repeat,
     Reshape,
     Scan,
     SizesOf,
@@ -45,9 +47,14 @@ if TYPE_CHECKING:
     from secateur.network.graph import Graph
 
 
-def carry(graph: Graph) -> Numbering:
-    """Carries the numbers of all channels through a network."""
-    known = Numbering(graph)
+def carry(graph: Graph, *, whole: bool = False) -> Numbering:
+    """Carries the numbers of all channels through a network.
+
+    Args:
+        graph: the network.
+        whole: whether the heads of attentions are one channel each.
+    """
+    known = Numbering(graph, whole=whole)
     for _, op in expanded(graph.ops):
         numbers = _passed(known, op)
         if numbers is not None:
@@ -55,13 +62,38 @@ def carry(graph: Graph) -> Numbering:
     for name in graph.outputs:
         known.fix(known.of(name), "the network's output")
     for parts in known.alike:
-        kinds = {
-            frozenset(known.sets.find(int(number)) for number in part)
-            for part in parts[parts.min(1) > NONE]
-        }
-        if len(kinds) > 1 or (parts == NONE).any():
-            known.fix(parts, "parts of one value would get different sizes")
+        _keep_alike(known, parts)
     return known
+
+
+def _keep_alike(known: Numbering, parts: Numbers) -> None:
+    """Parts of one value keep one shape: each of their blocks loses as many."""
+    roots = np.array([[known.sets.find(int(number)) for number in part] for part in parts])
+    if (parts == NONE).any():
+        return known.fix(parts, "parts of one value would get different sizes")
+    if len({frozenset(part) for part in roots.tolist()}) == 1:
+        return None
+    blocks = [_blocks_within(known, part) for part in parts]
+    several = {len({known.sets.find(int(of)) for of in row}) for rows in blocks for row in rows}
+    if len({of.shape for of in blocks}) > 1 or len(several) > 1:
+        return known.fix(parts, "parts of one value would get different sizes")
+    known.blocks.append(np.concatenate(blocks))
+    known.tied.append(known.blocks[-1])
+    return None
+
+
+def _blocks_within(known: Numbering, part: Numbers) -> Numbers:
+    """The smallest blocks that a part of a value falls into: heads; a row for each."""
+    members, found = {*part.tolist()}, part.reshape(1, -1)
+    for blocks in known.blocks:
+        rows = np.array([row for row in blocks if {*row.tolist()} <= members])
+        if (
+            rows.size == len(members)
+            and {*rows.ravel().tolist()} == members
+            and len(rows) > len(found)
+        ):
+            found = rows
+    return found
 
 
 def _passed(known: Numbering, op: Op) -> Numbers | None:
@@ -184,17 +216,23 @@ def _pointwise(known: Numbering, op: Pointwise) -> Numbers | None:
     owns = [(name, _widened(known.of(name), len(sizes))) for name in values]
     channels = [axis for axis in range(len(sizes)) if any(of.shape[axis] > 1 for _, of in owns)]
     found: Numbers | None = None
+    partly: list[tuple[str, Numbers, list[int]]] = []
     for name, own in owns:
         shape = _widened(np.empty(known.sizes(name) or ()), len(sizes)).shape
-        if any(shape[axis] == 1 < sizes[axis] for axis in channels):  # one number for them all
-            known.fix(own, f"{known.called(name)} is the same for all channels of another value")
+        same = [axis for axis in channels if shape[axis] == 1 < sizes[axis]]
+        if same:  # one number for them all
+            partly.append((name, own, same))
         elif found is None:
             found = own
         else:
             found = known.join(found, own, f"computed with {known.called(name)}, which stays")
+    for name, own, same in partly:
+        known.fix(own, f"{known.called(name)} is the same for all channels of another value")
+        if found is not None and len(same) < len(channels):
+            found = _apart(known, found, same, f"computed with {known.called(name)}, which stays")
     for name, source in sources.items():
         if found is not None and source is not None:
-            _constant(known, name, source, found)
+            found = _constant(known, name, source, found)
     return found
 
 
@@ -206,26 +244,41 @@ def _source(known: Numbering, name: str) -> str | None:
     return source
 
 
+def _apart(known: Numbering, numbers: Numbers, axes: Sequence[int], why: str) -> Numbers:
+    """Numbers that something fixed goes on beside along all but some axes."""
+    if known.whole:
+        numbers = known.by_row(numbers, axes)
+    if any(size > 1 and axis not in axes for axis, size in enumerate(numbers.shape)):
+        known.fix(numbers, why)
+    return numbers
+
+
 def _widened(array: np.ndarray, rank: int) -> np.ndarray:
     """An array with as many axes as a result has."""
     return array.reshape((1,) * (rank - array.ndim) + array.shape)
 
 
-def _constant(known: Numbering, name: str, source: str, numbers: Numbers) -> None:
+def _constant(known: Numbering, name: str, source: str, numbers: Numbers) -> Numbers:
     """A constant that is computed with, as it is held or as a vector in another shape."""
-    sizes, held = known.sizes(name), known.sizes(source)
-    if sizes is None or held is None:
-        return known.fix(numbers, f"computed with {name}")
+    sizes, why = known.sizes(name), f"computed with {name}"
+    if sizes is None or known.sizes(source) is None:
+        known.fix(numbers, why)
+        return numbers
     sizes = (1,) * (numbers.ndim - len(sizes)) + sizes
-    axes = [at for at, size in enumerate(numbers.shape) if size > 1 and sizes[at] > 1]
+    varying = [at for at, size in enumerate(numbers.shape) if size > 1]
+    axes = [at for at in varying if sizes[at] > 1]
+    if axes and len(axes) < len(varying):
+        return _apart(known, numbers, [at for at in varying if at not in axes], why)
     if not axes:
-        return None
+        return numbers
     axis = axes[0] - numbers.ndim
     if name != source:
-        return cut_moved(known, name, numbers)
-    if len(axes) > 1 or any(size > 1 for at, size in enumerate(numbers.shape) if at != axes[0]):
-        return known.fix(numbers, f"computed with {name}")
-    return known.cut(source, axis, "entries", numbers.reshape(-1))
+        cut_moved(known, name, numbers)
+    elif len(axes) > 1:
+        known.fix(numbers, why)
+    else:
+        known.cut(source, axis, "entries", numbers.reshape(-1))
+    return numbers
 
 
 def _parametric_relu(known: Numbering, op: ParametricReLU) -> Numbers | None:
@@ -256,6 +309,17 @@ def _reduction(known: Numbering, op: Reduction) -> Numbers | None:
 def _softmax(known: Numbering, op: Softmax) -> Numbers | None:
     """Hands on what it does not sum over."""
     return unless(known, op, (op.axis,), "a softmax over it")
+
+
+def _expand(known: Numbering, op: Expand) -> Numbers | None:
+    """Hands channels on; more axes come before them."""
+    return _widened(known.of(op.input), len(known.sizes(op.name) or ()))
+
+
+def _repeat(known: Numbering, op: Repeat) -> Numbers | None:
+    """Each place along an axis several times, one behind the other."""
+    numbers = known.of(op.input)
+    return np.repeat(numbers, op.times, op.axis) if numbers.shape[op.axis] > 1 else numbers
 
 
 def _concatenate(known: Numbering, op: Concatenate) -> Numbers | None:
@@ -348,27 +412,10 @@ def _part(known: Numbering, op: Op, axis: int, places: range, *, keepdims: bool)
     if numbers.shape[axis] > 1:
         if places.step != 1 and keepdims:
             return stop(known, op, f"every {places.step} of them are taken")
-        numbers = _same_for_parts(known, numbers, axis)
-    if numbers.shape[axis] > 1:
+        if numbers.size > numbers.shape[axis]:
+            known.alike.append(np.moveaxis(numbers, axis, 0).reshape(numbers.shape[axis], -1))
         numbers = numbers.take([*places], axis)
     return numbers if keepdims else numbers.squeeze(axis)
-
-
-def _same_for_parts(known: Numbering, numbers: Numbers, axis: int) -> Numbers:
-    """Parts of one shape keep one shape: of channels along two more axes, whole rows leave.
-
-    Such are the queries, keys and values of an attention that lie in one value, (3, heads, width):
-    each has to keep as many heads and as wide ones, so that heads leave as a whole.
-    """
-    others = [at for at, size in enumerate(numbers.shape) if size > 1 and at != axis]
-    if len(others) > 1:
-        for row in np.moveaxis(numbers, others[0], 0).reshape(numbers.shape[others[0]], -1):
-            known.join(row[:1], row, "whole rows leave")
-        for at in (axis, *others[1:]):
-            numbers = numbers.take([0], at)
-    elif others:
-        known.alike.append(np.moveaxis(numbers, axis, 0).reshape(numbers.shape[axis], -1))
-    return numbers
 
 
 def _sizes_of(known: Numbering, op: SizesOf) -> None:
@@ -381,59 +428,6 @@ def _sizes_of(known: Numbering, op: SizesOf) -> None:
 def _transpose(known: Numbering, op: Transpose) -> Numbers | None:
     """Axes in another order."""
     return known.of(op.input).transpose(op.permutation)
-
-
-def _product(known: Numbering, op: Product) -> Numbers | None:
-    """What is summed over is joined; other axes are handed on."""
-    names, result = labelled(op.equation, [len(known.sizes(of) or ()) for of in op.inputs])
-    if any(known.is_constant(name) for name in op.inputs):
-        return stop(known, op, op.obstacle)
-    return _contracted(known, op, [*zip(op.inputs, names, strict=True)], result)
-
-
-def _contracted(
-    known: Numbering, op: Op, factors: Sequence[tuple[str, Sequence[str]]], result: Sequence[str]
-) -> Numbers | None:
-    """Joins the factors' numbers along the axes that they share; those of one go on."""
-    every = list(dict.fromkeys(label for _, labels in factors for label in labels))
-    wide = [_spread(known.of(name), labels, every) for name, labels in factors]
-    summed = {label for label in every if label not in result}
-    found: Numbers | None = None
-    for numbers in wide:
-        along = [label for at, label in enumerate(every) if numbers.shape[at] > 1]
-        if not along:
-            continue
-        if found is not None and found.shape != numbers.shape:
-            return stop(known, op, "a product of channels with others")
-        found = numbers if found is None else known.join(found, numbers, "a product")
-        if summed & {*along} and len(wide) < 2:
-            return stop(known, op, "a sum over it")
-    if found is None:
-        return None
-    varying = {label for at, label in enumerate(every) if found.shape[at] > 1}
-    if varying & summed:
-        alone = [of for of in wide if of.shape != found.shape and (of == NONE).all()]
-        if alone:  # the other factor has channels there that stay
-            known.fix(found, "a product with what stays")
-        return None
-    order = [every.index(label) for label in result]
-    kept = found.transpose([*order, *(at for at in range(found.ndim) if at not in order)])
-    return kept.reshape(kept.shape[: len(order)])
-
-
-def _attention(known: Numbering, op: Attention) -> Numbers | None:
-    """Queries and keys are joined along their width; the values' channels go on."""
-    if len(op.inputs) < 3 or any(known.is_constant(of) for of in op.inputs) or op.heads > 1:
-        return stop(known, op, op.obstacle)
-    query, key, value = (known.of(name) for name in op.inputs[:3])
-    if query.shape[:-1] != key.shape[:-1] or any(of.shape[-2] > 1 for of in (query, key, value)):
-        return stop(known, op, "an attention whose heads are not alike")
-    joined = known.join(query, key, "multiplied with what stays")
-    if op.scale is None and _varies(joined, -1):
-        known.fix(joined, "the attention divides by the root of their number")
-    for name in op.inputs[3:]:
-        known.fix(known.of(name), "a mask of an attention")
-    return value
 
 
 # helpers of operations
@@ -459,14 +453,6 @@ def _varies(numbers: Numbers, axis: int) -> bool:
     return numbers.shape[axis] > 1 and bool((numbers != numbers.take([0], axis)).any())
 
 
-def _spread(numbers: Numbers, labels: Sequence[str], every: Sequence[str]) -> Numbers:
-    """An array with an axis for each of all labels, in their order."""
-    order = sorted(range(len(labels)), key=lambda at: every.index(labels[at]))
-    held = numbers.transpose(order)
-    shape = dict(zip((labels[at] for at in order), held.shape, strict=True))
-    return held.reshape([shape.get(label, 1) for label in every])
-
-
 _HANDLERS: Mapping[type[Op], Callable[..., Numbers | None]] = {
     Convolution: _convolution,
     Linear: _linear,
@@ -482,11 +468,13 @@ _HANDLERS: Mapping[type[Op], Callable[..., Numbers | None]] = {
     Take: take,
     Scan: scan,
     Softmax: _softmax,
+    Expand: _expand,
+    Repeat: _repeat,
     Concatenate: _concatenate,
     Reshape: _reshape,
     Slice: _slice,
     GetItem: _get_item,
     Transpose: _transpose,
-    Product: _product,
-    Attention: _attention,
+    Product: product,
+    Attention: attention,
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -46,6 +46,22 @@ class Slices:
 
 
 @dataclass(frozen=True)
+class QueryKeys:
+    """What makes the queries and keys of an attention, among the slices of a coupling.
+
+    Attributes:
+        queries, keys: the part that each unit has in them; none of units that are neither.
+        divides: whether the attention divides by the root of the number of units in a block.
+        linear: whether units of a block may be mixed: nothing but factors comes behind them.
+    """
+
+    queries: tuple[Slices, ...]
+    keys: tuple[Slices, ...]
+    divides: bool
+    linear: bool
+
+
+@dataclass(frozen=True)
 class Coupling:
     """Units that are made by the same layers.
 
@@ -55,12 +71,16 @@ class Coupling:
         blocks: units that lie in blocks, such as the heads of an attention, of which each has to
             keep as many; empty where there is no such rule.
         fixed: why none of them can leave; None = they can.
+        query_keys: of units that are multiplied with each other.
+        whole: whether the units are heads, of whose dimensions other couplings tell.
     """
 
     units: int
     slices: tuple[Slices, ...]
     blocks: tuple[tuple[int, ...], ...] = ()
     fixed: str | None = None
+    query_keys: QueryKeys | None = None
+    whole: bool = False
 
     def of(self, role: Role) -> list[Slices]:
         """Its slices in one role."""
@@ -80,13 +100,28 @@ class Coupling:
                 held.setdefault(units, part.parameter)
         return {units: of for units, of in held.items() if not any(map(units.__gt__, held))}
 
+    @cached_property
+    def read(self) -> frozenset[int]:
+        """Units that layers read by columns; others are queries and keys."""
+        parts = (enumerate(part.indices) for part in self.of("columns"))
+        return frozenset(unit for indices in parts for unit, own in indices if own)
+
+    def masks(self, part: Slices) -> list[int]:
+        """The units that are masked by zeros in one of its slices: all columns, else all parts."""
+        units = range(self.units)
+        return [*units] if part.role == "columns" else [of for of in units if of not in self.read]
+
 
 Removed = Sequence[tuple[Coupling, Sequence[int]]]  # units to leave out, by coupling
 
 
 def find_couplings(graph: Graph) -> list[Coupling]:
-    """The couplings of a network, in the order of the layers that make their channels."""
-    return _Collected(carry(graph)).couplings()
+    """The couplings of a network, in the order of the layers that make their channels.
+
+    Those of whole heads come first: of a head that leaves, so do all of its dimensions.
+    """
+    heads = [of for of in _Collected(carry(graph, whole=True)).couplings() if of.whole]
+    return [*heads, *_Collected(carry(graph)).couplings()]
 
 
 def check_removed(removed: Removed) -> None:
@@ -138,12 +173,45 @@ def masked(parameters: Mapping[str, Tensor], removed: Removed) -> dict[str, Tens
     """
     changed: dict[str, Tensor] = {}
     for coupling, units in removed:
-        for part in coupling.of("columns") or coupling.slices:
-            indices = [at for unit in units for at in part.indices[unit]]
+        for part in coupling.slices:
+            masks = {*coupling.masks(part)} & {*units}
+            indices = [at for unit in sorted(masks) for at in part.indices[unit]]
+            if not indices:
+                continue
             if part.parameter not in changed:
                 changed[part.parameter] = parameters[part.parameter].clone()
             held = changed[part.parameter]
             held.index_fill_(part.axis, torch.tensor(indices, dtype=torch.long).to(held.device), 0)
+    return changed
+
+
+def rescaled(
+    parameters: Mapping[str, Tensor], removed: Removed, *, every: bool = False
+) -> dict[str, Tensor]:
+    """Parameters with queries that make up for the root of their number, which gets smaller.
+
+    Args:
+        parameters: by name.
+        removed: units that leave.
+        every: also of attentions that, as far as the graph tells, divide by a number: a module
+            may compute it anew.
+
+    Returns:
+        Those that change, by name; multiplied with sqrt(share of the units that is left).
+    """
+    changed: dict[str, Tensor] = {}
+    for coupling, units in removed:
+        met = coupling.query_keys
+        if met is None or not units or not (met.divides or (every and met.linear)):
+            continue
+        factor = (1 - len({*units}) / coupling.units) ** 0.5
+        for part in met.queries:
+            held = changed.get(part.parameter, parameters[part.parameter])
+            scale = torch.ones(held.shape[part.axis], dtype=held.dtype, device=held.device)
+            scale[[at for of in part.indices for at in of]] = factor
+            shape = [1] * held.dim()
+            shape[part.axis] = -1
+            changed[part.parameter] = held * scale.view(shape)
     return changed
 
 
@@ -155,6 +223,7 @@ class _Collected:
         self.roots = np.array([done.sets.find(of) for of in range(len(done.sets.parents))], int)
         self.made = [np.unique(self.roots[numbers]) for numbers in done.made]
         self.blocks = [self._rooted(numbers) for numbers in done.blocks]
+        self.heads = {int(self.roots[number]) for number in done.heads}
         self.reasons: dict[int, str] = {}
         for number, why in done.reasons.items():
             self.reasons.setdefault(int(self.roots[number]), why)
@@ -164,6 +233,17 @@ class _Collected:
                 if number != NONE:
                     unit = self.parts[int(self.roots[number])]
                     unit.setdefault(key, []).append(index)
+        self.done = done
+        self.met = [
+            (meeting, {int(self.roots[number]) for number in meeting.queries | meeting.keys})
+            for meeting in done.meetings
+        ]
+        self.tied = [{*map(int, np.unique(self._rooted(of)))} for of in done.tied]
+        for unit in {unit for _, units in self.met for unit in units if self._is_read(unit)}:
+            self.reasons.setdefault(unit, "read by a layer and multiplied with keys")
+        for units in self.tied:
+            for why in [self.reasons[unit] for unit in units if unit in self.reasons][:1]:
+                self.reasons |= {unit: self.reasons.get(unit, why) for unit in units}
 
     def _rooted(self, numbers: Numbers) -> Numbers:
         return np.where(numbers == NONE, NONE, self.roots[numbers])
@@ -183,6 +263,8 @@ class _Collected:
         return [unit for unit in units if unit not in self.reasons] or units
 
     def _apart(self, units: list[int]) -> list[list[int]]:
+        if any({*units} <= tied for tied in self.tied):
+            return [units]  # queries, keys and values that keep one size
         read = [unit for unit in units if self._is_read(unit)]
         return [part for part in (read, [unit for unit in units if unit not in {*read}]) if part]
 
@@ -208,7 +290,35 @@ class _Collected:
             Slices(*key, tuple(tuple(self.parts[unit].get(key, ())) for unit in units))
             for key in keys
         )
-        return Coupling(len(units), slices, self._own_blocks(units), why)
+        return Coupling(
+            len(units),
+            slices,
+            self._own_blocks(units),
+            why,
+            self._query_keys(units, slices),
+            whole=not self.heads.isdisjoint(units),
+        )
+
+    def _query_keys(self, units: list[int], slices: Sequence[Slices]) -> QueryKeys | None:
+        """What is known of those that are multiplied with each other."""
+        met = [meeting for meeting, own in self.met if own & {*units}]
+        if not met or self.done.whole:
+            return None
+        queries, keys = (
+            tuple(filter(None, (self._part(part, numbers) for part in slices)))
+            for numbers in (
+                frozenset[int]().union(*(of.queries for of in met)),
+                frozenset[int]().union(*(of.keys for of in met)),
+            )
+        )
+        divides = any(of.divides for of in met)
+        return QueryKeys(queries, keys, divides, len(met) == 1 and met[0].linear)
+
+    def _part(self, part: Slices, numbers: frozenset[int]) -> Slices | None:
+        """Of a slice what is made with some numbers."""
+        made = self.done.slices[part.parameter, part.axis, part.role]
+        indices = tuple(tuple(at for at in of if int(made[at]) in numbers) for of in part.indices)
+        return replace(part, indices=indices) if any(indices) else None
 
     def _why_not_masked(self, units: Sequence[int]) -> str | None:
         """Why units that are masked by what makes them cannot be: a constant that stays."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from secateur.errors import ModelError
 from secateur.network.carrying import carry
-from secateur.network.couplings import Removed, check_removed
+from secateur.network.couplings import Removed, check_removed, gone
 from secateur.network.numbering import NONE
 from secateur.network.ops import Op, Padding, Sizes, Split
 
@@ -32,6 +32,8 @@ class Narrowing:
         check_removed(removed)
         self.graph, self.known = graph, carry(graph)
         self.gone = self._gone(removed)
+        self.heads = carry(graph, whole=True)
+        self.heads_gone = self._heads_gone(removed)
 
     def _gone(self, removed: Removed) -> set[int]:
         """The numbers that leave, each as the first of its set."""
@@ -47,22 +49,33 @@ class Narrowing:
                 numbers.update(int(held[at]) for unit in units for at in part.indices[unit])
         return {self.known.sets.find(number) for number in numbers - {NONE}}
 
+    def _heads_gone(self, removed: Removed) -> set[int]:
+        """The same in numbers of whole heads: those that have no part left."""
+        cut, left, found = gone(removed), set[int](), set[int]()
+        for (parameter, axis, _), numbers in self.heads.slices.items():
+            indices = {*cut.get(parameter, {}).get(axis, ())}
+            for at, number in enumerate(numbers):
+                (found if at in indices else left).add(self.heads.sets.find(int(number)))
+        return found - left
+
     def kept(self, name: str) -> list[np.ndarray]:
         """By axis of a value whether each of its places is left.
 
         Raises:
             ModelError: what is left of it has no shape.
         """
-        numbers = self.known.of(name)
-        gone = np.vectorize(self.leaves, otypes=[bool])(numbers)
+        numbers, leaves = self.known.of(name), self.leaves
+        if (numbers == NONE).all():  # such as the weights of an attention, of which heads leave
+            numbers, leaves = self.heads.of(name), self._head_leaves
+        leaving = np.vectorize(leaves, otypes=[bool])(numbers)
         kept = [np.ones(size, bool) for size in numbers.shape]
-        if gone.any():
-            for axis in range(gone.ndim):
-                others = tuple(at for at in range(gone.ndim) if at != axis)
-                whole = gone.all(others)
+        if leaving.any():
+            for axis in range(leaving.ndim):
+                others = tuple(at for at in range(leaving.ndim) if at != axis)
+                whole = leaving.all(others)
                 if not whole.all():
                     kept[axis] = ~whole
-            rest = gone[np.ix_(*kept)]
+            rest = leaving[np.ix_(*kept)]
             if rest.any():
                 self._narrow_last(name, rest, kept)
         sizes = self.graph.shapes[name].sizes
@@ -87,11 +100,13 @@ class Narrowing:
         """Whether the channel of a number leaves."""
         return number != NONE and self.known.sets.find(int(number)) in self.gone
 
+    def _head_leaves(self, number: int) -> bool:
+        return number != NONE and self.heads.sets.find(int(number)) in self.heads_gone
+
     def sizes(self, name: str) -> Sizes:
         """Of a value for one image; as they are where nothing is known of it."""
-        shape = self.graph.shapes[name].sizes
-        if name not in self.known.numbers:
-            return shape
+        if name not in self.known.numbers and name not in self.heads.numbers:
+            return self.graph.shapes[name].sizes
         return tuple(int(kept.sum()) for kept in self.kept(name))
 
     def lengths(self, op: Split) -> tuple[int, ...]:

@@ -10,12 +10,32 @@ operation carries them is in `secateur.network.carrying`.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from secateur.network.disjoint_sets import Sets
-from secateur.network.ops import Identity, Op, Reshape, Sizes, expanded
+from secateur.network.ops import (
+    Add,
+    Convolution,
+    Expand,
+    GetItem,
+    Identity,
+    Linear,
+    Multiply,
+    Op,
+    Repeat,
+    Reshape,
+    Scale,
+    Sizes,
+    Slice,
+    Split,
+    Transpose,
+    expanded,
+)
 
 if TYPE_CHECKING:
     from secateur.network.graph import Graph
@@ -24,12 +44,30 @@ Role = Literal["rows", "columns", "entries"]
 Numbers = np.ndarray  # of integers; NONE where a place belongs to no channel
 
 NONE = -1
+_KEEP_SUMS = (Reshape, Transpose, Slice, GetItem, Split, Identity, Expand, Repeat, Scale, Add)
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Queries and keys, of which each channel of the one is multiplied with one of the other.
+
+    Attributes:
+        queries, keys: the numbers that each was made with.
+        divides: whether the operation divides by the root of their number.
+        linear: whether nothing but factors lies between the layers that make them and here.
+    """
+
+    queries: frozenset[int]
+    keys: frozenset[int]
+    divides: bool
+    linear: bool
 
 
 class Numbering:
     """What a pass over a network's operations has found.
 
     Attributes:
+        whole: whether blocks, such as the heads of an attention, are one channel each.
         numbers: by value.
         makers: the operations by the values that they give.
         sets: which numbers are the same.
@@ -37,11 +75,14 @@ class Numbering:
         slices: by parameter, axis and role the numbers along that axis.
         blocks: arrays of numbers, a row for each block.
         alike: arrays of numbers, a row for each of several parts that keep one size.
+        tied: arrays of numbers of blocks, in parts of one value, that keep one size.
+        meetings: queries and keys.
+        heads: numbers that stand for whole heads.
         reasons: why a number's channel cannot leave.
     """
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, *, whole: bool = False) -> None:
+        self.graph, self.whole = graph, whole
         self.sets = Sets()
         self.numbers: dict[str, Numbers] = {}
         self.makers: dict[str, Op] = {op.name: op for _, op in expanded(graph.ops)}
@@ -50,6 +91,9 @@ class Numbering:
         self.slices: dict[tuple[str, int, Role], Numbers] = {}
         self.blocks: list[Numbers] = []
         self.alike: list[Numbers] = []
+        self.tied: list[Numbers] = []
+        self.meetings: list[Meeting] = []
+        self.heads: set[int] = set()
 
     # what is known of values
 
@@ -119,6 +163,47 @@ class Numbering:
         self.fix(one[(one != NONE) & ~both], why)
         self.fix(other[(other != NONE) & ~both], why)
         return np.where(one != NONE, one, other)
+
+    def by_row(self, numbers: Numbers, axes: Iterable[int]) -> Numbers:
+        """Numbers that are the same along all axes but some, where they vary along one of these.
+
+        Elsewhere they are as they were.
+        """
+        rank = numbers.ndim
+        kept = {axis % rank for axis in axes}
+        rest = [at for at, size in enumerate(numbers.shape) if size > 1 and at not in kept]
+        if not rest or not any(numbers.shape[axis] > 1 for axis in kept):
+            return numbers
+        rows = np.moveaxis(numbers, rest, range(-len(rest), 0))
+        for row in rows.reshape(-1, int(np.prod(rows.shape[-len(rest) :]))):
+            self.join(row[:1], row, "leaves as a whole, with what stays")
+        for axis in rest:
+            numbers = numbers.take([0], axis)
+        self.heads.update(int(number) for number in numbers.ravel() if number != NONE)
+        return numbers
+
+    def meet(self, query: str, key: str, *, divides: bool) -> None:
+        """Two values are multiplied and summed over their channels."""
+        numbers = [frozenset(map(int, np.unique(self.of(name)))) - {NONE} for name in (query, key)]
+        linear = all(map(self._is_linear, (query, key)))
+        if divides and not linear:
+            why = "the attention divides by the root of their number"
+            for name in (query, key):
+                self.fix(self.of(name), why)
+        self.meetings.append(Meeting(*numbers, divides=divides, linear=linear))
+
+    def _is_linear(self, name: str) -> bool:
+        """Whether only factors and constants that are added come between a layer and a value."""
+        op = self.makers.get(name)
+        while op is not None and not isinstance(op, Linear | Convolution):
+            others = op.inputs[1:]
+            scaled = isinstance(op, Multiply) and all(
+                math.prod(self.sizes(of) or (0,)) == 1 for of in others
+            )
+            if not (isinstance(op, _KEEP_SUMS) or scaled) or not all(map(self.source, others)):
+                return False
+            op = self.makers.get(op.input)
+        return isinstance(op, Linear) or (op is not None and op.geometry.groups == 1)
 
     def cut(self, parameter: str | None, axis: int, role: Role, numbers: Numbers) -> None:
         """A parameter has a part in these numbers, one for each index along an axis."""

@@ -354,6 +354,11 @@ class Identity(Activation):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scale(Activation):
+    """The value times a number, or divided by it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Add(Pointwise):
     """The sum of two inputs, or more."""
 
@@ -413,6 +418,24 @@ class Concatenate(Op):
 @dataclass(frozen=True, kw_only=True)
 class Reshape(Op):
     """The same numbers in the same order in another shape."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expand(Op):
+    """The value again and again along axes where it has one place, or that are new."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeat(Op):
+    """Each place along an axis several times, one behind the other.
+
+    Attributes:
+        axis: which, counted from the first one.
+        times: how often.
+    """
+
+    axis: int
+    times: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from secateur.frontends.onnx.shrink import shrink
 from secateur.frontends.onnx.translation import Translation
 from secateur.frontends.onnx.whole import Whole
 from secateur.frontends.protocol import Forward, Frontend, check_same
-from secateur.network.couplings import Removed, masked
+from secateur.network.couplings import Removed, masked, rescaled
 from secateur.network.graph import Graph
 from secateur.network.samples import Samples
 
@@ -80,7 +80,8 @@ class OnnxFrontend(Frontend):
     def shrunk(self, removed: Removed, example: Samples) -> OnnxFrontend:
         """See `Frontend.shrunk`; the copy has functions expanded."""
         graph, layouts = self.trace(example), Translation(self.model).layouts
-        smaller = OnnxFrontend.of(shrink(self.model, graph, layouts, removed))
+        mended = self.edited(rescaled(graph.parameters, removed)).model
+        smaller = OnnxFrontend.of(shrink(mended, graph, layouts, removed))
         check_same(smaller, self.edited(masked(graph.parameters, removed)), example)
         return smaller
 

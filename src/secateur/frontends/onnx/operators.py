@@ -306,6 +306,18 @@ def _padding(part: _Part) -> Op:
     return part.op(ops.Padding, part.x, axes=axes, before=before, after=after, constant=constant)
 
 
+def _factor(kind: type[Op]) -> Maker:
+    """With a number that is a constant, else of two values."""
+
+    def make(part: _Part) -> Op:
+        x, other = part.node.input
+        held = part.nodes.constants.get(other)
+        scales = held is not None and all(size == 1 for size in held.dims)
+        return part.op(ops.Scale, [x]) if scales else part.op(kind, [x, other])
+
+    return make
+
+
 def _each(names: str, make: Maker) -> dict[str, Maker]:
     return dict.fromkeys(names.split(), make)
 
@@ -362,7 +374,9 @@ _MAKERS: dict[str, Maker] = {
     **_one_input(ops.Identity, "Identity Dropout"),
     **_one_input(ops.Pooling, "MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool"),
     **_all_inputs(ops.Add, "Add Sum"),
-    **_all_inputs(ops.Multiply, "Mul"),
     **_all_inputs(ops.Pointwise, _POINTWISE),
     **_one_input(ops.Activation, _ACTIVATIONS),
+    "Mul": _factor(ops.Multiply),
+    "Div": _factor(ops.Pointwise),
+    "Expand": lambda part: part.op(ops.Expand, part.x),
 }

@@ -128,8 +128,8 @@ class _Mending:
         return any(name in self.narrowing.graph.shapes for name in node.output)
 
     def _mend(self, number: int, node: NodeProto) -> None:
-        if node.op_type in ("Reshape", "Resize"):
-            self._mend_shape(number, node, 1 if node.op_type == "Reshape" else 3)
+        if node.op_type in ("Reshape", "Expand", "Resize"):
+            self._mend_shape(number, node, 3 if node.op_type == "Resize" else 1)
         elif node.op_type == "Conv":
             self._mend_groups(node, "group")
         elif node.op_type == "GroupNormalization":
@@ -291,8 +291,8 @@ class _Mending:
 
 
 def _mended(entry: int, change: tuple[int, int] | None, node: NodeProto) -> int:
-    """An entry of a shape: 0 and -1 follow by themselves, others as sizes of several images do."""
-    if change is None or entry < 1 or change[0] == change[1]:
+    """An entry of a shape: 0, -1 and 1 follow by themselves, others as sizes of several images."""
+    if change is None or entry < 2 or change[0] == change[1]:
         return entry
     if entry % change[0]:
         raise ModelError(

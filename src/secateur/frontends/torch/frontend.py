@@ -90,14 +90,19 @@ class TorchFrontend(Frontend):
         traced program, which `notes` says.
         """
         ignoring = self.edited(masked(self.tensors(), removed))
-        smaller = TorchFrontend(shrink(self.model, removed))
-        try:
-            check_same(smaller, ignoring, example)
-        except ModelError as error:
-            images = example.only().to(self.device, self.precision)
-            traced = shrink_program(self.model, self.trace(example), removed, images)
-            smaller = TorchFrontend(traced, notes=(f"{_TRACED}: {error}",))
-            check_same(smaller, ignoring, example)
+        failure = None
+        for every in (False, True) if any(of.query_keys for of, _ in removed) else (False,):
+            smaller = TorchFrontend(shrink(self.model, removed, every=every))
+            try:
+                check_same(smaller, ignoring, example)
+            except ModelError as error:
+                failure = failure or error
+            else:
+                return smaller
+        images = example.only().to(self.device, self.precision)
+        traced = shrink_program(self.model, self.trace(example), removed, images)
+        smaller = TorchFrontend(traced, notes=(f"{_TRACED}: {failure}",))
+        check_same(smaller, ignoring, example)
         return smaller
 
     def to_onnx(self, images: Tensor) -> Any:

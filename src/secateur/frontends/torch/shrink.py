@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from secateur.errors import ModelError
 from secateur.frontends.torch.modules import copy_module, named_tensors
-from secateur.network.couplings import Removed, check_removed, gone
+from secateur.network.couplings import Removed, check_removed, gone, rescaled
 
 _CONVOLUTIONS = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _TRANSPOSED = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 _NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
-def shrink(model: nn.Module, removed: Removed) -> nn.Module:
+def shrink(model: nn.Module, removed: Removed, *, every: bool = False) -> nn.Module:
     """A copy of a module in eval mode, without some units of its couplings.
 
     Convolutions, linear layers, BatchNorms, GroupNorms and PReLUs get the attributes of their new
@@ -30,21 +30,23 @@ def shrink(model: nn.Module, removed: Removed) -> nn.Module:
     Args:
         model: not touched.
         removed: units to leave out, by coupling. Of a coupling in blocks as many of each.
+        every: see `secateur.network.couplings.rescaled`.
 
     Raises:
         ModelError: a coupling is fixed, or its blocks would be of different sizes.
     """
     twin = copy_module(model).eval()
-    cut(twin, removed)
+    cut(twin, removed, every=every)
     return twin
 
 
-def cut(module: nn.Module, removed: Removed) -> None:
+def cut(module: nn.Module, removed: Removed, *, every: bool = False) -> None:
     """Takes some units out of a module itself; see `shrink`."""
     check_removed(removed)
     held = named_tensors(module)
+    mended = {**held, **rescaled(held, removed, every=every)}
     _replace(
-        module, {id(held[name]): _cut(held[name], axes) for name, axes in gone(removed).items()}
+        module, {id(held[name]): _cut(mended[name], axes) for name, axes in gone(removed).items()}
     )
 
 

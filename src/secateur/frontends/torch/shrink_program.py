@@ -101,6 +101,8 @@ class _Mending:
         given: Any = node.args[1]
         sizes = list(given)
         node.update_arg(1, _mended(node, sizes, changes))
+        if changes and node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default  # strides follow from sizes
 
     def _unflatten(self, node: Node) -> None:
         x, dim, sizes = node.args[:3]
@@ -167,7 +169,7 @@ class _Mending:
         node.update_arg(1, pads)
 
     _MENDERS: Mapping[str, Any] = {
-        **dict.fromkeys(("view", "_unsafe_view", "reshape"), _reshape),
+        **dict.fromkeys(("view", "_unsafe_view", "reshape", "expand"), _reshape),
         "unflatten": _unflatten,
         **dict.fromkeys(("slice", "narrow", "select"), _slice),
         **dict.fromkeys(("chunk", "split", "split_with_sizes"), _split),

@@ -25,6 +25,7 @@ from secateur.network.ops import (
     BatchNorm,
     Concatenate,
     Convolution,
+    Expand,
     GetItem,
     GroupNorm,
     Identity,
@@ -41,7 +42,9 @@ from secateur.network.ops import (
     Product,
     Recurrent,
     Reduction,
+    Repeat,
     Reshape,
+    Scale,
     Scan,
     Shape,
     SizesOf,
@@ -233,10 +236,34 @@ def _shape(node: Node) -> torch.Size:
 def _pointwise(node: Node, options: Options) -> _Typed:
     inputs = [of for of in tree_leaves((node.args, node.kwargs)) if isinstance(of, Node)]
     kind = Activation if len(inputs) == 1 else Pointwise
+    if len(inputs) == 1 and _is_factor(node):
+        kind = Scale
     if len(inputs) == 2:
         plain = options.get("alpha", 1) == 1
         kind = {"add": Add if plain else Pointwise, "mul": Multiply}.get(_name(node), Pointwise)
     return _Typed(kind, inputs)
+
+
+def _is_factor(node: Node) -> bool:
+    """Whether a value is multiplied with a number, or divided by it."""
+    name, other = _name(node), _options(node).get("other")
+    return name == "neg" or (
+        isinstance(other, float | int)
+        and isinstance(node.args[0], Node)
+        and (name == "mul" or (name == "div" and _options(node).get("rounding_mode") is None))
+    )
+
+
+def _expand(node: Node, options: Options) -> _Typed:
+    return _Typed(Expand, [options["self"]])
+
+
+def _repeat(node: Node, options: Options) -> _Typed | None:
+    """Of an axis of a known size, each place as often."""
+    x, times, axis = (options[name] for name in ("self", "repeats", "dim"))
+    if not isinstance(times, int) or axis is None:
+        return None
+    return _Typed(Repeat, [x], {}, {"axis": axis % len(_shape(x)), "times": times})
 
 
 def _convolution(node: Node, options: Options) -> _Typed | None:
@@ -487,6 +514,8 @@ _MAKERS: dict[str, Callable[[Node, Options], _Typed | None]] = {
     **dict(_named(_reshape, "view _unsafe_view reshape flatten unflatten squeeze unsqueeze")),
     **dict(_named(_reshape, "reshape_as view_as")),
     **dict(_named(_transpose, "permute transpose t mT numpy_T movedim swapaxes moveaxis")),
+    "expand": _expand,
+    "repeat_interleave": _repeat,
     **dict(_named(_softmax, "softmax _softmax log_softmax _log_softmax")),
     **dict(_named(_reduction, "mean sum amax amin linalg_vector_norm")),
     **dict(_named(_padding, "pad constant_pad_nd reflection_pad1d reflection_pad2d")),

@@ -74,7 +74,8 @@ class _Stairs:
     def __init__(self, removable: Removable, curve: Curve | None, multiple: int) -> None:
         self.units, self.least = removable.units, removable.step
         self.most = self.units - max(removable.fewest, round(self.units * _KEPT))
-        self.multiple = multiple if self.units > multiple else 1
+        heads = removable.coupling.whole  # of many channels each
+        self.multiple = multiple if self.units > multiple and not heads else 1
         self.fine = max(1, self.units // _STEPS)
         x, y = [0.0], [0.0]
         for rise, count in lower_hull(self.units, curve) if curve else ():

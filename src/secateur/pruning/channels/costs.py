@@ -38,19 +38,51 @@ class WidthCost(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shares:
+    """What the units of couplings take of the axes of parameters.
+
+    Of an axis 1 - sum_i share_i removed_i is left, plus what two couplings both take: of heads that
+    leave the dimensions that leave all heads.
+
+    Attributes:
+        each: the share of an axis that a unit takes: (axes, couplings).
+        axes, first, second, both: of the axes where two couplings overlap their number, the two
+            couplings, and the share that a unit of the one and a unit of the other have in common.
+    """
+
+    each: NDArray[np.float64]
+    axes: NDArray[np.int64]
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    both: NDArray[np.float64]
+
+    def left(self, removed: Removed) -> NDArray[np.float64]:
+        """What is left of each axis."""
+        left = 1 - self.each @ removed
+        np.add.at(left, self.axes, self.both * removed[self.first] * removed[self.second])
+        return left
+
+    def taken(self, removed: Removed, steps: Removed) -> NDArray[np.float64]:
+        """What further units of each coupling alone would take: (axes, couplings)."""
+        taken = self.each * steps
+        for own, other in ((self.first, self.second), (self.second, self.first)):
+            np.subtract.at(taken, (self.axes, own), self.both * steps[own] * removed[other])
+        return taken
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProductCost:
     """Costs that are products of widths: multiplications, weights, bytes.
 
     Attributes:
         fixed: what stays whatever is removed.
         sizes: of each part, dense.
-        shares: of a part along each of two axes what a unit of each coupling takes: (2, parts,
-            couplings).
+        shares: of the first axis of each part, and then of the second one of each.
     """
 
     fixed: float
     sizes: NDArray[np.float64]
-    shares: NDArray[np.float64]
+    shares: Shares
 
     @property
     def dense(self) -> float:
@@ -59,13 +91,13 @@ class ProductCost:
 
     def at(self, removed: Removed) -> float:
         """See `WidthCost.at`."""
-        left = 1 - self.shares @ removed
+        left = self.shares.left(removed).reshape(2, -1)
         return self.fixed + float((self.sizes * left.prod(0)).sum())
 
     def savings(self, removed: Removed, steps: Removed) -> NDArray[np.float64]:
         """See `WidthCost.savings`."""
-        first, second = 1 - self.shares @ removed
-        gone = self.shares * steps  # (2, parts, couplings)
+        first, second = self.shares.left(removed).reshape(2, -1)
+        gone = self.shares.taken(removed, steps).reshape(2, len(first), len(steps))
         after = (first[:, None] - gone[0]) * (second[:, None] - gone[1])
         return self.sizes @ ((first * second)[:, None] - after)
 
@@ -77,17 +109,17 @@ class LayerWidths:
     Attributes:
         op: name of its operation.
         inputs, outputs: channels that it reads and makes, dense.
-        shares: of either, what a unit of each coupling takes: (2, couplings).
+        shares: of the outputs and of the inputs.
     """
 
     op: str
     inputs: int
     outputs: int
-    shares: NDArray[np.float64]
+    shares: Shares
 
     def at(self, removed: Removed) -> tuple[int, int]:
         """Its widths with so many units of each coupling gone."""
-        outputs, inputs = 1 - self.shares @ removed
+        outputs, inputs = self.shares.left(removed)
         return round(self.inputs * inputs), round(self.outputs * outputs)
 
 
@@ -108,7 +140,7 @@ class TimeCost:
     @cached_property
     def dense(self) -> float:
         """See `WidthCost.dense`."""
-        none = np.zeros(self.layers[0].shares.shape[1], dtype=np.int64)
+        none = np.zeros(self.layers[0].shares.each.shape[1], dtype=np.int64)
         return self.at(none)
 
     def at(self, removed: Removed) -> float:
@@ -125,7 +157,7 @@ class TimeCost:
             touched = [
                 (before - self._time(of, after))
                 for of, before in zip(self.layers, now, strict=True)
-                if of.shares[:, number].any()
+                if of.shares.each[:, number].any()
             ]
             saved[number] = math.fsum(touched)
         return saved
@@ -141,7 +173,7 @@ def layer_widths(graph: Graph, removable: Sequence[Removable]) -> list[LayerWidt
         graph: whose operations have the names of the table.
         removable: what can leave.
     """
-    by_axis, none = _by_axis(removable), np.zeros(len(removable))
+    taken = _Taken(removable)
     found: list[LayerWidths] = []
     for _, op in expanded(graph.ops):
         if not isinstance(op, Convolution | Linear) or op.weight not in graph.parameters:
@@ -150,13 +182,11 @@ def layer_widths(graph: Graph, removable: Sequence[Removable]) -> list[LayerWidt
         groups = op.geometry.groups if isinstance(op, Convolution) else 1
         made, read = (1, 0) if isinstance(op, Convolution) and op.transposed else (0, 1)
         sizes = {made: shape[made] * (groups if made else 1), read: shape[read] * groups}
-        shares = [by_axis.get((op.weight, at), none) / shape[at] for at in (made, read)]
-        if groups > 1 and shape[1] == 1:  # depthwise: as many inputs as outputs
-            shares[1] = shares[0]
+        depthwise = groups > 1 and shape[1] == 1  # as many inputs as outputs
+        axes = (made, made if depthwise else read)
+        shares = taken.shares([(op.weight, at, shape[at]) for at in axes])
         found.append(
-            LayerWidths(
-                op=op.name, inputs=sizes[read], outputs=sizes[made], shares=np.array(shares)
-            )
+            LayerWidths(op=op.name, inputs=sizes[read], outputs=sizes[made], shares=shares)
         )
     return found
 
@@ -193,36 +223,66 @@ def _counts(value: Any) -> bool:
     return isinstance(value, Tensor)
 
 
-def _by_axis(removable: Sequence[Removable]) -> dict[tuple[str, int], NDArray[np.float64]]:
-    """How many indices along each axis of each parameter a unit of each coupling takes."""
-    by_axis: dict[tuple[str, int], NDArray[np.float64]] = {}
-    for number, of in enumerate(removable):
-        for part in of.coupling.slices:
-            each = sum(map(len, part.indices)) / of.units
-            row = by_axis.setdefault((part.parameter, part.axis), np.zeros(len(removable)))
-            row[number] += each
-    return by_axis
+class _Taken:
+    """How many indices along each axis of each parameter the units of couplings take.
+
+    Of a coupling in heads the units take indices in other couplings' units as well.
+    """
+
+    def __init__(self, removable: Sequence[Removable]) -> None:
+        self.couplings = len(removable)
+        self.each: dict[tuple[str, int], NDArray[np.float64]] = {}
+        self.both: dict[tuple[str, int], list[tuple[int, int, float]]] = {}
+        heads: dict[tuple[str, int], list[tuple[int, set[int]]]] = {}
+        for number, of in sorted(enumerate(removable), key=lambda of: not of[1].coupling.whole):
+            for part in of.coupling.slices:
+                key, indices = (part.parameter, part.axis), {at for of in part.indices for at in of}
+                row = self.each.setdefault(key, np.zeros(self.couplings))
+                row[number] += len(indices) / of.units
+                for other, own in heads.get(key, ()):
+                    common = len(own & indices) / of.units / removable[other].units
+                    self.both.setdefault(key, []).append((other, number, common))
+                if of.coupling.whole:
+                    heads.setdefault(key, []).append((number, indices))
+
+    def shares(self, axes: Sequence[tuple[str, int, int] | None]) -> Shares:
+        """Of axes by parameter, number and length; None = an axis that nothing takes."""
+        none = np.zeros(self.couplings)
+        each = [none if of is None else self.each.get(of[:2], none) / of[2] for of in axes]
+        common = [
+            (number, first, second, share / of[2])
+            for number, of in enumerate(axes)
+            if of is not None
+            for first, second, share in self.both.get(of[:2], ())
+        ]
+        at, first, second = np.array([of[:3] for of in common], np.int64).reshape(-1, 3).T
+        return Shares(
+            each=np.array(each, dtype=np.float64).reshape(len(axes), self.couplings),
+            axes=at,
+            first=first,
+            second=second,
+            both=np.array([of[3] for of in common], dtype=np.float64),
+        )
 
 
 def _cost(
     parts: Iterable[tuple[str | None, Sequence[int], float]], removable: Sequence[Removable]
 ) -> ProductCost:
-    by_axis = _by_axis(removable)
+    taken = _Taken(removable)
     fixed: list[float] = []
     sizes: list[float] = []
-    shares: list[list[NDArray[np.float64]]] = []
-    none = np.zeros(len(removable))
+    axes: list[list[tuple[str, int, int] | None]] = []
     for name, shape, size in parts:
-        axes = [at for at in range(len(shape)) if (str(name), at) in by_axis]
-        if not axes:
+        own = [
+            (str(name), at, shape[at]) for at in range(len(shape)) if (str(name), at) in taken.each
+        ]
+        if not own:
             fixed.append(size)
             continue
-        along = [by_axis[str(name), at] / shape[at] for at in axes[:2]]
         sizes.append(size)
-        shares.append([*along, none][:2])
-    array = np.array(shares, dtype=np.float64).reshape(len(sizes), 2, len(removable))
+        axes.append([*own, None][:2])
     return ProductCost(
         fixed=math.fsum(fixed),
         sizes=np.array(sizes, dtype=np.float64),
-        shares=array.transpose(1, 0, 2),
+        shares=taken.shares([of[0] for of in axes] + [of[1] for of in axes]),
     )

@@ -18,6 +18,7 @@ from secateur.network.graph import Graph
 from secateur.network.sample_layout import Layouts
 from secateur.network.samples import Samples
 from secateur.pruning.allocations.sensitivity import Curve, split_samples
+from secateur.pruning.channels.logits import Mixing, mixing
 from secateur.pruning.channels.space import ChannelSpace, Removable
 from secateur.pruning.judged import Judged
 from secateur.pruning.layer_fit import LayerFit
@@ -32,10 +33,12 @@ class ChannelStudy:
     Attributes:
         orders: the units of each, in the order in which they should go.
         curves: what the output loses as they go, all others staying.
+        mixings: of couplings of queries and keys how their dimensions are made anew, by number.
     """
 
     orders: Sequence[Sequence[int]]
     curves: Sequence[Curve]
+    mixings: Mapping[int, Mixing] = field(default_factory=dict[int, Mixing])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +90,9 @@ class ChannelSensitivity:
                 self._curve(space, removable, changes, judged)
                 for removable, (_, changes) in zip(space.removable, found, strict=True)
             ]
-        return ChannelStudy(orders=[order for order, _ in found], curves=curves)
+        return ChannelStudy(
+            orders=[order for order, _ in found], curves=curves, mixings=fits.mixings
+        )
 
     def counts(self, removable: Removable) -> list[int]:
         """Units to remove at each level."""
@@ -102,7 +107,7 @@ class ChannelSensitivity:
         changes: Sequence[Mapping[str, Tensor]],
         judged: Judged,
     ) -> Curve:
-        first = space.layers[removable.readers[0].layer].calls[0].op
+        first = space.layers[removable.layers[0]].calls[0].op
         losses: dict[float, float] = {}
         for count, new in zip(self.counts(removable), changes, strict=True):
             share = count / removable.units
@@ -126,6 +131,7 @@ class _Fits:
         self.settings, self.graph, self.space = settings, graph, space
         self.sampling, self.streams = sampling, streams
         self.held: dict[int, tuple[LayerFit, Problem]] = {}
+        self.mixings: dict[int, Mixing] = {}
 
     def all(
         self, on_layer: Callable[[str], Any]
@@ -134,13 +140,13 @@ class _Fits:
         found: dict[int, tuple[list[int], list[Mapping[str, Tensor]]]] = {}
         couplings = list(enumerate(self.space.removable))
         for number, layer in enumerate(self.space.layers):
-            if number in self.space.read_by:
+            if any(number in removable.layers for _, removable in couplings):
                 chunks = self.streams.run_to(layer)
                 fit = LayerFit(self.graph, chunks, index=number, sampling=self.sampling, start={})
                 self.held[number] = fit, fit.problem(self.settings.method)
             for index, removable in couplings:
-                if removable.readers[-1].layer == number:
-                    found[index] = self._coupling(removable)
+                if removable.layers[-1] == number:
+                    found[index] = self._coupling(index, removable)
             self._forget(number)
             on_layer(layer.name)
         return [found[index] for index, _ in couplings]
@@ -148,36 +154,89 @@ class _Fits:
     def _forget(self, number: int) -> None:
         """Drops statistics that no later coupling needs."""
         needed = {
-            reader.layer
+            layer
             for removable in self.space.removable
-            if removable.readers[-1].layer > number
-            for reader in removable.readers
+            if removable.layers[-1] > number
+            for layer in removable.layers
         }
         self.held = {at: of for at, of in self.held.items() if at in needed}
 
-    def _coupling(self, removable: Removable) -> tuple[list[int], list[Mapping[str, Tensor]]]:
+    def _coupling(
+        self, index: int, removable: Removable
+    ) -> tuple[list[int], list[Mapping[str, Tensor]]]:
+        if removable.met is not None:
+            made = [(self.space.layers[at], self.held[at][1]) for at in removable.met]
+            self.mixings[index] = mixing(removable.coupling, self.graph, *made)
         readers = [
             Reader(problem=self.held[reader.layer][1], columns=reader.columns)
             for reader in removable.readers
         ]
         counts = self.settings.counts(removable)
-        order = elimination_order(
-            readers,
-            damping=self.settings.damping,
-            blocks=removable.coupling.blocks,
-            shares=[*removable.coupling.shares],
+        order = removal_order(
+            removable, readers, self.mixings.get(index), damping=self.settings.damping
         )
-        return order, [self._changes(removable, order[:count]) for count in counts]
+        return order, [self._changes(index, removable, order[:count]) for count in counts]
 
-    def _changes(self, removable: Removable, gone: Sequence[int]) -> Mapping[str, Tensor]:
+    def _changes(
+        self, index: int, removable: Removable, gone: Sequence[int]
+    ) -> Mapping[str, Tensor]:
         """All readers fitted without some units."""
         changes: dict[str, Tensor] = {}
+        if index in self.mixings:
+            left = dimensions_left(removable, len(gone))
+            changes.update(self.mixings[index].changes(self.graph.parameters, left=left))
         for reader in removable.readers:
             fit, problem = self.held[reader.layer]
             pattern = kept_columns(problem.columns, [reader.of(gone)])
             solved = fit.solve_problem(problem, self.settings.method, pattern, problem.present)
             changes.update(solved.changes[-1])
         return changes
+
+
+def removal_order(
+    removable: Removable,
+    readers: Sequence[Reader],
+    mixing: Mixing | None,
+    *,
+    damping: float,
+    count: int | None = None,
+) -> list[int]:
+    """Units of a coupling in the order in which they should go.
+
+    Those that layers read go by elimination. Of queries and keys the last dimensions of each head
+    go: those that stay are made anew.
+
+    Args:
+        removable: the coupling.
+        readers: the layers that read it.
+        mixing: of its queries and keys, if it has some.
+        damping: relative damping of elimination.
+        count: how many are wanted; None = all.
+    """
+    coupling = removable.coupling
+    if mixing is None:
+        return elimination_order(
+            readers,
+            damping=damping,
+            count=count,
+            blocks=coupling.blocks,
+            shares=[*coupling.shares],
+        )
+    count = removable.units if count is None else count
+    steps, read = count // removable.step, removable.read_blocks
+    order = (
+        elimination_order(readers, damping=damping, count=steps * len(read), blocks=read)
+        if read
+        else []
+    )
+    rounds = [order[at * len(read) : (at + 1) * len(read)] for at in range(steps)]
+    lasts = [[head[-1 - at] for head in mixing.heads] for at in range(steps)]
+    return [unit for own, last in zip(rounds, lasts, strict=True) for unit in (*own, *last)]
+
+
+def dimensions_left(removable: Removable, gone: int) -> int:
+    """Of each head, without so many units of a coupling."""
+    return (removable.units - gone) // removable.step
 
 
 def kept_columns(columns: int, gone: Sequence[Tensor]) -> KeptColumns:

@@ -204,7 +204,7 @@ class ChannelRun(PruningRun):
             self.samples,
             self.space,
             counts,
-            self.fitted_channels.study.orders,
+            self.fitted_channels.study,
             method=self.recipe.method,
             damping=self.sensitivity.damping,
             inputs=self.recipe.inputs,

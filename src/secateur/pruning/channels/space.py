@@ -42,11 +42,13 @@ class Removable:
         name: of the layers that make them.
         coupling: what goes together.
         readers: the layers that read them, in execution order.
+        met: of queries and keys the numbers of the layers that make the ones and the others.
     """
 
     name: str
     coupling: Coupling
     readers: tuple[ReadColumns, ...]
+    met: tuple[int, int] | None = None
 
     @property
     def units(self) -> int:
@@ -62,6 +64,16 @@ class Removable:
     def fewest(self) -> int:
         """How many stay at least: one of each share, as many of each block."""
         return self.step * max(1, len(self.coupling.shares))
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers whose statistics tell which units should go, in execution order."""
+        return sorted({*(reader.layer for reader in self.readers), *(self.met or ())})
+
+    @property
+    def read_blocks(self) -> list[tuple[int, ...]]:
+        """Blocks of units that layers read; others are queries and keys."""
+        return [block for block in self.coupling.blocks if self.coupling.read & {*block}]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +101,13 @@ class ChannelSpace:
 
     @cached_property
     def read_by(self) -> Mapping[int, list[tuple[int, ReadColumns]]]:
-        """By layer the numbers of the couplings that it reads, and its columns for each."""
+        """By layer the numbers of the couplings that it reads, and its columns for each.
+
+        Whole heads come before their dimensions.
+        """
         found: dict[int, list[tuple[int, ReadColumns]]] = {}
-        for number, removable in enumerate(self.removable):
+        ordered = sorted(enumerate(self.removable), key=lambda of: not of[1].coupling.whole)
+        for number, removable in ordered:
             for reader in removable.readers:
                 found.setdefault(reader.layer, []).append((number, reader))
         return found
@@ -117,11 +133,11 @@ def find_space(
     finder = _Finder(layers, sampling, excluded, included)
     found = [(finder.name(of), of, finder.why_stuck(of)) for of in couplings]
     removable = [
-        Removable(name=name, coupling=of, readers=finder.readers(of))
+        Removable(name=name, coupling=of, readers=finder.readers(of), met=finder.met(of))
         for name, of, why in found
         if why is None
     ]
-    removable.sort(key=lambda of: of.readers[0].layer)
+    removable.sort(key=lambda of: of.layers[0])
     stuck = [Stuck(name=name, units=of.units, reason=why) for name, of, why in found if why]
     return ChannelSpace(layers=layers, removable=removable, stuck=stuck)
 
@@ -144,7 +160,11 @@ class _Finder:
         """The layers that make the units."""
         makers = dict.fromkeys(part.parameter for part in coupling.of("rows"))
         names = [name.removesuffix(".weight") for name in makers]
-        return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        name = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        kind = ", heads" if coupling.whole else ""
+        if coupling.query_keys is not None:
+            kind = ", dimensions of heads" if coupling.read else ", queries and keys"
+        return name + kind
 
     def why_stuck(self, coupling: Coupling) -> str | None:
         """Why its units cannot leave; None where they can."""
@@ -160,9 +180,16 @@ class _Finder:
         for part in coupling.of("rows"):
             if self.included is not None and part.parameter not in self.included:
                 return f"{_short(part)} is not among the layers asked for"
-        if not coupling.of("columns"):
-            return "no layer reads them"
+        if why := self._why_nobody_reads(coupling):
+            return why
         return next(filter(None, map(self._why_not_read, coupling.of("columns"))), None)
+
+    def _why_nobody_reads(self, coupling: Coupling) -> str | None:
+        if coupling.query_keys is None:
+            return None if coupling.of("columns") else "no layer reads them"
+        if self.met(coupling) is None:
+            return "queries and keys behind a normalisation, or of several layers"
+        return None
 
     def _why_not_read(self, part: Slices) -> str | None:
         number = self.numbers.get(part.parameter)
@@ -172,6 +199,22 @@ class _Finder:
         if is_wide(layer, self.sampling):
             return f"read by {_short(part)}, which has {layer.columns} columns: raise max_columns"
         return None
+
+    def met(self, coupling: Coupling) -> tuple[int, int] | None:
+        """The layers that make queries and keys; None where there are none, or not one of each."""
+        met = coupling.query_keys
+        if met is None or not met.linear:
+            return None
+        makers = [
+            {of.parameter for of in part if of.role == "rows"} for part in (met.queries, met.keys)
+        ]
+        names = [name for part in makers for name in part]
+        if len(names) != 2 or not {*names} <= {*self.numbers}:
+            return None
+        query, key = (self.numbers[name] for name in names)
+        if any(is_wide(self.layers[at], self.sampling) for at in (query, key)):
+            return None
+        return query, key
 
     def readers(self, coupling: Coupling) -> tuple[ReadColumns, ...]:
         """The layers that read its units."""

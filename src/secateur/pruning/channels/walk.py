@@ -7,19 +7,26 @@ that read it become zero.
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from secateur.core.group_elimination import Reader, elimination_order
+from secateur.core.group_elimination import Reader
 from secateur.core.methods import Method
 from secateur.core.patterns import Unstructured
 from secateur.core.problem import Problem
 from secateur.network.graph import Graph
 from secateur.network.sample_layout import Layouts
 from secateur.network.samples import Samples
-from secateur.pruning.channels.curves import kept_columns
+from secateur.pruning.channels.curves import (
+    ChannelStudy,
+    dimensions_left,
+    kept_columns,
+    removal_order,
+)
 from secateur.pruning.channels.space import ChannelSpace
 from secateur.pruning.layer_fit import LayerFit, LayerSolution, is_wide
 from secateur.pruning.sampling import Sampling
@@ -32,7 +39,7 @@ def channel_walk(
     samples: Samples,
     space: ChannelSpace,
     counts: Sequence[int],
-    orders: Sequence[Sequence[int]],
+    study: ChannelStudy,
     *,
     method: Method,
     damping: float,
@@ -46,13 +53,13 @@ def channel_walk(
 
     Where one layer alone reads a coupling, its units are chosen on what it gets in the pruned
     network. Where several do, the first comes before the others are known: they are taken in the
-    given order.
+    study's order. Dimensions of queries and keys leave the layers that make them.
 
     Args:
         graph, samples, inputs, sampling, layouts, chunk: as in `secateur.pruning.walk`.
         space: what can leave.
         counts: units of each coupling that are to leave.
-        orders: of the units of each, the first to go first.
+        study: what is known of each coupling in the dense network.
         method: fits the columns that stay.
         damping: relative damping of elimination.
         on_layer: called with each layer's name.
@@ -61,9 +68,9 @@ def channel_walk(
         The new parameters and what happened, and which units of each coupling are gone.
     """
     gone: dict[int, list[int]] = {
-        number: list(orders[number][:count])
+        number: list(study.orders[number][:count])
         for number, count in enumerate(counts)
-        if len(space.removable[number].readers) > 1
+        if len(space.removable[number].readers) != 1
     }
     results: list[LayerSolution] = []
     with torch.no_grad():
@@ -78,7 +85,7 @@ def channel_walk(
                 for index, _ in space.read_by.get(number, ()):
                     if index not in gone:
                         gone[index] = _chosen(
-                            problem, space, number, index, counts[index], gone, damping
+                            problem, space, number, index, counts[index], gone, damping, study
                         )
                 columns = [
                     reader.of(gone[index]) for index, reader in space.read_by.get(number, ())
@@ -86,6 +93,8 @@ def channel_walk(
                 pattern = kept_columns(problem.columns, columns)
                 solved = fit.solve_problem(problem, method, pattern, problem.present)
             streams.changes.update(solved.changes[-1])
+            weights = ChainMap(streams.changes, dict(graph.parameters))
+            streams.changes.update(_without_dimensions(space, study, counts, number, weights))
             results.append(solved)
             on_layer(layer.name)
         dense, pruned = streams.outputs()
@@ -107,6 +116,7 @@ def _chosen(
     count: int,
     gone: Mapping[int, Sequence[int]],
     damping: float,
+    study: ChannelStudy,
 ) -> list[int]:
     """Units of a coupling chosen on the inputs of the layer that alone reads it."""
     if not count:
@@ -114,7 +124,24 @@ def _chosen(
     others = [of.of(gone[at]) for at, of in space.read_by[layer] if at in gone]
     columns = next(of.columns for at, of in space.read_by[layer] if at == index)
     reader = Reader(problem=problem, columns=columns, absent=torch.cat(others) if others else None)
-    coupling = space.removable[index].coupling
-    return elimination_order(
-        [reader], damping=damping, count=count, blocks=coupling.blocks, shares=[*coupling.shares]
+    return removal_order(
+        space.removable[index], [reader], study.mixings.get(index), damping=damping, count=count
     )
+
+
+def _without_dimensions(
+    space: ChannelSpace,
+    study: ChannelStudy,
+    counts: Sequence[int],
+    layer: int,
+    parameters: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """Parameters of a layer that makes queries or keys, with the dimensions that are left."""
+    changed: dict[str, Tensor] = {}
+    for number, mixing in study.mixings.items():
+        removable, count = space.removable[number], counts[number]
+        if count and layer in (removable.met or ()):
+            left = dimensions_left(removable, count)
+            name = str(space.layers[layer].parameter)
+            changed |= mixing.changes({**parameters, **changed}, left=left, only=name)
+    return changed
