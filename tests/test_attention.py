@@ -91,7 +91,7 @@ def test_what_of_an_attention_can_leave(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("rotary", "computed with the output of cos"), ("normalised", "LayerNorm")],
+    [("rotary", "computed with the output of cos"), ("normalised", "parts of one value")],
 )
 def test_dimensions_that_stay_have_a_reason(name: str, why: str) -> None:
     reasons = [of.fixed or "" for of in find_couplings(traced(name)) if of.blocks]

@@ -31,8 +31,8 @@ class Narrowing:
     def __init__(self, graph: Graph, removed: Removed) -> None:
         check_removed(removed)
         self.graph, self.known = graph, carry(graph)
-        self.gone = self._gone(removed)
         self.heads = carry(graph, whole=True)
+        self.gone = self._gone(removed)
         self.heads_gone = self._heads_gone(removed)
 
     def _gone(self, removed: Removed) -> set[int]:
@@ -40,7 +40,10 @@ class Narrowing:
         numbers: set[int] = set()
         for coupling, units in removed:
             for part in coupling.slices:
-                held = self.known.slices.get((part.parameter, part.axis, part.role))
+                key = part.parameter, part.axis, part.role
+                held = self.known.slices.get(key)
+                if held is None and coupling.whole and key in self.heads.slices:
+                    continue  # behind what no single dimension passes
                 if held is None:
                     raise ModelError(
                         f"a coupling has a part in {part.parameter}, which this network does not "
