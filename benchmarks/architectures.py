@@ -95,7 +95,6 @@ TIMM = {  # network: pixels
     "cspresnet50": 64,
     "poolformer_s12": 64,
     "efficientformer_l1": 224,
-    "beit_base_patch16_224": 224,
 }
 
 

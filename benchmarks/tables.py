@@ -439,6 +439,51 @@ def _narrower(of: Sequence[str]) -> tuple[int, float]:
     return network, -share
 
 
+@table_of("architectures.csv")
+def architectures(rows: Sequence[Row]) -> str:
+    """Which networks can lose channels, as modules and as ONNX files."""
+    lines = []
+    for name in dict.fromkeys(row["network"] for row in rows):
+        here = {row["form"]: row for row in _where(rows, network=name)}
+        module, file = here["module"], here.get("onnx")
+        left = module["share_left"]
+        lines.append(
+            [
+                name,
+                f"{float(module['share_free']):.0%}",
+                f"{float(left):.0%}" if left else "-",
+                _comparison(module),
+                _comparison(file) if file else "",
+                _short_reasons(module["reasons"]),
+            ]
+        )
+    heads = ["network", "MACs that can leave", "MACs left", "module", "ONNX", "what stays"]
+    largest = max(float(row["largest_difference"]) for row in rows if row["largest_difference"])
+    programs = sum(row["kind"] == "traced program" for row in rows)
+    counts = f"{len(lines)} networks, {sum(row['form'] == 'onnx' for row in rows)} also as files"
+    return (
+        f"{_markdown(heads, lines)}\n\n"
+        f"{counts}. Of each coupling the same share of the channels was removed, drawn by lot, to "
+        "reach 70 % of the multiply-accumulates (MACs), or as many as can leave. Module and ONNX: "
+        "largest difference between the smaller network and the one that ignores these channels, "
+        f"over the largest output; at most {largest:.1e}. {programs} modules became traced "
+        f"programs (p). Outputs stay everywhere. {_machine(rows)}"
+    )
+
+
+def _comparison(row: Row) -> str:
+    """The difference, or what kept it from being measured."""
+    if row["result"] != "same":
+        return row["result"]
+    return row["largest_difference"] + (" p" if row["kind"] == "traced program" else "")
+
+
+def _short_reasons(reasons: str) -> str:
+    """The three that hold for most groups of channels, without their numbers."""
+    kinds = dict.fromkeys(of.partition("x ")[2] for of in reasons.split("; ") if of)
+    return "; ".join([*kinds][:3])
+
+
 @table_of("channel_latency.csv")
 def channel_latency(rows: Sequence[Row]) -> str:
     """Latency of networks with fewer channels, and of rivals, at equal multiply-accumulates."""
@@ -566,6 +611,7 @@ PAGES: dict[str, dict[str, Table]] = {
         "channels": channels,
         "channel-rivals": channel_rivals,
         "channel-latency": channel_latency,
+        "architectures": architectures,
         "deployed": deployed,
     },
     "docs/how-it-works.md": {

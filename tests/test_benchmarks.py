@@ -34,6 +34,31 @@ def test_a_forward_pass_takes_as_many_images_at_a_time_as_prune_does() -> None:
     assert sizes == [cost.chunk_size(images), 10 - cost.chunk_size(images)]
 
 
+def test_the_table_of_architectures_has_a_line_for_each_network(tmp_path: Path) -> None:
+    table, tables = importlib.import_module("results_table"), importlib.import_module("tables")
+    row = {
+        **dict.fromkeys(table.MACHINE, "x"),
+        "network": "U-Net",
+        "form": "module",
+        "share_free": "0.98",
+        "share_left": "0.69",
+        "reasons": "2x read by up, which stays; 1x another",
+        "largest_difference": "1e-07",
+        "kind": "traced program",
+        "result": "same",
+    }
+    file = row | {"form": "onnx", "largest_difference": "3e-07", "kind": ""}
+    stuck = row | {"network": "other", "share_left": "", "result": "no channel can leave"}
+    stuck["largest_difference"] = ""
+    table.write_rows(tmp_path / "architectures.csv", [*row], [row, file, stuck])
+    shown = tables.architectures(tmp_path)
+    reasons = "read by up, which stays; another"
+    assert f"| U-Net | 98% | 69% | 1e-07 p | 3e-07 | {reasons} |" in shown
+    assert f"| other | 98% | - | no channel can leave |  | {reasons} |" in shown
+    assert "2 networks, 1 also as files" in shown
+    assert "at most 3.0e-07" in shown
+
+
 def test_tables_of_channels_show_what_was_measured(tmp_path: Path) -> None:
     table, tables = importlib.import_module("results_table"), importlib.import_module("tables")
     row = {
