@@ -125,6 +125,10 @@ NETWORKS: dict[str, tuple[Net, int]] = {
         Net(chain, a=conv(3, 6), norm=nn.GroupNorm(2, 6), b=conv(6, 8), head=HEAD),
         2 + 8,
     ),
+    "instance norm": (
+        Net(chain, a=conv(3, 6), norm=nn.InstanceNorm2d(6, affine=True), b=conv(6, 8), head=HEAD),
+        6 + 8,
+    ),
     "one group": (Net(chain, a=conv(3, 6), norm=nn.GroupNorm(1, 6), b=conv(6, 8), head=HEAD), 8),
     "transposed groups": (
         Net(

@@ -18,7 +18,10 @@ from secateur.network.couplings import Removed, check_removed, gone, rescaled
 
 _CONVOLUTIONS = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _TRANSPOSED = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
-_NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+_NORMS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)
 
 
 def shrink(model: nn.Module, removed: Removed, *, every: bool = False) -> nn.Module:

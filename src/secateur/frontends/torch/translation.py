@@ -332,6 +332,15 @@ def _group_norm(node: Node, options: Options) -> _Typed:
     return _Typed(GroupNorm, [options["input"]], weights, {"groups": options["num_groups"]})
 
 
+def _instance_norm(node: Node, options: Options) -> _Typed | None:
+    """By statistics of each image: a GroupNorm with a group a channel."""
+    x, groups = options["input"], _shape(options["input"])[1]
+    if not options["use_input_stats"] or not isinstance(groups, int):
+        return None
+    weights = {"gamma": options["weight"], "beta": options["bias"]}
+    return _Typed(GroupNorm, [x], weights, {"groups": groups})
+
+
 def _parametric_relu(node: Node, options: Options) -> _Typed:
     return _Typed(ParametricReLU, [options["self"]], {"slope": options["weight"]})
 
@@ -490,6 +499,7 @@ _MAKERS: dict[str, Callable[[Node, Options], _Typed | None]] = {
     "layer_norm": _layer_norm,
     "rms_norm": _layer_norm,
     "group_norm": _group_norm,
+    "instance_norm": _instance_norm,
     **dict(_named(_concatenate, "cat stack")),
     "prelu": _parametric_relu,
     "select": _select,
