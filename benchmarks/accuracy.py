@@ -12,7 +12,7 @@ import argparse
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,8 +97,15 @@ class Case:
 class Bench:
     """A network and its dense scores, read and computed once."""
 
-    def __init__(self, name: str, folder: Path, half: str, test_images: int | None = None) -> None:
-        self.subject, self.folder = SUBJECTS[name], folder
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        half: str,
+        test_images: int | None = None,
+        subjects: Mapping[str, Subject] = SUBJECTS,
+    ) -> None:
+        self.subject, self.folder = subjects[name], folder
         self.model = self.subject.load(folder).to(memory_format=torch.channels_last)
         images, labels = self.subject.test(folder, half)
         self.test, self.labels = images[:test_images], labels[:test_images]

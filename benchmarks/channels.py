@@ -5,19 +5,28 @@
 One row for each network, kind of images, share of the MACs, draw and recipe, into
 benchmarks/results/channels.csv as it is measured; rows that are there are skipped. "one-walk" is
 `Recipe()`: the default recipe without block reconstruction and without easier targets on the way.
-The cost is that of the whole `prune` call, as in `default.py`.
+The cost is that of the whole `prune` call, as in `default.py`. `digits_transformer`, of which there are
+500 calibration images, is trained first and needs scikit-learn:
+
+    python benchmarks/channels.py --networks digits_transformer --data-kinds real --images 500
 """
 
 import argparse
+import functools
 import itertools
 import statistics
 import time
+from pathlib import Path
 
-from accuracy import SUBJECTS, Bench
+import accuracy
+import torch
+from accuracy import Bench, Subject
 from cost import forward_seconds
+from elsewhere_networks import Elsewhere, digits_transformer
 from options import add_files, add_half, numbers, words
 from paper import images_of
 from results_table import MACHINE, SCORES, append_row, key, machine, read_rows, scores
+from torch import Tensor
 
 import secateur
 from secateur.data.sources import Images
@@ -26,6 +35,7 @@ SHARES = {  # of the MACs, by network
     "resnet20": [0.8, 0.7, 0.5],
     "resnet56": [0.7, 0.5, 0.3],
     "efficientnet_lite0": [0.8, 0.7, 0.6, 0.5],
+    "digits_transformer": [0.7, 0.5],
 }
 RECIPES = {"default": "default", "tuned": "tuned", "one-walk": secateur.Recipe()}
 KEY = ("network", "data", "max_macs", "images", "draw", "half", "test_images", "recipe", "multiple")
@@ -40,6 +50,36 @@ COLUMNS = (
     "ratio",
     *MACHINE,
 )
+
+
+@functools.cache
+def digits() -> Elsewhere:
+    """The transformer, trained here."""
+    return digits_transformer(Path(), Path())
+
+
+def _digits_calibration(folder: Path, count: int, draw: int) -> Tensor:
+    images = digits().calibration
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(draw))
+    return images[order[:count]]
+
+
+def _digits_test(folder: Path, half: str) -> tuple[Tensor, Tensor]:
+    count = _DIGITS_TEST
+    own = slice(count) if half == "choose" else slice(count, 2 * count)
+    return digits().test[own], digits().labels[own]
+
+
+_DIGITS_TEST = 398  # of 797, in either half
+SUBJECTS = accuracy.SUBJECTS | {
+    "digits_transformer": Subject(
+        load=lambda folder: digits().network,
+        calibration=_digits_calibration,
+        test=_digits_test,
+        images=500,
+        test_images=_DIGITS_TEST,
+    )
+}
 
 
 def measure(bench: Bench, case: dict[str, object], images: Images) -> dict[str, object]:
@@ -88,7 +128,7 @@ def main() -> None:
                 }
                 if key(case, KEY) in {key(row, KEY) for row in read_rows(options.out)}:
                     continue
-                bench = bench or Bench(network, options.data, options.half)
+                bench = bench or Bench(network, options.data, options.half, subjects=SUBJECTS)
                 if images is None:
                     images = images_of(bench, network, kind, draw, options.images)
                 row = measure(bench, case, images)
@@ -110,7 +150,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Accuracy and cost of removing channels.")
-    parser.add_argument("--networks", type=words, default=list(SHARES))
+    parser.add_argument("--networks", type=words, default=list(accuracy.SUBJECTS))
     parser.add_argument("--macs", type=numbers, help="shares left, such as 0.7,0.5; by network")
     parser.add_argument("--data-kinds", type=words, default=["real", "fractal"], metavar="KINDS")
     parser.add_argument("--images", type=int, default=1000, help="calibration images")

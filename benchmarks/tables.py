@@ -22,6 +22,7 @@ NAMES = {
     "resnet56": "ResNet-56, CIFAR-10",
     "efficientnet_lite0": "EfficientNet-Lite0, ImageNet",
     "resnet50": "ResNet-50, random weights",
+    "digits_transformer": "ViT trained on digits, scikit-learn digits",
 }
 HEADINGS = {  # (method, inputs) of the accuracy columns, in their order
     ("magnitude", "none"): "magnitude",
@@ -365,7 +366,7 @@ def channels(rows: Sequence[Row]) -> str:
                 NAMES[network],
                 f"{float(here[0]['dense_top1']):.1f}",
                 f"{float(share):.0%}",
-                f"{images} {KINDS[kind]}",
+                f"{images} {'digits' if 'digits' in network else KINDS[kind]}",
                 recipe,
                 "any" if multiple == "1" else f"multiples of {multiple}",
                 _top1(here),
