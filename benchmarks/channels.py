@@ -5,8 +5,8 @@
 One row for each network, kind of images, share of the MACs, draw and recipe, into
 benchmarks/results/channels.csv as it is measured; rows that are there are skipped. "one-walk" is
 `Recipe()`: the default recipe without block reconstruction and without easier targets on the way.
-The cost is that of the whole `prune` call, as in `default.py`. `digits_transformer`, of which there are
-500 calibration images, is trained first and needs scikit-learn:
+The cost is that of the whole `prune` call, as in `default.py`. `digits_transformer` is trained
+first, which needs scikit-learn, and has 500 calibration images:
 
     python benchmarks/channels.py --networks digits_transformer --data-kinds real --images 500
 """

@@ -22,7 +22,7 @@ NAMES = {
     "resnet56": "ResNet-56, CIFAR-10",
     "efficientnet_lite0": "EfficientNet-Lite0, ImageNet",
     "resnet50": "ResNet-50, random weights",
-    "digits_transformer": "ViT trained on digits, scikit-learn digits",
+    "digits_transformer": "ViT, scikit-learn digits",
 }
 HEADINGS = {  # (method, inputs) of the accuracy columns, in their order
     ("magnitude", "none"): "magnitude",
