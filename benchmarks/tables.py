@@ -392,13 +392,11 @@ def channel_rivals(folder: Path) -> str:
     own = _where(read_rows(folder / "channels.csv"), data="real", multiple="1")
     if not rivals:
         return MISSING
-    halves = {row["half"] for row in rivals}
-    half = "quote" if "quote" in halves else "choose"
-    rivals, own = _where(rivals, half=half), _where(own, half=half)
+    rivals = [row for _, here in _by("network", NAMES, rivals) for row in _best_half(here)]
     parts = []
     for network, here in _by("network", NAMES, rivals):
         shares = sorted({row["max_macs"] for row in here}, key=float, reverse=True)
-        theirs = _where(own, network=network)
+        theirs = _where(own, network=network, half=here[0]["half"])
         lines = [
             [f"Secateur, {recipe}", *_at(_where(theirs, recipe=recipe), shares)]
             for recipe in dict.fromkeys(row["recipe"] for row in theirs)
@@ -509,6 +507,13 @@ def channel_latency(rows: Sequence[Row]) -> str:
 
 
 RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+
+
+def _best_half(rows: Sequence[Row]) -> list[Row]:
+    """Those judged on images on which nothing was chosen, where there are any."""
+    return _where(rows, half="quote") or list(rows)
+
+
 TARGETS = {"max_latency": "of the time", "max_macs": "of the MACs"}
 
 
