@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from secateur.network.carrying_attention import attention, product
-from secateur.network.carrying_places import insert, padding, scan, stop, take, unless
+from secateur.network.carrying_places import (
+    concatenate,
+    cut_out,
+    expand,
+    get_item,
+    insert,
+    padding,
+    repeat,
+    reshape,
+    scan,
+    split,
+    stop,
+    take,
+    transpose,
+    unless,
+    widened,
+)
 from secateur.network.moved import Moved, cut_moved
 from secateur.network.numbering import NONE, Numbering, Numbers
 from secateur.network.ops import (
@@ -99,7 +113,7 @@ def _blocks_within(known: Numbering, part: Numbers) -> Numbers:
 def _passed(known: Numbering, op: Op) -> Numbers | None:
     """The numbers of an operation's value; None = its channels belong to no unit."""
     if isinstance(op, Split | SizesOf):
-        return _split(known, op) if isinstance(op, Split) else _sizes_of(known, op)
+        return split(known, op) if isinstance(op, Split) else _sizes_of(known, op)
     handler = next((_HANDLERS[kind] for kind in type(op).__mro__ if kind in _HANDLERS), None)
     if handler is None or known.sizes(op.name) is None:
         what = op.label or op.operation or op.name
@@ -213,12 +227,12 @@ def _pointwise(known: Numbering, op: Pointwise) -> Numbers | None:
     sizes = known.sizes(op.name) or ()
     sources = {name: _source(known, name) for name in op.inputs}
     values = [name for name, source in sources.items() if source is None]
-    owns = [(name, _widened(known.of(name), len(sizes))) for name in values]
+    owns = [(name, widened(known.of(name), len(sizes))) for name in values]
     channels = [axis for axis in range(len(sizes)) if any(of.shape[axis] > 1 for _, of in owns)]
     found: Numbers | None = None
     partly: list[tuple[str, Numbers, list[int]]] = []
     for name, own in owns:
-        shape = _widened(np.empty(known.sizes(name) or ()), len(sizes)).shape
+        shape = widened(np.empty(known.sizes(name) or ()), len(sizes)).shape
         same = [axis for axis in channels if shape[axis] == 1 < sizes[axis]]
         if same:  # one number for them all
             partly.append((name, own, same))
@@ -251,11 +265,6 @@ def _apart(known: Numbering, numbers: Numbers, axes: Sequence[int], why: str) ->
     if any(size > 1 and axis not in axes for axis, size in enumerate(numbers.shape)):
         known.fix(numbers, why)
     return numbers
-
-
-def _widened(array: np.ndarray, rank: int) -> np.ndarray:
-    """An array with as many axes as a result has."""
-    return array.reshape((1,) * (rank - array.ndim) + array.shape)
 
 
 def _constant(known: Numbering, name: str, source: str, numbers: Numbers) -> Numbers:
@@ -311,123 +320,11 @@ def _softmax(known: Numbering, op: Softmax) -> Numbers | None:
     return unless(known, op, (op.axis,), "a softmax over it")
 
 
-def _expand(known: Numbering, op: Expand) -> Numbers | None:
-    """Hands channels on; more axes come before them."""
-    return _widened(known.of(op.input), len(known.sizes(op.name) or ()))
-
-
-def _repeat(known: Numbering, op: Repeat) -> Numbers | None:
-    """Each place along an axis several times, one behind the other."""
-    numbers = known.of(op.input)
-    return np.repeat(numbers, op.times, op.axis) if numbers.shape[op.axis] > 1 else numbers
-
-
-def _concatenate(known: Numbering, op: Concatenate) -> Numbers | None:
-    """Puts channels behind each other, or beside each other along a new axis."""
-    sizes = known.sizes(op.name) or ()
-    axis = op.axis % len(sizes)
-    parts: list[Numbers] = []
-    for name in op.inputs:
-        own, numbers = known.sizes(name), known.of(name)
-        if own is None:
-            return stop(known, op, f"put together with {known.called(name)}")
-        if op.stacks:
-            numbers = np.expand_dims(numbers, axis)
-        shape = list(numbers.shape)
-        shape[axis] = 1 if op.stacks else own[axis]
-        parts.append(np.broadcast_to(numbers, shape))
-    if all((part == NONE).all() for part in parts):
-        return None
-    shapes = [part.shape[:axis] + part.shape[axis + 1 :] for part in parts]
-    common = np.broadcast_shapes(*shapes)
-    wide = [
-        np.broadcast_to(part, (*common[:axis], part.shape[axis], *common[axis:])) for part in parts
-    ]
-    joined = np.concatenate(wide, axis)
-    elsewhere = any(size > 1 for at, size in enumerate(joined.shape) if at != axis)
-    if not elsewhere or any(_varies(part, axis) for part in parts):
-        return joined
-    first = wide[0].take([0], axis)  # along another axis than the channels'
-    for part in wide[1:]:
-        first = known.join(first, part.take([0], axis), "put together with what stays")
-    return first
-
-
-def _reshape(known: Numbering, op: Reshape) -> Numbers | None:
-    """The same numbers in another shape; what splits them makes blocks."""
-    sizes, before = known.sizes(op.name), known.sizes(op.input)
-    numbers = known.of(op.input)
-    if sizes is None or before is None or math.prod(sizes) != math.prod(before):
-        return stop(known, op, "a change of shape that depends on the values")
-    if (numbers == NONE).all():
-        return None
-    shaped = np.broadcast_to(numbers, before).reshape(sizes)
-    for axis in range(len(sizes)):
-        if not _varies(shaped, axis):
-            shaped = shaped.take([0], axis)
-    varied = [size for size in shaped.shape if size > 1]
-    if len(varied) > 1:
-        known.blocks.append(shaped.reshape(-1, varied[-1]))
-    elif varied:
-        _merged(known, shaped.reshape(-1))
-    return shaped
-
-
-def _merged(known: Numbering, numbers: Numbers) -> None:
-    """Blocks side by side in another order lose the same of their channels, as in a shuffle."""
-    for blocks in known.blocks:
-        flat = blocks.reshape(-1)
-        if not np.array_equal(flat, numbers) and np.array_equal(np.sort(flat), np.sort(numbers)):
-            for other in blocks[1:]:
-                known.join(blocks[0], other, "shuffled with what stays")
-
-
-def _slice(known: Numbering, op: Slice) -> Numbers | None:
-    """A part of the numbers along an axis; others are handed on."""
-    return _part(known, op, op.axis, range(op.start, op.stop, op.step), keepdims=op.keepdims)
-
-
-def _split(known: Numbering, op: Split) -> None:
-    """Its parts are made where they are taken out."""
-    return None
-
-
-def _get_item(known: Numbering, op: GetItem) -> Numbers | None:
-    """One of the parts of a split."""
-    maker = known.makers.get(op.input)
-    if not isinstance(maker, Split):
-        return stop(known, op, f"read by {maker.label if maker else op.label}")
-    index = range(len(maker.lengths))[op.index]
-    start = sum(maker.lengths[:index])
-    places = range(start, start + maker.lengths[index])
-    of = replace(op, inputs=maker.inputs)
-    return _part(known, of, maker.axis, places, keepdims=maker.keepdims)
-
-
-def _part(known: Numbering, op: Op, axis: int, places: range, *, keepdims: bool) -> Numbers | None:
-    """The numbers at some places along an axis."""
-    numbers, sizes = known.of(op.input), known.sizes(op.input)
-    if sizes is None:
-        return stop(known, op, "a part of a value of unknown size")
-    if numbers.shape[axis] > 1:
-        if places.step != 1 and keepdims:
-            return stop(known, op, f"every {places.step} of them are taken")
-        if numbers.size > numbers.shape[axis]:
-            known.alike.append(np.moveaxis(numbers, axis, 0).reshape(numbers.shape[axis], -1))
-        numbers = numbers.take([*places], axis)
-    return numbers if keepdims else numbers.squeeze(axis)
-
-
 def _sizes_of(known: Numbering, op: SizesOf) -> None:
     """Sizes of channels that are computed with are what they are."""
     numbers = known.of(op.input)
     if any(numbers.shape[axis] > 1 for axis in op.axes):
         known.fix(numbers, f"{op.label or op.operation} computes with their number")
-
-
-def _transpose(known: Numbering, op: Transpose) -> Numbers | None:
-    """Axes in another order."""
-    return known.of(op.input).transpose(op.permutation)
 
 
 # helpers of operations
@@ -449,10 +346,6 @@ def _grouped(known: Numbering, numbers: Numbers, groups: int) -> None:
         known.join(first, other, "groups of a convolution")
 
 
-def _varies(numbers: Numbers, axis: int) -> bool:
-    return numbers.shape[axis] > 1 and bool((numbers != numbers.take([0], axis)).any())
-
-
 _HANDLERS: Mapping[type[Op], Callable[..., Numbers | None]] = {
     Convolution: _convolution,
     Linear: _linear,
@@ -468,13 +361,13 @@ _HANDLERS: Mapping[type[Op], Callable[..., Numbers | None]] = {
     Take: take,
     Scan: scan,
     Softmax: _softmax,
-    Expand: _expand,
-    Repeat: _repeat,
-    Concatenate: _concatenate,
-    Reshape: _reshape,
-    Slice: _slice,
-    GetItem: _get_item,
-    Transpose: _transpose,
+    Expand: expand,
+    Repeat: repeat,
+    Concatenate: concatenate,
+    Reshape: reshape,
+    Slice: cut_out,
+    GetItem: get_item,
+    Transpose: transpose,
     Product: product,
     Attention: attention,
 }

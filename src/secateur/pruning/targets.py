@@ -86,6 +86,10 @@ class Costs:
             stuck=sum(layer.macs for layer in every if layer.obstacle is not None),
         )
 
+    def shares(self, kept: Sequence[int]) -> tuple[float, float]:
+        """Of the multiply-accumulates and of the bytes, at given numbers of kept weights."""
+        return self.macs.share(kept), self.bytes.share(kept)
+
 
 def _macs(every: Sequence[Layer], chosen: Sequence[Layer]) -> CostModel:
     total = sum(layer.macs for layer in every)

@@ -26,7 +26,6 @@ from secateur.network.samples import Samples
 from secateur.pruning.allocations import Curve
 from secateur.pruning.channels.costs import nbytes
 from secateur.pruning.run import PruningRun
-from secateur.pruning.targets import MaxLatency
 from secateur.pruning.walk import LayerResult, WalkResult
 from secateur.report import cautions
 from secateur.report.latency import LatencyReport
@@ -64,23 +63,19 @@ def build_report(
     tensors, asked = pruned.tensors(), settings["target"]
     layers = [_layer_report(result, tensors, curve) for result, curve in run.outcomes(walked, then)]
     kept = [layer.weights - layer.zeros for layer in layers]
-    if walked.removed:
-        left = cost_left(pruned, run)
-    else:
-        left = run.costs.macs.share(kept), run.costs.bytes.share(kept)
+    macs, size = cost_left(pruned, run) if walked.removed else run.costs.shares(kept)
     chosen = {layer.name for layer in layers}
     others = [layer for layer in run.graph.layers if layer.name not in chosen]
     cast = any(of.is_floating_point() and of.dtype != torch.float32 for of in tensors.values())
-    outputs = None if cast else walked.pruned  # the walk's are those of float32 weights
-    outputs = outputs if then is None else None
-    planned = isinstance(run.target, MaxLatency)
+    same = then is None and not cast  # the walk's are those of float32 weights
+    outputs = walked.pruned if same else None
     calibration = compared_with(walked.dense, pruned, images.tensor, outputs)
     return Report(
         synthetic=images.synthetic,
         sparsity=sum(layer.zeros for layer in layers) / sum(layer.weights for layer in layers),
         network_sparsity=_zero_share(pruned.parameters()),
-        macs_fraction=left[0],
-        bytes_fraction=left[1],
+        macs_fraction=macs,
+        bytes_fraction=size,
         requested=settings,
         search=search,
         layers=layers,
@@ -110,7 +105,7 @@ def build_report(
             *warnings,
             *run.departures(walked, kept),
             *cautions.computed(run.graph.layers),
-            *(cautions.slow(latency, run.target.value) if planned else []),
+            *cautions.slow(latency, run.target),
             *cautions.undecided(search, run.target.value),
             *cautions.gone(layers, _present(run, layers)),
             *cautions.doubtful(calibration),

@@ -11,6 +11,7 @@ from secateur.data.sources import FEW_IMAGES, MAX_IMAGES
 from secateur.data.streams import digests
 from secateur.evaluation.metrics import Evaluation, one_answer
 from secateur.network.layers import ON_THE_FLY, Layer, Shares
+from secateur.pruning.targets import MaxLatency, Target
 from secateur.report.latency import LatencyReport
 from secateur.report.layers import LayerReport
 from secateur.report.model import SearchReport
@@ -131,13 +132,13 @@ def same_answers(
     return one_answer(dense, "calibration images")
 
 
-def slow(latency: LatencyReport | None, limit: float) -> list[str]:
+def slow(latency: LatencyReport | None, target: Target) -> list[str]:
     """A warning where the network takes more time than was asked for."""
-    if latency is None or latency.low <= limit:
+    if latency is None or not isinstance(target, MaxLatency) or latency.low <= target.value:
         return []
     return [
-        f"the pruned network takes {latency.text}, more than {limit:g} asks for: ask for less, or "
-        "measure again on an idle machine"
+        f"the pruned network takes {latency.text}, more than {target.value:g} asks for: "
+        "ask for less, or measure again on an idle machine"
     ]
 
 
