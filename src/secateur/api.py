@@ -191,11 +191,10 @@ def prune(
         judged = job.evaluations(pruned, integers.model)
         times, unmeasured = job.times([*networks.values()], integers.model)
         latency = job.latency(walked, times[0], times[len(networks)]) if times else None
-        parts = part_reports(job, networks, integers.model, walked.dense, times, judged)
         report = job.report(
             pruned, walked, judged, steps=found, search=search, latency=latency, then=then
         )
-        report.parts = parts
+        report.parts = part_reports(job, networks, integers.model, walked.dense, times, report)
     report.notes.extend(integers.notes)
     report.warnings.extend(unmeasured)
     report.warnings.extend(f"no INT8 network was made: {why}" for why in missing.values())

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from secateur.evaluation.metrics import Evaluation
 from secateur.frontends import Frontend
 from secateur.frontends import open as open_model
 from secateur.hardware.compare_latency import Ratio
 from secateur.report.build import compared_with, cost_left
+from secateur.report.model import Report
 from secateur.report.parts import INT8, PartReport
 from secateur.session import Job
 
@@ -22,7 +22,7 @@ def part_reports(
     int8: Any,
     dense: torch.Tensor | None,
     times: Sequence[Ratio],
-    known: Mapping[str, Evaluation],
+    report: Report,
 ) -> list[PartReport]:
     """What each part brought; nothing where there is only one.
 
@@ -32,33 +32,44 @@ def part_reports(
         int8: that one in INT8, an `onnx.ModelProto`; None = it was not asked for or not made.
         dense: the dense network's first output on the calibration images.
         times: of the dense network and of these, in turns; empty = not measured.
-        known: evaluations of "pruned" and "int8", which are not made twice.
+        report: of the last network, which is not measured twice; its seconds are told anew.
     """
-    every = {**networks, **({} if int8 is None else {INT8: open_model(int8)})}
-    if len(every) < 2:
+    *before, last = networks
+    parts = [*before, last, *[INT8] * (int8 is not None)]
+    if len(parts) < 2:
         return []
-    last = list(networks)[-1]
-    found = {last: known.get("pruned"), INT8: known.get("int8")}
-    reports = []
-    for number, (name, network) in enumerate(every.items()):
-        job.watch.begin(f"comparing the network after {name} with the dense one")
-        macs, size = cost_left(networks.get(name, networks[last]), job.run)
-        if int8 is not None and name == INT8:
-            size = int8.ByteSize() / job.run.costs.bytes.dense
-        time = times[number + 1] if number + 1 < len(times) else None
-        evaluation = found.get(name)
-        if evaluation is None and job.evaluation_set is not None:
-            evaluation = job.evaluation_set.evaluate(network)
-        reports.append(
-            PartReport(
-                name=name,
-                macs_fraction=macs,
-                bytes_fraction=size,
-                milliseconds=None if time is None else 1e3 * time.seconds,
-                ratio=None if time is None else time.ratio,
-                calibration=compared_with(dense, network, job.images.tensor),
-                evaluation=evaluation,
-            )
-        )
+    timed: list[dict[str, Any]] = [
+        {"milliseconds": 1e3 * of.seconds, "ratio": of.ratio} for of in times[1:]
+    ]
+    timed += [{}] * (len(parts) - len(timed))
+    found: list[PartReport] = []
+    for name, time in zip(parts, timed, strict=True):
+        if name == last:
+            facts: dict[str, Any] = {
+                "macs_fraction": report.macs_fraction,
+                "bytes_fraction": report.bytes_fraction,
+                "calibration": report.calibration,
+                "evaluation": report.evaluation.get("pruned"),
+            }
+        elif name == INT8:
+            job.watch.begin("comparing the network in INT8 with the dense one")
+            facts = {
+                "macs_fraction": report.macs_fraction,
+                "bytes_fraction": int8.ByteSize() / job.run.costs.bytes.dense,
+                "calibration": compared_with(dense, open_model(int8), job.images.tensor),
+                "evaluation": report.evaluation.get("int8"),
+            }
+        else:
+            job.watch.begin(f"comparing the network after {name} with the dense one")
+            network, judged = networks[name], job.evaluation_set
+            macs, size = cost_left(network, job.run)
+            facts = {
+                "macs_fraction": macs,
+                "bytes_fraction": size,
+                "calibration": compared_with(dense, network, job.images.tensor),
+                "evaluation": None if judged is None else judged.evaluate(network),
+            }
+        found.append(PartReport(name=name, **facts, **time))
     job.watch.lap("parts")
-    return reports
+    report.seconds = job.watch.seconds
+    return found

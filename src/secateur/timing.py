@@ -154,9 +154,8 @@ def measure_all(
     if int8 is not None and runtime == "torch":
         told.append("the time in INT8 was not measured: PyTorch does not run the ONNX file")
     elif int8 is not None:
-        floats_and_int8 = [*floats, int8]
         try:
-            return _turns(floats_and_int8, samples, runtime, options.threads), told
+            return _turns([*floats, int8], samples, runtime, options.threads), told
         except ModelError as error:
             told.append(f"the time in INT8 was not measured: {error}")
     try:

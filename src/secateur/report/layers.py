@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from secateur.hardware.requirements import Requirement
 from secateur.pruning.allocations import Curve
-from secateur.support.tables import Cell, Column, Table, shape_text
+from secateur.support.tables import Cell, Column, Table, renamed, shape_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,10 +104,7 @@ _LAYER_COLUMNS = (
 def layer_table(layers: Sequence[LayerReport], totals: Totals) -> Table:
     """The pruned layers, in execution order."""
     is_smaller = any(layer.shape_left is not None for layer in layers)
-    columns = tuple(
-        replace(of, heading="removed") if is_smaller and of.heading == "zeros" else of
-        for of in _LAYER_COLUMNS
-    )
+    columns = renamed(_LAYER_COLUMNS, "zeros", "removed") if is_smaller else _LAYER_COLUMNS
     return Table(
         name="layers",
         columns=columns,

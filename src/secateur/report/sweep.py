@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from secateur.core.patterns import Channels
 from secateur.evaluation.metrics import Evaluation, evaluation_table
 from secateur.report.model import DataReport, Report, check_run
 from secateur.support.serialization import Saved, demand
-from secateur.support.tables import Block, Cell, Column, Document, Table, warnings_first
+from secateur.support.tables import Block, Cell, Column, Document, Table, renamed, warnings_first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,21 +141,17 @@ class Sweep(Saved, Document):
         costs: list[tuple[Cell, ...]] = [("dense", None, 100.0, 100.0, None)]
         costs += [of.costs() for of in self.points]
         rows = tuple((*cost, *row[1:]) for cost, row in zip(costs, judged.rows, strict=True))
+        costs_of = _COST_COLUMNS
+        if self.removes_channels:
+            costs_of = renamed(_COST_COLUMNS, "zeros", "removed")
         on = "evaluation images" if self.is_judged else "calibration images (optimistic)"
         return Table(
             name="points",
-            columns=(*self._cost_columns(), *judged.columns[1:]),
+            columns=(*costs_of, *judged.columns[1:]),
             rows=rows if self.dense is not None else rows[1:],
             title=f"On the {on}",
             note="" if self.is_judged else "There were no evaluation images (--eval).",
         )
-
-    def _cost_columns(self) -> Iterator[Column]:
-        for column in _COST_COLUMNS:
-            is_zeros = column.heading == "zeros"
-            yield (
-                replace(column, heading="removed") if is_zeros and self.removes_channels else column
-            )
 
     def blocks(self) -> list[Block]:
         """Warnings, and a row for each sparsity."""

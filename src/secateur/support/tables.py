@@ -53,6 +53,11 @@ class Column:
         return (self.format or "{}").format(*(cell if isinstance(cell, tuple) else (cell,)))
 
 
+def renamed(columns: Sequence[Column], heading: str, to: str) -> tuple[Column, ...]:
+    """The columns, of which one has another heading."""
+    return tuple(replace(of, heading=to) if of.heading == heading else of for of in columns)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """A table, whoever shows it.
