@@ -13,7 +13,9 @@ import secateur
 from secateur import OptionError, timing
 from secateur.errors import ModelError
 from secateur.hardware.compare_latency import Ratio
+from secateur.pruning.targets import MaxLatency, MaxMacs
 from secateur.render.page import report_page
+from secateur.report import cautions
 
 QUICK = secateur.Recipe()
 
@@ -158,6 +160,13 @@ def test_a_runtime_alone_measures_the_network(monkeypatch: pytest.MonkeyPatch) -
     assert [of.ratio for of in report.parts] == [pytest.approx(2 / 3), pytest.approx(1 / 3)]
     assert not any("asks for" in warning for warning in report.warnings)  # no time was asked for
     assert "3.000" in str(report)
+
+
+def test_only_a_time_that_was_asked_for_can_be_missed() -> None:
+    one = Ratio(ratio=0.95, low=0.9, high=1.0, seconds=1.0, rounds=7)
+    latency = timing.latency_report("openvino", 1, one, one)
+    assert cautions.slow(latency, MaxMacs(0.7)) == []
+    assert len(cautions.slow(latency, MaxLatency(0.7))) == 1
 
 
 @pytest.mark.filterwarnings("ignore::secateur.SecateurWarning")
