@@ -16,7 +16,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 from torch import Tensor
 
 from secateur.errors import ModelError
-from secateur.frontends.onnx import kernels
+from secateur.frontends import kernels
 from secateur.frontends.onnx.file import inlined, tensor_of
 from secateur.frontends.onnx.nodes import Nodes, is_node, option
 from secateur.frontends.onnx.signature import images_input
