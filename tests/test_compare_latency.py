@@ -12,7 +12,7 @@ from torch import nn
 from secateur import ModelError, OptionError
 from secateur.hardware import compare_latency
 from secateur.hardware.bench_worker import measure
-from secateur.hardware.compare_latency import compare
+from secateur.hardware.compare_latency import compare, try_run
 from secateur.hardware.latency import PROCESSES
 
 IMAGES = torch.zeros(2, 3, 8, 8)
@@ -61,6 +61,18 @@ def test_a_network_compared_with_itself_takes_as_many_rounds(
     assert found[0].rounds >= 2 * 2
     assert all(0 < one.low <= one.ratio <= one.high for one in found)
     assert all(one.seconds > 0 for one in found)
+
+
+def test_a_network_is_tried_in_one_process(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def turns(files, engine, options, *, seconds, seed):
+        asked.append(seconds)
+        return [[1.0, 1.0]]
+
+    monkeypatch.setattr(compare_latency, "_turns", turns)
+    try_run(file, IMAGES, "onnxruntime")
+    assert asked == [0]
 
 
 @pytest.mark.parametrize(

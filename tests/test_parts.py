@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import secateur
 from secateur import OptionError, timing
 from secateur.errors import ModelError
+from secateur.frontends.torch.frontend import TorchFrontend
 from secateur.hardware.compare_latency import Ratio
 from secateur.pruning.targets import MaxLatency, MaxMacs
 from secateur.render.page import report_page
@@ -87,6 +88,7 @@ def timed(monkeypatch: pytest.MonkeyPatch, fails: Sequence[int] = ()) -> list[li
         ]
 
     monkeypatch.setattr(timing, "compare", compare)
+    monkeypatch.setattr(timing, "try_run", lambda model, *_, **__: compare([model]))
     return seen
 
 
@@ -183,6 +185,25 @@ def test_a_runtime_that_does_not_run_the_network_is_told_before_it_is_pruned(mon
     timed(monkeypatch, fails=[1])
     with pytest.raises(ModelError, match="does not run there"):
         both(runtime="onnxruntime")
+
+
+def test_a_plan_tries_no_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = timed(monkeypatch)
+    secateur.plan(network(), images(), sparsity=0.5, runtime="onnxruntime")
+    assert seen == []
+
+
+def test_each_network_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced: list[int] = []
+
+    def trace(front_end: TorchFrontend, example: Any) -> Any:
+        traced.append(sum(of.numel() for of in front_end.parameters()))
+        return own(front_end, example)
+
+    own = TorchFrontend.trace
+    monkeypatch.setattr(TorchFrontend, "trace", trace)
+    both()
+    assert len(traced) == len(set(traced)) == 2  # the dense one, and the smaller one
 
 
 @pytest.mark.parametrize(

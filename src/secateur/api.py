@@ -170,9 +170,11 @@ def prune(
         pruned = job.network(walked)
         job.watch.lap("walk")
         networks, then = {CHANNELS if walked.removed else ZEROS: pruned}, None
-        if options.then_sparsity is not None:
+        if options.then_sparsity is None:
+            left = job.layers_left(pruned, walked)
+        else:
             later = zeros_after(job, pruned).measure()
-            then, *_ = later.carry_out()
+            left, (then, *_) = later.original.layers, later.carry_out()
             pruned = networks[ZEROS] = later.network(then)
             job.watch.lap("zeros")
         teller.step("measuring what the steps have contributed")
@@ -192,9 +194,18 @@ def prune(
         times, unmeasured = job.times([*networks.values()], integers.model)
         latency = job.latency(walked, times[0], times[len(networks)]) if times else None
         report = job.report(
-            pruned, walked, judged, steps=found, search=search, latency=latency, then=then
+            pruned,
+            walked,
+            judged,
+            steps=found,
+            search=search,
+            latency=latency,
+            then=then,
+            left=left,
         )
-        report.parts = part_reports(job, networks, integers.model, walked.dense, times, report)
+        report.parts = part_reports(
+            job, networks, integers.model, walked.dense, times, report, left
+        )
     report.notes.extend(integers.notes)
     report.warnings.extend(unmeasured)
     report.warnings.extend(f"no INT8 network was made: {why}" for why in missing.values())
@@ -267,7 +278,7 @@ def plan(
         prepared = asked_or_own(preprocess, network)
         next(open_images(evaluation, preprocess=prepared).batches())
     with telling(progress) as teller:
-        job = prepare(network, data, options, search=False, teller=teller)
+        job = prepare(network, data, options, planning=True, teller=teller)
         for warning in job.warnings:
             warnings.warn(warning, SecateurWarning, stacklevel=2)
         found = plan_of(job.measure(job.run.measured).run)

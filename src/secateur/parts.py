@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from secateur.frontends import Frontend
 from secateur.frontends import open as open_model
 from secateur.hardware.compare_latency import Ratio
+from secateur.network.layers import Layer
 from secateur.report.build import compared_with, cost_left
 from secateur.report.model import Report
 from secateur.report.parts import INT8, PartReport
@@ -20,9 +23,10 @@ def part_reports(
     job: Job,
     networks: Mapping[str, Frontend],
     int8: Any,
-    dense: torch.Tensor | None,
+    dense: Tensor | None,
     times: Sequence[Ratio],
     report: Report,
+    left: Sequence[Layer] | None,
 ) -> list[PartReport]:
     """What each part brought; nothing where there is only one.
 
@@ -33,43 +37,54 @@ def part_reports(
         dense: the dense network's first output on the calibration images.
         times: of the dense network and of these, in turns; empty = not measured.
         report: of the last network, which is not measured twice; its seconds are told anew.
+        left: layers of the networks, where channels have left them.
     """
     *before, last = networks
-    parts = [*before, last, *[INT8] * (int8 is not None)]
-    if len(parts) < 2:
+    if not before and int8 is None:
         return []
-    timed: list[dict[str, Any]] = [
-        {"milliseconds": 1e3 * of.seconds, "ratio": of.ratio} for of in times[1:]
-    ]
-    timed += [{}] * (len(parts) - len(timed))
-    found: list[PartReport] = []
-    for name, time in zip(parts, timed, strict=True):
-        if name == last:
-            facts: dict[str, Any] = {
-                "macs_fraction": report.macs_fraction,
-                "bytes_fraction": report.bytes_fraction,
-                "calibration": report.calibration,
-                "evaluation": report.evaluation.get("pruned"),
-            }
-        elif name == INT8:
-            job.watch.begin("comparing the network in INT8 with the dense one")
-            facts = {
-                "macs_fraction": report.macs_fraction,
-                "bytes_fraction": int8.ByteSize() / job.run.costs.bytes.dense,
-                "calibration": compared_with(dense, open_model(int8), job.images.tensor),
-                "evaluation": report.evaluation.get("int8"),
-            }
-        else:
-            job.watch.begin(f"comparing the network after {name} with the dense one")
-            network, judged = networks[name], job.evaluation_set
-            macs, size = cost_left(network, job.run)
-            facts = {
-                "macs_fraction": macs,
-                "bytes_fraction": size,
-                "calibration": compared_with(dense, network, job.images.tensor),
-                "evaluation": None if judged is None else judged.evaluate(network),
-            }
-        found.append(PartReport(name=name, **facts, **time))
+    found = [_between(job, name, networks[name], dense, left) for name in before]
+    found.append(_returned(last, report))
+    if int8 is not None:
+        found.append(_in_int8(job, int8, dense, report))
     job.watch.lap("parts")
     report.seconds = job.watch.seconds
-    return found
+    return [
+        of if time is None else replace(of, milliseconds=1e3 * time.seconds, ratio=time.ratio)
+        for of, time in zip_longest(found, times[1:])
+    ]
+
+
+def _between(
+    job: Job, name: str, network: Frontend, dense: Tensor | None, left: Sequence[Layer] | None
+) -> PartReport:
+    assert left is not None  # other parts come only after channels
+    job.watch.begin(f"comparing the network after {name} with the dense one")
+    macs, size = cost_left(network, left, job.run)
+    return PartReport(
+        name=name,
+        macs_fraction=macs,
+        bytes_fraction=size,
+        calibration=compared_with(dense, network, job.images.tensor),
+        evaluation=job.evaluation_set and job.evaluation_set.evaluate(network),
+    )
+
+
+def _returned(name: str, report: Report) -> PartReport:
+    return PartReport(
+        name=name,
+        macs_fraction=report.macs_fraction,
+        bytes_fraction=report.bytes_fraction,
+        calibration=report.calibration,
+        evaluation=report.evaluation.get("pruned"),
+    )
+
+
+def _in_int8(job: Job, int8: Any, dense: Tensor | None, report: Report) -> PartReport:
+    job.watch.begin("comparing the network in INT8 with the dense one")
+    return PartReport(
+        name=INT8,
+        macs_fraction=report.macs_fraction,
+        bytes_fraction=int8.ByteSize() / job.run.costs.bytes.dense,
+        calibration=compared_with(dense, open_model(int8), job.images.tensor),
+        evaluation=report.evaluation.get("int8"),
+    )

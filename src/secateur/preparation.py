@@ -47,7 +47,7 @@ def prepare(
     options: Options,
     evaluation: Data | None = None,
     *,
-    search: bool = True,
+    planning: bool = False,
     teller: Teller | None = None,
 ) -> Job:
     """Reads the images, traces and aligns the network, and chooses its layers.
@@ -57,7 +57,8 @@ def prepare(
         data: calibration images.
         options: all others.
         evaluation: images to judge by, with labels or without.
-        search: whether images are held back to judge by where a drop is to be kept.
+        planning: whether the network is not pruned then: no images are held back to judge by where
+            a drop is to be kept, and a runtime that measures nothing later is not tried.
         teller: is told of each step, here and in the job.
 
     Raises:
@@ -67,7 +68,7 @@ def prepare(
     options = replace(options, preprocess=asked_or_own(options.preprocess, model))
 
     watch.begin("reading the images")
-    images, judged = read(data, options, evaluation, search=search)
+    images, judged = read(data, options, evaluation, planning=planning)
     watch.lap("data")
 
     watch.begin("tracing the network")
@@ -94,7 +95,7 @@ def prepare(
         run = timing.priced(run)
         run.check_target()
         watch.lap("layer times")
-    elif options.runtime is not None:
+    elif options.runtime is not None and not planning:
         watch.begin(f"trying the dense network on {options.runtime}")
         try_runtime(model, traced.samples.select(slice(2)), options)
         watch.lap("latency")
@@ -141,7 +142,7 @@ def zeros_after(job: Job, smaller: Frontend) -> Job:
 
 
 def read(
-    data: Data, options: Options, evaluation: Data | None, *, search: bool
+    data: Data, options: Options, evaluation: Data | None, *, planning: bool
 ) -> tuple[Images, ImageStream | None]:
     """The images to fit layers to, and those to judge by, if any."""
     images = load_images(
@@ -149,7 +150,7 @@ def read(
     )
     if evaluation is not None:
         return images, open_images(evaluation, preprocess=options.preprocess)
-    if isinstance(options.target, MaxDrop) and search:
+    if isinstance(options.target, MaxDrop) and not planning:
         images, held_back = hold_back(images)
         return images, open_images(held_back)
     return images, None

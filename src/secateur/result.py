@@ -32,6 +32,7 @@ from secateur.frontends.torch.shrink_program import save_smaller
 from secateur.render.page import save_page
 from secateur.report.model import Report
 from secateur.support.files import check_folder, output_folder
+from secateur.support.leftovers import clear_away, remove_all
 from secateur.support.progress import ShowProgress, Teller, telling
 from secateur.support.settings import check_arguments
 
@@ -240,29 +241,13 @@ def _clear_away(folder: Path, earlier: Mapping[str, Any], report: Report) -> Non
         files = [path for path in _parts_of(folder / name) if path.is_file()]
         if not (folder / name).is_file():
             continue
-        if name in earlier and sum(path.stat().st_size for path in files) == earlier[name]:
-            _remove_all(files)
-            told = f"{folder / name} was removed: an earlier pruning wrote it"
-        else:
-            told = (
-                f"{folder / name} was there before and is not of the network that was written: "
-                "remove it if you do not need it"
-            )
-        warnings.warn(told, SecateurWarning, stacklevel=3)
+        listed = sum(path.stat().st_size for path in files) == earlier.get(name)
+        clear_away(files, listed=listed, earlier="an earlier pruning", written="the network")
 
 
 def _parts_of(path: Path) -> list[Path]:
     """A network's file and the one beside it that holds its weights."""
     return [path, path.with_suffix(".bin") if path.suffix == ".xml" else Path(f"{path}.data")]
-
-
-def _remove_all(files: Sequence[Path]) -> None:
-    """Removes the parts of a network's file, and the folder of an IR that is empty then."""
-    for path in files:
-        path.unlink(missing_ok=True)
-    folder = files[0].parent
-    if files[0].suffix == ".xml" and folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
 
 
 def _writers(
@@ -300,7 +285,7 @@ def _writers(
 
 def _remove(path: Path) -> None:
     """Removes what is there of a file that could not be written, with what lies beside it."""
-    _remove_all([path, *_parts_of(path), *path.parent.glob(f"{path.name}*")])
+    remove_all([path, *_parts_of(path), *path.parent.glob(f"{path.name}*")])
 
 
 def _write_openvino(

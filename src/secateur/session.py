@@ -13,6 +13,7 @@ from secateur.evaluation.metrics import Evaluation
 from secateur.frontends import Frontend
 from secateur.hardware.compare_latency import Ratio
 from secateur.network.graph import Graph
+from secateur.network.layers import Layer
 from secateur.options import Options
 from secateur.pruning.alignment import Alignment
 from secateur.pruning.channels.run import ChannelRun
@@ -147,6 +148,10 @@ class Job:
             return edited
         return edited.shrunk(walked.removed, self.run.samples.select(slice(2)))
 
+    def layers_left(self, pruned: Frontend, walked: WalkResult) -> Sequence[Layer] | None:
+        """The layers of the network after a walk; None where they are the dense one's."""
+        return pruned.trace(self.run.samples.select(slice(2))).layers if walked.removed else None
+
     def evaluations(self, pruned: Any, int8: Any = None) -> dict[str, Evaluation]:
         """The networks on the evaluation data; none where there are no such data."""
         self.watch.begin("evaluating")
@@ -164,8 +169,9 @@ class Job:
         search: SearchReport | None = None,
         latency: LatencyReport | None = None,
         then: WalkResult | None = None,
+        left: Sequence[Layer] | None = None,
     ) -> Report:
-        """What was asked for, what a walk did, and what it led to."""
+        """What was asked for, what a walk did, and what it led to; see `build_report`."""
         return build_report(
             pruned,
             self.run,
@@ -180,6 +186,7 @@ class Job:
             evaluation=evaluation,
             latency=latency,
             then=then,
+            left=left,
         )
 
     def visits(self, targets: Sequence[Target]) -> int:
@@ -195,7 +202,8 @@ class Job:
         walked = job.run.prune_to(target)
         pruned = job.network(walked)
         job.watch.lap("walk")
-        report = job.report(pruned, walked, job.evaluations(pruned))
+        left = job.layers_left(pruned, walked)
+        report = job.report(pruned, walked, job.evaluations(pruned), left=left)
         after = report.seconds
         steps = ("walk", "evaluation", "total")
         report.seconds = {name: after[name] - before.get(name, 0.0) for name in steps}

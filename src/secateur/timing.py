@@ -18,7 +18,7 @@ import numpy as np
 
 from secateur.errors import ModelError
 from secateur.frontends import Frontend
-from secateur.hardware.compare_latency import Ratio, compare, file_for
+from secateur.hardware.compare_latency import Ratio, compare, file_for, try_run
 from secateur.hardware.layer_times import LayerTimes
 from secateur.network.samples import Samples
 from secateur.options import Options
@@ -34,7 +34,6 @@ _BELOW = 0.03  # how far below its target a time may be, as a share of it
 _SECONDS = 60  # for the table
 _WHOLE_SECONDS = 10  # for the whole network, each time but the last
 _LAST_SECONDS = 30
-_MOMENT = 0.1  # to see whether a runtime runs a network at all
 _FLAT = 0.1  # a slope below it is noise
 
 
@@ -169,14 +168,13 @@ def _turns(models: Sequence[Any], samples: Samples, runtime: str, threads: int) 
 
 
 def try_runtime(model: Frontend, samples: Samples, options: Options) -> None:
-    """Runs the dense network for a moment where the pruned one is to be measured.
+    """Runs the dense network a few times where the pruned one is to be measured.
 
     Raises:
         ModelError: the runtime does not run it.
         MissingExtraError: what exporting needs is not installed.
     """
-    runtime = str(options.runtime)
-    compare([model.model], samples.only(), runtime, _MOMENT, threads=options.threads)
+    try_run(model.model, samples.only(), str(options.runtime), threads=options.threads)
 
 
 def latency_report(runtime: str, threads: int, dense: Ratio, pruned: Ratio) -> LatencyReport:

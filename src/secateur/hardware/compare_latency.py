@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,26 +73,38 @@ def compare(
 
     Memory: all networks at once, in another process.
     """
-    if runtime not in ENGINES:
-        raise OptionError(f"runtime is {runtime!r}, expected one of {', '.join(ENGINES)}")
     if not models:
         raise OptionError("got no models, expected the dense one and those to compare with it")
-    if seconds <= 0 or threads < 1:
-        raise OptionError(
-            f"seconds is {seconds} and threads is {threads}, expected more than 0 and at least 1"
-        )
+    if seconds <= 0:
+        raise OptionError(f"seconds is {seconds}, expected more than 0")
+    each = max(seconds / PROCESSES, _LEAST_SECONDS)
+    with _measuring(models, images, runtime, threads) as turns:
+        found = [turns(seconds=each, seed=[number]) for number in range(PROCESSES)]
+    return [_ratio(found, index) for index in range(len(models))]
+
+
+def try_run(model: Any, images: Tensor, runtime: str, *, threads: int = 1) -> None:
+    """Runs a network a few times in one process, to see whether it runs; see `compare`."""
+    with _measuring([model], images, runtime, threads) as turns:
+        turns(seconds=0, seed=[0])
+
+
+@contextmanager
+def _measuring(
+    models: Sequence[Any], images: Tensor, runtime: str, threads: int
+) -> Iterator[Callable[..., list[list[float]]]]:
+    """What starts a process in which models take turns; their files are there meanwhile."""
+    if runtime not in ENGINES:
+        raise OptionError(f"runtime is {runtime!r}, expected one of {', '.join(ENGINES)}")
+    if threads < 1:
+        raise OptionError(f"threads is {threads}, expected at least 1")
     with tempfile.TemporaryDirectory() as folder:
         files = [
             file_for(model, images, runtime, Path(folder) / str(number))
             for number, model in enumerate(models)
         ]
-        each = max(seconds / PROCESSES, _LEAST_SECONDS)
         options = {"threads": threads, "rate": 1.0, "batch": 1, "shape": [1, *images.shape[1:]]}
-        found = [
-            _turns(files, ENGINES[runtime], options, seconds=each, seed=[number])
-            for number in range(PROCESSES)
-        ]
-    return [_ratio(found, index) for index in range(len(files))]
+        yield partial(_turns, files, ENGINES[runtime], options)
 
 
 def file_for(model: Any, images: Tensor, runtime: str, place: Path) -> Path:

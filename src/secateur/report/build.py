@@ -50,6 +50,7 @@ def build_report(
     evaluation: dict[str, Evaluation],
     latency: LatencyReport | None = None,
     then: WalkResult | None = None,
+    left: Sequence[Layer] | None = None,
 ) -> Report:
     """Puts together what a walk did; zeros are counted in the pruned model itself.
 
@@ -59,11 +60,12 @@ def build_report(
         images, settings, seconds, notes, warnings: of the call.
         steps, search, evaluation, latency: see `Report`.
         then: zeros that were made in what channels have left.
+        left: layers of the pruned network, where channels have left it; None = the dense one's.
     """
     tensors, asked = pruned.tensors(), settings["target"]
     layers = [_layer_report(result, tensors, curve) for result, curve in run.outcomes(walked, then)]
     kept = [layer.weights - layer.zeros for layer in layers]
-    macs, size = cost_left(pruned, run) if walked.removed else run.costs.shares(kept)
+    macs, size = run.costs.shares(kept) if left is None else cost_left(pruned, left, run)
     chosen = {layer.name for layer in layers}
     others = [layer for layer in run.graph.layers if layer.name not in chosen]
     cast = any(of.is_floating_point() and of.dtype != torch.float32 for of in tensors.values())
@@ -126,14 +128,19 @@ def _present(run: PruningRun, layers: Sequence[LayerReport]) -> list[int]:
     return [by_name[layer.name] for layer in layers]
 
 
-def cost_left(network: Frontend, run: PruningRun) -> tuple[float, float]:
+def cost_left(network: Frontend, layers: Sequence[Layer], run: PruningRun) -> tuple[float, float]:
     """Shares of the multiply-accumulates and of the bytes that a network has of the dense one's.
 
     Multiply-accumulates with a zero weight do not count, and a weight with many zeros is packed.
+
+    Args:
+        network: smaller than the dense one.
+        layers: its layers, with or without zeros.
+        run: what was done to the dense network.
     """
     tensors, saved = network.tensors(), nbytes(network.saved_tensors())
     macs, size, seen = 0.0, float(saved), set[str]()
-    for layer in network.trace(run.samples.select(slice(2))).layers:
+    for layer in layers:
         weight = tensors.get(str(layer.parameter))
         if weight is None:
             macs += layer.macs

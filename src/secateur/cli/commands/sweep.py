@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection
 from pathlib import Path
 
@@ -11,13 +10,14 @@ from secateur.cli import options
 from secateur.cli.inputs import asked_preprocess, asked_recipe, common_arguments, with_own
 from secateur.cli.output import list_files, sizes, working
 from secateur.data.sources import load_images
-from secateur.errors import DataError, SecateurWarning
+from secateur.errors import DataError
 from secateur.frontends.loading import load_model
 from secateur.render.page import save_page
 from secateur.render.terminal import print_blocks
 from secateur.report.model import Report
 from secateur.report.sweep import Sweep, SweepPoint
 from secateur.support.files import check_folder, output_folder
+from secateur.support.leftovers import clear_away
 
 SWEEP, PAGE = "sweep.json", "sweep.html"
 
@@ -79,12 +79,6 @@ def _clear_away(folder: Path, earlier: Collection[str], written: Collection[Path
     for path in sorted(folder.glob("report-*.json")):
         if Path(path.name) in written:
             continue
-        if path.name in earlier:
-            path.unlink()
-            told = f"{path} was removed: an earlier sweep wrote it"
-        else:
-            told = (
-                f"{path} was there before and is not of the sweep that was written: remove it if "
-                "you do not need it"
-            )
-        warnings.warn(told, SecateurWarning, stacklevel=3)
+        clear_away(
+            [path], listed=path.name in earlier, earlier="an earlier sweep", written="the sweep"
+        )
