@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from secateur import Bench
-from secateur.evaluation.metrics import Evaluation
+from secateur.evaluation.results import Evaluation
 from secateur.hardware.latency import Timing
 from secateur.hardware.layer_facts import LayerFacts
 from secateur.hardware.machine import Machine

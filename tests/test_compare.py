@@ -166,7 +166,7 @@ def test_a_saved_sweep_comes_back_without_its_reports(swept: Sweep, tmp_path: Pa
     swept.save(tmp_path / "sweep.json")
     assert Sweep.load(tmp_path / "sweep.json") == swept
     assert "reports" not in json.loads((tmp_path / "sweep.json").read_text())
-    with pytest.raises(DataError, match=r"schema 'secateur.sweep' version 2, expected"):
+    with pytest.raises(DataError, match=r"schema 'secateur.sweep' version 3, expected"):
         Report.load(tmp_path / "sweep.json")
 
 

@@ -15,7 +15,7 @@ from test_cli import invoke
 from torch import nn
 
 import secateur
-from secateur.evaluation.metrics import Evaluation
+from secateur.evaluation.results import Evaluation
 from secateur.hardware.latency import Timing
 from secateur.render import terminal
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 import secateur
 from secateur import Sensitivity
-from secateur.core.distance import is_probabilities, relative_error, value_error
+from secateur.core.distance import relative_error, value_error
+from secateur.core.outputs import is_probabilities
 from secateur.evaluation.metrics import compare, kl_divergence
 
 QUICK = {"method": "magnitude", "allocation": Sensitivity(levels=(0.5, 0.9))}

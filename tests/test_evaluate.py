@@ -12,7 +12,8 @@ from secateur.core.distance import value_error
 from secateur.errors import DataError, ModelError
 from secateur.evaluation.evaluation_set import evaluate
 from secateur.evaluation.inference import predict
-from secateur.evaluation.metrics import Evaluation, compare, kl_divergence, verdict_lines
+from secateur.evaluation.metrics import compare, kl_divergence
+from secateur.evaluation.results import Evaluation, verdict_lines
 
 
 @pytest.fixture

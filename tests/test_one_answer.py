@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 import secateur
 from secateur import Recipe
 from secateur.cli.app import app
-from secateur.core.distance import has_one_answer, relative_error, value_error
+from secateur.core.distance import relative_error, value_error
+from secateur.core.outputs import has_one_answer
 
 TOLD = "gives the same answer for all {} {}, so that agreement tells nothing"
 QUICK = {"recipe": Recipe(method=secateur.Magnitude(), allocation=secateur.Uniform())}

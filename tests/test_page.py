@@ -14,7 +14,7 @@ import reports
 from test_cli import assert_mistake, invoke
 
 from secateur import DataError, Report, compare_reports
-from secateur.evaluation.metrics import Evaluation
+from secateur.evaluation.results import Evaluation
 from secateur.render.page import report_page
 
 CHROMIUM = next(

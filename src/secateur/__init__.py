@@ -41,7 +41,7 @@ if TYPE_CHECKING:  # for type checkers and editors; _HOME says the same at run t
         UserError,
     )
     from secateur.evaluation.evaluation_set import evaluate
-    from secateur.evaluation.metrics import Evaluation
+    from secateur.evaluation.results import Evaluation
     from secateur.export.int8 import quantize
     from secateur.export.packing import PackedSize, pack, unpack
     from secateur.frontends.loading import load
@@ -127,7 +127,7 @@ _HOME = {
     "Data": "secateur.data.sources",
     "DataError": "secateur.errors",
     "evaluate": "secateur.evaluation.evaluation_set",
-    "Evaluation": "secateur.evaluation.metrics",
+    "Evaluation": "secateur.evaluation.results",
     "Plan": "secateur.report.plan",
     "fractal_images": "secateur.data.fractals",
     "IncompleteError": "secateur.errors",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from secateur.core.distance import has_one_answer, is_scores
+from secateur.core.outputs import has_one_answer, is_scores
 from secateur.core.patterns import Channels, Unstructured
 from secateur.data.sources import Data, Images, load_images, open_images
 from secateur.data.streams import ImageStream

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from secateur.errors import DataError, IncompleteError, ModelError, OptionError, SecateurWarning
 from secateur.evaluation.evaluation_set import EvaluationSet
-from secateur.evaluation.metrics import percent_text
+from secateur.evaluation.results import percent_text
 from secateur.export.files import (
     ONNX_WRITERS,
     differs,

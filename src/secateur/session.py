@@ -9,7 +9,7 @@ from typing import Any
 
 from secateur.data.sources import Images
 from secateur.evaluation.evaluation_set import EvaluationSet
-from secateur.evaluation.metrics import Evaluation
+from secateur.evaluation.results import Evaluation, Loss, Measure
 from secateur.frontends import Frontend
 from secateur.hardware.compare_latency import Ratio
 from secateur.network.graph import Graph
@@ -216,24 +216,30 @@ class Job:
         if not isinstance(run.target, MaxDrop):
             return run.prune_to(run.target), run.target, None
         assert self.search_set is not None
-        labelled = self.search_set.labels is not None
+        measures: list[Measure] = []
 
         def attempt(sparsity: float) -> tuple[Try, WalkResult]:
             sparsity = min(sparsity, run.largest_sparsity)
             self.watch.begin(f"pruning to a sparsity of {sparsity:.2%}")
             walked = run.prune_to(Sparsity(sparsity))
             self.watch.begin("evaluating")
-            return self._lost(sparsity, self.network(walked)), walked
+            lost = self._lost(self.network(walked))
+            measures.append(lost.measure)
+            return Try(sparsity, lost.amount, lost.error), walked
 
         best, walked, tries = search_sparsity(
-            attempt, run.target.value, run.predicted_loss(), run.reconstructed_from
+            attempt,
+            run.target.value,
+            run.predicted_loss(),
+            run.reconstructed_from,
+            lambda of: measures[0].with_unit(of.drop, of.error),
         )
         kind = "evaluation" if self.evaluation_set else "held-back calibration"
         return (
             walked,
             Sparsity(best.sparsity),
             SearchReport(
-                measure="top-1" if labelled else "disagreement",
+                measure=measures[0].name,
                 judged_on=f"{kind} images",
                 images=len(self.search_set.dense),
                 sparsity=best.sparsity,
@@ -243,11 +249,8 @@ class Job:
             ),
         )
 
-    def _lost(self, sparsity: float, network: Frontend) -> Try:
+    def _lost(self, network: Frontend) -> Loss:
         assert self.search_set is not None
-        found = self.search_set.evaluate(network)
-        if found.drop is not None and found.drop_error is not None:
-            return Try(sparsity, found.drop, found.drop_error)
-        assert found.agreement is not None
-        share = 1 - found.agreement / 100
-        return Try(sparsity, 100 * share, 100 * (share * (1 - share) / found.images) ** 0.5)
+        lost = self.search_set.evaluate(network).lost
+        assert lost is not None  # otherwise refused before
+        return lost

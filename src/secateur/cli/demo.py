@@ -20,7 +20,8 @@ from secateur import example
 from secateur.api import prune
 from secateur.errors import OutputError
 from secateur.evaluation.inference import predict
-from secateur.evaluation.metrics import Evaluation, compare
+from secateur.evaluation.metrics import compare
+from secateur.evaluation.results import Evaluation
 from secateur.export.files import save_safetensors
 from secateur.export.packing import pack
 from secateur.render.page import save_page

@@ -17,7 +17,8 @@ from secateur.data.sources import Data, open_images
 from secateur.data.streams import BATCH, ImageStream
 from secateur.errors import DataError, ModelError, SecateurWarning
 from secateur.evaluation.inference import answer
-from secateur.evaluation.metrics import Evaluation, check_labels, compare, one_answer
+from secateur.evaluation.metrics import check_labels, compare, one_answer
+from secateur.evaluation.results import Evaluation
 from secateur.frontends import asked_or_own, open_to_run
 from secateur.support.settings import at_least, check_arguments
 from secateur.support.wording import counted

@@ -1,210 +1,87 @@
-"""Accuracy: top-1 with its uncertainty and, without labels, agreement and KL divergence."""
+"""Networks' outputs compared: class scores, scores per token, embeddings, and other values."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
-from secateur.core.distance import as_scores, has_one_answer, is_scores, value_error
+from secateur.core.distance import as_scores, value_error
+from secateur.core.outputs import (
+    Judge,
+    check_judge,
+    has_one_answer,
+    is_scores,
+    judge_of,
+    rows_of,
+)
 from secateur.core.precision import widened
 from secateur.errors import DataError, ModelError
-from secateur.support.serialization import demand
-from secateur.support.tables import Cell, Column, Table
+from secateur.evaluation.results import Evaluation
 from secateur.support.wording import counted
 
 _ROWS = 4096  # of scores that are compared at once, in float64
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """A network's accuracy on some images, alone and against a reference network.
-
-    Attributes:
-        images: number of images.
-        top1: percentage of images whose label has the highest score; None without labels.
-        standard_error: standard error of top1, in points (binomial).
-        drop: top1 of the reference minus this one, in points; None without labels or reference.
-        drop_error: standard error of the drop, in points, paired on the same images.
-        p_value: probability of a drop or gain at least as large if both networks were equally
-            good (McNemar's test, exact, two-sided).
-        agreement: percentage of images whose highest score is of the same class as in the
-            reference.
-        kl: mean KL(reference || this) of the softmax outputs, in nats; if a network ends in a
-            softmax, of its outputs themselves.
-        output_error: for an output that is not (batch, classes) scores: mean squared difference
-            from the reference's first output / its variance, each channel by its own (see
-            `secateur.core.distance`). Agreement and KL are then None.
-    """
-
-    images: int
-    top1: float | None = None
-    standard_error: float | None = None
-    drop: float | None = None
-    drop_error: float | None = None
-    p_value: float | None = None
-    agreement: float | None = None
-    kl: float | None = None
-    output_error: float | None = None
-
-    def __post_init__(self) -> None:
-        pairs = (("top1", "standard_error"), ("drop", "drop_error"), ("agreement", "kl"))
-        for one, other in pairs:
-            both = (getattr(self, one) is None) == (getattr(self, other) is None)
-            demand(both, f"{one} is there without {other}, or the other way round")
-
-    @property
-    def accuracy_text(self) -> str:
-        """Top-1 with its standard error."""
-        return f"{self.top1:.2f} % ± {self.standard_error:.2f}"
-
-    @property
-    def lost_text(self) -> str:
-        """Points lost, or gained."""
-        return lost_text(self.drop or 0.0, self.drop_error)
-
-    @property
-    def difference_text(self) -> str:
-        """The difference from the reference's outputs, for which no labels are needed."""
-        if self.output_error is not None:
-            return f"{self.error_text} (no table of scores: agreement does not apply)"
-        return f"agreement with dense {self.agreement:.2f} %, KL {self.kl:.4f} nats"
-
-    @property
-    def error_text(self) -> str:
-        """The difference from the reference's first output, if it is not class scores."""
-        return f"output error {percent_text(self.output_error or 0.0)} of the variance"
-
-    def __str__(self) -> str:
-        parts = []
-        if self.top1 is not None:
-            parts.append(f"top-1 {self.accuracy_text}")
-        if self.drop is not None:
-            parts.append(self.lost_text)
-        if self.agreement is not None or self.output_error is not None:
-            parts.append(self.difference_text)
-        return f"{', '.join(parts)} on {counted(self.images, 'image')}"
-
-
-def evaluation_table(
-    rows: Sequence[tuple[str, Evaluation | None]],
-    *,
-    name: str,
-    what: str = "network",
-    title: str = "",
-    note: str = "",
-) -> Table:
-    """A row for each network; what is known of none of them has no column.
-
-    Args:
-        rows: a label and the evaluation that belongs to it; None = not evaluated.
-        name, title, note: of the table.
-        what: the labels are.
-    """
-    columns, none = (Column(what), *_COLUMNS), (None,) * len(_COLUMNS)
-    cells = tuple((label, *(none if of is None else evaluation_cells(of))) for label, of in rows)
-    table = Table(name=name, columns=columns, rows=cells, title=title, note=note)
-    return table.without_empty_columns()
-
-
-_COLUMNS = (
-    Column("images", "{:,}"),
-    Column("top-1", "{:.2f} ± {:.2f}", unit="%"),
-    Column("points lost", "{:.2f} ± {:.2f}"),
-    Column("agreement", "{:.2f}", unit="%"),
-    Column("KL", "{:.4f}", unit="nats"),
-    Column("output error", "{}", unit="% of variance"),
-)
-
-
-def evaluation_cells(of: Evaluation) -> tuple[Cell, ...]:
-    """What is known of a network, for the columns after its name."""
-    error = of.output_error
-    return (
-        of.images,
-        _with_error(of.top1, of.standard_error),
-        _with_error(of.drop, of.drop_error),
-        of.agreement,
-        of.kl,
-        None if error is None else percent_text(error).removesuffix(" %"),
-    )
-
-
-def _with_error(value: float | None, error: float | None) -> Cell:
-    """A figure with its standard error, and without a sign where it comes to zero."""
-    if value is None:
-        return None
-    value = round(value, 2) + 0.0
-    return f"{value:.2f}" if error is None else (value, error)
-
-
-def lost_text(drop: float, error: float | None) -> str:
-    """Points lost or, where the drop is negative, gained."""
-    what = "gained" if round(drop, 2) < 0 else "lost"
-    deviation = "" if error is None else f" ± {error:.2f}"
-    return f"{abs(drop):.2f}{deviation} points {what}"
-
-
-def percent_text(share: float) -> str:
-    """A share in percent with two digits that count, never as a power of ten above 1 %."""
-    percent = float(f"{100 * share:.2g}")
-    return f"{percent:,.0f} %" if percent >= 10 else f"{percent:.2g} %"
-
-
-def verdict_lines(results: Sequence[tuple[str, Evaluation]]) -> list[str]:
-    """Each network by its name, and how the first differs from the second, if there is one."""
-    name, first = results[0]
-    lines = [
-        f"{file}: top-1 {of.accuracy_text} on {counted(of.images, 'image')}"
-        for file, of in results
-        if of.top1 is not None
-    ]
-    for other, _ in results[1:]:
-        if first.drop is not None:
-            verb = "gains" if round(first.drop, 2) < 0 else "loses"
-            lines.append(
-                f"{name} {verb} {abs(first.drop):.2f} ± {first.drop_error:.2f} points against "
-                f"{other} (paired; exact McNemar test: p = {first.p_value:.2g})"
-            )
-        if first.output_error is not None:
-            lines.append(
-                f"{name} against {other}: {first.error_text} on {counted(first.images, 'image')} "
-                "(no table of scores: agreement does not apply)"
-            )
-            continue
-        same = f"the same answer for {first.agreement:.2f} % of {counted(first.images, 'image')}"
-        lines.append(f"{same}, KL({other} || {name}) {first.kl:.4f} nats")
-    return lines
+_LARGEST = 700.0  # nats per token, whose exp is still a number
 
 
 def compare(
-    logits: Float[Tensor, "batch ..."],
-    labels: Int[Tensor, " batch"] | None = None,
+    output: Float[Tensor, "batch ..."],
+    labels: Int[Tensor, "batch ..."] | None = None,
     reference: Float[Tensor, "batch ..."] | None = None,
+    *,
+    judge: Judge | None = None,
+    weight: Tensor | None = None,
 ) -> Evaluation:
-    """`evaluate` on scores, or first outputs of another kind, that are at hand."""
-    count = len(logits)
+    """`evaluate` on outputs that are at hand.
+
+    Args:
+        output: of the network.
+        labels: class numbers, (batch,), or (batch, positions) for scores at each position, where
+            negative ones are no labels. Unused where it is judged by embeddings or values.
+        reference: the other network's output.
+        judge: what it is judged by; None = see `secateur.core.outputs.judge_of`.
+        weight: (batch, positions), 0 where a position is left out (padding); of outputs
+            (batch, positions, ...). None = all count.
+
+    Raises:
+        ModelError: the outputs have different shapes, or another one than what they are judged by.
+        DataError: a label is not the number of a class.
+    """
+    judge = judge or judge_of(output if reference is None else reference, labels=labels)
+    if judge not in ("classes", "tokens"):
+        labels = None
     if labels is not None:
-        check_labels(labels, logits)
-    if reference is not None and reference.shape != logits.shape:
+        check_labels(labels, output, judge)
+    check_judge(judge, output)
+    if reference is not None and reference.shape != output.shape:
         raise ModelError(
-            f"the outputs have shapes {tuple(logits.shape)} and {tuple(reference.shape)}, expected "
+            f"the outputs have shapes {tuple(output.shape)} and {tuple(reference.shape)}, expected "
             "the same: compare networks with the same outputs"
         )
-    if not is_scores(logits):
-        error = None if reference is None else output_error(reference, logits)
-        return Evaluation(images=count, output_error=error)
+    reference = None if reference is None else reference.to(output.device)
+    if judge == "values":
+        error = None if reference is None else output_error(reference, output, weight)
+        return Evaluation(images=len(output), output_error=error)
+    if judge == "embeddings":
+        return _compare_embeddings(output, reference, weight)
+    if judge == "tokens":
+        return _compare_tokens(output, labels, reference, weight)
+    return _compare_classes(output, labels, reference)
+
+
+def _compare_classes(logits: Tensor, labels: Tensor | None, reference: Tensor | None) -> Evaluation:
+    count = len(logits)
     hits = None if labels is None else logits.argmax(1) == labels.to(logits.device)
-    found: dict[str, float] = {}
+    found: dict[str, Any] = {}
     if hits is not None:
         share = float(widened(hits).mean())
         found["top1"] = 100 * share
         found["standard_error"] = 100 * math.sqrt(share * (1 - share) / count)
     if reference is not None:
-        reference = reference.to(logits.device)
         found["agreement"] = 100 * float(widened(logits.argmax(1) == reference.argmax(1)).mean())
         found["kl"] = kl_divergence(reference, logits)
         if hits is not None and labels is not None:
@@ -215,14 +92,100 @@ def compare(
     return Evaluation(images=count, **found)
 
 
-def one_answer(dense: Tensor, images: str) -> list[str]:
+def _compare_tokens(
+    output: Tensor, labels: Tensor | None, reference: Tensor | None, weight: Tensor | None
+) -> Evaluation:
+    """Scores at each position, one row for each that counts."""
+    scores, sample = rows_of(output, weight), sample_of_rows(output, weight)
+    answers = scores.argmax(1)
+    found: dict[str, Any] = {"images": len(output), "tokens": len(scores)}
+    numbers = None
+    if labels is not None:
+        numbers = rows_of(labels.unsqueeze(-1), weight).squeeze(1).to(output.device)
+        labelled = numbers >= 0
+        hits = widened(answers == numbers)[labelled]
+        share, error = mean_of_samples(hits, sample[labelled])
+        found["top1"], found["standard_error"] = 100 * share, 100 * error
+        found["perplexity"] = perplexity(scores[labelled], numbers[labelled])
+    if reference is not None:
+        expected = rows_of(reference, weight)
+        before = expected.argmax(1)
+        share, error = mean_of_samples(widened(answers == before), sample)
+        found["agreement"], found["agreement_error"] = 100 * share, 100 * error
+        found["kl"] = kl_divergence(expected, scores)
+        if numbers is not None:
+            labelled = numbers >= 0
+            lost = widened(before == numbers) - widened(answers == numbers)
+            share, error = mean_of_samples(lost[labelled], sample[labelled])
+            found["drop"], found["drop_error"] = 100 * share, 100 * error
+    return Evaluation(**found)
+
+
+def _compare_embeddings(
+    output: Tensor, reference: Tensor | None, weight: Tensor | None
+) -> Evaluation:
+    """Rows by the cosines of their angles; those that are zero in both are the same."""
+    if reference is None:
+        return Evaluation(images=len(output))
+    rows, expected = widened(rows_of(output, weight)), widened(rows_of(reference, weight))
+    zero = ~(rows.any(1) | expected.any(1))
+    cosines = torch.where(zero, 1.0, cosine_similarity(rows, expected, dim=1, eps=1e-30))
+    cosine, error = mean_of_samples(cosines, sample_of_rows(output, weight))
+    return Evaluation(images=len(output), cosine=cosine, cosine_error=error)
+
+
+def sample_of_rows(output: Tensor, weight: Tensor | None = None) -> Int[Tensor, " rows"]:
+    """The number of the sample that each row of `rows_of` belongs to."""
+    numbers = torch.arange(len(output), device=output.device)
+    numbers = numbers.reshape(-1, *[1] * (output.dim() - 1)).expand(*output.shape[:-1], 1)
+    return rows_of(numbers, weight).squeeze(1)
+
+
+def mean_of_samples(
+    values: Float[Tensor, " rows"], sample: Int[Tensor, " rows"]
+) -> tuple[float, float]:
+    """The mean of rows, and its standard error where rows of one sample go together.
+
+    With r_s the sum over a sample's rows of (value - mean), it is sqrt(sum_s r_s^2) / rows: the
+    linearised variance of a ratio of sums over samples. With a row for each sample it is
+    sqrt(variance / samples).
+
+    Raises:
+        DataError: there are no rows.
+
+    Source: Cochran, Sampling Techniques (1977), section 6.3.
+    """
+    if not len(values):
+        raise DataError(
+            "no position counts, expected at least one: check the attention mask and the labels"
+        )
+    mean = values.mean()
+    sums = values.new_zeros(int(sample.max()) + 1).index_add(0, sample, values - mean)
+    return float(mean), float(sums.square().sum().sqrt()) / len(values)
+
+
+def perplexity(scores: Float[Tensor, "rows classes"], labels: Int[Tensor, " rows"]) -> float:
+    """exp of the mean of -log p(label), p the softmax of the scores, or the probabilities given."""
+    scores, _ = as_scores(scores, scores)
+    parts = zip(scores.split(_ROWS), labels.split(_ROWS), strict=True)
+    total = math.fsum(
+        float(-widened(one).log_softmax(1).gather(1, own[:, None]).sum()) for one, own in parts
+    )
+    return math.exp(min(total / len(scores), _LARGEST))
+
+
+def one_answer(
+    dense: Tensor, images: str, *, judge: Judge | None = None, weight: Tensor | None = None
+) -> list[str]:
     """A warning where agreement with the dense network's answers, without labels, means nothing.
 
     Args:
-        dense: the dense network's first output.
-        images: what they are called.
+        dense: the dense network's output.
+        images: what the samples are called.
+        judge, weight: as for `compare`.
     """
-    if not has_one_answer(dense):
+    judge = judge or judge_of(dense)
+    if judge not in ("classes", "tokens") or not has_one_answer(rows_of(dense, weight)):
         return []
     return [
         f"the dense network gives the same answer for all {len(dense)} {images}, so that agreement "
@@ -232,25 +195,39 @@ def one_answer(dense: Tensor, images: str) -> list[str]:
 
 
 def output_error(
-    reference: Float[Tensor, "batch ..."], output: Float[Tensor, "batch ..."]
+    reference: Float[Tensor, "batch ..."],
+    output: Float[Tensor, "batch ..."],
+    weight: Tensor | None = None,
 ) -> float:
     """Mean squared difference over the reference's variance; see `secateur.core.distance`."""
-    return value_error(reference.to(output.device).split(16), output.split(16))
+    weights = None if weight is None else weight.to(output.device).split(16)
+    return value_error(reference.to(output.device).split(16), output.split(16), weights)
 
 
-def check_labels(labels: Int[Tensor, " batch"], output: Float[Tensor, "batch ..."]) -> None:
-    """Raises where a network has no scores, or a label is no number of one, from 0 on."""
-    if not is_scores(output):
+def check_labels(labels: Tensor, output: Tensor, judge: Judge = "classes") -> None:
+    """Raises where a network has no scores, or a label is no number of one, from 0 on.
+
+    Labels of tokens may be negative: then they are none.
+    """
+    per_token = judge == "tokens"
+    if output.dim() < 3 if per_token else not is_scores(output):
+        positions = "positions, " if per_token else ""
         raise ModelError(
-            f"the model returns {tuple(output.shape)}, expected scores of shape (batch, classes), "
-            "for the images have labels: leave these out to compare outputs with another network's"
+            f"the model returns {tuple(output.shape)}, expected scores of shape (batch, "
+            f"{positions}classes), for the images have labels: leave these out to compare outputs "
+            "with another network's"
         )
-    outputs = output.shape[1]
-    wrong = labels[(labels < 0) | (labels >= outputs)]
+    if labels.shape != output.shape[:-1]:
+        raise DataError(
+            f"got labels of shape {tuple(labels.shape)} for outputs of shape "
+            f"{tuple(output.shape)}, expected one for each row of scores: check their shape"
+        )
+    outputs, what = output.shape[-1], "token" if per_token else "image"
+    wrong = labels[(labels >= outputs) | (labels < 0) & (not per_token)]
     if len(wrong):
         have = "has a label" if len(wrong) == 1 else "have labels"
         raise DataError(
-            f"{len(wrong)} of {counted(len(labels), 'image')} {have} such as {int(wrong[0])} for a "
+            f"{len(wrong)} of {counted(labels.numel(), what)} {have} such as {int(wrong[0])} for a "
             f"network with {counted(outputs, 'output')}, expected class numbers from 0 to "
             f"{outputs - 1}: check the number and the order of the classes"
         )

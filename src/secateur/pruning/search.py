@@ -37,13 +37,13 @@ class Try:
 
     Attributes:
         sparsity: of the pruned layers.
-        drop: points lost.
-        error: standard error of `drop`, in points.
+        drop: points lost, or what the drop is counted in.
+        error: standard error of `drop`; None = not known.
     """
 
     sparsity: float
     drop: float
-    error: float
+    error: float | None
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,12 @@ class PredictedLoss:
     Attributes:
         sparsities: rising, in (0, 1).
         points: at each of them, rising.
+        point: what a point is where a loss is counted in something else.
     """
 
     sparsities: tuple[float, ...]
     points: tuple[float, ...]
+    point: float = 1.0
 
     @classmethod
     def of(cls, loss: Callable[[float], float] | None) -> PredictedLoss:
@@ -65,6 +67,10 @@ class PredictedLoss:
         points = [_unknown(s) if loss is None else _POINTS * loss(s) ** 0.5 for s in sparsities]
         rising = itertools.accumulate(points, lambda before, now: max(now, 1.001 * before + 1e-9))
         return cls(tuple(sparsities), tuple(rising))
+
+    def counted_in(self, point: float) -> PredictedLoss:
+        """The same, counted in something of which a point is so much."""
+        return PredictedLoss(self.sparsities, tuple(point * of for of in self.points), point)
 
     def at(self, sparsity: float) -> float:
         """Points expected to be lost."""
@@ -81,6 +87,7 @@ def search(
     limit: float,
     expected: PredictedLoss,
     better_from: float = 1.0,
+    told: Callable[[Try], str] = lambda of: f"{of.drop:.2f} ± {of.error:.2f} points",
 ) -> tuple[Try, Result, list[Try]]:
     """The largest sparsity whose loss stays within a limit, as far as the tries can tell.
 
@@ -89,6 +96,7 @@ def search(
         limit: points at most.
         expected: what is known beforehand.
         better_from: a sparsity at which less may be lost than a little below it; 1 = none.
+        told: what a try has lost, in words.
 
     Returns:
         The best try, its result (of others none is held), and all tries in their order.
@@ -117,9 +125,9 @@ def search(
     if best is None:
         nearest = min(tries, key=lambda attempted: attempted.drop)
         raise OptionError(
-            f"max_drop is {limit:g}, expected at least {nearest.drop:.2f} ± {nearest.error:.2f} "
-            f"points, the least lost in {counted(len(tries), 'try', 'tries')}, at sparsity "
-            f"{nearest.sparsity:g}: raise it, or judge on more images"
+            f"max_drop is {limit:g}, expected at least {told(nearest)}, the least lost in "
+            f"{counted(len(tries), 'try', 'tries')}, at sparsity {nearest.sparsity:g}: raise it, "
+            "or judge on more images"
         )
     return *best, tries
 
@@ -130,7 +138,7 @@ def propose(tries: Sequence[Try], limit: float, expected: PredictedLoss) -> floa
     left, right = (low.sparsity if low else 0.0), (high.sparsity if high else 1.0)
     if _stalled(tries, limit):
         return round((left + right) / 2, 4)
-    floor = max(_LEAST * limit, 1e-3)
+    floor = max(_LEAST * limit, 1e-3 * expected.point)
     goal = max(limit, floor)
     ends = [end for end in (low, high) if end is not None]
     if not ends:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from secateur.support.tables import printable
 from secateur.support.wording import counted
 
 if TYPE_CHECKING:
-    from secateur.evaluation.metrics import Evaluation
+    from secateur.evaluation.results import Evaluation
     from secateur.hardware.latency import Bench
     from secateur.report.layers import LayerReport
     from secateur.report.model import Report
@@ -182,26 +183,92 @@ def _gone(sweep: Sweep) -> str:
     return "weights removed" if sweep.removes_channels else "zeros"
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Accuracy:
+    """What a sweep's chart shows of the networks' accuracy.
+
+    Attributes:
+        name: of what is shown.
+        values: of each point.
+        ylabel: of the axis.
+        errors: standard errors; empty = none are known.
+        bars: what they are of.
+        dense: the dense network's value, if it is not the best that there can be.
+        digits: of the values in words, after the point.
+        unit: behind them.
+    """
+
+    name: str
+    values: Sequence[float | None]
+    ylabel: str = "images, %"
+    errors: Sequence[float | None] = ()
+    bars: str = "the loss against the dense network"
+    dense: float | None = None
+    digits: int = 1
+    unit: str = " %"
+
+
+def _accuracy(known: Sequence[Evaluation], sweep: Sweep) -> _Accuracy | None:
+    """The metric, top-1, the cosine, or agreement: the first that is known of all points."""
+    per_token, ylabel = "", "images, %"
+    if any(of.tokens is not None for of in known):
+        per_token, ylabel = " per token", "tokens, %"
+    if all(of.metric is not None for of in known):
+        return _Accuracy(
+            name="metric",
+            values=[of.metric for of in known],
+            ylabel="metric",
+            dense=sweep.dense and sweep.dense.metric,
+            digits=4,
+            unit="",
+        )
+    if sweep.is_judged and all(of.top1 is not None for of in known):
+        return _Accuracy(
+            name=f"right answers (top-1{per_token})",
+            values=[of.top1 for of in known],
+            ylabel=ylabel,
+            errors=[of.drop_error for of in known],
+            dense=sweep.dense and sweep.dense.top1,
+        )
+    if all(of.cosine is not None for of in known):
+        return _Accuracy(
+            name="mean cosine with the dense network",
+            values=[of.cosine for of in known],
+            ylabel="cosine",
+            errors=[of.cosine_error for of in known],
+            bars="the cosine",
+            digits=4,
+            unit="",
+        )
+    if all(of.agreement is not None for of in known):
+        return _Accuracy(
+            name=f"same answer as the dense network{per_token}",
+            values=[of.agreement for of in known],
+            ylabel=ylabel,
+        )
+    return None
+
+
 def _answers(x: Sequence[float], known: Sequence[Evaluation], sweep: Sweep) -> dict[str, Any]:
-    """Top-1, or agreement with the dense network where there are no labels."""
-    if len(known) < len(x) or any(one.output_error is not None for one in known):
+    """The accuracy against the zeros, where it has a figure for each point."""
+    shown = _accuracy(known, sweep) if len(known) == len(x) else None
+    if shown is None:
         return {}
-    labelled = sweep.is_judged and all(one.top1 is not None for one in known)
-    y = [one.top1 if labelled else one.agreement for one in known]
-    name = "right answers (top-1)" if labelled else "same answer as the dense network"
-    error = [one.drop_error or 0.0 for one in known] if labelled else []
-    lines = [Line(name=f"{name}, pruned", x=x, y=[of or 0.0 for of in y], error=error)]
-    if labelled and sweep.dense is not None and sweep.dense.top1 is not None:
-        lines.append(Line(name="dense", x=[x[0], x[-1]], y=[sweep.dense.top1] * 2, dashed=True))
-    bars = " Bars: standard error of the loss against the dense network." if labelled else ""
+    name, y = shown.name, [of or 0.0 for of in shown.values]
+    errors = [of or 0.0 for of in shown.errors]
+    lines = [Line(name=f"{name}, pruned", x=x, y=y, error=errors)]
+    if shown.dense is not None:
+        lines.append(Line(name="dense", x=[x[0], x[-1]], y=[shown.dense] * 2, dashed=True))
+    bars = f" Bars: standard error of {shown.bars}." if errors else ""
     where = "evaluation images" if sweep.is_judged else "calibration images, which is optimistic"
     caption = f"{name[0].upper()}{name[1:]} against {_gone(sweep)}, on the {where}.{bars}"
+    ends = [f"{y[at]:.{shown.digits}f}" for at in (0, -1)]
     svg = curves(
         "chart-answers",
         name,
-        f"From {y[0]:.1f} to {y[-1]:.1f} %. The table below has the numbers.",
+        f"From {ends[0]} to {ends[1]}{shown.unit}. The table below has the numbers.",
         lines,
         xlabel=f"{_gone(sweep)} in pruned layers, %",
-        ylabel="images, %",
+        ylabel=shown.ylabel,
     )
     return {"svg": svg, "caption": caption}

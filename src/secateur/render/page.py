@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from secateur.evaluation.metrics import percent_text
+from secateur.evaluation.results import percent_text
 from secateur.hardware.latency import Bench
 from secateur.render.charts import latency_chart, layer_charts, sensitivity, sweep_charts
 from secateur.render.sentences import cards, data_sentence, lede, size_sentence, speed_sentence

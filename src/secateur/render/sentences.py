@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from secateur.evaluation.metrics import percent_text
+from secateur.evaluation.results import METRIC, percent_text
 from secateur.hardware.requirements import NO_SPEED_UP, speed_up_expected
 from secateur.support.tables import shape_text
 from secateur.support.wording import counted
@@ -56,20 +56,26 @@ def _accuracy_card(report: Report) -> dict[str, str]:
     found = report.evaluation.get("pruned")
     if found is None:
         return _card("accuracy", "not measured", "no evaluation images were given")
+    if found.metric is not None and found.metric_drop is not None:
+        before = found.metric + found.metric_drop
+        small = f"{before:.4f} before, {found.metric:.4f} now (your own metric)"
+        return _card("metric", METRIC.lost(found.metric_drop, None), small)
     if found.drop is not None and found.top1 is not None:
-        figure = found.lost_text
-        right = f"{found.top1 + found.drop:.2f} % before, {found.top1:.2f} % now (top-1)"
-        return _card("accuracy", figure, f"{right}, on {counted(found.images, 'image')}")
+        figure, per_token = found.lost_text, "" if found.tokens is None else " per token"
+        right = f"{found.top1 + found.drop:.2f} % before, {found.top1:.2f} % now (top-1{per_token})"
+        return _card("accuracy", figure, f"{right},{found.on_text}")
     if found.output_error is not None:
         figure = percent_text(found.output_error)
         return _card(
             "output error", figure, f"of the variance, on {counted(found.images, 'image')}"
         )
+    if found.cosine is not None:
+        return _card("mean cosine", f"{found.cosine:.4f}", f"with dense,{found.on_text}")
     agreement = 0.0 if found.agreement is None else found.agreement
     return _card(
         "same answer as before",
         f"{agreement:.2f} %",
-        f"on {counted(found.images, 'image')} without labels",
+        f"{found.on_text.strip()} without labels",
     )
 
 

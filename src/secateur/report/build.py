@@ -16,7 +16,8 @@ from secateur.data.sources import Images
 from secateur.errors import ModelError
 from secateur.evaluation.evaluation_set import EvaluationSet
 from secateur.evaluation.inference import first_output
-from secateur.evaluation.metrics import Evaluation, compare
+from secateur.evaluation.metrics import compare
+from secateur.evaluation.results import Evaluation
 from secateur.frontends import Frontend
 from secateur.hardware.layer_facts import LayerFacts
 from secateur.hardware.machine import Machine

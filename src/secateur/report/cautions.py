@@ -9,7 +9,8 @@ from torch import Tensor
 
 from secateur.data.sources import FEW_IMAGES, MAX_IMAGES
 from secateur.data.streams import digests
-from secateur.evaluation.metrics import Evaluation, one_answer
+from secateur.evaluation.metrics import one_answer
+from secateur.evaluation.results import Evaluation
 from secateur.network.layers import ON_THE_FLY, Layer, Shares
 from secateur.pruning.targets import MaxLatency, Target
 from secateur.report.latency import LatencyReport
@@ -145,14 +146,17 @@ def slow(latency: LatencyReport | None, target: Target) -> list[str]:
 def undecided(search: SearchReport | None, limit: float) -> list[str]:
     """A warning where the images are too few to tell whether the loss is within the limit.
 
-    The standard error counts as that of one image at least: few images may show no loss at all.
+    Of answers the standard error counts as that of one image at least: few images may show no loss
+    at all. Of the user's own metric it is not known.
     """
-    if search is None:
+    if search is None or search.error is None:
         return []
-    error = max(search.error, 100 / search.images)
+    measure = search.counted_in
+    error = max(search.error, 100 / search.images) if measure.counts_answers else search.error
     if error <= limit / 2:
         return []
+    limit_text = counted(limit, measure.unit, f"{measure.unit}s")
     return [
-        f"{search.images} {search.judged_on} cannot tell a drop of {limit:g} points: its standard "
-        f"error is {error:.2f}; add images"
+        f"{search.on_text} cannot tell a drop of {limit_text}: its standard error is {error:.2f}; "
+        "add images"
     ]

@@ -32,7 +32,7 @@ class Figure:
 
     Attributes:
         name: what it is.
-        unit: "%", "points", "nats" or "s".
+        unit: "%", "points", "nats" or "s"; empty = none.
         first, second: in that unit; None = not measured.
         error: standard error of the difference, if known.
         note: a remark, such as on which images.
@@ -54,15 +54,15 @@ class Figure:
 
     def row(self) -> tuple[Cell, ...]:
         """Name, both figures, their difference and the note."""
-        digits = {"nats": 4, "s": 1}.get(self.unit, 2)
+        digits = {"nats": 4, "s": 1, "": 4}.get(self.unit, 2)
         first, second = (
             None if of is None else f"{of:.{digits}f}" for of in (self.first, self.second)
         )
-        error = "" if self.error is None else f" ± {self.error:.2f}"
+        error = "" if self.error is None else f" ± {self.error:.{digits}f}"
         difference = None
         if self.difference is not None:
             difference = f"{self.difference:+.{digits}f}{error}"
-        return f"{self.name}, {self.unit}", first, second, difference, self.note
+        return ", ".join(filter(None, (self.name, self.unit))), first, second, difference, self.note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +255,8 @@ def _accuracy(first: Report, second: Report) -> Iterator[Figure]:
     if one is not None or two is not None:
         fields = (("top1", "top-1", "%"), ("drop", "points lost", "points"))
         fields += (("agreement", "agreement with dense", "%"), ("kl", "KL", "nats"))
+        fields += (("perplexity", "perplexity", ""), ("cosine", "cosine with dense", ""))
+        fields += (("metric", "metric", ""), ("metric_drop", "metric lost", ""))
         for field, name, unit in fields:
             values = [getattr(of, field, None) for of in (one, two)]
             if values != [None, None]:
@@ -265,7 +267,9 @@ def _accuracy(first: Report, second: Report) -> Iterator[Figure]:
                     first=values[0],
                     second=values[1],
                     error=None if None in errors else math.hypot(*errors),  # type: ignore[arg-type]
-                    note=_images(one, two, known=None not in errors),
+                    note=""
+                    if field.startswith("metric")
+                    else _images(one, two, known=None not in errors),
                 )
     near = [report.calibration for report in (first, second)]
     note = "on the calibration images, optimistic"
@@ -279,16 +283,17 @@ def _accuracy(first: Report, second: Report) -> Iterator[Figure]:
                 second=errors[1],
                 note=on,
             )
-    values = [None if of is None else of.agreement for of in near]
-    if values != [None, None]:
-        yield Figure(name="agreement", unit="%", first=values[0], second=values[1], note=note)
+    for field, unit in (("agreement", "%"), ("cosine", "")):
+        values = [getattr(of, field, None) for of in near]
+        if values != [None, None]:
+            yield Figure(name=field, unit=unit, first=values[0], second=values[1], note=note)
 
 
 def _percent(value: float | None) -> float | None:
     return None if value is None else 100 * value
 
 
-_ERRORS = {"top1": "standard_error", "drop": "drop_error"}
+_ERRORS = {"top1": "standard_error", "drop": "drop_error", "cosine": "cosine_error"}
 
 
 def _images(one: Any, two: Any, *, known: bool) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from secateur.evaluation.metrics import Evaluation, evaluation_table, lost_text
+from secateur.evaluation.results import MEASURES, Evaluation, Measure, evaluation_table
 from secateur.hardware.requirements import RuntimeReport, runtime_table
 from secateur.pruning.groups import ChannelGroup
 from secateur.pruning.search import Try
@@ -49,10 +49,12 @@ class SearchReport:
     """How the largest sparsity within `max_drop` was found.
 
     Attributes:
-        measure: what a drop is, in points: "top-1" lost, or "disagreement" with the dense network.
-        judged_on: "evaluation images", or "held-back calibration images".
-        images: number of images.
-        sparsity, drop, error: of the result; `error` is the standard error of the drop.
+        measure: what a drop is: points of "top-1" or of "disagreement" with the dense network,
+            the same "per token", hundredths of mean "cosine", or the user's own "metric".
+        judged_on: "evaluation images", "held-back calibration images", or "the metric".
+        images: number of images; 0 where the metric has its own.
+        sparsity, drop, error: of the result; `error` is the standard error of the drop, None
+            where it is not known.
         tries: every sparsity tried, one walk each, in order.
     """
 
@@ -61,18 +63,35 @@ class SearchReport:
     images: int
     sparsity: float
     drop: float
-    error: float
+    error: float | None
     tries: tuple[Try, ...]
+
+    def __post_init__(self) -> None:
+        demand(self.measure in MEASURES, f"measure is {self.measure!r}, none that there is")
+
+    @property
+    def counted_in(self) -> Measure:
+        """The measure, with its unit."""
+        return MEASURES[self.measure]
 
     @property
     def lost(self) -> str:
-        """Points lost (or gained) at the sparsity of the result."""
-        return lost_text(self.drop, self.error)
+        """What was lost (or gained) at the sparsity of the result."""
+        return self.counted_in.lost(self.drop, self.error)
+
+    @property
+    def on_text(self) -> str:
+        """What it was measured on."""
+        return f"{self.images} {self.judged_on}" if self.images else self.judged_on
 
     def rows(self) -> tuple[tuple[Cell, ...], ...]:
-        """Sparsity and points lost of each try, and which one is the result."""
+        """Sparsity and loss of each try, and which one is the result."""
         return tuple(
-            (100 * of.sparsity, (of.drop, of.error), "yes" * (of.sparsity == self.sparsity))
+            (
+                100 * of.sparsity,
+                self.counted_in.figure(of.drop, of.error),
+                "yes" * (of.sparsity == self.sparsity),
+            )
             for of in self.tries
         )
 
@@ -114,7 +133,7 @@ class Report(Saved, Document):
     """
 
     schema = "secateur.report"
-    schema_version = 8
+    schema_version = 9
 
     synthetic: str | None = None
     sparsity: float
@@ -190,7 +209,7 @@ class Report(Saved, Document):
         if pruned is not None:
             yield str(pruned)
         elif search is not None:
-            yield f"{search.lost} on {search.images} {search.judged_on}"
+            yield f"{search.lost} on {search.on_text}"
         elif self.calibration is not None:
             images = counted(self.data.images, "calibration image")
             difference = self.calibration.difference_text
@@ -205,9 +224,8 @@ class Report(Saved, Document):
         if self.search is None:
             return ""
         search, limit = self.search, self.requested["target"]["value"]
-        measure = "agreement" if search.measure == "disagreement" else search.measure
         most = "most channels' weights removed" if self.channels else "most zeros"
-        return f"the {most} that lose at most {counted(limit, 'point')} of {measure}"
+        return f"the {most} that lose at most {search.counted_in.amount(limit)}"
 
     def evaluation_table(self) -> Table:
         """The networks on the evaluation images."""
@@ -242,9 +260,10 @@ class Report(Saved, Document):
         """Every sparsity tried."""
         search = self.search
         gone = "removed" if self.channels else "zeros"
-        columns = (Column(gone, "{:.2f}", unit="%"), Column("points lost", "{:.2f} ± {:.2f}"))
+        lost = "points lost" if search is None else search.counted_in.heading
+        columns = (Column(gone, "{:.2f}", unit="%"), Column(lost, "{}"))
         rows = () if search is None else search.rows()
-        on = "" if search is None else f"{search.images} {search.judged_on}"
+        on = "" if search is None else search.on_text
         return Table(
             name="search",
             columns=(*columns, Column("kept")),
@@ -342,8 +361,12 @@ def left_text(macs: float, size: float, *, packed: bool = True) -> str:
 
 def _verdict(of: Evaluation) -> str:
     """The figure of an evaluation that counts most."""
+    if of.metric is not None:
+        return of.metric_text
     if of.output_error is not None:
         return of.error_text
+    if of.cosine is not None:
+        return f"mean cosine {of.cosine:.4f}"
     return f"agreement {of.agreement:.2f} %" if of.top1 is None else of.accuracy_text
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from secateur.evaluation.metrics import Evaluation, evaluation_table
+from secateur.evaluation.results import Evaluation, evaluation_table
 from secateur.support.serialization import are_finite, demand
 from secateur.support.tables import Column, Table
 

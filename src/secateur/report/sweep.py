@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from secateur.core.patterns import Channels
-from secateur.evaluation.metrics import Evaluation, evaluation_table
+from secateur.evaluation.results import Evaluation, evaluation_table
 from secateur.report.model import DataReport, Report, check_run
 from secateur.support.serialization import Saved, demand
 from secateur.support.tables import Block, Cell, Column, Document, Table, renamed, warnings_first
@@ -72,7 +72,7 @@ class Sweep(Saved, Document):
     """
 
     schema = "secateur.sweep"
-    schema_version = 2
+    schema_version = 3
 
     synthetic: str | None
     points: tuple[SweepPoint, ...]

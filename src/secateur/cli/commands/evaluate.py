@@ -15,7 +15,8 @@ from secateur.cli.output import working
 from secateur.data.sources import open_images
 from secateur.errors import SecateurWarning
 from secateur.evaluation.inference import answer
-from secateur.evaluation.metrics import Evaluation, compare, one_answer, verdict_lines
+from secateur.evaluation.metrics import compare, one_answer
+from secateur.evaluation.results import Evaluation, verdict_lines
 from secateur.frontends.loading import load_network
 
 
