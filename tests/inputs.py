@@ -13,7 +13,7 @@ from secateur.network.samples import Samples
 
 def trace(model: Any, *tensors: Tensor) -> Graph:
     """A module or ONNX model as a graph, from samples in the order of its inputs."""
-    samples = {f"input {number}": tensor for number, tensor in enumerate(tensors)}
+    samples = {str(number): tensor for number, tensor in enumerate(tensors)}
     return frontends.open(model).trace(Samples(samples))
 
 

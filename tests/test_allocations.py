@@ -8,13 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inputs import samples_of
+from inputs import samples_of, trace
 from problems import random_weight
 from torch import nn
 
 import secateur
 from secateur.core.patterns import Unstructured
-from secateur.frontends.torch.graph import trace
 from secateur.pruning.allocations import (
     ALLOCATIONS,
     AllocationInputs,

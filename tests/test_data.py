@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from secateur.data.fractals import fractal_images
 from secateur.data.sources import Images, Preprocess, load_images
 from secateur.errors import DataError, OptionError
+from secateur.network.samples import as_samples
 
 FLOATS = torch.randn(9, 3, 8, 6, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(9) % 4
@@ -54,7 +55,7 @@ def make_folder(folder, names, seed=0):
         FLOATS.double(),
         FLOATS.numpy(),
         FLOATS.numpy()[::-1][::-1],
-        Images(FLOATS, "mine"),
+        Images(as_samples(FLOATS), "mine"),
         [FLOATS[:4], FLOATS[4:8], FLOATS[8:]],
         (batch.numpy() for batch in FLOATS.split(4)),
         DataLoader(TensorDataset(FLOATS, LABELS), batch_size=4),
@@ -499,7 +500,7 @@ def one_nan():
         ([torch.zeros(0, 3, 8, 8)], "holds no images"),
         (torch.zeros(4), r"shape \(4,\), expected a batch"),
         (torch.zeros(4, 3, dtype=torch.complex64), "expected a batch"),
-        (torch.zeros(4, 3, dtype=torch.int64), r"holds int64, whose range is not known"),
+        (torch.zeros(4, 3, 2, 2, dtype=torch.int64), r"holds int64, whose range is not known"),
         (torch.zeros(4, 5, 8, 7, dtype=torch.uint8), r"in torch\.uint8, expected"),
         (one_nan(), r"NaN or Inf \(the first such image is number 4\)"),
         (7, "the data are a int"),

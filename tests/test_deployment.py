@@ -26,6 +26,7 @@ from secateur.export.onnx_weights import layer_weights
 from secateur.frontends.onnx import first_run, read
 from secateur.frontends.onnx.trial import run
 from secateur.frontends.openvino.runtime import IR, as_ir, ir_weights, read_ir
+from secateur.network.samples import as_samples
 from secateur.result import difference_warning
 
 openvino = pytest.importorskip("openvino")
@@ -313,7 +314,7 @@ def test_what_a_normalisation_is_folded_into_is_the_same_function(images, case) 
 def _first(model, images):
     from secateur.frontends.onnx import Whole
 
-    return Whole(model, images[:2])(images)
+    return Whole(model, as_samples(images[:2]))(as_samples(images))
 
 
 def test_an_old_opset_is_quantised_too(images) -> None:
@@ -331,7 +332,7 @@ def test_a_fixed_batch_is_kept_to(images) -> None:
     found = quantize(model, images)
     want = predict(model, images)
     assert (predict(found, images) - want).abs().max() < 0.1 * want.abs().max()
-    torch.testing.assert_close(IR(as_ir(model))(images), want, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(IR(as_ir(model))(as_samples(images)), want, rtol=1e-4, atol=1e-5)
     fed = parts(images, 3)
     assert [len(part) for part in fed] == [3] * 14
     assert np.array_equal(fed[-1][0], images[39])

@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from inputs import samples_of
+from inputs import samples_of, trace
 from layouts import NETWORKS, TOKENS, Constant
 from problems import correlated, random_weight
 from torch import Tensor, nn
@@ -19,7 +19,6 @@ from secateur.core.methods import ADMM, AdamCalibration, LeastSquares
 from secateur.core.patterns import Unstructured
 from secateur.core.problem import Problem
 from secateur.core.statistics import Statistics, merged
-from secateur.frontends.torch.graph import trace
 from secateur.network.cuts import find_cuts
 from secateur.network.graph import Graph
 from secateur.network.sample_layout import find_layouts

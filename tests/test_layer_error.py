@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from inputs import samples_of
+from inputs import samples_of, trace
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -15,7 +15,7 @@ import secateur
 from secateur.core.methods import ADMM, BiasCorrection, LeastSquares, Magnitude
 from secateur.core.patterns import Unstructured
 from secateur.core.statistics import Statistics, merged
-from secateur.frontends.torch.graph import trace, with_parameters
+from secateur.frontends.torch.graph import with_parameters
 from secateur.pruning.layer_selection import (
     select_layers,
 )

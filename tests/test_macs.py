@@ -6,12 +6,12 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from inputs import trace
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import secateur
-from secateur.frontends.torch.graph import trace
 from secateur.network.einsum import einsum_macs
 from secateur.network.layers import ACTIVATIONS
 

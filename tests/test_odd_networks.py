@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from inputs import samples_of
+from inputs import samples_of, trace
 from torch import Tensor, nn
 
 import secateur
-from secateur.frontends.torch.graph import trace
 from secateur.network.cuts import blocks, find_cuts, network_errors
 from secateur.pruning.layer_selection import (
     select_layers,

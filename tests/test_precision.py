@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from inputs import samples_of
+from inputs import samples_of, trace
 from problems import correlated
 from torch import nn
 
@@ -13,7 +13,6 @@ from secateur.core import precision
 from secateur.core.precision import widened, widest_float
 from secateur.core.statistics import Statistics
 from secateur.evaluation.metrics import kl_divergence
-from secateur.frontends.torch.graph import trace
 from secateur.network.cuts import network_errors
 from secateur.pruning.recalibration import recalibrate
 

@@ -6,13 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from inputs import samples_of
+from inputs import samples_of, trace
 from torch import Tensor, nn
 
 import secateur
 from secateur.errors import OptionError
 from secateur.evaluation.metrics import compare
-from secateur.frontends.torch.graph import trace
 from secateur.network.graph import Norm, alone
 from secateur.pruning.recalibration import Recalibration, recalibrate
 from secateur.pruning.recipe import RECIPES

@@ -7,7 +7,7 @@ import tomllib
 
 import pytest
 import torch
-from inputs import samples_of
+from inputs import samples_of, trace
 from torch import nn
 
 import secateur
@@ -24,7 +24,7 @@ from secateur import (
 )
 from secateur.evaluation.inference import predict
 from secateur.evaluation.metrics import compare
-from secateur.frontends.torch.graph import trace, with_parameters
+from secateur.frontends.torch.graph import with_parameters
 from secateur.pruning.alignment import pairs_to_align
 from secateur.pruning.allocations.uniform import FittedUniform
 from secateur.pruning.recipe import choose_recipe, name_of

@@ -6,13 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from inputs import samples_of
+from inputs import samples_of, trace
 from torch import Tensor, nn
 
 import secateur
 from secateur.errors import DataError, ModelError
 from secateur.evaluation.inference import predict
-from secateur.frontends.torch.graph import trace
 from secateur.network.cuts import blocks, find_cuts
 from secateur.network.ops import Add
 from secateur.pruning import reconstruction

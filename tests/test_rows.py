@@ -16,6 +16,7 @@ from secateur.cli.app import app
 from secateur.evaluation.inference import first_output
 from secateur.frontends.openvino.runtime import IR, as_ir
 from secateur.network.rows import RowsFirst, images_axis, in_parts
+from secateur.network.samples import Samples, as_samples
 from secateur.report.model import Report
 
 TIME, CLASSES = 6, 5
@@ -131,7 +132,7 @@ def test_an_openvino_file_gives_rows_too(batch, images) -> None:
     net = reader()
     for count in (1, 3, TIME):
         want = net(images[:count]).movedim(1, 0)
-        got = IR(as_ir(as_onnx(net, batch=batch)))(images[:count])
+        got = IR(as_ir(as_onnx(net, batch=batch)))(as_samples(images[:count]))
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
 
 
@@ -161,33 +162,34 @@ def test_another_number_of_images_is_tried_only_where_the_shape_leaves_it_open()
     counts = []
 
     def network(result):
-        def run(x: Tensor) -> Tensor:
-            counts.append(len(x))
-            return result(x)
+        def run(samples: Samples) -> Tensor:
+            counts.append(len(samples))
+            return result(samples.only())
 
         return run
 
     x = torch.arange(12.0).reshape(3, 4)
-    assert RowsFirst(network(lambda x: x))(x) is x
+    given = as_samples(x)
+    assert RowsFirst(network(lambda x: x))(given) is x
     assert counts == [3]
     square = RowsFirst(network(lambda x: x[:, :3]))
     for _ in range(2):  # and then it is known
-        assert torch.equal(square(x), x[:, :3])
+        assert torch.equal(square(given), x[:, :3])
     turned = RowsFirst(network(lambda x: x[:, :3].T))
-    for part in (x, x, x[:2]):
-        assert torch.equal(turned(part), part[:, :3])
+    for part in (given, given, given[:2]):
+        assert torch.equal(turned(part), part.only()[:, :3])
     assert counts == [3, 3, 1, 3, 3, 1, 3, 2]
-    assert RowsFirst(network(lambda x: None))(x) is None
+    assert RowsFirst(network(lambda x: None))(given) is None
     fixed = lambda x: x.T if len(x) == 3 else x.reshape(7)  # noqa: E731
-    assert torch.equal(RowsFirst(network(fixed))(x), x.T)
+    assert torch.equal(RowsFirst(network(fixed))(given), x.T)
 
 
 def test_parts_are_joined_without_their_copies() -> None:
     x = torch.arange(30.0).reshape(5, 6)
-    assert torch.equal(in_parts(lambda part: part.T, x, 2), x)
-    assert torch.equal(in_parts(lambda part: part.T, x, 6), x)
-    assert torch.equal(in_parts(lambda part: part, x, 6), x)
-    no_axis = in_parts(lambda part: part.repeat(2, 1)[:3], x, 2)
+    assert torch.equal(in_parts(lambda part: part.only().T, as_samples(x), 2), x)
+    assert torch.equal(in_parts(lambda part: part.only().T, as_samples(x), 6), x)
+    assert torch.equal(in_parts(lambda part: part.only(), as_samples(x), 6), x)
+    no_axis = in_parts(lambda part: part.only().repeat(2, 1)[:3], as_samples(x), 2)
     assert no_axis.shape == (9, 6)
-    assert in_parts(lambda part: None, x, 2) is None
-    assert in_parts(lambda part: part.sum(), x, 2).shape == ()
+    assert in_parts(lambda part: None, as_samples(x), 2) is None
+    assert in_parts(lambda part: part.only().sum(), as_samples(x), 2).shape == ()

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inputs import trace
 from torch import nn
 
-from secateur.frontends.torch.graph import trace
 from secateur.network.samples import Samples
 from secateur.network.store import ValueStore
 from secateur.network.stream import Stream

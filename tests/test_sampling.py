@@ -10,13 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inputs import samples_of
+from inputs import samples_of, trace
 from layouts import NETWORKS, TOKENS, Constant
 from torch import Tensor, nn
 
 from secateur.core.methods import ADMM, AdamCalibration
 from secateur.core.problem import Problem
-from secateur.frontends.torch.graph import trace
 from secateur.network.graph import Graph
 from secateur.pruning.layer_fit import LayerFit
 from secateur.pruning.layer_selection import select_layers

@@ -183,7 +183,7 @@ def test_int8_is_fitted_to_every_source(name, tmp_path, monkeypatch) -> None:
     )
     source = {**LABELLED, **PLAIN}[name](tmp_path)
     secateur.quantize(network(), source, preprocess=GREY if name in PICTURES else None)
-    assert torch.equal(fitted[0], INPUTS)
+    assert torch.equal(fitted[0].only(), INPUTS)
 
 
 def test_targets_of_another_kind_are_left_out_of_calibration() -> None:
@@ -216,7 +216,7 @@ def test_plan_and_quantize_prepare_images_as_a_network_of_a_hub_says(tmp_path, m
     model = network()
     model.secateur_preprocess = ModelPreprocess(**vars(GREY))
     secateur.quantize(model, folder(tmp_path))
-    assert torch.equal(fitted[0], INPUTS)
+    assert torch.equal(fitted[0].only(), INPUTS)
     pictures = tmp_path / "images"
     plan = secateur.plan(
         model, pictures, evaluation="fractal:8", sparsity=0.5, allocation="uniform"

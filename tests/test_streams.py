@@ -19,6 +19,7 @@ from secateur.errors import DataError, OptionError
 from secateur.evaluation.evaluation_set import EvaluationSet, evaluate
 from secateur.evaluation.inference import answer, first_output
 from secateur.evaluation.metrics import compare
+from secateur.network.samples import as_samples
 
 IMAGES = torch.randn(23, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(23) % 4
@@ -92,7 +93,7 @@ def sources(path):
         "loader": (DataLoader(pairs, batch_size=5), SCALED, every),
         "dataset": (pairs, SCALED, every),
         "generator": (iter([(inputs[:9], LABELS[:9]), (inputs[9:], LABELS[9:])]), None, every),
-        "images": (Images(inputs, "mine", LABELS), None, every),
+        "images": (Images(as_samples(inputs), "mine", LABELS), None, every),
     }, inputs
 
 
@@ -113,18 +114,18 @@ def test_streamed_figures_are_those_of_the_whole_tensor(tmp_path, monkeypatch, h
             assert torch.equal(got.labels, labels), name
         held = EvaluationSet.of(other, open_images(stream))
         assert held.evaluate(model).drop == compare(want[0], labels, want[1]).drop
-        assert stream.same_images(whole[::3]) == len(whole[::3]), name
-        assert stream.same_images(whole + 1) == 0, name
+        assert stream.same_images(as_samples(whole[::3])) == len(whole[::3]), name
+        assert stream.same_images(as_samples(whole + 1)) == 0, name
 
 
 @pytest.mark.parametrize("sizes", [(7,), (1, 1, 1, 1), (3, 0, 9, 2), (0,), (5, 5)])
 @pytest.mark.parametrize("size", [1, 2, 5, 50])
 def test_parts_of_any_sizes_become_batches_of_one_size(sizes, size):
     numbers = torch.arange(float(sum(sizes))).reshape(-1, 1)
-    parts = [Part("p", of, of[:, 0].long()) for of in numbers.split(list(sizes))]
+    parts = [Part("p", as_samples(of), of[:, 0].long()) for of in numbers.split(list(sizes))]
     found = list(batched(parts, size))
     assert [len(of) for of in found[:-1]] == [size] * max(0, len(found) - 1)
-    joined = [value for of in found for value in of.images.flatten().tolist()]
+    joined = [value for of in found for value in of.samples.only().flatten().tolist()]
     assert joined == numbers.flatten().tolist()
     assert joined == [value for of in found for value in of.labels.tolist()]
 
@@ -219,7 +220,9 @@ def test_small_sets_may_be_shuffled_for_they_are_read_once(source):
 
 def test_fewer_images_at_a_later_pass_are_told(nothing_held):
     lengths = itertools.chain([20, 20], itertools.repeat(10))
-    stream = ImageStream(source="mine", parts=lambda: [Part("p", IMAGES[: next(lengths)])])
+    stream = ImageStream(
+        source="mine", parts=lambda: [Part("p", as_samples(IMAGES[: next(lengths)]))]
+    )
     held = EvaluationSet.of(network(), stream)
     with pytest.raises(DataError, match="mine gives other images"):
         held.evaluate(network())
@@ -258,5 +261,5 @@ def test_loaders_that_use_the_memory_of_a_batch_again_give_every_image(size, kin
     assert torch.equal(load_images(Reusing(images, labels, size)).tensor, wanted)
     stream = open_images(Reusing(images, labels, size))
     for part in (next(stream.batches(30)), next(stream.batches(30))):
-        assert torch.equal(part.images, wanted)
+        assert torch.equal(part.samples.only(), wanted)
         assert torch.equal(part.labels, labels)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inputs import trace
 from test_allocations import fitted_allocations
 from torch import nn
 
 import secateur
 from secateur import OptionError, Recipe, Sensitivity
-from secateur.frontends.torch.graph import trace
 from secateur.pruning.layer_selection import (
     select_layers,
 )

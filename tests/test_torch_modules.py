@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from inputs import trace
 from packaging.version import Version
 from safetensors.torch import load_file, load_model
 from torch import Tensor, nn
@@ -16,7 +17,6 @@ from torch.optim.swa_utils import AveragedModel
 import secateur
 from secateur import ModelError, OptionError
 from secateur.export.files import save_safetensors
-from secateur.frontends.torch.graph import trace
 from secateur.frontends.torch.modules import copy_module
 from secateur.pruning.recipe import RECIPES
 

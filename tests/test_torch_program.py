@@ -12,6 +12,7 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram
 
 from secateur.frontends.torch.program import export
+from secateur.network.samples import Samples
 from secateur.network.stream import Stream
 
 Forward = Callable[["Body", Tensor], Tensor]
@@ -93,7 +94,7 @@ def counted(body: Body, x: Tensor) -> Tensor:
 def test_nothing_is_changed_and_the_outputs_are_the_modules(forward: Forward) -> None:
     body = Body(forward).eval()
     x = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    program, _ = export(body, x[:2])
+    program, _ = export(body, Samples({"x": x[:2]}))
     for node in program.graph.nodes:
         if isinstance(node.target, OpOverload):
             assert not node.target._schema.is_mutable, node.target
@@ -159,7 +160,11 @@ def test_networks_are_traced_one_at_a_time_whatever_the_thread(monkeypatch) -> N
 
     monkeypatch.setattr(torch.export, "export", watched)
     with ThreadPoolExecutor(3) as pool:
-        done = list(pool.map(lambda of: export(of.eval(), torch.zeros(2, 3, 8, 8)), networks))
+        done = list(
+            pool.map(
+                lambda of: export(of.eval(), Samples({"x": torch.zeros(2, 3, 8, 8)})), networks
+            )
+        )
     assert most == [1]
     assert [len(list(of.program.parameters())) for of in done] == [4] * 3
 

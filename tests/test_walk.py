@@ -7,13 +7,13 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from inputs import samples_of
+from inputs import samples_of, trace
 from torch import nn
 
 import secateur
 from secateur.core.methods import LeastSquares
 from secateur.core.patterns import Unstructured
-from secateur.frontends.torch.graph import trace, with_parameters
+from secateur.frontends.torch.graph import with_parameters
 from secateur.network.layers import BiasParameter
 from secateur.network.stream import Stream
 from secateur.pruning.layer_selection import (

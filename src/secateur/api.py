@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.core.methods import Method, MethodName
 from secateur.core.patterns import Pattern, PatternName
@@ -163,7 +163,7 @@ def prune(
         job = prepare(network, data, options, evaluation, teller=teller)
         if quantize is not None:
             teller.step("trying INT8 on the dense network")
-            rehearse(network, job.images.tensor, int8=True)
+            rehearse(network, job.images.samples, int8=True)
             job.watch.lap("quantize")
         job = job.measure()
         walked, target, search = job.carry_out()
@@ -185,8 +185,8 @@ def prune(
         if quantize is not None:
             teller.step("quantising to INT8")
             try:
-                exported = pruned.to_onnx(job.images.tensor)
-                integers = in_int8(exported, job.images.tensor)
+                exported = pruned.to_onnx(job.images.samples)
+                integers = in_int8(exported, job.images.samples)
             except ModelError as error:  # the pruned network is there all the same
                 missing["int8"] = str(error)
             job.watch.lap("quantize")
@@ -214,7 +214,7 @@ def prune(
     return PruneResult(
         model=pruned.model,
         report=report,
-        images=job.images.tensor[: None if quantize else CHECKED_IMAGES].clone(),
+        images=job.images.samples[: None if quantize else CHECKED_IMAGES].map(Tensor.clone),
         steps=steps,
         quantized=integers.model,
         evaluation_set=job.evaluation_set,
@@ -276,7 +276,8 @@ def plan(
     check_kind(quantize, network)
     if evaluation is not None:
         prepared = asked_or_own(preprocess, network)
-        next(open_images(evaluation, preprocess=prepared).batches())
+        stream = open_images(evaluation, preprocess=prepared, takes=network.signature)
+        next(stream.batches())
     with telling(progress) as teller:
         job = prepare(network, data, options, planning=True, teller=teller)
         for warning in job.warnings:
@@ -322,7 +323,7 @@ def inspect(
     if not shape or any(size < 1 for size in shape):
         raise OptionError(f"shape is {tuple(shape)}, expected positive sizes such as (3, 224, 224)")
     example = torch.zeros(2, *shape, device=device or network.device)
-    return Inspection.of(network.trace(Samples({"images": example})))
+    return Inspection.of(network.trace(network.signature.bind(Samples({"0": example}))))
 
 
 @one_first_run()

@@ -64,7 +64,7 @@ def _between(
         name=name,
         macs_fraction=macs,
         bytes_fraction=size,
-        calibration=compared_with(dense, network, job.images.tensor),
+        calibration=compared_with(dense, network, job.images.samples),
         evaluation=job.evaluation_set and job.evaluation_set.evaluate(network),
     )
 
@@ -85,6 +85,6 @@ def _in_int8(job: Job, int8: Any, dense: Tensor | None, report: Report) -> PartR
         name=INT8,
         macs_fraction=report.macs_fraction,
         bytes_fraction=int8.ByteSize() / job.run.costs.bytes.dense,
-        calibration=compared_with(dense, open_model(int8), job.images.tensor),
+        calibration=compared_with(dense, open_model(int8), job.images.samples),
         evaluation=report.evaluation.get("int8"),
     )

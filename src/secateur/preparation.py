@@ -20,7 +20,7 @@ from secateur.network import judging
 from secateur.network.folding import Folding, fold
 from secateur.network.graph import Graph
 from secateur.network.layout import to_channels_last
-from secateur.network.samples import Samples
+from secateur.network.samples import Samples, Signature
 from secateur.options import Options
 from secateur.pruning.alignment import Alignment
 from secateur.pruning.channels.run import ChannelRun, channel_run
@@ -68,7 +68,7 @@ def prepare(
     options = replace(options, preprocess=asked_or_own(options.preprocess, model))
 
     watch.begin("reading the images")
-    images, judged = read(data, options, evaluation, planning=planning)
+    images, judged = read(data, options, evaluation, takes=model.signature, planning=planning)
     watch.lap("data")
 
     watch.begin("tracing the network")
@@ -142,14 +142,23 @@ def zeros_after(job: Job, smaller: Frontend) -> Job:
 
 
 def read(
-    data: Data, options: Options, evaluation: Data | None, *, planning: bool
+    data: Data,
+    options: Options,
+    evaluation: Data | None,
+    *,
+    takes: Signature | None = None,
+    planning: bool,
 ) -> tuple[Images, ImageStream | None]:
     """The images to fit layers to, and those to judge by, if any."""
     images = load_images(
-        data, preprocess=options.preprocess, max_images=options.max_images, seed=options.seed
+        data,
+        preprocess=options.preprocess,
+        max_images=options.max_images,
+        seed=options.seed,
+        takes=takes,
     )
     if evaluation is not None:
-        return images, open_images(evaluation, preprocess=options.preprocess)
+        return images, open_images(evaluation, preprocess=options.preprocess, takes=takes)
     if isinstance(options.target, MaxDrop) and not planning:
         images, held_back = hold_back(images)
         return images, open_images(held_back)
@@ -173,7 +182,7 @@ class Traced:
 
 def trace(model: Frontend, images: Images, options: Options) -> Traced:
     """Traces the network."""
-    samples = Samples({"images": images.tensor}).to(options.device or model.device)
+    samples = model.signature.bind(images.samples).to(options.device or model.device)
     samples = samples.map(to_channels_last).map(_ordinary)
     graph = model.trace(samples.select(slice(2)))
     samples = samples.named(graph.inputs)
@@ -305,7 +314,7 @@ def _check_answers(baseline: EvaluationSet) -> None:
 
 def _fitted_to(judged: ImageStream, count: int, images: Images) -> list[str]:
     """A warning where images to judge by are among those that layers are fitted to."""
-    same = judged.same_images(images.tensor)
+    same = judged.same_images(images.samples)
     if not same:
         return []
     are = "is a calibration image" if same == 1 else "are calibration images"
@@ -317,7 +326,7 @@ def _fitted_to(judged: ImageStream, count: int, images: Images) -> list[str]:
 
 def hold_back(images: Images) -> tuple[Images, Images]:
     """Images to fit to, and every fourth one, to judge on."""
-    count = len(images.tensor)
+    count = len(images.samples)
     if count < 2 * _HELD_BACK:
         raise DataError(
             f"got {counted(count, 'calibration image')}, expected at least {2 * _HELD_BACK}, a "
@@ -327,8 +336,8 @@ def hold_back(images: Images) -> tuple[Images, Images]:
     judged = torch.arange(count) % _HELD_BACK == _HELD_BACK - 1
     note = f"{int(judged.sum())} of {counted(count, 'image')} held back to measure the drop on"
     return (
-        replace(images, tensor=images.tensor[~judged], notes=[*images.notes, note]),
-        replace(images, tensor=images.tensor[judged], labels=None),
+        replace(images, samples=images.samples.select(~judged), notes=[*images.notes, note]),
+        replace(images, samples=images.samples.select(judged), labels=None),
     )
 
 

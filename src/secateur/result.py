@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float
 from torch import Tensor
 
 from secateur.errors import DataError, IncompleteError, ModelError, OptionError, SecateurWarning
@@ -29,6 +28,7 @@ from secateur.frontends.first_runs import one_first_run
 from secateur.frontends.openvino.runtime import read_ir
 from secateur.frontends.torch.exported_programs import is_program, save_program
 from secateur.frontends.torch.shrink_program import save_smaller
+from secateur.network.samples import Samples
 from secateur.render.page import save_page
 from secateur.report.model import Report
 from secateur.support.files import check_folder, output_folder
@@ -65,7 +65,7 @@ class PruneResult:
 
     model: Any
     report: Report
-    images: Float[Tensor, "batch ..."]
+    images: Samples
     steps: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     quantized: Any = None
     evaluation_set: EvaluationSet | None = None
@@ -289,7 +289,7 @@ def _remove(path: Path) -> None:
 
 
 def _write_openvino(
-    result: PruneResult, pruned: Any, path: Path, calibration: Tensor | None
+    result: PruneResult, pruned: Any, path: Path, calibration: Samples | None
 ) -> dict[str, Any]:
     """Writes an IR file, in INT8 where there are images to fit it to, and evaluates it."""
     check = save_openvino(pruned, path, result.images, int8=calibration)

@@ -68,7 +68,7 @@ class Timing:
         runtime, few = str(options.runtime), run.samples.select(slice(2))
         teller.step(f"measuring the layers' times on {runtime}")
         with tempfile.TemporaryDirectory() as folder:
-            network = file_for(model.model, few.only(), runtime, Path(folder) / "dense")
+            network = file_for(model.model, few, runtime, Path(folder) / "dense")
             layers = LayerTimes.measure(
                 run.graph,
                 runtime=runtime,
@@ -113,12 +113,12 @@ class Timing:
 
     def written(self, place: Path) -> Path:
         """The dense network as a file that the runtime runs."""
-        return file_for(self.model.model, self.samples.only(), self.runtime, place)
+        return file_for(self.model.model, self.samples, self.runtime, place)
 
     def compared(self, dense: Any, smaller: Frontend, seconds: float) -> list[Ratio]:
         """The dense network's time and a smaller one's, in processes of their own."""
         models = [dense, smaller.model]
-        return compare(models, self.samples.only(), self.runtime, seconds, threads=self.threads)
+        return compare(models, self.samples, self.runtime, seconds, threads=self.threads)
 
     def planned(self, run: ChannelRun, walked: WalkResult, report: LatencyReport) -> LatencyReport:
         """The report of the times that were measured, with how the widths were found."""
@@ -164,7 +164,7 @@ def measure_all(
 
 
 def _turns(models: Sequence[Any], samples: Samples, runtime: str, threads: int) -> list[Ratio]:
-    return compare(models, samples.only(), runtime, _LAST_SECONDS, threads=threads)
+    return compare(models, samples, runtime, _LAST_SECONDS, threads=threads)
 
 
 def try_runtime(model: Frontend, samples: Samples, options: Options) -> None:
@@ -174,7 +174,7 @@ def try_runtime(model: Frontend, samples: Samples, options: Options) -> None:
         ModelError: the runtime does not run it.
         MissingExtraError: what exporting needs is not installed.
     """
-    try_run(model.model, samples.only(), str(options.runtime), threads=options.threads)
+    try_run(model.model, samples, str(options.runtime), threads=options.threads)
 
 
 def latency_report(runtime: str, threads: int, dense: Ratio, pruned: Ratio) -> LatencyReport:

@@ -11,6 +11,7 @@ from secateur.data.preprocess import Preprocess, completed
 from secateur.data.sources import open_images
 from secateur.data.streams import ImageStream
 from secateur.frontends.hubs import own_preprocess
+from secateur.network.samples import Signature
 from secateur.pruning.recipe import Recipe, choose_recipe
 from secateur.support.progress import Teller
 
@@ -40,9 +41,11 @@ def with_own(asked: Preprocess | None, *networks: Any) -> Preprocess | None:
     return completed(asked, own)
 
 
-def evaluation_images(source: str | None, preprocess: Preprocess | None) -> ImageStream | None:
+def evaluation_images(
+    source: str | None, preprocess: Preprocess | None, takes: Signature
+) -> ImageStream | None:
     """All images of --eval, with labels where they have any; read when they are needed."""
-    return None if source is None else open_images(source, preprocess=preprocess)
+    return None if source is None else open_images(source, preprocess=preprocess, takes=takes)
 
 
 def asked_recipe(options: Fit) -> Recipe:
@@ -57,11 +60,15 @@ def asked_recipe(options: Fit) -> Recipe:
 
 
 def common_arguments(
-    options: Fit, recipe: Recipe, preprocess: Preprocess | None, teller: Teller
+    options: Fit,
+    recipe: Recipe,
+    preprocess: Preprocess | None,
+    takes: Signature,
+    teller: Teller,
 ) -> dict[str, Any]:
     """The arguments that `secateur.prune`, `plan` and `sweep` share."""
     return {
-        "evaluation": evaluation_images(options.eval_data, preprocess),
+        "evaluation": evaluation_images(options.eval_data, preprocess, takes),
         "recipe": recipe,
         "preprocess": preprocess,  # for the report: the images are read already
         "include": options.include or None,

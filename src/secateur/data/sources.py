@@ -4,6 +4,8 @@
 
 - a float tensor (N, C, ...), as the network takes it, or an array;
 - a pair (images, labels) of these, with a class number for each image;
+- for a network of several inputs a mapping of such tensors by the names of its inputs, whole
+  numbers and bools too, or a tuple of them in their order; labels may come last;
 - a DataLoader or any other iterable of batches (see `secateur.data.batches`);
 - a Dataset of single images;
 - the path of a folder of images, or of an `.npz` file with `images` and perhaps `labels`;
@@ -27,7 +29,7 @@ from typing import Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
@@ -42,9 +44,10 @@ from secateur.data.arrays import (
     own_memory,
     rows_of,
 )
-from secateur.data.batches import read_batch
+from secateur.data.batches import class_numbers, read_batch
 from secateur.data.folders import folder_labels, image_files, open_image
 from secateur.data.fractals import fractal_images
+from secateur.data.named import Named, named, whole_numbers
 from secateur.data.noise import gaussian_noise, pink_noise
 from secateur.data.preprocess import Preprocess, Transform, apply
 from secateur.data.streams import (
@@ -57,6 +60,7 @@ from secateur.data.streams import (
     joined,
 )
 from secateur.errors import DataError, SecateurError
+from secateur.network.samples import Samples, Signature, as_samples
 from secateur.support.choices import did_you_mean
 from secateur.support.import_string import call, is_reference
 from secateur.support.model_files import steady
@@ -91,7 +95,7 @@ class Images:
     """Images ready for the network.
 
     Attributes:
-        tensor: float32, batch first.
+        samples: inputs of the network: of floats float32.
         source: where they come from, for the report.
         labels: class numbers, if the source has them and they were requested.
         notes: facts for the report, such as how the images were chosen.
@@ -100,13 +104,18 @@ class Images:
         warnings: possible mistakes in the images; the report begins with these.
     """
 
-    tensor: Float[Tensor, "batch ..."]
+    samples: Samples
     source: str
     labels: Int[Tensor, " batch"] | None = None
     notes: list[str] = field(default_factory=list)
     synthetic: str | None = None
     classes: tuple[str, ...] = ()
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def tensor(self) -> Tensor:
+        """The images as one tensor, for a network of one input."""
+        return self.samples.only()
 
     def warnings_for(self, outputs: int) -> list[str]:
         """The warnings, and one if the network has more outputs than there are class folders."""
@@ -134,6 +143,7 @@ def load_images(
     max_images: int | None = MAX_IMAGES,
     seed: int = 0,
     labelled: bool = False,
+    takes: Signature | None = None,
 ) -> Images:
     """Reads images from any accepted source: a folder, an array, a DataLoader and others.
 
@@ -147,6 +157,8 @@ def load_images(
             iterable the first ones); None = all.
         seed: seed of that choice, and of synthetic images.
         labelled: whether to return labels, if the source has them.
+        takes: the inputs of the network, by which those of a mapping or a tuple are found; None =
+            of a mapping all but labels.
 
     Raises:
         DataError: the source does not exist, holds no images or broken ones, or they differ
@@ -154,14 +166,19 @@ def load_images(
     """
     check_arguments(load_images, locals(), max_images=at_least(1), seed=SEEDS)
     if isinstance(data, Images):
-        check_finite(data.tensor, data.source)
+        check_finite(data.samples, data.source)
         return _fewer(data, max_images, seed)
     stream = open_images(
-        data, preprocess=preprocess, max_images=max_images, seed=seed, labelled=labelled
+        data,
+        preprocess=preprocess,
+        max_images=max_images,
+        seed=seed,
+        labelled=labelled,
+        takes=takes,
     )
     whole = joined(list(stream.checked()))
     return Images(
-        whole.images,
+        whole.samples,
         stream.source,
         whole.labels,
         stream.notes,
@@ -173,12 +190,12 @@ def load_images(
 
 def _fewer(images: Images, most: int | None, seed: int) -> Images:
     """At most so many of some images."""
-    chosen, notes = _Source(None, most, seed, labelled=True).choice(len(images.tensor))
+    chosen, notes = _Source(None, most, seed, labelled=True).choice(len(images.samples))
     if not notes:
         return images
     labels = None if images.labels is None else images.labels[chosen]
     notes = [*images.notes, *notes]
-    return replace(images, tensor=images.tensor[chosen], labels=labels, notes=notes)
+    return replace(images, samples=images.samples.select(chosen), labels=labels, notes=notes)
 
 
 def open_images(
@@ -188,6 +205,7 @@ def open_images(
     max_images: int | None = None,
     seed: int = 0,
     labelled: bool = True,
+    takes: Signature | None = None,
 ) -> ImageStream:
     """Opens any accepted source to be read batch by batch; arguments as for `load_images`.
 
@@ -196,7 +214,7 @@ def open_images(
             faults are raised when the images are read.
     """
     check_arguments(open_images, locals(), max_images=at_least(1), seed=SEEDS)
-    return _Source(preprocess, max_images, seed, labelled).read(data)
+    return _Source(preprocess, max_images, seed, labelled, takes).read(data)
 
 
 @dataclass
@@ -205,6 +223,7 @@ class _Source:
     max_images: int | None
     seed: int
     labelled: bool
+    takes: Signature | None = None
 
     def read(self, data: Data, name: str = "") -> ImageStream:
         if isinstance(data, ImageStream):
@@ -213,6 +232,8 @@ class _Source:
             return _stream_of(data)
         if isinstance(data, str | Path):
             return self._path(str(data))
+        if (found := named(data, self.takes)) is not None:
+            return self._named(found, name or "tensors")
         if isinstance(data, np.ndarray | Tensor):
             return self._array(as_tensor(data), None, name or "tensor")
         if is_pair(data):
@@ -226,7 +247,8 @@ class _Source:
             return self._batches(lambda: data, name, single=True)
         if isinstance(data, Iterable) and not isinstance(data, Mapping):
             again = _Replay(data) if isinstance(data, Iterator) else data
-            return self._batches(lambda: again, name)
+            rows = type(data).__module__.partition(".")[0] == "datasets"  # Hugging Face's
+            return self._batches(lambda: again, name, single=rows)
         raise DataError(
             f"the data are a {type(data).__name__}, expected a float tensor (N, C, H, W), "
             "batches, a folder of images, an .npz file, file.py:callable or fractal:300: pass one "
@@ -276,7 +298,9 @@ class _Source:
             images = self.preprocess.normalise(images)
         notes = [f"{count} of {number}, the most allowed"] if count < int(number) else []
         made = f"{count} {what}, seed {self.seed}"
-        return _stream_of(Images(images, f"{kind}:{number}", notes=notes, synthetic=made))
+        return _stream_of(
+            Images(as_samples(images), f"{kind}:{number}", notes=notes, synthetic=made)
+        )
 
     def _npz(self, path: Path) -> ImageStream:
         try:
@@ -290,6 +314,8 @@ class _Source:
             raise
         except Exception as error:  # zipfile, zlib and NumPy raise many kinds
             raise DataError(f"{path} is not a readable .npz file: {error}") from error
+        if (found := named(arrays, self.takes or Signature())) is not None:
+            return self._named(found, str(path))
         images = arrays.get("images", next(iter(arrays.values())) if len(arrays) == 1 else None)
         if images is None:
             raise DataError(
@@ -300,6 +326,28 @@ class _Source:
         tensor = as_tensor(images)
         return self._array(tensor, None if labels is None else as_tensor(labels), str(path))
 
+    def _named(self, found: Named, name: str) -> ImageStream:
+        """Inputs by name, in memory."""
+        samples = found.samples(name, lambda value: self._pixels(value, name))
+        if not len(samples):
+            raise DataError(f"{name} holds no samples, expected at least one: add some")
+        labels = self._labels(found, len(samples))
+        rows, notes = self.choice(len(samples))
+        numbers = None if labels is None else labels[rows]
+        part = Part(name, samples.select(rows) if notes else samples, numbers)
+        return ImageStream(source=name, parts=lambda: [part], notes=notes, constant=True)
+
+    def _pixels(self, value: Any, name: str) -> Tensor:
+        """Inputs of PIL images or of pixels."""
+        if isinstance(value, list):
+            return self._preprocessed(value, name)
+        return as_inputs(value, self.preprocess, name)
+
+    def _labels(self, found: Named, count: int) -> Tensor | None:
+        """The class numbers that came with some inputs, if they are asked for."""
+        numbers = (class_numbers(of, count) for of in found.others if self.labelled)
+        return next((of for of in numbers if of is not None), None)
+
     def _array(self, images: Tensor, labels: Tensor | None, name: str) -> ImageStream:
         """An array in memory; bytes become inputs a few at a time."""
         empty = len(images) > 0 and images.numel() == 0
@@ -308,6 +356,8 @@ class _Source:
                 f"{name} has shape {tuple(images.shape)}, expected a batch such as (N, C, H, W)"
             )
         check_labels(images, labels, name)
+        if whole_numbers(images):
+            return self._named(Named({"0": images}, [labels] * (labels is not None)), name)
         check_kind(images, self.preprocess, name)
         rows, notes = self.choice(len(images))
         numbers = None if labels is None else labels.long()
@@ -317,7 +367,7 @@ class _Source:
                 low, high = int(chosen[0]), int(chosen[-1]) + 1
                 at = slice(low, high) if high - low == len(chosen) else chosen  # a slice is no copy
                 inputs = as_inputs(rows_of(images, at), self.preprocess, name)
-                yield Part(name, inputs, None if numbers is None else numbers[at])
+                yield Part(name, as_samples(inputs), None if numbers is None else numbers[at])
 
         return ImageStream(
             source=name,
@@ -350,6 +400,9 @@ class _Source:
         return ImageStream(source=name, parts=parts, notes=notes, warnings=warnings)
 
     def _part(self, batch: Any, name: str, source: str, single: bool, warnings: list[str]) -> Part:
+        several = self._several(batch, source, single)
+        if several is not None:
+            return replace(several, name=name)
         found = read_batch(batch, source, single=single)
         if self.labelled and found.unused and not any(map(_is_about_labels, warnings)):
             warnings.append(
@@ -365,16 +418,28 @@ class _Source:
                 _add(warnings, *self._unscaled())
             images = own_memory(as_inputs(array, self.preprocess, source), array)
         labels = found.labels if self.labelled else None
-        return Part(name, images, None if labels is None else labels.clone())
+        return Part(name, as_samples(images), None if labels is None else labels.clone())
+
+    def _several(self, batch: Any, source: str, single: bool) -> Part | None:
+        """A batch or a sample of inputs by name, or a list of samples; None where it is none."""
+        found = named(batch, self.takes or Signature())
+        if found is None:
+            is_list = isinstance(batch, list) and batch and isinstance(batch[0], Mapping)
+            parts = [self._several(of, source, True) for of in batch] if is_list else [None]
+            return joined([of for of in parts if of]) if all(parts) else None
+        samples = found.samples(source, lambda value: self._pixels(value, source), single=single)
+        labels = self._labels(found, len(samples))
+        return Part(source, samples.map(Tensor.clone), labels)
 
     def _preprocessed(self, images: Iterable[Image.Image], name: str) -> Tensor:
         preprocess = self.preprocess or Preprocess()
         parts = [
-            Part(name, apply(preprocess, image, f"an image of {name}")[None]) for image in images
+            Part(name, as_samples(apply(preprocess, image, f"an image of {name}")[None]))
+            for image in images
         ]
         for part in parts:
             check_shapes(part, parts[0])
-        return joined(parts).images
+        return joined(parts).samples.only()
 
     def _folder(self, folder: Path) -> ImageStream:
         files = image_files(folder)
@@ -389,7 +454,7 @@ class _Source:
             for row in rows.tolist():
                 image = apply(preprocess, open_image(files[row]), str(files[row]))
                 number = None if labels is None else labels[row : row + 1]
-                yield Part(str(files[row]), image[None], number)
+                yield Part(str(files[row]), as_samples(image[None]), number)
 
         return ImageStream(
             source=str(folder), parts=parts, notes=notes, warnings=warnings, classes=classes
@@ -452,7 +517,7 @@ def _stream_of(images: Images) -> ImageStream:
     """Images at hand, batch by batch."""
     return ImageStream(
         source=images.source,
-        parts=lambda: [Part(images.source, images.tensor, images.labels)],
+        parts=lambda: [Part(images.source, images.samples, images.labels)],
         notes=images.notes,
         warnings=images.warnings,
         synthetic=images.synthetic,

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from secateur.errors import DataError
+from secateur.network.samples import MASK, Samples
 from secateur.support.wording import counted
 
 BATCH = 100  # images per forward pass
@@ -27,25 +28,25 @@ class Part:
 
     Attributes:
         name: what messages call them.
-        images: inputs of the network.
+        samples: inputs of the network.
         labels: their class numbers, where the source has them and they were asked for.
     """
 
     name: str
-    images: Float[Tensor, "batch ..."]
+    samples: Samples
     labels: Int[Tensor, " batch"] | None = None
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.samples)
 
     def copy(self) -> Part:
         """In memory of its own."""
         labels = None if self.labels is None else self.labels.clone()
-        return Part(self.name, self.images.clone(), labels)
+        return Part(self.name, self.samples.map(Tensor.clone), labels)
 
     def __getitem__(self, rows: slice) -> Part:
         return Part(
-            self.name, self.images[rows], None if self.labels is None else self.labels[rows]
+            self.name, self.samples[rows], None if self.labels is None else self.labels[rows]
         )
 
 
@@ -118,10 +119,10 @@ class ImageStream:
         """Reads the first batch again, unless it is held: another one is told before long work."""
         next(self.batches())
 
-    def same_images(self, others: Float[Tensor, "batch ..."]) -> int:
+    def same_images(self, others: Samples) -> int:
         """How many of the images are among others, value for value."""
         if self._digests is None:
-            self._digests = [digest for part in self.batches() for digest in digests(part.images)]
+            self._digests = [digest for part in self.batches() for digest in digests(part.samples)]
         known = set(digests(others))
         return sum(digest in known for digest in self._digests)
 
@@ -137,10 +138,10 @@ class ImageStream:
                 continue
             first = first or part
             check_shapes(part, first)
-            check_finite(part.images, self.source, count)
+            check_finite(part.samples, self.source, count)
             count += len(part)
             if first.labels is None:
-                part = Part(part.name, part.images)
+                part = Part(part.name, part.samples)
             elif part.labels is None:
                 raise DataError(
                     f"{part.name} of {self.source} has no class numbers, and {first.name} has, "
@@ -155,7 +156,7 @@ class ImageStream:
         seen: list[bytes] = []
         for part in parts:
             start = len(seen)
-            seen += digests(part.images)
+            seen += digests(part.samples)
             if self._digests is not None and seen[start:] != self._digests[start : len(seen)]:
                 raise self._changed()
             yield part
@@ -168,7 +169,7 @@ class ImageStream:
         held: list[Part] | None = []
         room = HELD_BYTES
         for part in parts:
-            room -= part.images.nbytes
+            room -= part.samples.nbytes
             if held is not None and room >= 0:
                 held.append(part)
             else:
@@ -204,17 +205,44 @@ def joined(parts: Sequence[Part]) -> Part:
     if len(parts) == 1:
         return parts[0]
     labels = [part.labels for part in parts if part.labels is not None]
-    images = torch.cat([part.images for part in parts])
-    return Part(parts[0].name, images, torch.cat(labels) if labels else None)
+    samples = Samples.joined([part.samples for part in parts])
+    return Part(parts[0].name, samples, torch.cat(labels) if labels else None)
 
 
-def digests(images: Float[Tensor, "batch ..."]) -> list[bytes]:
-    """A hash of each image's shape and values."""
-    shape = repr(tuple(images.shape[1:])).encode()
+def digests(samples: Samples) -> list[bytes]:
+    """A hash of each sample's shapes and values; of its real positions, where a mask says so."""
+    tensors = [tensor.detach().cpu().contiguous() for tensor in samples.tensors.values()]
+    mask = samples.mask
+    lengths = None if mask is None else _lengths(mask)
     return [
-        hashlib.blake2b(image.numpy().tobytes(), digest_size=16, key=shape[:64]).digest()
-        for image in images.detach().cpu().contiguous()
+        _digest(
+            [
+                _real(tensor[row], mask, None if lengths is None else lengths[row])
+                for tensor in tensors
+            ]
+        )
+        for row in range(len(samples))
     ]
+
+
+def _lengths(mask: Tensor) -> list[int]:
+    """How far the real positions of each sample reach."""
+    last = mask.long() * torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    return last.amax(1).tolist()
+
+
+def _real(value: Tensor, mask: Tensor | None, length: int | None) -> Tensor:
+    """A value of one sample without the padding behind it."""
+    padded = mask is not None and value.dim() > 0 and len(value) == mask.shape[1]
+    return value[:length] if padded else value
+
+
+def _digest(values: Sequence[Tensor]) -> bytes:
+    hashed = hashlib.blake2b(digest_size=16)
+    for value in values:
+        hashed.update(repr((tuple(value.shape), value.dtype)).encode())
+        hashed.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hashed.digest()
 
 
 def few_classes(source: str, classes: Sequence[str], outputs: int) -> list[str]:
@@ -231,20 +259,52 @@ def few_classes(source: str, classes: Sequence[str], outputs: int) -> list[str]:
 
 
 def check_shapes(part: Part, first: Part) -> None:
-    """Raises where images differ in size."""
-    if part.images.shape[1:] != first.images.shape[1:]:
+    """Raises where samples differ in size, but for the length that a mask counts."""
+    kinds = [(of.samples.tensors.keys(), _dtypes(of)) for of in (part, first)]
+    if kinds[0] != kinds[1]:
         raise DataError(
-            f"{part.name} has shape {tuple(part.images.shape[1:])} and {first.name} "
-            f"{tuple(first.images.shape[1:])}, expected images of one size: pass "
-            "Preprocess(size=...), or --size on the command line"
+            f"{part.name} gives the inputs {', '.join(part.samples.tensors)} and {first.name} "
+            f"{', '.join(first.samples.tensors)}, or others types, expected the same in each"
         )
+    one, other = _sizes(part.samples), _sizes(first.samples)
+    wrong = next((name for name in one if one[name] != other[name]), None)
+    if wrong is None:
+        return
+    if len(one) == 1 and first.samples.first.is_floating_point():
+        raise DataError(
+            f"{part.name} has shape {one[wrong]} and {first.name} {other[wrong]}, expected images "
+            "of one size: pass Preprocess(size=...), or --size on the command line"
+        )
+    raise DataError(
+        f"{wrong} of {part.name} has shape {one[wrong]} and that of {first.name} {other[wrong]}, "
+        f"expected one length, or an input {MASK} that says where padding is: pad or cut them"
+    )
 
 
-def check_finite(images: Tensor, source: str, start: int = 0) -> None:
-    """Raises where images hold NaN or Inf; the first of them has the number `start`."""
-    bad = (~images.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
-    if bad:
-        raise DataError(
-            f"{source} has NaN or Inf (the first such image is number {start + bad[0]}), expected "
-            "finite numbers: check the preprocessing"
-        )
+def _dtypes(part: Part) -> list[torch.dtype]:
+    return [tensor.dtype for tensor in part.samples.tensors.values()]
+
+
+def _sizes(samples: Samples) -> dict[str, tuple[int, ...]]:
+    """Shapes of one sample, with 0 for the length that a mask counts."""
+    mask = samples.mask
+    if mask is None:
+        return samples.shapes
+    length = mask.shape[1]
+    return {
+        name: (0, *shape[1:]) if shape[:1] == (length,) else shape
+        for name, shape in samples.shapes.items()
+    }
+
+
+def check_finite(samples: Samples, source: str, start: int = 0) -> None:
+    """Raises where samples hold NaN or Inf; the first of them has the number `start`."""
+    for tensor in samples.tensors.values():
+        if not tensor.is_floating_point():
+            continue
+        bad = (~tensor.reshape(len(tensor), -1).isfinite().all(1)).nonzero().flatten().tolist()
+        if bad:
+            raise DataError(
+                f"{source} has NaN or Inf (the first such image is number {start + bad[0]}), "
+                "expected finite numbers: check the preprocessing"
+            )

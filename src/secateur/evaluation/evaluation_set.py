@@ -72,7 +72,7 @@ def evaluate(
         _check_count(numbers, len(data))
     models = [open_to_run(of) for of in (model, *[reference] * (reference is not None))]
     how = asked_or_own(preprocess, *models)
-    stream = open_images(data, preprocess=how, labelled=labels is None)
+    stream = open_images(data, preprocess=how, labelled=labels is None, takes=models[0].signature)
     answers = answer(
         models, stream, batch_size=batch_size, needs_labels=numbers is reference is None
     )

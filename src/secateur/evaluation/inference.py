@@ -19,6 +19,7 @@ from secateur.data.streams import BATCH, ImageStream
 from secateur.errors import DataError, ModelError, OptionError, SecateurError
 from secateur.frontends import open_to_run
 from secateur.network.rows import RowsFirst, judged_output
+from secateur.network.samples import AnySamples, Samples, as_samples
 from secateur.support.wording import counted
 
 
@@ -28,7 +29,7 @@ class NoRowsError(ModelError):
 
 def predict(
     model: nn.Module | str | Path | Any,
-    images: Float[Tensor, "batch ..."],
+    images: AnySamples,
     *,
     batch_size: int = BATCH,
 ) -> Float[Tensor, "batch classes"]:
@@ -44,7 +45,7 @@ def predict(
 
 def first_output(
     model: nn.Module | str | Path | Any,
-    images: Float[Tensor, "batch ..."],
+    images: AnySamples,
     *,
     batch_size: int = BATCH,
 ) -> Float[Tensor, "batch ..."]:
@@ -56,10 +57,11 @@ def first_output(
     Raises:
         ModelError: no output is a tensor with a row for each image, or the model fails.
     """
-    if len(images) == 0:
+    samples = as_samples(images)
+    if len(samples) == 0:
         raise DataError("got no images to evaluate, expected at least one: check the source")
-    with torch.no_grad(), running(model, images[:2]) as run:
-        return torch.cat([run(part) for part in images.split(batch_size)])
+    with torch.no_grad(), running(model, samples[:2]) as run:
+        return torch.cat([run(part) for part in samples.split(batch_size)])
 
 
 @dataclass(frozen=True)
@@ -119,48 +121,49 @@ def answer(
             "(--against)" + "".join(f"; {of}" for of in images.warnings if "labels" in of)
         )
     with torch.no_grad(), ExitStack() as stack:
-        runs = [stack.enter_context(running(model, first.images[:2])) for model in models]
+        runs = [stack.enter_context(running(model, first.samples[:2])) for model in models]
         for part in itertools.chain([first], batches):
             for run, found in zip(runs, outputs, strict=True):
-                found.append(run(part.images))
+                found.append(run(part.samples))
             labels += [] if part.labels is None else [part.labels]
     return Answers([torch.cat(found) for found in outputs], torch.cat(labels) if labels else None)
 
 
 @contextmanager
-def running(model: Any, example: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
-    """A model as a function from images to its first output; a module is in eval mode meanwhile.
+def running(model: Any, example: Samples) -> Iterator[Callable[[Samples], Tensor]]:
+    """A model as a function from samples to its first output; a module is in eval mode meanwhile.
 
     Args:
         model: as for `evaluate`.
-        example: one image or two.
+        example: one sample or two.
     """
     with open_to_run(model).running(example) as forward:
         chosen: list[int] = []  # the output that counts, once for all
 
-        def output(images: Tensor) -> Any:
-            given = forward(images)
+        def output(samples: Samples) -> Any:
+            given = forward(samples)
             found = _tensors(given)
             if len(found) < 2:
                 return found[0] if found else given
             if not chosen:
-                chosen.append(judged_output(lambda part: _tensors(forward(part)), images[:2]))
+                chosen.append(judged_output(lambda part: _tensors(forward(part)), samples[:2]))
             return found[chosen[0]]
 
         rows = RowsFirst(output)
 
-        def run(images: Tensor) -> Tensor:
+        def run(samples: Samples) -> Tensor:
             try:
-                found = rows(images)
-                if len(images) == 1 and not _has_rows(found, 1):  # squeezed, perhaps
-                    found = _first_of_two(rows, images)
-                return _with_rows(found, len(images))
+                found = rows(samples)
+                if len(samples) == 1 and not _has_rows(found, 1):  # squeezed, perhaps
+                    found = _first_of_two(rows, samples)
+                return _with_rows(found, len(samples))
             except SecateurError:
                 raise
             except Exception as error:  # whatever a network raises
                 said = next(iter(str(error).splitlines()), type(error).__name__)
+                shapes = " and ".join(map(str, samples.shapes.values()))
                 raise ModelError(
-                    f"the model fails on images of shape {tuple(images.shape[1:])}: {said}; "
+                    f"the model fails on images of shape {shapes}: {said}; "
                     "expected images like those it was made for: check size and preprocess"
                 ) from error
 
@@ -177,9 +180,9 @@ def _has_rows(found: Any, count: int) -> bool:
     return isinstance(found, Tensor) and found.dim() > 0 and len(found) == count
 
 
-def _first_of_two(run: Callable[[Tensor], Any], image: Tensor) -> Any:
+def _first_of_two(run: Callable[[Samples], Any], sample: Samples) -> Any:
     """What a network that leaves out the batch axis of one image gives for it beside its twin."""
-    found = run(torch.cat([image, image]))
+    found = run(sample.pair())
     return found[:1] if _has_rows(found, 2) else found
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from secateur.errors import ModelError
@@ -29,7 +28,7 @@ from secateur.frontends.openvino.runtime import (
 from secateur.frontends.torch.checkpoints import MARK, SHRUNK
 from secateur.frontends.torch.modules import copy_module, named_tensors
 from secateur.frontends.torch.onnx_export import CHECKED_IMAGES, exported, write_onnx
-from secateur.network.samples import Samples
+from secateur.network.samples import AnySamples, Samples, as_samples
 from secateur.support.extras import require_onnx
 
 _WARN_DIFFERENCE = 1e-3  # relative to the largest output
@@ -90,7 +89,7 @@ def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
 
 
 def save_onnx(
-    model: nn.Module, path: Path, images: Float[Tensor, "batch ..."], parameters: Sequence[str]
+    model: nn.Module, path: Path, images: AnySamples, parameters: Sequence[str]
 ) -> dict[str, Any]:
     """Writes an ONNX file with a dynamic batch and compares it with the module.
 
@@ -108,19 +107,19 @@ def save_onnx(
         MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
         ModelError: the exporter or ONNX Runtime refuses the module, or zeros were lost.
     """
-    module, images = exported(model, images)
-    found = write_onnx(module, path, images, open_model(model).precision)
+    module, few = exported(model, as_samples(images))
+    found = write_onnx(module, path, few, open_model(model).precision)
     held = sum(entry.stat().st_size for entry in path.parent.glob(f"{path.name}*"))
     return {
         "bytes": held,
-        **_difference(found.float(), _judged(module, images)),
+        **_difference(found.float(), _judged(module, few)),
         "zeros": _check_zeros(path, named_tensors(module), parameters),
     }
 
 
 def rehearse(
     model: Any,
-    images: Float[Tensor, "batch ..."],
+    images: AnySamples,
     *,
     onnx: bool = False,
     openvino: bool = False,
@@ -141,26 +140,26 @@ def rehearse(
 
     Cost: that of writing the files, but for the number of images.
     """
-    network, images = open_model(model), images[:2].cpu()
+    network, few = open_model(model), as_samples(images)[:2].to("cpu")
     if openvino or int8:
         _check_float32(network.precision, "OpenVINO" if openvino else "INT8")
     try:
-        with network.running(images):  # an ONNX file's first run is not another library's
+        with network.running(few):  # an ONNX file's first run is not another library's
             pass
         if not (onnx or openvino or int8):
             return
-        exported = network.to_onnx(images)
+        exported = network.to_onnx(few)
     except ModelError:
-        network.trace(Samples({"images": images}))  # tells more, where the network is the reason
+        network.trace(few)  # tells more, where the network is the reason
         raise
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if openvino:
-            save_openvino(exported, folder / "model.xml", images)
+            save_openvino(exported, folder / "model.xml", few)
         if openvino and int8:
-            save_openvino(exported, folder / "int8.xml", images, int8=images)
+            save_openvino(exported, folder / "int8.xml", few, int8=few)
         elif int8:
-            in_int8(exported, images)
+            in_int8(exported, few)
 
 
 def _check_float32(precision: torch.dtype, what: str) -> None:
@@ -173,9 +172,7 @@ def _check_float32(precision: torch.dtype, what: str) -> None:
         )
 
 
-def save_int8(
-    model: Any, path: Path, images: Float[Tensor, "batch ..."], pruned: Any
-) -> dict[str, Any]:
+def save_int8(model: Any, path: Path, images: AnySamples, pruned: Any) -> dict[str, Any]:
     """Writes a quantised `onnx.ModelProto`, reads it back and looks for every zero.
 
     Args:
@@ -201,7 +198,7 @@ def save_int8(
 
 
 def save_openvino(
-    model: Any, path: Path, images: Float[Tensor, "batch ..."], *, int8: Any = None
+    model: Any, path: Path, images: AnySamples, *, int8: AnySamples | None = None
 ) -> dict[str, Any]:
     """Writes OpenVINO IR, reads it back, runs it against ONNX Runtime and looks for every zero.
 
@@ -222,10 +219,10 @@ def save_openvino(
         MissingExtraError: openvino, onnx or, with `int8`, nncf is not installed.
         ModelError: OpenVINO or NNCF refuses the network, or a zero was lost.
     """
-    model = open_model(model).to_onnx(images)
+    model = open_model(model).to_onnx(as_samples(images))
     made = as_ir(model)
     if int8 is not None:
-        integers = quantized(made, parts(int8, batch_of(made)))
+        integers = quantized(made, _feed(made, as_samples(int8)))
         check_zeros(ir_weights(made), ir_weights(integers), path.name)
         made = integers
     path.parent.mkdir(exist_ok=True)
@@ -238,13 +235,21 @@ def save_openvino(
     }
 
 
-def _differences(held: Any, pruned: Any, images: Tensor) -> dict[str, float]:
+def _feed(model: Any, samples: Samples) -> list[Any]:
+    """What an `openvino.Model` is quantised on: by the names of its inputs, or its only one."""
+    feed = parts(samples, batch_of(model))
+    if len(samples.tensors) == 1:
+        return [next(iter(part.values())) for part in feed]
+    return feed
+
+
+def _differences(held: Any, pruned: Any, images: AnySamples) -> dict[str, float]:
     """How far what a file gives is from what ONNX Runtime gives for the pruned network."""
-    images = images[:CHECKED_IMAGES].cpu()
-    return _difference(_judged(held, images), _judged(pruned, images))
+    few = as_samples(images)[:CHECKED_IMAGES].to("cpu")
+    return _difference(_judged(held, few), _judged(pruned, few))
 
 
-def _judged(model: Any, images: Tensor) -> Tensor | None:
+def _judged(model: Any, images: Samples) -> Tensor | None:
     """The output by which a network is judged; None where none has a row for each image."""
     try:
         return first_output(model, images)
@@ -275,14 +280,14 @@ def _onnx_weights(model: Any) -> Any:
     return layer_weights(model)
 
 
-def _output_difference(model: Any, images: Tensor) -> tuple[float, float] | None:
+def _output_difference(model: Any, images: Samples) -> tuple[float, float] | None:
     from secateur.frontends.onnx import output_difference
 
-    return output_difference(model, images)
+    return output_difference(model, images.only())
 
 
 def save_model(
-    model: Any, path: Path, images: Float[Tensor, "batch ..."], parameters: Sequence[str]
+    model: Any, path: Path, images: AnySamples, parameters: Sequence[str]
 ) -> dict[str, Any]:
     """Writes an `onnx.ModelProto`, reads it back, checks it and runs it.
 
@@ -301,7 +306,7 @@ def save_model(
     """
     path.write_bytes(model.SerializeToString())
     held = open_model(path)
-    found = _output_difference(held.model, images[:CHECKED_IMAGES])
+    found = _output_difference(held.model, as_samples(images)[:CHECKED_IMAGES])
     before, after = open_model(model).tensors(), held.tensors()
     return {
         "bytes": path.stat().st_size,

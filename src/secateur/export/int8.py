@@ -17,14 +17,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from secateur.data.preprocess import Transform
 from secateur.data.sources import MAX_IMAGES, Data, load_images
 from secateur.errors import ModelError, OptionError, SecateurWarning
 from secateur.frontends import Frontend, asked_or_own
 from secateur.frontends import open as open_model
+from secateur.network.samples import Samples
 from secateur.support.extras import require, require_onnx
 from secateur.support.loggers import quiet
 from secateur.support.settings import SEEDS, at_least, check_arguments
@@ -97,24 +96,26 @@ def quantize(
     check_arguments(quantize, locals(), max_images=at_least(1), seed=SEEDS)
     network = open_model(model)
     how = asked_or_own(preprocess, network)
-    images = load_images(data, preprocess=how, max_images=max_images, seed=seed)
-    found = in_int8(network, images.tensor)
+    images = load_images(
+        data, preprocess=how, max_images=max_images, seed=seed, takes=network.signature
+    )
+    found = in_int8(network, images.samples)
     for note in (*images.warnings, *found.notes):
         warnings.warn(note, SecateurWarning, stacklevel=2)
     return found.model
 
 
-def in_int8(model: Any, images: Tensor) -> Quantized:
+def in_int8(model: Any, samples: Samples) -> Quantized:
     """`quantize` with notes in the place of warnings."""
     require_onnx("quantising to INT8", "onnx_ir", extra="int8")
     from secateur.export import onnx_surgery, onnx_weights
     from secateur.frontends import onnx as frontend
 
-    model = open_model(model).to_onnx(images)
+    model = open_model(model).to_onnx(samples)
     plain = onnx_surgery.unshared(onnx_surgery.folded(onnx_surgery.upgraded(model)))
-    name, batch = frontend.images_input(plain).name, frontend.declared_batch(plain)
-    made = quantized(plain, [{name: part} for part in parts(images, batch)])
-    found, layers = _that_runs(made, images[:2])
+    bound = open_model(plain).signature.bind(samples)
+    made = quantized(plain, parts(bound, frontend.declared_batch(plain)))
+    found, layers = _that_runs(made, bound[:2])
     before, after = onnx_weights.layer_weights(model), onnx_weights.layer_weights(found)
     check_zeros(before, after, "model-int8.onnx")
     weights = {node.output[0]: node.input[1] for node in plain.graph.node if len(node.input) > 1}
@@ -126,7 +127,7 @@ def in_int8(model: Any, images: Tensor) -> Quantized:
     return Quantized(model=found, notes=(note,) if layers else ())
 
 
-def _that_runs(made: Any, images: Tensor) -> tuple[Any, list[str]]:
+def _that_runs(made: Any, few: Samples) -> tuple[Any, list[str]]:
     """What NNCF made with single scales where they are needed, and the layers that have them.
 
     Run with ONNX Runtime's default optimisations, which may fail where none of them do.
@@ -137,8 +138,8 @@ def _that_runs(made: Any, images: Tensor) -> tuple[Any, list[str]]:
     for everywhere in (False, True):
         found, layers = one_scale(made, everywhere=everywhere)
         try:
-            with open_model(found).running(images) as run:
-                run(images)
+            with open_model(found).running(few) as run:
+                run(few)
             return found, layers
         except ModelError as error:
             reason = error
@@ -181,12 +182,10 @@ def recurrent_note(model: Any, file: str) -> str | None:
     )
 
 
-def parts(images: Tensor, batch: int) -> list[np.ndarray]:
-    """Images one at a time, or as many as the network takes, the last ones repeated."""
+def parts(samples: Samples, batch: int) -> list[dict[str, np.ndarray]]:
+    """Inputs of one sample at a time, or as many as the network takes, the last ones repeated."""
     size = batch or 1
-    short = -len(images) % size
-    images = torch.cat([images, images[-1:].expand(short, *images.shape[1:])])
-    return [part.cpu().contiguous().numpy() for part in images.split(size)]
+    return [part.arrays() for part in samples.filled(size).split(size)]
 
 
 def check_zeros(before: Weights, after: Weights, file: str) -> int:

@@ -15,9 +15,9 @@ from secateur.data.preprocess import Transform
 from secateur.errors import ModelError
 from secateur.network.couplings import Removed
 from secateur.network.graph import Graph
-from secateur.network.samples import Samples
+from secateur.network.samples import AnySamples, Samples, Signature
 
-Forward = Callable[[Tensor], Any]
+Forward = Callable[[Samples], Any]
 
 _ROUNDING = 1e-4  # of outputs of float32, relative to the largest of them
 
@@ -31,12 +31,17 @@ class Runnable(ABC):
         return None
 
     @abstractmethod
-    def running(self, example: Tensor) -> AbstractContextManager[Forward]:
-        """The network as a function from images to whatever it returns.
+    def running(self, example: Samples) -> AbstractContextManager[Forward]:
+        """The network as a function from samples to whatever it returns.
 
         Args:
-            example: one image or two.
+            example: one sample or two.
         """
+
+    @property
+    @abstractmethod
+    def signature(self) -> Signature:
+        """The inputs that it takes."""
 
 
 def asked_or_own(asked: Transform | None, *networks: Runnable) -> Transform | None:
@@ -98,7 +103,7 @@ class Frontend(Runnable):
         Args:
             removed: couplings of the graph that `trace` gives, with the units to leave out. Of a
                 coupling in blocks as many of each.
-            example: a few inputs, batch first.
+            example: a few samples.
 
         Raises:
             ModelError: a coupling is fixed, its blocks would be of different sizes, or the network
@@ -106,11 +111,11 @@ class Frontend(Runnable):
         """
 
     @abstractmethod
-    def to_onnx(self, images: Tensor) -> Any:
+    def to_onnx(self, samples: AnySamples) -> Any:
         """The network as an `onnx.ModelProto` that ONNX Runtime can run.
 
         Args:
-            images: some inputs; a few of them are run.
+            samples: some inputs; a few of them are run.
 
         Raises:
             MissingExtraError: a package is not installed.
@@ -132,12 +137,12 @@ class Frontend(Runnable):
 
 def check_same(shrunk: Runnable, masked: Runnable, example: Samples) -> None:
     """Raises ModelError unless a network without some channels gives what the masked one gives."""
-    images = example.only()[:2]
-    with torch.no_grad(), masked.running(images) as run:
-        expected = _numbers(run(images))
+    few = example[:2]
+    with torch.no_grad(), masked.running(few) as run:
+        expected = _numbers(run(few))
     try:
-        with torch.no_grad(), shrunk.running(images) as run:
-            found = _numbers(run(images))
+        with torch.no_grad(), shrunk.running(few) as run:
+            found = _numbers(run(few))
     except Exception as error:  # whatever sizes that do not fit lead to
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelError(

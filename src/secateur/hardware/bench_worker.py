@@ -40,8 +40,21 @@ def start(path: Path, engine: str, options: EngineOptions) -> Engine:
     return runtime_of(engine).engines[engine](path, options)
 
 
-def example(inputs: tuple[Input, ...], seed: int) -> dict[str, np.ndarray]:
-    """Normal numbers for inputs of floating-point type, zeros for others."""
+def example(inputs: tuple[Input, ...], seed: int, values: str = "") -> dict[str, np.ndarray]:
+    """Normal numbers for inputs of floating-point type, zeros for others.
+
+    Args:
+        inputs: their names, shapes and types.
+        seed: of the numbers.
+        values: a file with those to take instead, see `EngineOptions`.
+    """
+    if values:
+        with np.load(values) as held:
+            given = [held[name] for name in held.files]
+        return {
+            one.name: np.ascontiguousarray(value.astype(one.dtype))
+            for one, value in zip(inputs, given, strict=True)
+        }
     rng = np.random.default_rng(seed)
     return {
         one.name: rng.standard_normal(one.shape).astype(one.dtype)
@@ -102,7 +115,8 @@ def turns(
 ) -> list[list[float]]:
     """Milliseconds of each case, a file and an engine, by round: see `measure`."""
     engines = [start(Path(path), of, EngineOptions(**options)) for path, of in cases]
-    feeds = [example(engine.inputs, 0) for engine in engines]
+    values = str(options.get("values", ""))
+    feeds = [example(engine.inputs, 0, values) for engine in engines]
     runs = [_bound(engine, feed) for engine, feed in zip(engines, feeds, strict=True)]
     return measure(runs, rounds, seed, seconds)
 

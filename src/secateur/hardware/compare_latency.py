@@ -16,14 +16,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from secateur.errors import ModelError, OptionError
 from secateur.frontends.loading import open as open_model
 from secateur.frontends.torch.onnx_export import exported
+from secateur.frontends.torch.signature import Arguments
 from secateur.hardware.latency import PROCESSES, interval
 from secateur.hardware.layer_worker import ENGINES
+from secateur.network.samples import AnySamples, as_samples
 from secateur.support.subprocesses import run_program
 
 _FORMATS = {"onnxruntime": (".onnx",), "openvino": (".onnx", ".xml"), "torch": (".pt2",)}
@@ -50,7 +52,7 @@ class Ratio:
 
 def compare(
     models: Sequence[Any],
-    images: Tensor,
+    images: AnySamples,
     runtime: str,
     seconds: float = 30,
     *,
@@ -61,7 +63,7 @@ def compare(
     Args:
         models: the one to compare with first: files that the runtime runs (.onnx, .xml for
             "openvino", .pt2 for "torch"), or modules, which are exported.
-        images: some inputs; they give the shape, and modules are exported with them.
+        images: some inputs; the first is what is run, and modules are exported with them.
         runtime: "onnxruntime", "openvino" or "torch" (eager, channels last).
         seconds: of measuring, over all processes; starting them is not in it.
         threads: of the runtime.
@@ -83,7 +85,7 @@ def compare(
     return [_ratio(found, index) for index in range(len(models))]
 
 
-def try_run(model: Any, images: Tensor, runtime: str, *, threads: int = 1) -> None:
+def try_run(model: Any, images: AnySamples, runtime: str, *, threads: int = 1) -> None:
     """Runs a network a few times in one process, to see whether it runs; see `compare`."""
     with _measuring([model], images, runtime, threads) as turns:
         turns(seconds=0, seed=[0])
@@ -91,23 +93,33 @@ def try_run(model: Any, images: Tensor, runtime: str, *, threads: int = 1) -> No
 
 @contextmanager
 def _measuring(
-    models: Sequence[Any], images: Tensor, runtime: str, threads: int
+    models: Sequence[Any], images: AnySamples, runtime: str, threads: int
 ) -> Iterator[Callable[..., list[list[float]]]]:
     """What starts a process in which models take turns; their files are there meanwhile."""
     if runtime not in ENGINES:
         raise OptionError(f"runtime is {runtime!r}, expected one of {', '.join(ENGINES)}")
     if threads < 1:
         raise OptionError(f"threads is {threads}, expected at least 1")
+    samples = as_samples(images)
     with tempfile.TemporaryDirectory() as folder:
         files = [
-            file_for(model, images, runtime, Path(folder) / str(number))
+            file_for(model, samples, runtime, Path(folder) / str(number))
             for number, model in enumerate(models)
         ]
-        options = {"threads": threads, "rate": 1.0, "batch": 1, "shape": [1, *images.shape[1:]]}
+        values = Path(folder) / "values.npz"
+        given = samples[:1].arrays()
+        np.savez(values, **{f"input{name}": value for name, value in given.items()})  # type: ignore[arg-type]
+        options = {
+            "threads": threads,
+            "rate": 1.0,
+            "batch": 1,
+            "shapes": [[1, *shape] for shape in samples.shapes.values()],
+            "values": str(values),
+        }
         yield partial(_turns, files, ENGINES[runtime], options)
 
 
-def file_for(model: Any, images: Tensor, runtime: str, place: Path) -> Path:
+def file_for(model: Any, images: AnySamples, runtime: str, place: Path) -> Path:
     """A model file that the runtime runs: the one that is given, or a module exported."""
     if isinstance(model, str | Path):
         if Path(model).suffix.lower() not in _FORMATS[runtime] or not Path(model).is_file():
@@ -118,12 +130,13 @@ def file_for(model: Any, images: Tensor, runtime: str, place: Path) -> Path:
         return Path(model).resolve()
     if runtime == "torch":
         path = place.with_suffix(".pt2")
-        module, few = exported(model, images)
-        program = torch.export.export(module, (few[:1],))
+        module, few = exported(model, as_samples(images))
+        given = Arguments.of(module, few[:1])
+        program = torch.export.export(module, given.args, dict(given.kwargs))
         torch.export.save(program, path)
         return path
     path = place.with_suffix(".onnx")
-    path.write_bytes(open_model(model).to_onnx(images[:2]).SerializeToString())
+    path.write_bytes(open_model(model).to_onnx(as_samples(images)[:2]).SerializeToString())
     return path
 
 

@@ -211,14 +211,13 @@ class LayerTimes:
         by_shape: dict[LayerShape, list[str]] = {}
         for name, shape in shapes.items():
             by_shape.setdefault(shape, []).append(name)
-        given = graph.shapes.get(graph.inputs[0])
         options = {
             "runtime": runtime,
             "shapes": [to_plain(shape) for shape in by_shape],
             "counts": [len(names) for names in by_shape.values()],
             "threads": threads,
             "network": None if network is None else str(network),
-            "shape": [] if given is None else list(given.sizes),
+            "inputs": [_sizes(graph, name) for name in graph.inputs],
             "shares": sorted({*shares, 1.0}),
             "step": step,
             "seconds": seconds,
@@ -372,6 +371,12 @@ def _in_worker(options: Mapping[str, Any], on_layer: OnLayer | None) -> dict[str
             "expected layers that it runs: ask for max_macs in place of max_latency"
         )
     return lines[-1]["result"]
+
+
+def _sizes(graph: Graph, name: str) -> list[int]:
+    """The sizes of an input of one sample; none where they are not known."""
+    shape = graph.shapes.get(name)
+    return [] if shape is None else list(shape.sizes)
 
 
 def _row(shape: LayerShape, names: Sequence[str], times: RowTimes) -> LayerRow:

@@ -177,9 +177,9 @@ def cells_of(runtime: str, threads: int) -> Iterator[Make]:
             yield lambda shape: OnnxRuntimeCell(shape, threads, Path(folder))
 
 
-def whole_network(path: str, runtime: str, threads: int, shape: Sequence[int]) -> Cell:
-    """A model file as a cell, on random numbers of a shape."""
-    options = EngineOptions(threads=threads, rate=1.0, batch=1, shape=tuple(shape))
+def whole_network(path: str, runtime: str, threads: int, inputs: Sequence[Sequence[int]]) -> Cell:
+    """A model file as a cell, on random numbers of the shapes of its inputs."""
+    options = EngineOptions(threads=threads, rate=1.0, batch=1, shapes=inputs)
     engine = start(Path(path), ENGINES[runtime], options)
     feed = example(engine.inputs, 0)
     return Timed(lambda: engine.run(feed), clock_for(threads))
@@ -191,7 +191,7 @@ def measure_in(
     counts: Sequence[int],
     threads: int,
     network: str | None,
-    shape: Sequence[int],
+    inputs: Sequence[Sequence[int]],
     **options: Any,
 ) -> Measured:
     """`measure` in a runtime, of shapes as JSON holds them and of a model file."""
@@ -200,7 +200,7 @@ def measure_in(
             [msgspec.convert(shape, LayerShape) for shape in shapes],
             counts,
             make,
-            whole=whole_network(network, runtime, threads, shape) if network else None,
+            whole=whole_network(network, runtime, threads, inputs) if network else None,
             tell=_Teller(),
             **{**options, "shares": tuple(options["shares"])},
         )

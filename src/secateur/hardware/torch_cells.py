@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from secateur.hardware.layer_cells import clock_for
 from secateur.hardware.layer_shape import LayerShape
@@ -94,16 +95,27 @@ def start(path: Path, options: EngineOptions) -> Engine:
     """A program of `torch.export` as an engine; it sets the threads of the whole process."""
     torch.set_num_threads(options.threads)
     program = torch.export.load(path)
-    (node,) = (of for of in program.graph.nodes if of.name in program.graph_signature.user_inputs)
-    value = node.meta["val"]
-    free = [size if isinstance(size, int) else None for size in value.shape]
-    shape = options.filled(free, 0)
+    taken = program.graph_signature.user_inputs
+    nodes = [of for of in program.graph.nodes if of.op == "placeholder" and of.name in taken]
+    inputs = tuple(_input(node, options, number) for number, node in enumerate(nodes))
     module: Any = program.module()
+    args, kwargs = tree_unflatten(
+        [node.name for node in nodes], cast(TreeSpec, program.call_spec.in_spec)
+    )
     module.to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def run(feed: Mapping[str, np.ndarray]) -> Any:
-        return module(channels_last(torch.from_numpy(feed["input"])))
+        values = {name: channels_last(torch.from_numpy(value)) for name, value in feed.items()}
+        by_name = {name: values[of] for name, of in kwargs.items()}
+        return module(*(values[name] for name in args), **by_name)
 
+    floats = [one.dtype for one in inputs if one.dtype.startswith(("float", "bfloat"))]
+    return Engine(inputs=inputs, run=run, precision=next(iter(floats), "float32"))
+
+
+def _input(node: Any, options: EngineOptions, number: int) -> Input:
+    value = node.meta["val"]
+    free = [size if isinstance(size, int) else None for size in value.shape]
     dtype = str(value.dtype).removeprefix("torch.")
-    return Engine(inputs=(Input(name="input", shape=shape, dtype=dtype),), run=run, precision=dtype)
+    return Input(name=node.name, shape=options.filled(free, number), dtype=dtype)

@@ -16,6 +16,7 @@ from torch import Tensor
 from secateur.errors import ModelError
 from secateur.network.graph import Graph
 from secateur.network.ops import Op, Opaque, Shape, Transpose
+from secateur.network.samples import Samples
 
 
 def images_axis(single: Sequence[int], several: Sequence[int], count: int) -> int | None:
@@ -34,23 +35,23 @@ def images_axis(single: Sequence[int], several: Sequence[int], count: int) -> in
     return axis if (single[axis], several[axis]) == (1, count) else None
 
 
-def judged_output(run: Callable[[Tensor], Sequence[Any]], images: Tensor) -> int:
+def judged_output(run: Callable[[Samples], Sequence[Any]], samples: Samples) -> int:
     """The number of the first output with an axis that counts the images; 0 where none has.
 
     A selection or NonMaxSuppression gives as many rows as the values lead to. Two numbers of images
     tell, where there are several outputs.
     """
-    images = images if len(images) > 1 else torch.cat([images, images])
-    every = run(images)
+    samples = samples if len(samples) > 1 else samples.pair()
+    every = run(samples)
     if len(every) < 2:
         return 0
     try:
-        pairs = zip(run(images[:1]), every, strict=True)
+        pairs = zip(run(samples[:1]), every, strict=True)
     except (ModelError, RuntimeError, ValueError):  # it takes no other number
         return 0
     for number, (single, several) in enumerate(pairs):
         numbers = isinstance(several, Tensor) and several.is_floating_point()
-        if numbers and images_axis(single.shape, several.shape, len(images)) is not None:
+        if numbers and images_axis(single.shape, several.shape, len(samples)) is not None:
             return number
     return 0
 
@@ -124,40 +125,41 @@ class RowsFirst:
     another number of images tells; once for all calls.
     """
 
-    def __init__(self, run: Callable[[Tensor], Any]) -> None:
+    def __init__(self, run: Callable[[Samples], Any]) -> None:
         self.run = run
         self.axis: int | None = None
 
-    def __call__(self, images: Tensor) -> Any:
-        """The result for some images."""
-        result, count = self.run(images), len(images)
+    def __call__(self, samples: Samples) -> Any:
+        """The result for some samples."""
+        result, count = self.run(samples), len(samples)
         if not isinstance(result, Tensor):
             return result
         axes = [axis for axis, size in enumerate(result.shape) if size == count]
         if self.axis not in axes:
-            self.axis = self._images_axis(axes, result.shape, images)
+            self.axis = self._images_axis(axes, result.shape, samples)
         return result if not self.axis else result.movedim(self.axis, 0)
 
-    def _images_axis(self, axes: Sequence[int], shape: Sequence[int], images: Tensor) -> int | None:
+    def _images_axis(
+        self, axes: Sequence[int], shape: Sequence[int], samples: Samples
+    ) -> int | None:
         if len(axes) == 0 or axes == [0]:
             return next(iter(axes), None)
-        other = images[:1] if len(images) > 1 else torch.cat([images, images])
+        other = samples[:1] if len(samples) > 1 else samples.pair()
         try:
             shapes = shape, self.run(other).shape
         except (ModelError, RuntimeError):  # it takes no other number
             return None
-        single, several = shapes if len(images) == 1 else reversed(shapes)
-        return images_axis(single, several, max(len(images), 2))
+        single, several = shapes if len(samples) == 1 else reversed(shapes)
+        return images_axis(single, several, max(len(samples), 2))
 
 
-def in_parts(run: Callable[[Tensor], Any], images: Tensor, size: int) -> Any:
-    """A function's result for some images, so many at a time, with a row for each where it has any.
+def in_parts(run: Callable[[Samples], Any], samples: Samples, size: int) -> Any:
+    """A function's result for some samples, so many at a time, with a row for each if it has any.
 
-    The last part is filled with copies of the last image.
+    The last part is filled with copies of the last sample.
     """
-    counts = [len(part) for part in torch.split(images, size)]
-    images = torch.cat([images, images[-1:].expand(-len(images) % size, *images.shape[1:])])
-    parts = torch.split(images, size)
+    counts = [len(part) for part in samples.split(size)]
+    parts = samples.filled(size).split(size)
     results = [run(part) for part in parts]
     if not isinstance(results[0], Tensor) or results[0].dim() == 0:
         return results[0]
@@ -168,13 +170,18 @@ def in_parts(run: Callable[[Tensor], Any], images: Tensor, size: int) -> Any:
     return torch.cat([result.movedim(axis, 0)[:count] for result, count in pairs])
 
 
-def _axis_of_size(run: Callable[[Tensor], Tensor], images: Tensor, result: Tensor) -> int | None:
-    """The axis with an entry for each image; of several that where one image changes one entry."""
-    axes = [axis for axis, size in enumerate(result.shape) if size == len(images)]
+def _axis_of_size(run: Callable[[Samples], Tensor], samples: Samples, result: Tensor) -> int | None:
+    """The axis with an entry for each sample; of several that where one changes one entry."""
+    axes = [axis for axis, size in enumerate(result.shape) if size == len(samples)]
     if len(axes) < 2:
         return next(iter(axes), None)
-    other = images.clone()
-    other[0] = 1 - images[0]
-    differ = run(other) != result
+    differ = run(samples.map(_with_another_first)) != result
     fit = [axis for axis in axes if not differ.movedim(axis, 0)[1:].any()]
     return (fit or axes)[0]
+
+
+def _with_another_first(tensor: Tensor) -> Tensor:
+    """A tensor whose first sample is another one."""
+    other = tensor.clone()
+    other[0] = 1 - tensor[0] if tensor.is_floating_point() else tensor[-1]
+    return other

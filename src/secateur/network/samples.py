@@ -1,12 +1,24 @@
-"""What a network is run on: named tensors, with the samples on the first axis of each."""
+"""What a network is run on: named tensors, with the samples on the first axis of each.
+
+Samples of different lengths, such as sentences, are padded to the longest of those that are put
+together. Where the padding is, their attention mask says, an input of that name with a 1 for each
+real position and a 0 for each padded one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from secateur.errors import DataError
+from secateur.support.wording import counted
+
+MASK = "attention_mask"  # the input that says which positions are padding
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,30 @@ class Samples:
         """Numbers in each sample, of all tensors together."""
         return sum(tensor[:1].numel() for tensor in self.tensors.values())
 
+    def __getitem__(self, rows: slice) -> Samples:
+        return self.select(rows)
+
+    @property
+    def first(self) -> Tensor:
+        """The first tensor."""
+        return next(iter(self.tensors.values()))
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of one sample, by name."""
+        return {name: tuple(tensor.shape[1:]) for name, tensor in self.tensors.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors together."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def mask(self) -> Tensor | None:
+        """Which positions are real, (samples, positions); None where nothing says so."""
+        mask = self.tensors.get(MASK)
+        return None if mask is None or mask.dim() != 2 else mask != 0
+
     def only(self) -> Tensor:
         """The tensor, where there is one.
 
@@ -46,7 +82,7 @@ class Samples:
         """
         if len(self.tensors) != 1:
             raise ValueError(f"got the inputs {', '.join(self.tensors)}, expected one")
-        return next(iter(self.tensors.values()))
+        return self.first
 
     def named(self, names: Sequence[str]) -> Samples:
         """The same tensors by other names, in the same order."""
@@ -55,6 +91,14 @@ class Samples:
     def map(self, change: Callable[[Tensor], Tensor]) -> Samples:
         """Each tensor changed by a function that leaves the samples where they are."""
         return Samples({name: change(tensor) for name, tensor in self.tensors.items()})
+
+    def floats(self, change: Callable[[Tensor], Tensor]) -> Samples:
+        """As `map`, of the tensors of floating-point numbers alone."""
+        return self.map(lambda tensor: change(tensor) if tensor.is_floating_point() else tensor)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The tensors as arrays."""
+        return {name: of.cpu().contiguous().numpy() for name, of in self.tensors.items()}
 
     def select(self, rows: Tensor | slice | Sequence[int]) -> Samples:
         """Some of the samples: a slice is a view, numbers or a mask a copy."""
@@ -77,8 +121,97 @@ class Samples:
         """So many samples of the same shapes and types, of zeros, which take no memory."""
         return self.map(lambda tensor: tensor.new_zeros(1).expand(count, *tensor.shape[1:]))
 
+    def pair(self) -> Samples:
+        """The first two samples; of one sample two copies."""
+        return self[:2] if len(self) > 1 else self.joined([self, self])
+
+    def filled(self, size: int) -> Samples:
+        """With copies of the last sample, until their number is a multiple of a size."""
+        return self.select([*range(len(self)), *[len(self) - 1] * (-len(self) % size)])
+
+    def padded(self, length: int) -> Samples:
+        """With zeros behind the positions that the mask counts, up to so many."""
+        mask = self.mask
+        if mask is None or mask.shape[1] == length:
+            return self
+        return self.map(lambda tensor: _padded(tensor, mask.shape[1], length))
+
     @classmethod
     def joined(cls, parts: Sequence[Samples]) -> Samples:
-        """The samples of several parts, behind each other."""
+        """The samples of several parts, behind each other; where a mask says so, padded."""
+        masks = [part.mask for part in parts]
+        lengths = [0 if mask is None else mask.shape[1] for mask in masks]
+        parts = [part.padded(max(lengths)) for part in parts]
         names = parts[0].tensors
         return cls({name: torch.cat([part.tensors[name] for part in parts]) for name in names})
+
+
+def _padded(tensor: Tensor, now: int, length: int) -> Tensor:
+    """A tensor with zeros behind its second axis, if that has the positions of the mask."""
+    if tensor.dim() < 2 or tensor.shape[1] != now:
+        return tensor
+    room = tensor.new_zeros(len(tensor), length - now, *tensor.shape[2:])
+    return torch.cat([tensor, room], 1)
+
+
+AnySamples: TypeAlias = Samples | Tensor | Mapping[str, Tensor]
+
+
+def as_samples(given: AnySamples) -> Samples:
+    """Samples of a tensor, for a network's first input, or of tensors by name."""
+    if isinstance(given, Samples):
+        return given
+    return Samples({"0": given} if isinstance(given, Tensor) else given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """The inputs that a network takes.
+
+    Attributes:
+        names: of all of them, in their order.
+        required: how many of them have no default: names of inputs that have to be given.
+        any_number: whether more than those with a name are taken, by their place.
+    """
+
+    names: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
+    any_number: bool = False
+
+    def bind(self, samples: Samples) -> Samples:
+        """Samples by the network's own names, in its order.
+
+        Names that are numbers stand for places, and so does any name of a single tensor.
+
+        Raises:
+            DataError: an input that is needed is not there, or one is that is not taken.
+        """
+        given = dict(samples.tensors)
+        if not set(given) <= set(self.names) and (
+            len(given) == 1 or all(map(str.isdecimal, given))
+        ):
+            places = self._places(len(given))
+            given = dict(zip(places, given.values(), strict=len(places) == len(given)))
+        lost = len(given) < len(samples.tensors)
+        missing = any(name not in given for name in self.required)
+        unknown = any(name not in (*self.names, *self._places(len(given))) for name in given)
+        if lost or missing or unknown:
+            raise DataError(
+                f"the data give {_listed(samples.tensors)}, the network takes "
+                f"{_listed(self.required or self.names)}, expected the same: pass a dict of "
+                "tensors by these names, or wrap the network in a module that takes what you have"
+            )
+        known = [name for name in self.names if name in given]
+        return Samples({name: given[name] for name in known or given})
+
+    def _places(self, count: int) -> list[str]:
+        """The names of the first inputs."""
+        more = range(len(self.names), count) if self.any_number else ()
+        return [*self.names[:count], *map(str, more)]
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = [*names]
+    named = [name for name in names if not name.isdecimal()]
+    shown = ", ".join(named[:6]) + (", ..." if len(named) > 6 else "")
+    return counted(len(names), "input") + f" ({shown})" * bool(shown)

@@ -72,7 +72,7 @@ def build_report(
     cast = any(of.is_floating_point() and of.dtype != torch.float32 for of in tensors.values())
     same = then is None and not cast  # the walk's are those of float32 weights
     outputs = walked.pruned if same else None
-    calibration = compared_with(walked.dense, pruned, images.tensor, outputs)
+    calibration = compared_with(walked.dense, pruned, images.samples, outputs)
     return Report(
         synthetic=images.synthetic,
         sparsity=sum(layer.zeros for layer in layers) / sum(layer.weights for layer in layers),
@@ -86,8 +86,9 @@ def build_report(
         dense_layers=[_dense_layer(layer, tensors) for layer in others],
         data=DataReport(
             source=images.source,
-            images=len(images.tensor),
-            shape=tuple(images.tensor.shape[1:]),
+            images=len(images.samples),
+            shape=tuple(images.samples.first.shape[1:]),
+            inputs=_inputs(images.samples),
             notes=tuple(images.notes),
         ),
         seconds=seconds,
@@ -103,8 +104,8 @@ def build_report(
             f"Asked for: {asked['name']} {asked['value']:g}, {run.target.meaning}.",
         ],
         warnings=[
-            *cautions.few(len(images.tensor)),
-            *cautions.alike(images.tensor),
+            *cautions.few(len(images.samples)),
+            *cautions.alike(images.samples),
             *warnings,
             *run.departures(walked, kept),
             *cautions.computed(run.graph.layers),
@@ -114,13 +115,23 @@ def build_report(
             *cautions.doubtful(calibration),
             *cautions.same_answers(calibration, walked.dense, evaluation),
         ],
-        notes=[*run.graph.notes, *pruned.notes, *cautions.thin(layers, len(images.tensor)), *notes],
+        notes=[
+            *run.graph.notes,
+            *pruned.notes,
+            *cautions.thin(layers, len(images.samples)),
+            *notes,
+        ],
         versions={
             "secateur": __version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
     )
+
+
+def _inputs(samples: Samples) -> dict[str, tuple[int, ...]]:
+    """The shape of each input, where there are several."""
+    return samples.shapes if len(samples.tensors) > 1 else {}
 
 
 def _present(run: PruningRun, layers: Sequence[LayerReport]) -> list[int]:
@@ -243,23 +254,23 @@ def step_reports(
     reports = []
     for name, changes in steps.items():
         network = model.edited(changes)
-        near = compared_with(dense, network, samples.only())
+        near = compared_with(dense, network, samples)
         far = None if evaluation_set is None else evaluation_set.evaluate(network)
         reports.append(StepReport(name=name, calibration=near, evaluation=far))
     return reports
 
 
 def compared_with(
-    dense: Tensor | None, network: Frontend, images: Tensor, outputs: Tensor | None = None
+    dense: Tensor | None, network: Frontend, samples: Samples, outputs: Tensor | None = None
 ) -> Evaluation | None:
     """A network against the dense one's first output, from its own or from a forward pass.
 
     None where these are no tensors of one shape with a row for each image.
     """
-    if dense is None or dense.dim() == 0 or len(dense) != len(images):
+    if dense is None or dense.dim() == 0 or len(dense) != len(samples):
         return None
     try:
-        outputs = first_output(network, images) if outputs is None else outputs
+        outputs = first_output(network, samples) if outputs is None else outputs
         return compare(outputs.float(), reference=dense.float())
     except ModelError:  # the warnings say so
         return None

@@ -12,6 +12,7 @@ from secateur.data.streams import digests
 from secateur.evaluation.metrics import one_answer
 from secateur.evaluation.results import Evaluation
 from secateur.network.layers import ON_THE_FLY, Layer, Shares
+from secateur.network.samples import Samples
 from secateur.pruning.targets import MaxLatency, Target
 from secateur.report.latency import LatencyReport
 from secateur.report.layers import LayerReport
@@ -33,7 +34,7 @@ def few(images: int) -> list[str]:
     ]
 
 
-def alike(images: Tensor) -> list[str]:
+def alike(images: Samples) -> list[str]:
     """A warning where many calibration images are few different ones, or blank."""
     count = len(images)
     if count < FEW_IMAGES:  # which is a warning already
@@ -44,7 +45,10 @@ def alike(images: Tensor) -> list[str]:
             f"the {counted(count, 'calibration image')} are copies of only {different}, expected a "
             "few hundred different ones: check what gives them; the accuracy lost may be large"
         ]
-    channels = images.flatten(2) if images.dim() > 3 else images.flatten(1)
+    if len(images.tensors) > 1 or not images.first.is_floating_point():
+        return []
+    pixels = images.first
+    channels = pixels.flatten(2) if pixels.dim() > 3 else pixels.flatten(1)
     blank = (channels.amax(-1) == channels.amin(-1)).reshape(count, -1).all(1)
     if channels.shape[-1] == 1 or blank.sum() < _BLANK * count:
         return []

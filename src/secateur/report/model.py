@@ -21,11 +21,20 @@ from secateur.support.wording import counted
 
 @dataclass(frozen=True, kw_only=True)
 class DataReport:
-    """The calibration images."""
+    """The calibration samples.
+
+    Attributes:
+        source: where they come from.
+        images: how many.
+        shape: of one, in the network's first input.
+        inputs: the shape of each input by its name, where there are several.
+        notes: how they were chosen.
+    """
 
     source: str
     images: int
     shape: tuple[int, ...]
+    inputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 

@@ -17,7 +17,7 @@ from secateur.errors import SecateurWarning
 from secateur.evaluation.inference import answer
 from secateur.evaluation.metrics import compare, one_answer
 from secateur.evaluation.results import Evaluation, verdict_lines
-from secateur.frontends.loading import load_network
+from secateur.frontends.loading import load_network, open_to_run
 
 
 def run(asked: options.Evaluate) -> None:
@@ -29,7 +29,8 @@ def run(asked: options.Evaluate) -> None:
         others = [] if asked.against is None else [load_network(asked.against, asked.model)]
         preprocess = with_own(preprocess, network, *others)
         teller.step("evaluating")
-        images = open_images(asked.eval_data, preprocess=preprocess)
+        takes = open_to_run(network).signature
+        images = open_images(asked.eval_data, preprocess=preprocess, takes=takes)
         answers = answer([network, *others], images, needs_labels=not others)
     output, *references = answers.outputs
     reference = references[0] if references else None

@@ -77,7 +77,7 @@ def _prune(
     with working(asked.quiet) as teller:
         network, images, arguments = _read(asked, files, recipe, preprocess, teller)
         with one_first_run():
-            _rehearse(asked, files, network, images.tensor, teller)
+            _rehearse(asked, files, network, images.samples, teller)
             result = api.prune(network, images, **arguments)
             written, failure = _save(asked, out, result, teller)
     _show(result, out, asked.quiet)
@@ -118,9 +118,13 @@ def _read(
         check_space(asked.out, _least_bytes(network, files))
     teller.step("reading the images")
     images = load_images(
-        asked.data, preprocess=preprocess, max_images=asked.max_images, seed=asked.seed
+        asked.data,
+        preprocess=preprocess,
+        max_images=asked.max_images,
+        seed=asked.seed,
+        takes=network.signature,
     )
-    common = common_arguments(asked, recipe, preprocess, teller)
+    common = common_arguments(asked, recipe, preprocess, network.signature, teller)
     return network, images, {"quantize": quantize, **_target(asked), **_runtime(asked), **common}
 
 

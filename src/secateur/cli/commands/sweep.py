@@ -12,6 +12,7 @@ from secateur.cli.output import list_files, sizes, working
 from secateur.data.sources import load_images
 from secateur.errors import DataError
 from secateur.frontends.loading import load_model
+from secateur.frontends.loading import open as open_model
 from secateur.render.page import save_page
 from secateur.render.terminal import print_blocks
 from secateur.report.model import Report
@@ -31,12 +32,16 @@ def run(asked: options.Sweep) -> None:
     with working(asked.quiet) as teller:
         teller.step("loading the network")
         network = load_model(asked.model, asked.weights)
-        preprocess = with_own(preprocess, network)
+        preprocess, takes = with_own(preprocess, network), open_model(network).signature
         teller.step("reading the images")
         images = load_images(
-            asked.data, preprocess=preprocess, max_images=asked.max_images, seed=asked.seed
+            asked.data,
+            preprocess=preprocess,
+            max_images=asked.max_images,
+            seed=asked.seed,
+            takes=takes,
         )
-        common = common_arguments(asked, recipe, preprocess, teller)
+        common = common_arguments(asked, recipe, preprocess, takes, teller)
         with output_folder(asked.out, overwrite=asked.force) as folder:
             result = sweep(network, images, sparsities=sparsities, **common)
             result.save(folder / SWEEP)

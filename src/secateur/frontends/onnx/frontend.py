@@ -18,7 +18,7 @@ from secateur.frontends.onnx.whole import Whole
 from secateur.frontends.protocol import Forward, Frontend, check_same
 from secateur.network.couplings import Removed, masked, rescaled
 from secateur.network.graph import Graph
-from secateur.network.samples import Samples
+from secateur.network.samples import AnySamples, Samples, Signature
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 
@@ -85,7 +85,7 @@ class OnnxFrontend(Frontend):
         check_same(smaller, self.edited(masked(graph.parameters, removed)), example)
         return smaller
 
-    def to_onnx(self, images: Tensor) -> ModelProto:
+    def to_onnx(self, samples: AnySamples) -> ModelProto:
         """The model itself."""
         return self.model
 
@@ -96,6 +96,12 @@ class OnnxFrontend(Frontend):
         return {name: file.tensor_of(held, name) for name, held in floats.items()}
 
     @contextmanager
-    def running(self, example: Tensor) -> Iterator[Forward]:
+    def running(self, example: Samples) -> Iterator[Forward]:
         """See `Runnable.running`; its first output with a row for each image."""
         yield Whole(self.model, example)
+
+    @property
+    def signature(self) -> Signature:
+        """See `Runnable.signature`."""
+        name = signature.images_input(self.model).name
+        return Signature(names=(name,), required=(name,))

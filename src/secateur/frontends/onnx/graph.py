@@ -29,6 +29,7 @@ from secateur.network.graph import Graph
 from secateur.network.layers import uncounted
 from secateur.network.ops import Fused, Op, Shape, Sizes, Transpose
 from secateur.network.rows import images_apart, images_first
+from secateur.network.samples import as_samples
 from secateur.network.stream import Stream
 from secateur.support.wording import counted
 
@@ -88,8 +89,9 @@ def output_difference(model: ModelProto, images: Tensor) -> tuple[float, float] 
         the output has, and it has other numbers of them, or none.
     """
     images = images.cpu()
-    whole = Whole(model, images[:2])
-    wanted = whole(images)
+    samples = as_samples(images)
+    whole = Whole(model, samples[:2])
+    wanted = whole(samples)
     index = Translation(model).outputs.index(whole.name)
     found = _outputs(trace(model, images[:2]), images)[index]
     if wanted.shape != found.shape or not wanted.numel():

@@ -1,4 +1,4 @@
-"""An ONNX model as a function of images."""
+"""An ONNX model as a function of samples."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from secateur.frontends.onnx.first_run import batch_of
 from secateur.frontends.onnx.runtime import as_tensor, call, start
 from secateur.frontends.onnx.signature import images_input, several
 from secateur.network.rows import RowsFirst, in_parts, judged_output
+from secateur.network.samples import Samples
 
 _NUMBERS = ("tensor(float)", "tensor(float16)", "tensor(double)", "tensor(int64)")
 
@@ -19,32 +20,32 @@ class Whole:
     A fixed batch is kept to: images go through so many at a time, the last ones with copies.
     """
 
-    def __init__(self, model: ModelProto, example: Tensor) -> None:
+    def __init__(self, model: ModelProto, example: Samples) -> None:
         self.input = images_input(model).name
-        self.batch = batch_of(model, several(model, example))
+        self.batch = batch_of(model, several(model, example.only()))
         self.session = start(model)
         self.name = self._judged(example)
         self.rows = RowsFirst(self._run)
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, samples: Samples) -> Tensor:
         """The first output, with a row for each image where it has any."""
         if not self.batch:
-            return self.rows(images)
-        return in_parts(self._run, images, self.batch)
+            return self.rows(samples)
+        return in_parts(self._run, samples, self.batch)
 
-    def _run(self, images: Tensor) -> Tensor:
-        return self._outputs(images, [self.name])[0]
+    def _run(self, samples: Samples) -> Tensor:
+        return self._outputs(samples, [self.name])[0]
 
-    def _outputs(self, images: Tensor, names: list[str]) -> list[Tensor]:
-        return [as_tensor(of) for of in call(self.session, {self.input: images}, names)]
+    def _outputs(self, samples: Samples, names: list[str]) -> list[Tensor]:
+        return [as_tensor(of) for of in call(self.session, {self.input: samples.only()}, names)]
 
-    def _judged(self, example: Tensor) -> str:
+    def _judged(self, example: Samples) -> str:
         """The output that the model is judged by; of a fixed batch the first of a fixed shape."""
         given = [of for of in self.session.get_outputs() if of.type.startswith("tensor(")]
         names = [of.name for of in given if of.type in _NUMBERS]
         if len(names) < 2:
             return self.session.get_outputs()[0].name
         if not self.batch:
-            return names[judged_output(lambda images: self._outputs(images, names), example)]
+            return names[judged_output(lambda samples: self._outputs(samples, names), example)]
         fixed = (of.name for of in given if all(isinstance(size, int) for size in of.shape or [""]))
         return next((name for name in fixed if name in names), names[0])

@@ -19,6 +19,7 @@ from torch import Tensor
 from secateur.errors import ModelError
 from secateur.frontends.protocol import Forward, Runnable
 from secateur.network.rows import RowsFirst, in_parts
+from secateur.network.samples import Samples, Signature
 from secateur.support.extras import require
 from secateur.support.signal_stack import kept_signal_stack
 
@@ -56,17 +57,25 @@ class IR(Runnable):
         self._rows = RowsFirst(self._part)
 
     @contextmanager
-    def running(self, example: Tensor) -> Iterator[Forward]:
+    def running(self, example: Samples) -> Iterator[Forward]:
         """Itself; see `Runnable.running`."""
         yield self
 
-    def __call__(self, images: Tensor) -> Tensor:
+    @property
+    def signature(self) -> Signature:
+        """See `Runnable.signature`."""
+        names = self.model.inputs[0].get_names()
+        name = min(names) if names else "0"
+        return Signature(names=(name,), required=(name,))
+
+    def __call__(self, samples: Samples) -> Tensor:
         """The first output, with a row for each image where it has any."""
         if not self.batch:
-            return self._rows(images)
-        return in_parts(self._part, images, self.batch)
+            return self._rows(samples)
+        return in_parts(self._part, samples, self.batch)
 
-    def _part(self, images: Tensor) -> Tensor:
+    def _part(self, samples: Samples) -> Tensor:
+        images = samples.only()
         try:
             found = self._run({0: images.cpu().contiguous().numpy()})[0]
         except RuntimeError as error:

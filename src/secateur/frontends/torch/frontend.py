@@ -21,10 +21,11 @@ from secateur.frontends.torch import graph, modules
 from secateur.frontends.torch.onnx_export import exported, write_onnx
 from secateur.frontends.torch.shrink import shrink
 from secateur.frontends.torch.shrink_program import shrink_program
+from secateur.frontends.torch.signature import Arguments, cast, signature_of
 from secateur.network.couplings import Removed, masked
 from secateur.network.graph import Graph
 from secateur.network.layout import to_channels_last
-from secateur.network.samples import Samples
+from secateur.network.samples import AnySamples, Samples, Signature, as_samples
 
 _TRACED = "the smaller network is a traced program, for forward holds sizes as numbers"
 
@@ -71,13 +72,18 @@ class TorchFrontend(Frontend):
         return own_input_shape(self.model) or (3, 224, 224)
 
     @property
+    def signature(self) -> Signature:
+        """See `Runnable.signature`: the arguments of `forward`."""
+        return signature_of(self.model)
+
+    @property
     def preprocess(self) -> Transform | None:
         """As a network from a hub says; None of any other."""
         return own_preprocess(self.model)
 
     def trace(self, example: Samples) -> Graph:
         """See `Frontend.trace`."""
-        return graph.trace(self.model, example.only())
+        return graph.trace(self.model, self.signature.bind(example))
 
     def edited(self, changes: Mapping[str, Tensor]) -> TorchFrontend:
         """See `Frontend.edited`; the copy is in eval mode."""
@@ -99,15 +105,15 @@ class TorchFrontend(Frontend):
                 failure = failure or error
             else:
                 return smaller
-        images = example.only().to(self.device, self.precision)
-        traced = shrink_program(self.model, self.trace(example), removed, images)
+        few = cast(self.signature.bind(example), self.device, self.precision)
+        traced = shrink_program(self.model, self.trace(example), removed, few)
         smaller = TorchFrontend(traced, notes=(f"{_TRACED}: {failure}",))
         check_same(smaller, ignoring, example)
         return smaller
 
-    def to_onnx(self, images: Tensor) -> Any:
+    def to_onnx(self, samples: AnySamples) -> Any:
         """See `Frontend.to_onnx`."""
-        module, few = exported(self.model, images)
+        module, few = exported(self.model, as_samples(samples))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             write_onnx(module, path, few, self.precision)
@@ -126,17 +132,20 @@ class TorchFrontend(Frontend):
         return list({one.data_ptr() or id(one): one for one in self.model.parameters()}.values())
 
     @contextmanager
-    def running(self, example: Tensor) -> Iterator[Forward]:
+    def running(self, example: Samples) -> Iterator[Forward]:
         """See `Runnable.running`; the module is in eval mode meanwhile."""
         device = self.device
         layouts = (to_channels_last, Tensor.contiguous)
         ways = [(kind, layout) for kind in input_kinds(self.model) for layout in layouts]
 
-        def run(images: Tensor) -> Any:
-            images, failure = images.to(device), None
+        signature = self.signature
+
+        def run(samples: Samples) -> Any:
+            samples, failure = signature.bind(samples), None
             for tried, (kind, layout) in enumerate(ways):
                 try:
-                    output = self.model(layout(images.to(kind)))
+                    given = cast(samples, device, kind).map(layout)
+                    output = Arguments.of(self.model, given).call(self.model)
                 except RuntimeError as error:  # it may view values as only one layout allows
                     failure = failure or error
                 else:
@@ -150,7 +159,7 @@ class TorchFrontend(Frontend):
 
 
 def input_kinds(model: nn.Module) -> list[torch.dtype]:
-    """The types that a module's input may have, to be tried in their order.
+    """The types that a module's inputs of floats may have, to be tried in their order.
 
     That of its floating-point parameters, where they are all of one type. Where they are not (the
     body in half precision, normalisations in float32, a table in float64), float32 and then

@@ -26,11 +26,13 @@ from secateur.frontends.torch.modules import (
     with_parameters,
 )
 from secateur.frontends.torch.program import export
+from secateur.frontends.torch.signature import Arguments
 from secateur.frontends.torch.translation import Translator, depends_on_values, shape_of
 from secateur.network.graph import Graph
 from secateur.network.layers import uncounted
 from secateur.network.ops import Shape, Shapes
 from secateur.network.rows import images_first
+from secateur.network.samples import Samples
 
 __all__ = ["named_tensors", "trace", "with_parameters"]
 
@@ -38,13 +40,14 @@ _AGREEMENT = 1e-3  # largest difference of graph and module, relative to the lar
 _AUTOCAST_AGREEMENT = 0.1  # the same where the module rounds to 8 bits and the graph does not
 
 
-def trace(model: nn.Module, example: Tensor) -> Graph:
+def trace(model: nn.Module, example: Samples) -> Graph:
     """Exports a module with a dynamic batch and finds its layers.
 
     Args:
         model: any module; it is copied, put into eval mode and, if it is float16, bfloat16 or
             float64, turned to float32. The module passed in is not touched.
-        example: a few inputs, batch first; their device is where the graph runs.
+        example: a few samples, by the names of the arguments of `forward`; their device is where
+            the graph runs.
 
     Raises:
         ModelError: a weight is NaN or infinite, the module cannot be exported, or the graph
@@ -56,9 +59,9 @@ def trace(model: nn.Module, example: Tensor) -> Graph:
     cast_outside(module, example.device)
     places.tie(module)
     check_finite(module)
-    example = example.contiguous()  # a module may view what in channels-last it could not
+    example = example.map(Tensor.contiguous)  # a module may view what channels-last does not let
     if len(example) == 1:  # torch.export takes a batch of one for a constant
-        example = torch.cat([example, example])
+        example = example.pair()
     program, autocasts = export(module, example)
     graph = _build(program, places, module, len(example))
     if autocasts:
@@ -68,11 +71,11 @@ def trace(model: nn.Module, example: Tensor) -> Graph:
     return images_first(replace(graph, notes=[*graph.notes, *uncounted(graph)]))
 
 
-def _check_agreement(graph: Graph, module: nn.Module, example: Tensor, tolerance: float) -> None:
+def _check_agreement(graph: Graph, module: nn.Module, example: Samples, tolerance: float) -> None:
     with torch.no_grad():
-        outputs = _tensors(module(example))
+        outputs = _tensors(Arguments.of(module, example).call(module))
         expected = [t.detach() for t in outputs if t.is_floating_point()]
-        values = dict(graph.parameters) | {graph.inputs[0]: example}
+        values = dict(graph.parameters) | dict(example.named(graph.inputs).tensors)
         for index, op in enumerate(graph.ops):
             values[op.name] = graph.run(index, values)
     unsteady = graph.unsteady
@@ -102,11 +105,6 @@ def _build(program: ExportedProgram, places: Places, module: nn.Module, batch: i
         parameters[keys[node]] = getattr(program.graph_module, str(node.target))
     nodes = [node for node in compute if node.op == "call_function"]
     inputs = [node for node in keys if node.op == "placeholder" and keys[node].startswith("%")]
-    if len(inputs) != 1:
-        raise ModelError(
-            f"the model takes {len(inputs)} inputs, expected one (a batch of images): "
-            "wrap it in a module whose forward takes only the images"
-        )
     ops = Translator(keys, parameters, computed_weights(module)).ops(nodes)
     by_name = {node.name: node for node in keys}
     inner = any(isinstance(node.target, torch._ops.HigherOrderOperator) for node in nodes)

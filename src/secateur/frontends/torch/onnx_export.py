@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from secateur.errors import ModelError
 from secateur.frontends.torch.modules import copy_module
 from secateur.frontends.torch.program import TRACING
+from secateur.frontends.torch.signature import Arguments, any_length, signature_of
 from secateur.network.rows import RowsFirst, judged_output
+from secateur.network.samples import Samples
 from secateur.support.extras import require_onnx
 from secateur.support.loggers import quiet
 
@@ -24,45 +26,47 @@ CHECKED_IMAGES = 8  # on which a file is compared with the network
 _LARGE = 1_800_000_000  # bytes of weights that do not fit into the file itself
 
 
-def exported(
-    model: nn.Module, images: Float[Tensor, "batch ..."]
-) -> tuple[nn.Module, Float[Tensor, "few ..."]]:
-    """A copy of a module as it is exported, and the images that the file is run on."""
-    return copy_module(model).eval().cpu(), images[:CHECKED_IMAGES].cpu()
+def exported(model: nn.Module, samples: Samples) -> tuple[nn.Module, Samples]:
+    """A copy of a module as it is exported, and the samples that the file is run on."""
+    few = signature_of(model).bind(samples)[:CHECKED_IMAGES]
+    return copy_module(model).eval().cpu(), few.to("cpu")
 
 
 def write_onnx(
-    module: nn.Module, path: Path, images: Float[Tensor, "batch ..."], dtype: torch.dtype
+    module: nn.Module, path: Path, samples: Samples, dtype: torch.dtype
 ) -> Float[Tensor, "batch ..."]:
     """Writes an ONNX file with a dynamic batch, checks it and runs it.
 
     Args:
         module: in eval mode, on the CPU.
         path: where to write; weights over 2 GB go to a file beside it.
-        images: some inputs, on the CPU.
-        dtype: of the module's inputs.
+        samples: some inputs, on the CPU, by the names of the arguments of `forward`.
+        dtype: of the module's inputs of floats.
 
     Returns:
-        What the file gives for the images: the output by which the network is judged.
+        What the file gives for the samples: the output by which the network is judged.
 
     Raises:
         MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
         ModelError: the exporter or ONNX Runtime refuses the module.
     """
     onnx, runtime = require_onnx("writing ONNX", "onnxscript")
-    example = images[:2] if len(images) > 1 else torch.cat([images, images])
+    samples = samples.floats(lambda tensor: tensor.to(dtype))
+    given = Arguments.of(module, samples.pair())
+    names = ["input"] if len(samples.tensors) == 1 else [*samples.tensors]
     large = sum(tensor.nbytes for tensor in module.state_dict().values()) > _LARGE
     try:
         with TRACING, _quiet():
             torch.onnx.export(
                 module,
-                (example.to(dtype),),
+                given.args,
                 str(path),
+                kwargs=dict(given.kwargs),
                 dynamo=True,
                 external_data=large,
-                input_names=["input"],
+                input_names=names,
                 output_names=["output"],
-                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+                dynamic_shapes=given.shapes(module, any_length),
                 verbose=False,
             )
         onnx.checker.check_model(str(path))
@@ -70,12 +74,12 @@ def write_onnx(
         options.log_severity_level = 4
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
-        def run(part: Tensor) -> list[Tensor]:
-            arrays = session.run(None, {"input": part.to(dtype).numpy()})
+        def run(part: Samples) -> list[Tensor]:
+            arrays = session.run(None, part.named(names).arrays())
             return [torch.from_numpy(np.asarray(of)) for of in arrays]
 
-        number = judged_output(run, images)
-        return RowsFirst(lambda part: run(part)[number])(images)
+        number = judged_output(run, samples)
+        return RowsFirst(lambda part: run(part)[number])(samples)
     except OSError:
         raise
     except Exception as error:

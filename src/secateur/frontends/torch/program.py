@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import threading
 from typing import Any, NamedTuple
@@ -10,11 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate, map_arg
 
 from secateur.errors import ModelError
+from secateur.frontends.torch.signature import Arguments, batch_of_any_size
+from secateur.network.samples import Samples
 from secateur.support.loggers import quiet
 
 TRACING = threading.RLock()  # PyTorch's exporters change classes while they run: one at a time
@@ -33,7 +34,6 @@ _FRESH = {
 _NORMS = {aten.batch_norm.default, aten.instance_norm.default}
 # Parts that are run as they are, under a setting.
 _WRAPPED = {"wrap_with_autocast", "wrap_with_set_grad_enabled", "tag_activation_checkpoint"}
-_REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _TAKES_STATISTICS = 5  # the number of their argument that says so
 
 
@@ -44,21 +44,24 @@ class Exported(NamedTuple):
     autocasts: bool
 
 
-def export(module: nn.Module, example: Tensor) -> Exported:
+def export(module: nn.Module, example: Samples) -> Exported:
     """Exports a module with a dynamic batch; what runs under `torch.autocast` is in float32.
 
     Args:
         module: in eval mode.
-        example: two inputs or more, batch first.
+        example: two samples or more, by the names of the arguments of `forward`.
 
     Raises:
         ModelError: torch.export cannot trace it.
     """
-    shapes = _dynamic_batch(module)
+    given = Arguments.of(module, example)
+    shapes = given.shapes(module, batch_of_any_size)
     try:
         # what torch warns of and logs there is about its internals; errors are raised
         with TRACING, torch.no_grad(), quiet("torch._subclasses.fake_tensor"):
-            program = torch.export.export(module, (example,), dynamic_shapes=shapes)
+            program = torch.export.export(
+                module, given.args, dict(given.kwargs), dynamic_shapes=shapes
+            )
             autocasts = _autocasts(program)
             _inline_all(program)
             if autocasts:
@@ -70,38 +73,6 @@ def export(module: nn.Module, example: Tensor) -> Exported:
             return Exported(program, autocasts)
     except Exception as error:  # torch.export raises many kinds
         raise ModelError(_why_not_exported(error, example)) from error
-
-
-def _dynamic_batch(module: nn.Module) -> tuple[Any, ...]:
-    """A batch of any size for the one input, nested as `forward` takes it.
-
-    Raises:
-        ModelError: `forward` does not take one input.
-    """
-    batch = {0: Dim.DYNAMIC}
-    try:
-        taken = list(inspect.signature(module.forward).parameters.values())
-    except (TypeError, ValueError):  # written in C, say
-        return (batch,)
-    positional = [of for of in taken if of.kind in (of.POSITIONAL_ONLY, of.POSITIONAL_OR_KEYWORD)]
-    needed = [of.name for of in taken if of.default is of.empty and of.kind not in _REST]
-    if len(needed) > 1:
-        raise ModelError(
-            f"the network takes {len(needed)} inputs ({', '.join(needed)}), expected one, for "
-            "Secateur prunes networks of one tensor (a batch of images): wrap it in a module whose "
-            "forward takes that one and gives the others fixed values"
-        )
-    rest = any(of.kind is of.VAR_POSITIONAL for of in taken)
-    if not positional and not rest:
-        raise ModelError(
-            f"the network's forward takes {_in_words(taken)}, expected a batch of inputs as its "
-            "first positional argument: wrap it in a module whose forward takes that one tensor"
-        )
-    return (batch,) if positional else ((batch,),)
-
-
-def _in_words(taken: list[inspect.Parameter]) -> str:
-    return f"keywords only ({', '.join(map(str, taken))})" if taken else "no input"
 
 
 def _inline_all(program: ExportedProgram) -> None:
@@ -239,10 +210,11 @@ def _may_change(node: Node) -> bool:
     return target._schema.is_mutable or takes_statistics
 
 
-def _why_not_exported(error: Exception, example: Tensor) -> str:
+def _why_not_exported(error: Exception, example: Samples) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[0] if lines else type(error).__name__
-    shape = tuple(example.shape)
+    shapes = [tuple(tensor.shape) for tensor in example.tensors.values()]
+    shape = " and ".join(map(str, shapes))
     if cache := re.search(r"\b\w+Cache\b", str(error)):
         return (
             f"the network returns or keeps a {cache[0]}, which torch.export cannot trace, expected "

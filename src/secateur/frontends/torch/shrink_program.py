@@ -20,16 +20,18 @@ from secateur.frontends.torch.exported_programs import as_module
 from secateur.frontends.torch.modules import copy_module
 from secateur.frontends.torch.program import export
 from secateur.frontends.torch.shrink import cut
+from secateur.frontends.torch.signature import signature_of
 from secateur.network.couplings import Removed
 from secateur.network.graph import Graph
 from secateur.network.narrowing import Narrowing
 from secateur.network.ops import Insert, Op, Padding, Slice, Split
+from secateur.network.samples import Samples
 
 aten = torch.ops.aten
 
 
 def shrink_program(
-    model: nn.Module, graph: Graph, removed: Removed, example: Tensor
+    model: nn.Module, graph: Graph, removed: Removed, example: Samples
 ) -> fx.GraphModule:
     """A module's program without some units of its couplings.
 
@@ -37,36 +39,36 @@ def shrink_program(
         model: not touched.
         graph: of this module.
         removed: units to leave out, by coupling. Of a coupling in blocks as many of each.
-        example: a few inputs, batch first, of the module's own type.
+        example: a few samples, of the module's own type.
 
     Raises:
         ModelError: a coupling is fixed, or a size cannot be mended.
     """
     narrowing = Narrowing(graph, removed)
     module = copy_module(model).eval()
-    example = torch.cat([example, example]) if len(example) == 1 else example
-    program = as_module(export(module, example.contiguous()).program)
+    example = example.pair() if len(example) == 1 else example
+    program = as_module(export(module, example.map(Tensor.contiguous)).program)
     _Mending(narrowing).mend(program.graph)
     program.recompile()
     cut(program, removed)
     return program
 
 
-def save_smaller(module: nn.Module, path: Path, images: Tensor) -> dict[str, Any]:
+def save_smaller(module: nn.Module, path: Path, samples: Samples) -> dict[str, Any]:
     """Writes a program from which channels have left.
 
     Args:
         module: from `shrink_program`, or from a .pt2 file and smaller since.
         path: where to write; it ends in .pt2.
-        images: some inputs, with which it is traced again.
+        samples: some inputs, with which it is traced again.
 
     Returns:
         bytes.
     """
-    few = images[:2] if len(images) > 1 else torch.cat([images, images])
+    few = signature_of(module).bind(samples.pair()).map(Tensor.contiguous)
     with warnings.catch_warnings():  # PyTorch's, about its own format
         warnings.simplefilter("ignore")
-        torch.export.save(export(copy_module(module).eval(), few.contiguous()).program, path)
+        torch.export.save(export(copy_module(module).eval(), few).program, path)
     return {"bytes": path.stat().st_size}
 
 

@@ -56,17 +56,20 @@ class EngineOptions:
         threads: how many the runtime may use.
         rate: share of zeros in a layer from which a sparse path is to be taken.
         batch: size of the free axes of the inputs.
-        shape: of the first input, for its free axes; None = they have the batch's size, too.
+        shapes: of the first inputs, for their free axes; of others these have the batch's size.
+        values: an .npz file with a value for each input, in their order; empty = random numbers.
     """
 
     threads: int
     rate: float
     batch: int
-    shape: tuple[int, ...] | None = None
+    shapes: Sequence[Sequence[int]] = ()
+    values: str = ""
 
     def filled(self, free: Sequence[Any], number: int) -> tuple[int, ...]:
         """The shape of an input, by its number, with a size for each free axis."""
-        known = self.shape if number == 0 and self.shape and len(self.shape) == len(free) else None
+        given = self.shapes[number] if number < len(self.shapes) else ()
+        known = given if len(given) == len(free) else None
         shape = sizes(list(free), 0)
         return tuple(
             size or (known[axis] if known else self.batch) for axis, size in enumerate(shape)

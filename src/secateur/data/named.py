@@ -1,0 +1,165 @@
+"""Inputs of networks that take several, or whole numbers: which of some values they are.
+
+A mapping gives them by the names that the network has for them, a tuple in their order. What a
+mapping or a tuple holds besides may be labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from secateur.data.arrays import PIXELS, as_tensor
+from secateur.data.batches import LABEL_KEYS
+from secateur.errors import DataError
+from secateur.network.samples import MASK, Samples, Signature
+from secateur.support.wording import counted
+
+ToInputs = Callable[[Any], Tensor]  # floats of pixels, or of PIL images
+
+
+@dataclass(frozen=True)
+class Named:
+    """Inputs by name.
+
+    Attributes:
+        values: arrays, lists of numbers or PIL images, one entry for each sample in each.
+        others: what was there besides, such as labels.
+    """
+
+    values: Mapping[str, Any]
+    others: Sequence[Any] = ()
+
+    def samples(self, source: str, to_inputs: ToInputs, *, single: bool = False) -> Samples:
+        """The inputs as tensors.
+
+        Args:
+            source: what messages call them.
+            to_inputs: of pixels in bytes and of PIL images.
+            single: whether they are those of one sample.
+
+        Raises:
+            DataError: they are of different numbers of samples, or no numbers.
+        """
+        found = {
+            name: _tensor(value, name, to_inputs, single=single)
+            for name, value in self.values.items()
+        }
+        counts = {name: len(tensor) for name, tensor in found.items()}
+        if len(set(counts.values())) > 1:
+            raise DataError(
+                f"{source} has {', '.join(f'{count} of {name}' for name, count in counts.items())}"
+                ", expected as many samples of each input: check their first axes"
+            )
+        return Samples(found)
+
+
+def named(value: Any, takes: Signature | None) -> Named | None:
+    """The inputs that a value holds by name or in their order; None where it holds one of floats.
+
+    Args:
+        value: all data, a batch or a sample.
+        takes: what the network takes; None = unknown: all that a mapping has but labels.
+    """
+    if isinstance(value, Mapping):
+        return _of_mapping(value, takes)
+    needed = () if takes is None else takes.required
+    if not isinstance(value, tuple | list) or not 1 < len(needed) <= len(value):
+        return None
+    arrays = value[: len(needed)]
+    if not all(isinstance(of, Tensor | np.ndarray) for of in arrays):
+        return None
+    if isinstance(value, list) and len({tuple(of.shape) for of in value}) == 1 < len(value) - 1:
+        return None  # a list of batches
+    return Named(dict(zip(needed, arrays, strict=True)), value[len(needed) :])
+
+
+def _of_mapping(value: Mapping[Any, Any], takes: Signature | None) -> Named | None:
+    names = [name for name in value if isinstance(name, str) and value[name] is not None]
+    if takes is None:
+        chosen = [name for name in names if name not in LABEL_KEYS and _is_numbers(value[name])]
+    else:
+        chosen = [
+            name
+            for name in names
+            if name in takes.names and (name in takes.required or name not in LABEL_KEYS)
+        ]
+    if not chosen or (len(chosen) == 1 and not _is_whole(value[chosen[0]])):
+        return None
+    rest = {name: value[name] for name in names if name not in chosen}
+    return Named({name: value[name] for name in chosen}, [rest] * bool(rest))
+
+
+def whole_numbers(tensor: Tensor) -> bool:
+    """Whether a tensor on its own holds numbers of tokens rather than pixels or images."""
+    return tensor.dim() == 2 and tensor.dtype in (torch.int64, torch.int32)
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether an input alone is one of whole numbers."""
+    if isinstance(value, Tensor | np.ndarray):
+        return value.ndim in (1, 2) and str(value.dtype).removeprefix("torch.") in (
+            "int64",
+            "int32",
+        )
+    first = value[0] if isinstance(value, list | tuple) and value else None
+    return _is_ints(value) or (isinstance(first, list | tuple) and _is_ints(first))
+
+
+def _is_ints(value: Any) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and bool(value)
+        and all(isinstance(of, int | np.integer) for of in value)
+    )
+
+
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, Tensor) or (
+        isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
+    )
+
+
+def _tensor(value: Any, name: str, to_inputs: ToInputs, *, single: bool) -> Tensor:
+    """An input as the network takes it: floats in float32, pixels of images preprocessed."""
+    pictures = isinstance(value, Image.Image) or (
+        isinstance(value, list | tuple) and bool(value) and isinstance(value[0], Image.Image)
+    )
+    if pictures:
+        return to_inputs([value] if isinstance(value, Image.Image) else list(value))
+    tensor = _padded(value, name) if isinstance(value, list | tuple) else as_tensor(value)
+    tensor = tensor.detach()
+    if single:
+        tensor = tensor[None]
+    if tensor.dim() == 0:
+        raise DataError(
+            f"{name} is a single number, expected one for each sample: repeat it for all samples"
+        )
+    if tensor.dtype in PIXELS and tensor.dtype != torch.bool and tensor.dim() == 4:
+        return to_inputs(tensor)
+    if tensor.is_floating_point():
+        return tensor.float()
+    return tensor if tensor.dtype in (torch.bool, torch.int32) else tensor.long()
+
+
+def _padded(value: Sequence[Any], name: str) -> Tensor:
+    """A list of numbers, or of lists of these, with zeros behind the shorter ones."""
+    rows = [as_tensor(of) for of in value]
+    if not rows or rows[0].dim() == 0:
+        return as_tensor(value)
+    if len({row.shape[1:] for row in rows}) > 1:
+        shapes = [tuple(row.shape) for row in rows[:2]]
+        raise DataError(f"{name} holds entries of shapes {shapes}, expected one shape: pad them")
+    lengths = {len(row) for row in rows}
+    if len(lengths) > 1 and name != MASK and rows[0].is_floating_point():
+        raise DataError(
+            f"{name} holds {counted(len(rows), 'sample')} of {min(lengths)} to {max(lengths)} "
+            f"positions, expected as many in each, or whole numbers and an input {MASK}: pad them"
+        )
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
