@@ -27,6 +27,7 @@ from secateur.network.ops import (
     Recurrent,
     Reshape,
     Sizes,
+    Take,
     Transpose,
     UnknownShapeError,
     expanded,
@@ -132,7 +133,7 @@ def find_layers(graph: Graph) -> list[Layer]:
     """The layers of a network, in order of the first call."""
     finder = LayerFinder(graph)
     layers = merged(layer for index, op in finder.ops for layer in finder.layers_of(index, op))
-    return protected([finder.settled(layer) for layer in layers])
+    return protected([finder.settled(layer) for layer in layers], finder)
 
 
 def uncounted(graph: Graph) -> list[str]:
@@ -159,16 +160,37 @@ class LayerFinder:
     Attributes:
         graph: the network.
         ops: every operation with its number, the parts of fused ones too.
+        makers: the operation that computes a value.
         readers: the operations that read a value, twice those that read it twice.
     """
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.ops = list(expanded(graph.ops))
+        self.makers = {op.name: op for _, op in self.ops}
         self.readers: dict[str, list[Op]] = defaultdict(list)
         for _, op in self.ops:
             for name in op.reads:
                 self.readers[name].append(op)
+
+    def sees_inputs(self, layer: Layer) -> bool:
+        """Whether a layer's input is computed from the network's, not looked up in a table."""
+        names, seen = [layer.calls[0].input], set[str]()
+        while names:
+            name = names.pop()
+            if name in self.graph.inputs:
+                return True
+            op = self.makers.get(name)
+            if name in seen or op is None or self._looks_up(op):
+                continue
+            seen.add(name)
+            names += op.reads
+        return False
+
+    def _looks_up(self, op: Op) -> bool:
+        """Whether an operation takes rows of a table, as those of words, by their numbers."""
+        table = isinstance(op, Take) and op.input in self.graph.constants
+        return table or op.operation.startswith("embedding")
 
     def users(self, parameter: str) -> list[Op]:
         """The operations that read a parameter as it is, transposed or in another shape."""
@@ -374,9 +396,10 @@ def _together(first: Layer, again: Layer) -> Layer:
     )
 
 
-def protected(layers: Sequence[Layer]) -> list[Layer]:
+def protected(layers: Sequence[Layer], finder: LayerFinder) -> list[Layer]:
     """Marks what stays dense unless it is asked for: the first layer, depthwise and tiny layers.
 
+    The first layer reads the network's inputs. Behind a table of embeddings none does.
     Tiny is a single output of fewer than 64 weights: there is next to nothing to gain, and such
     layers may hold fixed numbers, as the kernel 0..15 does that decodes the boxes of a detector.
     """
@@ -387,7 +410,7 @@ def protected(layers: Sequence[Layer]) -> list[Layer]:
         if layer.shape[0] == 1 and layer.weights < _TINY
     }
     reasons |= {layer.name: DEPTHWISE for layer in prunable if _is_depthwise(layer)}
-    if prunable:
+    if prunable and finder.sees_inputs(prunable[0]):
         reasons[prunable[0].name] = "first layer"
     return [replace(layer, protected=reasons.get(layer.name)) for layer in layers]
 

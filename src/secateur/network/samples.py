@@ -71,7 +71,8 @@ class Samples:
     @property
     def mask(self) -> Tensor | None:
         """Which positions are real, (samples, positions); None where nothing says so."""
-        mask = self.tensors.get(MASK)
+        named = (of for name, of in self.tensors.items() if name.removeprefix("%") == MASK)
+        mask = next(named, None)
         return None if mask is None or mask.dim() != 2 else mask != 0
 
     def only(self) -> Tensor:

@@ -49,6 +49,7 @@ class LayerChunk:
         inputs, outputs: what the layer gets, and what it should give.
         dense_inputs: what it gets in the dense network.
         bias: what the outputs hold that the weights do not make.
+        mask: which positions of each sample are real, (samples, positions); None = all are.
     """
 
     call: LayerCall
@@ -60,6 +61,7 @@ class LayerChunk:
     outputs: Tensor
     dense_inputs: Tensor
     bias: Tensor | None
+    mask: Tensor | None = None
 
     @property
     def positions(self) -> int:
@@ -104,10 +106,20 @@ class LayerChunk:
         part = draw.part(self.first, self.samples)
         return part.merged() if self.positions % self.samples else part
 
+    @property
+    def _real(self) -> Tensor | None:
+        """Which of each sample's positions are real, if the layer has those that the mask counts."""
+        if self.mask is None or not self.has_samples or self.layout is None:
+            return None
+        return self.mask if self.mask.shape[1] == self.layout.count else None
+
     def _chosen(self, draw: Draw) -> tuple[Tensor, Tensor]:
         """The sample of each position that is taken, counted from the chunk's first, and where."""
         each = self.positions // len(draw.counts)
-        sample, place = draw.choose(each)
+        real = self._real
+        sample, place = draw.choose(each if real is None else real.sum(1))
+        if real is not None:
+            place = real.long().argsort(dim=1, descending=True, stable=True)[sample, place]
         ranks = sample * each + place
         if self.layout is None or self.is_shared:
             return sample, ranks
@@ -130,6 +142,7 @@ class DualStream:
         layouts: which position belongs to which sample, by the number of the call's operation.
         store: the values.
         sizes: samples in each chunk.
+        masks: which positions of these are real, where the samples have an attention mask.
     """
 
     def __init__(
@@ -157,6 +170,7 @@ class DualStream:
         self.store = ValueStore()
         parts = samples.split(chunk)
         self.sizes = [len(part) for part in parts]
+        self.masks = [None if part.mask is None else part.mask.cpu() for part in parts]
         self.dense = [self.stream("dense", number, part) for number, part in enumerate(parts)]
         self.pruned: dict[int, Stream] = {}
         self._pruned_parameters = ChainMap(self.changes, dict(graph.parameters))
@@ -247,6 +261,7 @@ class DualStream:
             outputs=dense.values[self.graph.ops[call.op].name],
             dense_inputs=dense_inputs,
             bias=bias,
+            mask=self.masks[number],
         )
 
 
