@@ -130,6 +130,7 @@ TABLE: dict[str, dict[str, list[Any]]] = {
         "max_images": WHOLE,
         "seed": SEEDS,
         "labelled": FLAGS,
+        "takes": [5, ("x",), {}, object()],
     },
     "fractal_images": {
         "count": [*WHOLE, None],

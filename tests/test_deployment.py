@@ -333,7 +333,7 @@ def test_a_fixed_batch_is_kept_to(images) -> None:
     want = predict(model, images)
     assert (predict(found, images) - want).abs().max() < 0.1 * want.abs().max()
     torch.testing.assert_close(IR(as_ir(model))(as_samples(images)), want, rtol=1e-4, atol=1e-5)
-    fed = parts(images, 3)
+    fed = [next(iter(of.values())) for of in parts(as_samples(images), 3)]
     assert [len(part) for part in fed] == [3] * 14
     assert np.array_equal(fed[-1][0], images[39])
     assert np.array_equal(fed[-1][2], images[39])
@@ -540,17 +540,19 @@ import torch
 from onnx_models import as_onnx, network
 from secateur.frontends.openvino.runtime import IR, as_ir
 from secateur.export.int8 import quantize
+from secateur.network.samples import Samples
 
 faulthandler.enable()  # as pytest does: handlers get a stack of their own
 images = torch.randn(8, 3, 11, 11)
+samples = Samples({{"x": images}})
 model = as_onnx(network())
 first = IR(as_ir(model))
 if {quantised}:
     quantize(model, images)
 second = IR(as_ir(model))
-first(images)
+first(samples)
 del first; gc.collect()
-second(images)
+second(samples)
 del second; gc.collect()
 heard = []
 signal.signal(signal.SIGINT, lambda *_: heard.append(1))

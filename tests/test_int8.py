@@ -23,6 +23,7 @@ from secateur.export.int8 import in_int8, quantized, require_nncf
 from secateur.export.onnx_surgery import folded, one_scale, unshared
 from secateur.export.onnx_weights import layer_weights
 from secateur.frontends.openvino.runtime import read_ir
+from secateur.network.samples import as_samples
 
 if importlib.util.find_spec("nncf") is None:
     pytest.skip("nncf is not installed", allow_module_level=True)
@@ -120,7 +121,7 @@ def test_a_network_that_runs_as_it_is_keeps_a_scale_per_channel(images) -> None:
     build = Mobile(3, 12, 12)
     x = build.conv("input", "stem", 8, 3, 3, 3)
     x = build.depthwise(x, "dw", 8, activation="HardSwish")
-    found = in_int8(build.head(x, 8), images)
+    found = in_int8(build.head(x, 8), as_samples(images))
     assert found.notes == ()
     assert [8] in [list(of.dims) for of in found.model.graph.initializer if "scale_relu" in of.name]
 
@@ -214,7 +215,7 @@ def _with_body(kind: str) -> ModelProto:
 def test_weights_that_a_body_reads_too_are_quantised_outside_of_it(kind, images) -> None:
     model = _with_body(kind)
     torch.testing.assert_close(predict(unshared(model), images), predict(model, images))
-    found = in_int8(model, images).model
+    found = in_int8(model, as_samples(images)).model
     held = {of.name: onnx.numpy_helper.to_array(of) for of in found.graph.initializer}
     before = {of.name: onnx.numpy_helper.to_array(of) for of in model.graph.initializer}
     for name in ("conv.weight", "conv.bias"):  # the body's, as they were

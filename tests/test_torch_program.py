@@ -159,12 +159,9 @@ def test_networks_are_traced_one_at_a_time_whatever_the_thread(monkeypatch) -> N
             inside[0] -= 1
 
     monkeypatch.setattr(torch.export, "export", watched)
+    x = Samples({"input": torch.zeros(2, 3, 8, 8)})
     with ThreadPoolExecutor(3) as pool:
-        done = list(
-            pool.map(
-                lambda of: export(of.eval(), Samples({"x": torch.zeros(2, 3, 8, 8)})), networks
-            )
-        )
+        done = list(pool.map(lambda of: export(of.eval(), x), networks))
     assert most == [1]
     assert [len(list(of.program.parameters())) for of in done] == [4] * 3
 

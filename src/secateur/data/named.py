@@ -90,7 +90,8 @@ def _of_mapping(value: Mapping[Any, Any], takes: Signature | None) -> Named | No
             for name in names
             if name in takes.names and (name in takes.required or name not in LABEL_KEYS)
         ]
-    if not chosen or (len(chosen) == 1 and not _is_whole(value[chosen[0]])):
+    several = takes is not None and len(takes.required) > 1
+    if not chosen or (len(chosen) == 1 and not several and not _is_whole(value[chosen[0]])):
         return None
     rest = {name: value[name] for name in names if name not in chosen}
     return Named({name: value[name] for name in chosen}, [rest] * bool(rest))

@@ -21,11 +21,10 @@ fitted to all calibration images at once: `load_images` returns them as one tens
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -47,6 +46,7 @@ from secateur.data.arrays import (
 from secateur.data.batches import class_numbers, read_batch
 from secateur.data.folders import folder_labels, image_files, open_image
 from secateur.data.fractals import fractal_images
+from secateur.data.iterating import Indexed, Replay, gives_rows, guarded, is_indexed
 from secateur.data.named import Named, named, whole_numbers
 from secateur.data.noise import gaussian_noise, pink_noise
 from secateur.data.preprocess import Preprocess, Transform, apply
@@ -59,7 +59,7 @@ from secateur.data.streams import (
     few_classes,
     joined,
 )
-from secateur.errors import DataError, SecateurError
+from secateur.errors import DataError
 from secateur.network.samples import Samples, Signature, as_samples
 from secateur.support.choices import did_you_mean
 from secateur.support.import_string import call, is_reference
@@ -75,19 +75,6 @@ _SYNTHETIC = {
     "pink": ("1/f noise", pink_noise),
     "gaussian": ("Gaussian noise", gaussian_noise),
 }
-
-
-@runtime_checkable
-class Indexed(Protocol):
-    """Single images by number, as a Dataset has them."""
-
-    def __len__(self) -> int:
-        """How many images."""
-        ...
-
-    def __getitem__(self, row: int, /) -> Any:
-        """An image, with a class number or without."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -241,15 +228,23 @@ class _Source:
             return self._array(as_tensor(data[0]), labels, name or "tensors")
         name = name or type(data).__name__
         check_are_batches(data, name)
-        if _is_indexed(data):
+        if is_indexed(data):
             return self._batches(lambda: (data[i] for i in range(len(data))), name, single=True)
         if isinstance(data, torch.utils.data.IterableDataset):
             return self._batches(lambda: data, name, single=True)
         if isinstance(data, Iterable) and not isinstance(data, Mapping):
-            again = _Replay(data) if isinstance(data, Iterator) else data
-            rows = type(data).__module__.partition(".")[0] == "datasets"  # Hugging Face's
-            return self._batches(lambda: again, name, single=rows)
-        raise DataError(
+            again = Replay(data) if isinstance(data, Iterator) else data
+            return self._batches(lambda: again, name, single=gives_rows(data))
+        raise self._unknown(data)
+
+    def _unknown(self, data: Any) -> DataError:
+        if isinstance(data, Mapping) and self.takes is not None:
+            wanted = ", ".join(self.takes.required or self.takes.names[:6])
+            return DataError(
+                f"the data hold {', '.join(map(str, data)) or 'nothing'}, the network takes "
+                f"{wanted}, expected tensors by these names: rename them"
+            )
+        return DataError(
             f"the data are a {type(data).__name__}, expected a float tensor (N, C, H, W), "
             "batches, a folder of images, an .npz file, file.py:callable or fractal:300: pass one "
             "of these"
@@ -386,7 +381,7 @@ class _Source:
 
         def parts() -> Iterator[Part]:
             count, index = 0, -1
-            for index, batch in enumerate(_guarded(batches, name)):
+            for index, batch in enumerate(guarded(batches, name)):
                 part = self._part(batch, f"batch {index}", name, single, warnings)
                 rest = len(part) if self.max_images is None else self.max_images - count
                 yield part[:rest]
@@ -481,38 +476,6 @@ class _Source:
         ]
 
 
-@dataclass
-class _Replay:
-    """What an iterator gives, as often as it is asked for; each item is kept."""
-
-    rest: Iterator
-    items: list[Any] = field(default_factory=list)
-
-    def __iter__(self) -> Iterator:
-        for place in itertools.count():
-            if place == len(self.items):
-                try:
-                    self.items.append(next(self.rest))
-                except StopIteration:
-                    return
-            yield self.items[place]
-
-
-def _guarded(batches: Callable[[], Iterable], name: str) -> Iterator:
-    """What a loader gives; what it raises is told in a sentence."""
-    try:
-        yield from batches()
-    except SecateurError:
-        raise
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        said = lines[-1 if lines[0].startswith("Caught") else 0]  # the last is the worker's own
-        raise DataError(
-            f"{name} cannot be read ({type(error).__name__}: {said}), expected batches of images: "
-            "try it alone"
-        ) from error
-
-
 def _stream_of(images: Images) -> ImageStream:
     """Images at hand, batch by batch."""
     return ImageStream(
@@ -533,11 +496,3 @@ def _is_about_labels(warning: str) -> bool:
 def _add(remarks: list[str], *new: str) -> None:
     """Each remark once, however often a source is read."""
     remarks += [remark for remark in new if remark not in remarks]
-
-
-def _is_indexed(data: Any) -> TypeGuard[Indexed]:
-    """Whether data are single samples by number: a Dataset, or an object like one."""
-    if isinstance(data, torch.utils.data.IterableDataset):
-        return False
-    like = hasattr(data, "__getitem__") and hasattr(data, "__len__")
-    return isinstance(data, torch.utils.data.Dataset) or (like and not isinstance(data, Iterable))

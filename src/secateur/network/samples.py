@@ -71,7 +71,7 @@ class Samples:
     @property
     def mask(self) -> Tensor | None:
         """Which positions are real, (samples, positions); None where nothing says so."""
-        named = (of for name, of in self.tensors.items() if name.removeprefix("%") == MASK)
+        named = (of for name, of in self.tensors.items() if plain(name) == MASK)
         mask = next(named, None)
         return None if mask is None or mask.dim() != 2 else mask != 0
 
@@ -147,6 +147,11 @@ class Samples:
         return cls({name: torch.cat([part.tensors[name] for part in parts]) for name in names})
 
 
+def plain(name: str) -> str:
+    """The network's name of an input, for a graph of a module puts a % before it."""
+    return name.removeprefix("%")
+
+
 def _padded(tensor: Tensor, now: int, length: int) -> Tensor:
     """A tensor with zeros behind its second axis, if that has the positions of the mask."""
     if tensor.dim() < 2 or tensor.shape[1] != now:
@@ -187,7 +192,7 @@ class Signature:
         Raises:
             DataError: an input that is needed is not there, or one is that is not taken.
         """
-        given = dict(samples.tensors)
+        given = {plain(name): tensor for name, tensor in samples.tensors.items()}
         if not set(given) <= set(self.names) and (
             len(given) == 1 or all(map(str.isdecimal, given))
         ):

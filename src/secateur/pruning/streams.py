@@ -108,7 +108,7 @@ class LayerChunk:
 
     @property
     def _real(self) -> Tensor | None:
-        """Which of each sample's positions are real, if the layer has those that the mask counts."""
+        """Which of each sample's positions are real, if the layer has those of the mask."""
         if self.mask is None or not self.has_samples or self.layout is None:
             return None
         return self.mask if self.mask.shape[1] == self.layout.count else None

@@ -79,6 +79,12 @@ def signature_of(module: nn.Module) -> Signature:
     rest = not every or any(of.kind is of.VAR_POSITIONAL for of in every)
     taken = _parameters(module)
     if every and not taken and not rest:
+        names = f"keywords only ({', '.join(map(str, every))})"
+        raise ModelError(
+            f"the network's forward takes {names}, expected inputs with names of their own: wrap "
+            "it in a module whose forward takes these"
+        )
+    if not every and hasattr(module.forward, "__code__"):
         raise ModelError(
             "the network's forward takes no input, expected a batch of inputs: wrap it in a "
             "module whose forward takes that"

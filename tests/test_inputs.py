@@ -1,0 +1,245 @@
+"""Networks of several inputs, tokens and masks: the same weights however the inputs are given."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from inputs import trace
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import secateur
+from secateur.data.sources import load_images
+from secateur.errors import DataError
+from secateur.evaluation.inference import first_output
+from secateur.frontends import open as open_model
+from secateur.network.samples import Samples, Signature, as_samples
+
+COUNT, LENGTH, WORDS = 48, 9, 40
+
+
+class Two(nn.Module):
+    """Takes an image and some numbers beside it, and may take a third input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.body = nn.Conv2d(8, 8, 3, padding=1)
+        self.beside = nn.Linear(5, 8)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, image: Tensor, numbers: Tensor, scale: Tensor | None = None) -> Tensor:
+        seen = self.body(self.stem(image).relu()).relu().mean((2, 3))
+        seen = seen if scale is None else seen * scale
+        return self.head(torch.cat([seen, self.beside(numbers).relu()], 1))
+
+
+class Encoder(nn.Module):
+    """A small encoder of tokens: attention and a mean that leave padding out."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.words = nn.Embedding(WORDS, width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, 32), nn.Linear(32, width)
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.words(input_ids)
+        q, k, v = self.qkv(x).chunk(3, -1)
+        scores = q @ k.mT / q.shape[-1] ** 0.5
+        scores = scores.masked_fill(attention_mask[:, None] == 0, -1e9)
+        x = self.norm(x + self.out(scores.softmax(-1) @ v))
+        x = x + self.down(self.up(x).relu())
+        real = attention_mask[..., None].to(x.dtype)
+        return self.head((x * real).sum(1) / real.sum(1))
+
+
+def made(kind: type[nn.Module]) -> Any:
+    torch.manual_seed(0)
+    return kind().eval().requires_grad_(False)
+
+
+def tokens(seed: int = 1) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(3, LENGTH + 1, (COUNT,), generator=generator)
+    lengths[0] = LENGTH
+    mask = (torch.arange(LENGTH) < lengths[:, None]).long()
+    ids = torch.randint(1, WORDS, (COUNT, LENGTH), generator=generator)
+    return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+IMAGE = torch.randn(COUNT, 3, 6, 6, generator=torch.Generator().manual_seed(2))
+NUMBERS = torch.randn(COUNT, 5, generator=torch.Generator().manual_seed(3))
+BOTH = {"image": IMAGE, "numbers": NUMBERS}
+TOKENS = tokens()
+
+
+class Rows(Dataset):
+    def __init__(self, columns: dict[str, Tensor]) -> None:
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def __getitem__(self, row: int) -> dict[str, Tensor]:
+        if row >= COUNT:
+            raise IndexError(row)
+        return {name: column[row] for name, column in self.columns.items()}
+
+
+def weights(model: nn.Module, data: Any, **options: Any) -> dict[str, Tensor]:
+    options = {"sparsity": 0.5, "method": "least-squares", "allocation": "uniform", **options}
+    return dict(secateur.prune(model, data, **options).model.state_dict())
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        lambda folder: (IMAGE, NUMBERS),
+        lambda folder: {"numbers": NUMBERS.numpy(), "image": IMAGE.double(), "id": [1] * COUNT},
+        lambda folder: DataLoader(TensorDataset(IMAGE, NUMBERS), batch_size=10),
+        lambda folder: DataLoader(Rows(BOTH), batch_size=7),
+        lambda folder: Rows(BOTH),
+        lambda folder: DataLoader(Rows(BOTH), batch_size=7, collate_fn=list),
+        lambda folder: ({**BOTH, "label": torch.zeros(COUNT)} for _ in range(1)),
+        lambda folder: (
+            np.savez(folder / "d.npz", **{n: of.numpy() for n, of in BOTH.items()})
+            or str(folder / "d.npz")
+        ),
+        lambda folder: load_images(BOTH),
+    ],
+    ids=["tuple", "mapping", "tuples", "mappings", "dataset", "list", "generator", "npz", "loaded"],
+)
+def test_inputs_are_the_same_from_every_source(source, tmp_path) -> None:
+    expected = weights(made(Two), BOTH)
+    assert same(weights(made(Two), source(tmp_path)), expected)
+
+
+def test_labels_are_found_beside_the_inputs() -> None:
+    labels = torch.arange(COUNT) % 4
+    for data in ({**BOTH, "labels": labels}, (IMAGE, NUMBERS, labels)):
+        found = secateur.evaluate(made(Two), data)
+        assert found.images == COUNT
+        assert found == secateur.evaluate(made(Two), BOTH, labels)
+
+
+def test_an_input_that_has_a_default_may_be_left_out_or_given() -> None:
+    net = made(Two)
+    scaled = {**BOTH, "scale": torch.full((COUNT, 1), 2.0)}
+    assert len(trace(net, IMAGE[:2], NUMBERS[:2]).inputs) == 2
+    torch.testing.assert_close(first_output(net, scaled), net(**scaled))
+    assert not same(weights(made(Two), scaled), weights(made(Two), BOTH))
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (IMAGE, r"the data give 1 input, the network takes 2 inputs \(image, numbers\)"),
+        ({"image": IMAGE}, r"give 1 input"),
+        ({"picture": IMAGE, "vector": NUMBERS}, "hold picture, vector, the network takes image"),
+        ({"image": IMAGE, "numbers": NUMBERS[:5]}, "48 of image, 5 of numbers.*as many samples"),
+        ({"image": IMAGE, "numbers": torch.tensor(1.0)}, "numbers is a single number"),
+        ({"image": IMAGE, "numbers": NUMBERS * float("nan")}, "NaN or Inf"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_told(data, says) -> None:
+    with pytest.raises(DataError, match=says):
+        secateur.prune(made(Two), data, sparsity=0.5)
+
+
+def test_a_sentence_is_the_same_whatever_the_padding_behind_it() -> None:
+    """Statistics are taken from its real positions alone."""
+    longer = {name: nn.functional.pad(of, (0, 6)) for name, of in TOKENS.items()}
+    one, other = (weights(made(Encoder), data) for data in (TOKENS, longer))
+    for name, weight in one.items():
+        torch.testing.assert_close(other[name], weight, rtol=1e-2, atol=1e-3)
+    unmasked = {**longer, "attention_mask": torch.ones_like(longer["attention_mask"])}
+    third = weights(made(Encoder), unmasked)
+    assert not torch.allclose(third["up.weight"], one["up.weight"], rtol=1e-2, atol=1e-3)
+
+
+def test_batches_of_several_lengths_are_padded_to_the_longest() -> None:
+    def batches() -> list[dict[str, Tensor]]:
+        parts = Samples(TOKENS).split(6)
+        lengths = [int(part.tensors["attention_mask"].sum(1).max()) for part in parts]
+        assert len(set(lengths)) > 1
+        assert lengths[0] == LENGTH
+        return [
+            {name: of[:, :length] for name, of in part.tensors.items()}
+            for part, length in zip(parts, lengths, strict=True)
+        ]
+
+    assert same(weights(made(Encoder), batches()), weights(made(Encoder), TOKENS))
+    ragged = {
+        name: [row[: int(mask.sum())].tolist() for row, mask in zip(of, masks, strict=True)]
+        for masks in [TOKENS["attention_mask"]]
+        for name, of in TOKENS.items()
+    }
+    assert same(weights(made(Encoder), ragged), weights(made(Encoder), TOKENS))
+    with pytest.raises(DataError, match="expected one length, or an input attention_mask"):
+        load_images([{"input_ids": of["input_ids"]} for of in batches()], takes=_SIGNATURE)
+
+
+_SIGNATURE = Signature(names=("input_ids",), required=("input_ids",))
+
+
+def test_no_layer_behind_embeddings_is_the_first() -> None:
+    layers = {of.name: of.protected for of in trace(made(Encoder), *TOKENS.values()).layers}
+    assert set(layers.values()) == {None}
+    images = {of.name: of.protected for of in trace(made(Two), IMAGE[:2], NUMBERS[:2]).layers}
+    assert images["stem"] == "first layer"
+
+
+def test_a_network_of_tokens_is_pruned_saved_and_written_as_onnx(tmp_path) -> None:
+    net = made(Encoder)
+    result = secateur.prune(net, TOKENS, sparsity=0.5, evaluation=tokens(5))
+    written = result.save(tmp_path / "out", onnx=True)
+    assert {str(path) for path in written} >= {"model.onnx", "model.safetensors"}
+    assert result.report.evaluation["pruned"].images == COUNT
+    assert result.report.data.inputs == {"input_ids": (LENGTH,), "attention_mask": (LENGTH,)}
+    assert not [of for of in result.report.warnings if "differs" in of]
+
+
+def test_neurons_and_heads_leave_a_network_of_tokens() -> None:
+    net = made(Encoder)
+    result = secateur.prune(net, TOKENS, max_macs=0.7, pattern=secateur.Channels(multiple=1))
+    assert result.report.macs_fraction <= 0.7
+    shorter = {name: of[:, :4] for name, of in TOKENS.items()}  # of any length
+    assert result.model(**shorter).shape == (COUNT, 5)
+
+
+def test_a_signature_binds_by_name_else_by_place() -> None:
+    takes = Signature(names=("a", "b", "c"), required=("a", "b"))
+    x, y = torch.zeros(2, 1), torch.ones(2, 1)
+    bound = takes.bind(Samples({"b": y, "a": x}))
+    assert list(bound.tensors) == ["a", "b"]
+    assert bound.tensors["b"] is y
+    assert list(takes.bind(Samples({"0": x, "1": y})).tensors) == ["a", "b"]
+    one = Signature(names=("a",), required=("a",))
+    assert list(one.bind(as_samples(x)).tensors) == ["a"]
+    assert list(one.bind(Samples({"other": x})).tensors) == ["a"]
+    for wrong in ({"a": x}, {"a": x, "b": y, "d": x}, {"0": x, "1": x, "2": x, "3": x}):
+        with pytest.raises(DataError, match=re.escape("the network takes 2 inputs (a, b)")):
+            takes.bind(Samples(wrong))
+    rest = Signature(any_number=True)
+    assert list(rest.bind(Samples({"0": x, "1": y})).tensors) == ["0", "1"]
+
+
+def test_inputs_are_bound_for_a_module_alone_too() -> None:
+    net = made(Two)
+    frontend = open_model(net)
+    assert frontend.signature.required == ("image", "numbers")
+    with frontend.running(Samples({"0": IMAGE[:2], "1": NUMBERS[:2]})) as run:
+        found = run(Samples({"0": IMAGE, "1": NUMBERS}))
+    torch.testing.assert_close(found, net(IMAGE, NUMBERS))
