@@ -103,6 +103,8 @@ TABLE: dict[str, dict[str, list[Any]]] = {
     "inspect": {
         "model": MODELS,
         "shape": [28, "28", (), (3, 0, 8), (3, 8.5, 8), (3, "8", 8), {}, [None], 2.5],
+        "data": [wrong for wrong in IMAGES_GIVEN if wrong is not None],
+        "preprocess": PREPROCESS,
         "device": PRUNING["device"],
     },
     "evaluate": {

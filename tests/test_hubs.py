@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import secateur
@@ -102,12 +102,24 @@ class Lacking(Vision):
     missing = ("body.5.weight", "body.5.bias")
 
 
-class Text(Vision):
+class Text(nn.Module):
+    """Takes tokens, and has other inputs before its main one."""
+
     main_input_name = "input_ids"
 
+    def __init__(self, config: object) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(20, 8), nn.Linear(8, 70)
 
-class Both(Vision):
-    input_modalities = ("image", "text")
+    @classmethod
+    def from_pretrained(cls, name: str, *, output_loading_info: bool) -> tuple:
+        torch.manual_seed(0)
+        return cls(None), {"missing_keys": set(), "mismatched_keys": set()}
+
+    def forward(
+        self, pixels: Tensor | None = None, input_ids: Tensor | None = None, **more: Tensor
+    ) -> dict[str, Tensor]:
+        return {"logits": self.head(self.words(input_ids).mean(1)), **more}
 
 
 @pytest.fixture
@@ -141,7 +153,7 @@ def transformers(monkeypatch, tmp_path):
         AutoConfig=AutoConfig,
         image_processing_base=base,
         utils=types.SimpleNamespace(logging=types.SimpleNamespace(**bars)),
-        **{kind.__name__: kind for kind in (Vision, Detector, Lacking, Text, Both)},
+        **{kind.__name__: kind for kind in (Vision, Detector, Lacking, Text)},
     )
     monkeypatch.setitem(sys.modules, "transformers", fake)
     monkeypatch.setitem(sys.modules, "transformers.image_processing_base", base)
@@ -185,6 +197,16 @@ def test_a_network_of_transformers_takes_a_tensor_and_gives_tensors(transformers
     found = load_model("hf:Detector")(image)
     assert [of.shape for of in found] == [(2, 5), (2, 5)]
     assert set(model.state_dict()) == set(Vision(None).state_dict())  # what is written fits it
+
+
+def test_a_network_of_tokens_from_a_hub_takes_them_by_name_or_alone(transformers, tmp_path) -> None:
+    ids = torch.randint(20, (40, 6), generator=torch.Generator().manual_seed(0))
+    model = load_model("hf:Text")
+    assert torch.equal(model(ids), model(input_ids=ids))
+    for data in (ids, {"input_ids": ids}):
+        result = secateur.prune(model, data, sparsity=0.5, allocation="uniform")
+        assert result.report.sparsity == pytest.approx(0.5, abs=0.01)
+    assert [layer.name for layer in secateur.inspect(model, data=ids).layers] == ["head"]
 
 
 def test_arguments_of_timm_stand_behind_the_name(timm) -> None:
@@ -312,8 +334,6 @@ REFUSED = {
     "hf:offline": r"could not be fetched \(We couldn't connect to the hub\).*hf:FOLDER",
     "hf:none": "is a model of no architecture, expected a class of transformers",
     "hf:TheirOwn": "is a TheirOwn, expected a class of transformers, for code that comes with",
-    "hf:Text": "is a Text, which takes tokens",
-    "hf:Both": "is a Both, which takes tokens",
     "hf:Lacking": r"no weights that fit for body\.5\.bias, body\.5\.weight of Lacking, 2 in all",
     "hf:Vision,size=3": "has the argument size, expected no other than pretrained",
 }

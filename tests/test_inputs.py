@@ -243,3 +243,28 @@ def test_inputs_are_bound_for_a_module_alone_too() -> None:
     with frontend.running(Samples({"0": IMAGE[:2], "1": NUMBERS[:2]})) as run:
         found = run(Samples({"0": IMAGE, "1": NUMBERS}))
     torch.testing.assert_close(found, net(IMAGE, NUMBERS))
+
+
+def test_a_network_of_several_inputs_is_inspected_with_some_of_each() -> None:
+    found = secateur.inspect(made(Two), data=BOTH)
+    assert [layer.name for layer in found.layers] == ["stem", "body", "beside", "head"]
+    with pytest.raises(DataError, match=r"takes the inputs image, numbers.*pass data"):
+        secateur.inspect(made(Two))
+    with pytest.raises(secateur.OptionError, match="got a shape and data"):
+        secateur.inspect(made(Two), (3, 6, 6), data=BOTH)
+
+
+def test_a_program_of_several_inputs_is_read_pruned_and_written(tmp_path) -> None:
+    """They are named as they were exported: by place or by name."""
+    net, path = made(Encoder), tmp_path / "encoder.pt2"
+    batch = {0: torch.export.Dim.DYNAMIC}
+    given = {name: of[:2] for name, of in TOKENS.items()}
+    for args, kwargs in ((tuple(given.values()), {}), ((), given)):
+        shapes = dict.fromkeys(TOKENS, batch)
+        program = torch.export.export(net, args, kwargs, dynamic_shapes=shapes)
+        torch.export.save(program, path)
+        result = secateur.prune(str(path), TOKENS, sparsity=0.5, allocation="uniform")
+        written = result.save(tmp_path / f"out{len(args)}")
+        assert "model.pt2" in {str(of) for of in written}
+        again = open_model(str(tmp_path / f"out{len(args)}" / "model.pt2"))
+        torch.testing.assert_close(first_output(again, TOKENS), first_output(result.model, TOKENS))

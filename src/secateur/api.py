@@ -22,10 +22,9 @@ from secateur.frontends import asked_or_own
 from secateur.frontends import open as open_model
 from secateur.frontends.first_runs import one_first_run
 from secateur.frontends.torch.onnx_export import CHECKED_IMAGES
-from secateur.network.samples import Samples
 from secateur.options import Options, RuntimeName
 from secateur.parts import part_reports
-from secateur.preparation import prepare, zeros_after
+from secateur.preparation import example, prepare, zeros_after
 from secateur.pruning.allocations import Allocation, AllocationName
 from secateur.pruning.recipe import Recipe, RecipeName
 from secateur.pruning.sampling import Sampling
@@ -293,6 +292,8 @@ def inspect(
     model: nn.Module | str | Path | Any,
     shape: Sequence[int] | None = None,
     *,
+    data: Data | None = None,
+    preprocess: Transform | None = None,
     device: torch.device | str | None = None,
 ) -> Inspection:
     """Lists a network's layers, those that `prune` leaves dense, and runtimes that could be faster.
@@ -308,6 +309,9 @@ def inspect(
         shape: shape of one input, without the batch axis. None = the shape in an ONNX file, with
             3 channels and 224 pixels for its free axes; for a network from a hub the shape that
             it prescribes; (3, 224, 224) for any other module.
+        data: some inputs, as for `prune`, in place of a shape: for a network of several inputs, or
+            of whole numbers. Two samples are used.
+        preprocess: of these, as for `prune`.
         device: where to trace; None = where the model is.
 
     Returns:
@@ -319,11 +323,8 @@ def inspect(
     check_arguments(inspect, locals())
     check_device(device)
     network = open_model(model)
-    shape = network.input_shape if shape is None else tuple(map(int, shape))
-    if not shape or any(size < 1 for size in shape):
-        raise OptionError(f"shape is {tuple(shape)}, expected positive sizes such as (3, 224, 224)")
-    example = torch.zeros(2, *shape, device=device or network.device)
-    return Inspection.of(network.trace(network.signature.bind(Samples({"0": example}))))
+    few = example(network, shape, data, preprocess).to(device or network.device)
+    return Inspection.of(network.trace(few))
 
 
 @one_first_run()

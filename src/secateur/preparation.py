@@ -10,6 +10,7 @@ from torch import Tensor
 
 from secateur.core.outputs import has_one_answer, is_scores
 from secateur.core.patterns import Channels, Unstructured
+from secateur.data.preprocess import Transform
 from secateur.data.sources import Data, Images, load_images, open_images
 from secateur.data.streams import ImageStream
 from secateur.errors import DataError, OptionError
@@ -20,7 +21,7 @@ from secateur.network import judging
 from secateur.network.folding import Folding, fold
 from secateur.network.graph import Graph
 from secateur.network.layout import to_channels_last
-from secateur.network.samples import Samples, Signature
+from secateur.network.samples import Samples, Signature, as_samples
 from secateur.options import Options
 from secateur.pruning.alignment import Alignment
 from secateur.pruning.channels.run import ChannelRun, channel_run
@@ -352,3 +353,29 @@ def chunk_size(samples: Samples) -> int:
 def _ordinary(tensor: Tensor) -> Tensor:
     """A tensor that gradients can pass through: blocks are trained with them."""
     return tensor.clone() if tensor.is_inference() else tensor
+
+
+def example(
+    network: Frontend, shape: Sequence[int] | None, data: Data | None, preprocess: Transform | None
+) -> Samples:
+    """Two samples of some data, or of a shape.
+
+    Raises:
+        OptionError: both are given, or the shape is none.
+        DataError: the data cannot be read, or the network takes other inputs.
+    """
+    if data is not None:
+        if shape is not None:
+            raise OptionError("got a shape and data, expected one of them: leave out the shape")
+        how, takes = asked_or_own(preprocess, network), network.signature
+        return takes.bind(load_images(data, preprocess=how, max_images=2, takes=takes).samples)
+    shape = network.input_shape if shape is None else tuple(map(int, shape))
+    if not shape or any(size < 1 for size in shape):
+        raise OptionError(f"shape is {tuple(shape)}, expected positive sizes such as (3, 224, 224)")
+    if len(network.signature.required) > 1:
+        names = ", ".join(network.signature.required)
+        raise DataError(
+            f"the network takes the inputs {names}, expected some of each to trace it with: pass "
+            "data (--data)"
+        )
+    return network.signature.bind(as_samples(torch.zeros(2, *shape)))

@@ -353,6 +353,10 @@ class Inspect:
             help="Shape of one input; default: the .onnx file's, or 3,224,224.",
         ),
     ] = None
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Inputs in place of a shape, as for prune."),
+    ] = None
     size: Size = None
     channels: Channels = 3
     verbose: Annotated[

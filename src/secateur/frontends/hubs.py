@@ -7,6 +7,7 @@ their weights, so what is written goes back into them.
 from __future__ import annotations
 
 import ast
+import inspect
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -140,7 +141,6 @@ def _hugging_face(name: str, options: Mapping[str, Any]) -> nn.Module:
             "transformers, for code that comes with a model is never run: pass file.py:function "
             "that loads it, if you trust it"
         )
-    _check_input(kind, name)
     bars = transformers.utils.logging
     model = _with_weights(kind, name, bars) if options["pretrained"] else kind(config)
     setattr(model, _PREPROCESS, _hugging_face_preprocess(transformers, name))
@@ -160,31 +160,21 @@ def _with_weights(kind: Any, name: str, bars: Any) -> nn.Module:
     return model
 
 
-def _check_input(kind: Any, name: str) -> None:
-    """Raises ModelError for a network that takes more than one tensor of floats."""
-    modalities = getattr(kind, "input_modalities", ())
-    modalities = (modalities,) if isinstance(modalities, str) else tuple(modalities)
-    if kind.main_input_name == "input_ids" or "text" in modalities:
-        raise ModelError(
-            f"hf:{name} is a {kind.__name__}, which takes tokens, expected a network that takes "
-            "one tensor of floats, such as images: pass a part of it as file.py:function, if one "
-            "takes embeddings alone"
-        )
-
-
 def _tensors_only(model: nn.Module) -> nn.Module:
-    """Makes a network of Transformers take its input by place and return logits, or tensors.
+    """Makes a network of Transformers return logits, or tensors, and take its main input by place.
 
     Its class is replaced by one derived from it, so that the names of its weights stay.
     """
     kind: Any = type(model)
-    name = kind.main_input_name
 
-    def forward(self: Any, images: Tensor) -> Any:
-        output = kind.forward(self, **{name: images})
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and not kwargs:
+            args, kwargs = (), {kind.main_input_name: args[0]}
+        output = kind.forward(self, *args, **kwargs)
         held = [of for of in output.values() if isinstance(of, Tensor)]
         return held[0] if len(held) == 1 else tuple(held)
 
+    forward.__signature__ = inspect.signature(kind.forward)  # type: ignore[attr-defined]
     derived = {"forward": forward, "__module__": kind.__module__}
     model.__class__ = type(kind.__name__, (kind,), derived)
     return model

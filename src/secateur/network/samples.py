@@ -178,11 +178,13 @@ class Signature:
         names: of all of them, in their order.
         required: how many of them have no default: names of inputs that have to be given.
         any_number: whether more than those with a name are taken, by their place.
+        main: what a single tensor without a name is for; empty = the first.
     """
 
     names: tuple[str, ...] = ()
     required: tuple[str, ...] = ()
     any_number: bool = False
+    main: str = ""
 
     def bind(self, samples: Samples) -> Samples:
         """Samples by the network's own names, in its order.
@@ -212,6 +214,8 @@ class Signature:
 
     def _places(self, count: int) -> list[str]:
         """The names of the first inputs."""
+        if count == 1 and self.main in self.names:
+            return [self.main]
         more = range(len(self.names), count) if self.any_number else ()
         return [*self.names[:count], *map(str, more)]
 

@@ -16,13 +16,13 @@ from secateur.render.terminal import print_blocks
 def run(asked: options.Inspect) -> None:
     """Prints a network's layers."""
     shape = asked.shape
-    if shape is None and (asked.size is not None or asked.channels != 3):
+    if shape is None and asked.data is None and (asked.size is not None or asked.channels != 3):
         shape = (asked.channels, asked.size or 224, asked.size or 224)
     with working(asked.quiet) as teller:
         teller.step("loading the network")
         network = load_model(asked.model, asked.weights)
         teller.step("tracing the network")
-        inspection = api.inspect(network, shape)
+        inspection = api.inspect(network, shape, data=asked.data)
     if asked.json:
         typer.echo(json.dumps(inspection.data(), indent=2, ensure_ascii=False))
     else:

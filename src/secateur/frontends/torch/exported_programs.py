@@ -31,8 +31,8 @@ def read_program(path: str | Path) -> nn.Module:
     """A program as a module with the program's names of parameters and buffers.
 
     Raises:
-        ModelError: it cannot be read or is not called .pt2, takes other than one tensor, batches
-            of one size only, or was exported in training mode.
+        ModelError: it cannot be read or is not called .pt2, takes no batch, batches of one size
+            only, or was exported in training mode.
     """
     if Path(path).suffix.lower() != ".pt2":
         raise ModelError(
@@ -141,16 +141,17 @@ def _check_input(program: ExportedProgram, path: str | Path) -> None:
         for node in program.graph.nodes
         if node.op == "placeholder" and node.name in names
     ]
-    if len(values) != 1 or not isinstance(values[0], Tensor) or values[0].dim() < 2:
-        raise ModelError(
-            f"{path} takes {len(names)} inputs ({', '.join(names)}), expected one batch of images: "
-            "export a module that holds the others"
-        )
-    if isinstance(values[0].shape[0], int):
-        raise ModelError(
-            f"{path} takes batches of {values[0].shape[0]} only, expected any number of images: "
-            f"{_AGAIN}"
-        )
+    for name, value in zip(names, values, strict=True):
+        if not isinstance(value, Tensor) or value.dim() == 0:
+            raise ModelError(
+                f"{path} takes {name}, which is no batch of samples, expected a tensor with a row "
+                "for each sample: export a module that holds it"
+            )
+        if isinstance(value.shape[0], int):
+            raise ModelError(
+                f"{path} takes batches of {value.shape[0]} only, expected any number of images: "
+                f"{_AGAIN}"
+            )
 
 
 def _check_mode(program: ExportedProgram, path: str | Path) -> None:

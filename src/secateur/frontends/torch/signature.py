@@ -93,6 +93,7 @@ def signature_of(module: nn.Module) -> Signature:
         names=tuple(of.name for of in taken),
         required=tuple(of.name for of in taken if of.default is of.empty),
         any_number=rest,
+        main=str(getattr(module, "main_input_name", "")),  # of a network of Transformers
     )
 
 
