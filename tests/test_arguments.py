@@ -84,6 +84,7 @@ PRUNING: dict[str, list[Any]] = {
     "max_columns": [*WHOLE, None],
     "seed": SEEDS,
     "device": [2.5, "gpu", [], "meta", object()],
+    "mask": [5, "no such input", "~", ["mask"], object()],
     "progress": [5, "bar", lambda: None, lambda done: None, [], object()],
 }
 TARGETS: dict[str, list[Any]] = {

@@ -268,3 +268,44 @@ def test_a_program_of_several_inputs_is_read_pruned_and_written(tmp_path) -> Non
         assert "model.pt2" in {str(of) for of in written}
         again = open_model(str(tmp_path / f"out{len(args)}" / "model.pt2"))
         torch.testing.assert_close(first_output(again, TOKENS), first_output(result.model, TOKENS))
+
+
+class Renamed(nn.Module):
+    """An encoder whose mask has another name, and perhaps the other sense."""
+
+    def __init__(self, marks_padding: bool) -> None:
+        super().__init__()
+        self.encoder, self.marks_padding = made(Encoder), marks_padding
+
+    def forward(self, ids: Tensor, hidden: Tensor) -> Tensor:
+        real = (hidden == 0) if self.marks_padding else (hidden != 0)
+        return self.encoder(ids, real.long())
+
+
+@pytest.mark.parametrize("marks_padding", [True, False])
+def test_a_mask_may_have_any_name_and_either_sense(marks_padding) -> None:
+    real = TOKENS["attention_mask"]
+    hidden = (1 - real).bool() if marks_padding else real.bool()
+    data = {"ids": TOKENS["input_ids"], "hidden": hidden}
+    mask = "~hidden" if marks_padding else "hidden"
+    expected = weights(made(Encoder), TOKENS)
+    found = weights(Renamed(marks_padding).eval(), data, mask=mask)
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[f"encoder.{name}"], weight)
+    ignored = weights(Renamed(marks_padding).eval(), data)
+    assert not torch.allclose(ignored["encoder.up.weight"], expected["up.weight"])
+    parts = [
+        {name: of[at : at + 8, :length] for name, of in data.items()}
+        for at, length in ((0, 9), (8, 8))
+    ]
+    joined = Samples.joined([Samples(part, mask) for part in parts])
+    assert joined.mask is not None
+    assert not joined.mask[8:, 8].any()
+
+
+def test_the_report_says_how_much_is_padding() -> None:
+    report = secateur.prune(made(Encoder), TOKENS, sparsity=0.5, allocation="uniform").report
+    share = 1 - float(TOKENS["attention_mask"].float().mean())
+    assert f"{share:.0%} of the samples' 9 positions are padding" in " ".join(report.notes)
+    with pytest.raises(secateur.OptionError, match="mask is 'nothing', expected an input of"):
+        secateur.prune(made(Encoder), TOKENS, sparsity=0.5, mask="nothing")

@@ -68,6 +68,7 @@ def prune(
     max_images: int | None = MAX_IMAGES,
     max_columns: int = Sampling.max_columns,
     seed: int = 0,
+    mask: str | None = None,
     device: torch.device | str | None = None,
     progress: bool | Callable[[int, int, str], Any] | None = None,
 ) -> PruneResult:
@@ -137,6 +138,9 @@ def prune(
         max_images: use at most this many images; None = all.
         max_columns: layers with more inputs per output are fitted in blocks of columns.
         seed: seed of every random choice.
+        mask: the input, (samples, positions), that says which positions are real and which are
+            padding, to be left out of the statistics: 0 is padding; where 1 is, write ~ before
+            the name, as "~src_key_padding_mask". None = "attention_mask", if there is one.
         device: where to compute; None = where the model is (an ONNX model on the CPU).
         progress: None shows a bar on a terminal and nothing elsewhere. True shows a bar on a
             terminal and prints a line now and then elsewhere, on standard error. False shows
@@ -247,6 +251,7 @@ def plan(
     max_images: int | None = MAX_IMAGES,
     max_columns: int = Sampling.max_columns,
     seed: int = 0,
+    mask: str | None = None,
     device: torch.device | str | None = None,
     progress: bool | Callable[[int, int, str], Any] | None = None,
 ) -> Plan:
@@ -275,7 +280,7 @@ def plan(
     check_kind(quantize, network)
     if evaluation is not None:
         prepared = asked_or_own(preprocess, network)
-        stream = open_images(evaluation, preprocess=prepared, takes=network.signature)
+        stream = open_images(evaluation, preprocess=prepared, takes=network.signature.masking(mask))
         next(stream.batches())
     with telling(progress) as teller:
         job = prepare(network, data, options, planning=True, teller=teller)
@@ -346,6 +351,7 @@ def sweep(
     max_images: int | None = MAX_IMAGES,
     max_columns: int = Sampling.max_columns,
     seed: int = 0,
+    mask: str | None = None,
     device: torch.device | str | None = None,
     progress: bool | Callable[[int, int, str], Any] | None = None,
 ) -> Sweep:

@@ -37,6 +37,7 @@ class Options:
     max_columns: int = Sampling.max_columns
     seed: int = 0
     device: torch.device | str | int | None = None
+    mask: str | None = None
     quantize: Precision | None = None
     runtime: RuntimeName | None = None
     threads: int = 1
@@ -116,6 +117,7 @@ class Options:
             "seed": self.seed,
             "quantize": self.quantize,
             "device": str(device),
+            **({} if self.mask is None else {"mask": self.mask}),
             **({} if self.runtime is None else {"runtime": self.runtime, "threads": self.threads}),
             **({} if self.then_sparsity is None else {"then_sparsity": self.then_sparsity}),
         }

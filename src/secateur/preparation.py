@@ -68,8 +68,9 @@ def prepare(
     watch = Stopwatch(teller)
     options = replace(options, preprocess=asked_or_own(options.preprocess, model))
 
+    takes = model.signature.masking(options.mask)
     watch.begin("reading the images")
-    images, judged = read(data, options, evaluation, takes=model.signature, planning=planning)
+    images, judged = read(data, options, evaluation, takes=takes, planning=planning)
     watch.lap("data")
 
     watch.begin("tracing the network")
@@ -183,7 +184,11 @@ class Traced:
 
 def trace(model: Frontend, images: Images, options: Options) -> Traced:
     """Traces the network."""
-    samples = model.signature.bind(images.samples).to(options.device or model.device)
+    samples = (
+        model.signature.masking(options.mask)
+        .bind(images.samples)
+        .to(options.device or model.device)
+    )
     samples = samples.map(to_channels_last).map(_ordinary)
     graph = model.trace(samples.select(slice(2)))
     samples = samples.named(graph.inputs)

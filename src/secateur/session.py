@@ -14,6 +14,7 @@ from secateur.frontends import Frontend
 from secateur.hardware.compare_latency import Ratio
 from secateur.network.graph import Graph
 from secateur.network.layers import Layer
+from secateur.network.samples import Samples
 from secateur.options import Options
 from secateur.pruning.alignment import Alignment
 from secateur.pruning.channels.run import ChannelRun
@@ -27,6 +28,18 @@ from secateur.report.latency import LatencyReport
 from secateur.report.model import Report, SearchReport, StepReport
 from secateur.support.progress import Teller
 from secateur.timing import Timing, latency_report, measure_all
+
+
+def _padding(samples: Samples) -> list[str]:
+    """How much of the samples is padding, where a mask says so."""
+    mask = samples.mask
+    if mask is None or bool(mask.all()):
+        return []
+    share = 1 - float(mask.float().mean())
+    return [
+        f"{share:.0%} of the samples' {mask.shape[1]} positions are padding, which the statistics "
+        "of layers with a row for each position leave out"
+    ]
 
 
 class Stopwatch:
@@ -139,7 +152,7 @@ class Job:
             )
         if walked.reconstruction is not None:
             notes.append(walked.reconstruction.note())
-        return [*notes, *walked.notes]
+        return [*notes, *_padding(self.run.samples), *walked.notes]
 
     def network(self, walked: WalkResult) -> Frontend:
         """The network with what a walk has changed, without the channels that it removed."""

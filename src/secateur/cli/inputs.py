@@ -76,6 +76,7 @@ def common_arguments(
         "max_images": options.max_images,
         "max_columns": options.max_columns,
         "seed": options.seed,
+        "mask": options.mask,
         "device": options.device,
         "progress": teller,
     }

@@ -140,6 +140,14 @@ class Fit(Pictures):
         list[str] | None,
         typer.Option(metavar="GLOB", help="Names or globs of layers to leave dense; repeatable."),
     ] = None
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="INPUT",
+            help="Input that is 0 where there is padding, or ~INPUT that is 1 there "
+            "(default: attention_mask).",
+        ),
+    ] = None
     max_images: Annotated[
         int, typer.Option(parser=_whole, metavar="N", help="Use at most this many images.")
     ] = 1000

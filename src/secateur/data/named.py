@@ -36,13 +36,16 @@ class Named:
     values: Mapping[str, Any]
     others: Sequence[Any] = ()
 
-    def samples(self, source: str, to_inputs: ToInputs, *, single: bool = False) -> Samples:
+    def samples(
+        self, source: str, to_inputs: ToInputs, *, single: bool = False, masked_by: str = MASK
+    ) -> Samples:
         """The inputs as tensors.
 
         Args:
             source: what messages call them.
             to_inputs: of pixels in bytes and of PIL images.
             single: whether they are those of one sample.
+            masked_by: see `Samples`.
 
         Raises:
             DataError: they are of different numbers of samples, or no numbers.
@@ -57,7 +60,7 @@ class Named:
                 f"{source} has {', '.join(f'{count} of {name}' for name, count in counts.items())}"
                 ", expected as many samples of each input: check their first axes"
             )
-        return Samples(found)
+        return Samples(found, masked_by)
 
 
 def named(value: Any, takes: Signature | None) -> Named | None:

@@ -323,7 +323,9 @@ class _Source:
 
     def _named(self, found: Named, name: str) -> ImageStream:
         """Inputs by name, in memory."""
-        samples = found.samples(name, lambda value: self._pixels(value, name))
+        samples = found.samples(
+            name, lambda value: self._pixels(value, name), masked_by=self._masked_by
+        )
         if not len(samples):
             raise DataError(f"{name} holds no samples, expected at least one: add some")
         labels = self._labels(found, len(samples))
@@ -331,6 +333,10 @@ class _Source:
         numbers = None if labels is None else labels[rows]
         part = Part(name, samples.select(rows) if notes else samples, numbers)
         return ImageStream(source=name, parts=lambda: [part], notes=notes, constant=True)
+
+    @property
+    def _masked_by(self) -> str:
+        return (self.takes or Signature()).masked_by
 
     def _pixels(self, value: Any, name: str) -> Tensor:
         """Inputs of PIL images or of pixels."""
@@ -422,7 +428,12 @@ class _Source:
             is_list = isinstance(batch, list) and batch and isinstance(batch[0], Mapping)
             parts = [self._several(of, source, True) for of in batch] if is_list else [None]
             return joined([of for of in parts if of]) if all(parts) else None
-        samples = found.samples(source, lambda value: self._pixels(value, source), single=single)
+        samples = found.samples(
+            source,
+            lambda value: self._pixels(value, source),
+            single=single,
+            masked_by=self._masked_by,
+        )
         labels = self._labels(found, len(samples))
         return Part(source, samples.map(Tensor.clone), labels)
 

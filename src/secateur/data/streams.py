@@ -277,7 +277,8 @@ def check_shapes(part: Part, first: Part) -> None:
         )
     raise DataError(
         f"{wrong} of {part.name} has shape {one[wrong]} and that of {first.name} {other[wrong]}, "
-        f"expected one length, or an input {MASK} that says where padding is: pad or cut them"
+        f"expected one length, or an input {MASK} (or the one that mask= names) that says where "
+        f"padding is: pad or cut them"
     )
 
 

@@ -1,24 +1,25 @@
 """What a network is run on: named tensors, with the samples on the first axis of each.
 
 Samples of different lengths, such as sentences, are padded to the longest of those that are put
-together. Where the padding is, their attention mask says, an input of that name with a 1 for each
-real position and a 0 for each padded one.
+together. Where the padding is, a mask says, an input of shape (samples, positions):
+"attention_mask" with a 1 for each real position and a 0 for each padded one, or another that the
+user names, with a ~ before it if it is the other way round, as PyTorch's `src_key_padding_mask` is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from secateur.errors import DataError
+from secateur.errors import DataError, OptionError
 from secateur.support.wording import counted
 
-MASK = "attention_mask"  # the input that says which positions are padding
+MASK = "attention_mask"  # the input that says which positions are real
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,12 @@ class Samples:
 
     Attributes:
         tensors: of any type, by name, each with a row for each sample.
+        masked_by: the tensor that says which positions are real, if there is one of this name;
+            with a ~ before it which are padding.
     """
 
     tensors: Mapping[str, Tensor]
+    masked_by: str = MASK
 
     def __post_init__(self) -> None:
         shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
@@ -71,9 +75,11 @@ class Samples:
     @property
     def mask(self) -> Tensor | None:
         """Which positions are real, (samples, positions); None where nothing says so."""
-        named = (of for name, of in self.tensors.items() if plain(name) == MASK)
-        mask = next(named, None)
-        return None if mask is None or mask.dim() != 2 else mask != 0
+        wanted = self.masked_by.removeprefix("~")
+        mask = next((of for name, of in self.tensors.items() if plain(name) == wanted), None)
+        if mask is None or mask.dim() != 2:
+            return None
+        return mask == 0 if self.masked_by.startswith("~") else mask != 0
 
     def only(self) -> Tensor:
         """The tensor, where there is one.
@@ -87,11 +93,16 @@ class Samples:
 
     def named(self, names: Sequence[str]) -> Samples:
         """The same tensors by other names, in the same order."""
-        return Samples(dict(zip(names, self.tensors.values(), strict=True)))
+        return replace(self, tensors=dict(zip(names, self.tensors.values(), strict=True)))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Samples:
         """Each tensor changed by a function that leaves the samples where they are."""
-        return Samples({name: change(tensor) for name, tensor in self.tensors.items()})
+        return self.with_each(lambda _, tensor: change(tensor))
+
+    def with_each(self, change: Callable[[str, Tensor], Tensor]) -> Samples:
+        """As `map`, by a function that is told the tensor's name, too."""
+        changed = {name: change(name, tensor) for name, tensor in self.tensors.items()}
+        return replace(self, tensors=changed)
 
     def floats(self, change: Callable[[Tensor], Tensor]) -> Samples:
         """As `map`, of the tensors of floating-point numbers alone."""
@@ -108,7 +119,8 @@ class Samples:
     def split(self, size: int) -> list[Samples]:
         """All samples in parts of so many; the last may be smaller. No copies."""
         parts = zip(*(torch.split(tensor, size) for tensor in self.tensors.values()), strict=True)
-        return [Samples(dict(zip(self.tensors, part, strict=True))) for part in parts]
+        rows = (dict(zip(self.tensors, part, strict=True)) for part in parts)
+        return [replace(self, tensors=of) for of in rows]
 
     def to(self, device: torch.device | str | int | None) -> Samples:
         """The samples on a device; None = where they are."""
@@ -131,11 +143,17 @@ class Samples:
         return self.select([*range(len(self)), *[len(self) - 1] * (-len(self) % size)])
 
     def padded(self, length: int) -> Samples:
-        """With zeros behind the positions that the mask counts, up to so many."""
+        """With padding behind the positions that the mask counts, up to so many: zeros."""
         mask = self.mask
         if mask is None or mask.shape[1] == length:
             return self
-        return self.map(lambda tensor: _padded(tensor, mask.shape[1], length))
+        now, ones = mask.shape[1], self.masked_by.removeprefix("~")
+        ones = ones if self.masked_by.startswith("~") else ""
+
+        def change(name: str, tensor: Tensor) -> Tensor:
+            return _padded(tensor, now, length, value=int(plain(name) == ones))
+
+        return self.with_each(change)
 
     @classmethod
     def joined(cls, parts: Sequence[Samples]) -> Samples:
@@ -144,7 +162,8 @@ class Samples:
         lengths = [0 if mask is None else mask.shape[1] for mask in masks]
         parts = [part.padded(max(lengths)) for part in parts]
         names = parts[0].tensors
-        return cls({name: torch.cat([part.tensors[name] for part in parts]) for name in names})
+        whole = {name: torch.cat([part.tensors[name] for part in parts]) for name in names}
+        return replace(parts[0], tensors=whole)
 
 
 def plain(name: str) -> str:
@@ -152,11 +171,11 @@ def plain(name: str) -> str:
     return name.removeprefix("%")
 
 
-def _padded(tensor: Tensor, now: int, length: int) -> Tensor:
-    """A tensor with zeros behind its second axis, if that has the positions of the mask."""
+def _padded(tensor: Tensor, now: int, length: int, *, value: int) -> Tensor:
+    """A tensor with a value behind its second axis, if that has the positions of the mask."""
     if tensor.dim() < 2 or tensor.shape[1] != now:
         return tensor
-    room = tensor.new_zeros(len(tensor), length - now, *tensor.shape[2:])
+    room = tensor.new_full((len(tensor), length - now, *tensor.shape[2:]), value)
     return torch.cat([tensor, room], 1)
 
 
@@ -179,12 +198,14 @@ class Signature:
         required: how many of them have no default: names of inputs that have to be given.
         any_number: whether more than those with a name are taken, by their place.
         main: what a single tensor without a name is for; empty = the first.
+        masked_by: see `Samples`.
     """
 
     names: tuple[str, ...] = ()
     required: tuple[str, ...] = ()
     any_number: bool = False
     main: str = ""
+    masked_by: str = MASK
 
     def bind(self, samples: Samples) -> Samples:
         """Samples by the network's own names, in its order.
@@ -210,7 +231,22 @@ class Signature:
                 "tensors by these names, or wrap the network in a module that takes what you have"
             )
         known = [name for name in self.names if name in given]
-        return Samples({name: given[name] for name in known or given})
+        return Samples({name: given[name] for name in known or given}, self.masked_by)
+
+    def masking(self, mask: str | None) -> Signature:
+        """The same with another input as the mask; None = as it is.
+
+        Raises:
+            OptionError: the network has no such input.
+        """
+        if mask is None:
+            return self
+        if mask.removeprefix("~") not in self.names:
+            raise OptionError(
+                f"mask is {mask!r}, expected an input of the network ({', '.join(self.names)}), "
+                "with ~ before it where it marks the padding: check the name"
+            )
+        return replace(self, masked_by=mask)
 
     def _places(self, count: int) -> list[str]:
         """The names of the first inputs."""

@@ -117,14 +117,15 @@ def _read(
     if asked.out is not None and files:
         check_space(asked.out, _least_bytes(network, files))
     teller.step("reading the images")
+    takes = network.signature.masking(asked.mask)
     images = load_images(
         asked.data,
         preprocess=preprocess,
         max_images=asked.max_images,
         seed=asked.seed,
-        takes=network.signature,
+        takes=takes,
     )
-    common = common_arguments(asked, recipe, preprocess, network.signature, teller)
+    common = common_arguments(asked, recipe, preprocess, takes, teller)
     return network, images, {"quantize": quantize, **_target(asked), **_runtime(asked), **common}
 
 

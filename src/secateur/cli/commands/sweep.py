@@ -32,7 +32,8 @@ def run(asked: options.Sweep) -> None:
     with working(asked.quiet) as teller:
         teller.step("loading the network")
         network = load_model(asked.model, asked.weights)
-        preprocess, takes = with_own(preprocess, network), open_model(network).signature
+        preprocess = with_own(preprocess, network)
+        takes = open_model(network).signature.masking(asked.mask)
         teller.step("reading the images")
         images = load_images(
             asked.data,
