@@ -16,7 +16,7 @@
 
 Where labels are of no use, as in calibration, they are left out. `open_images` opens any of them
 and returns them batch by batch, for networks are evaluated on any number of images. Layers are
-fitted to all calibration images at once: `load_images` returns them as one tensor.
+fitted to all calibration images at once: `load_images` returns them together.
 """
 
 from __future__ import annotations
