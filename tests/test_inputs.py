@@ -17,6 +17,7 @@ from secateur.data.sources import load_images
 from secateur.errors import DataError
 from secateur.evaluation.inference import first_output
 from secateur.frontends import open as open_model
+from secateur.frontends.loading import load_model
 from secateur.network.samples import Samples, Signature, as_samples
 
 COUNT, LENGTH, WORDS = 48, 9, 40
@@ -309,3 +310,28 @@ def test_the_report_says_how_much_is_padding() -> None:
     assert f"{share:.0%} of the samples' 9 positions are padding" in " ".join(report.notes)
     with pytest.raises(secateur.OptionError, match="mask is 'nothing', expected an input of"):
         secateur.prune(made(Encoder), TOKENS, sparsity=0.5, mask="nothing")
+
+
+class Fused(nn.Module):
+    """PyTorch's own encoder, whose heads can leave only the traced program."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(WORDS, 16)
+        layer = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.encoder(self.words(input_ids), src_key_padding_mask=attention_mask == 0)
+        return x[:, 0]
+
+
+def test_a_smaller_program_takes_sentences_of_any_length(tmp_path) -> None:
+    pattern = secateur.Channels(multiple=1)
+    result = secateur.prune(made(Fused), TOKENS, max_macs=0.6, pattern=pattern)
+    assert any("traced program" in note for note in result.report.notes)
+    assert not any("this length only" in note for note in result.report.notes)
+    result.save(tmp_path / "out")
+    again = load_model(str(tmp_path / "out" / "model.pt2"))
+    shorter = {name: of[:3, :5] for name, of in TOKENS.items()}
+    torch.testing.assert_close(again(**shorter), result.model(**shorter))

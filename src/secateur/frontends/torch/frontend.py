@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,13 @@ from secateur.frontends.torch import graph, modules
 from secateur.frontends.torch.onnx_export import exported, write_onnx
 from secateur.frontends.torch.shrink import shrink
 from secateur.frontends.torch.shrink_program import shrink_program
-from secateur.frontends.torch.signature import Arguments, cast, signature_of
+from secateur.frontends.torch.signature import (
+    Arguments,
+    any_length,
+    batch_of_any_size,
+    cast,
+    signature_of,
+)
 from secateur.network.couplings import Removed, masked
 from secateur.network.graph import Graph
 from secateur.network.layout import to_channels_last
@@ -106,8 +112,15 @@ class TorchFrontend(Frontend):
             else:
                 return smaller
         few = cast(self.signature.bind(example), self.device, self.precision)
-        traced = shrink_program(self.model, self.trace(example), removed, few)
-        smaller = TorchFrontend(traced, notes=(f"{_TRACED}: {failure}",))
+        graph, note = self.trace(example), f"{_TRACED}: {failure}"
+        if any(any_length(of) != batch_of_any_size(of) for of in few.tensors.values()):
+            with suppress(ModelError):
+                traced = shrink_program(self.model, graph, removed, few, any_length)
+                smaller = TorchFrontend(traced, notes=(note,))
+                check_same(smaller, ignoring, example)
+                return smaller
+            note += "; it takes samples of this length only"
+        smaller = TorchFrontend(shrink_program(self.model, graph, removed, few), notes=(note,))
         check_same(smaller, ignoring, example)
         return smaller
 

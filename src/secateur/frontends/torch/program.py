@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -44,18 +45,23 @@ class Exported(NamedTuple):
     autocasts: bool
 
 
-def export(module: nn.Module, example: Samples) -> Exported:
+def export(
+    module: nn.Module,
+    example: Samples,
+    free: Callable[[Tensor], dict[int, Any]] = batch_of_any_size,
+) -> Exported:
     """Exports a module with a dynamic batch; what runs under `torch.autocast` is in float32.
 
     Args:
         module: in eval mode.
         example: two samples or more, by the names of the arguments of `forward`.
+        free: the axes of an input whose size is left open, as `torch.export` wants them.
 
     Raises:
         ModelError: torch.export cannot trace it.
     """
     given = Arguments.of(module, example)
-    shapes = given.shapes(module, batch_of_any_size)
+    shapes = given.shapes(module, free)
     try:
         # what torch warns of and logs there is about its internals; errors are raised
         with TRACING, torch.no_grad(), quiet("torch._subclasses.fake_tensor"):

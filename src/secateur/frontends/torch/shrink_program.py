@@ -7,12 +7,13 @@ among their arguments that are sizes become those of the values without these ch
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 from torch.fx import Node
 
 from secateur.errors import ModelError
@@ -20,7 +21,7 @@ from secateur.frontends.torch.exported_programs import as_module
 from secateur.frontends.torch.modules import copy_module
 from secateur.frontends.torch.program import export
 from secateur.frontends.torch.shrink import cut
-from secateur.frontends.torch.signature import signature_of
+from secateur.frontends.torch.signature import any_length, batch_of_any_size, signature_of
 from secateur.network.couplings import Removed
 from secateur.network.graph import Graph
 from secateur.network.narrowing import Narrowing
@@ -29,9 +30,15 @@ from secateur.network.samples import Samples
 
 aten = torch.ops.aten
 
+Free = Callable[[Tensor], dict[int, Any]]
+
 
 def shrink_program(
-    model: nn.Module, graph: Graph, removed: Removed, example: Samples
+    model: nn.Module,
+    graph: Graph,
+    removed: Removed,
+    example: Samples,
+    free: Free = batch_of_any_size,
 ) -> fx.GraphModule:
     """A module's program without some units of its couplings.
 
@@ -40,6 +47,7 @@ def shrink_program(
         graph: of this module.
         removed: units to leave out, by coupling. Of a coupling in blocks as many of each.
         example: a few samples, of the module's own type.
+        free: the axes of an input whose size is left open.
 
     Raises:
         ModelError: a coupling is fixed, or a size cannot be mended.
@@ -47,7 +55,7 @@ def shrink_program(
     narrowing = Narrowing(graph, removed)
     module = copy_module(model).eval()
     example = example.pair() if len(example) == 1 else example
-    program = as_module(export(module, example.map(Tensor.contiguous)).program)
+    program = as_module(export(module, example.map(Tensor.contiguous), free).program)
     _Mending(narrowing).mend(program.graph)
     program.recompile()
     cut(program, removed)
@@ -68,8 +76,16 @@ def save_smaller(module: nn.Module, path: Path, samples: Samples) -> dict[str, A
     few = signature_of(module).bind(samples.pair()).map(Tensor.contiguous)
     with warnings.catch_warnings():  # PyTorch's, about its own format
         warnings.simplefilter("ignore")
-        torch.export.save(export(copy_module(module).eval(), few).program, path)
+        torch.export.save(_exported(copy_module(module).eval(), few), path)
     return {"bytes": path.stat().st_size}
+
+
+def _exported(module: nn.Module, few: Samples) -> ExportedProgram:
+    """A program that takes tokens of any number, if the module does."""
+    try:
+        return export(module, few, any_length).program
+    except ModelError:
+        return export(module, few).program
 
 
 class _Mending:
