@@ -335,3 +335,34 @@ def test_a_smaller_program_takes_sentences_of_any_length(tmp_path) -> None:
     again = load_model(str(tmp_path / "out" / "model.pt2"))
     shorter = {name: of[:3, :5] for name, of in TOKENS.items()}
     torch.testing.assert_close(again(**shorter), result.model(**shorter))
+
+
+class Tagger(Encoder):
+    """An encoder with scores for each token."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.words(input_ids)
+        return self.head(self.norm(x + self.down(self.up(x).relu())))
+
+
+def test_padding_does_not_count_where_networks_are_judged() -> None:
+    net, other = made(Tagger), made(Tagger)
+    with torch.no_grad():
+        other.head.weight[0] *= 1.5
+    expected = secateur.evaluate(net, TOKENS, reference=other).output_error
+    assert expected is not None
+    longer = {name: nn.functional.pad(of, (0, 6)) for name, of in TOKENS.items()}
+    lengths = TOKENS["attention_mask"].sum(1).tolist()
+    rows = [
+        {name: of[row : row + 1, :length] for name, of in TOKENS.items()}
+        for row, length in enumerate(lengths)
+    ]
+    for data in (longer, rows):
+        found = secateur.evaluate(net, data, reference=other, batch_size=5)
+        assert found.output_error == pytest.approx(expected, rel=1e-4)
+    blind = {**longer, "attention_mask": torch.ones_like(longer["attention_mask"])}
+    blinded = secateur.evaluate(net, blind, reference=other).output_error
+    assert blinded != pytest.approx(expected, rel=0.01)
+    result = secateur.prune(net, TOKENS, sparsity=0.5, evaluation=longer, allocation="uniform")
+    judged = result.report.evaluation["pruned"].output_error
+    assert judged == pytest.approx(result.report.calibration.output_error, rel=1e-3)

@@ -84,7 +84,8 @@ def evaluate(
         cautions += one_answer(answers.outputs[1], "images")
     for warning in cautions:
         warnings.warn(warning, SecateurWarning, stacklevel=2)
-    return compare(answers.outputs[0], numbers, None if reference is None else answers.outputs[1])
+    dense = None if reference is None else answers.outputs[1]
+    return compare(answers.outputs[0], numbers, dense, weight=answers.weight)
 
 
 def label_numbers(labels: Any) -> Int[Tensor, " batch"]:
@@ -119,11 +120,13 @@ class EvaluationSet:
         images: read batch by batch, for each network anew.
         dense: the dense network's scores, or first output of another kind.
         labels: class numbers; None = label-free.
+        weight: which positions of each sample are real; None = all.
     """
 
     images: ImageStream
     dense: Float[Tensor, "batch ..."]
     labels: Int[Tensor, " batch"] | None = None
+    weight: Tensor | None = None
 
     @classmethod
     def of(cls, model: Any, images: ImageStream) -> EvaluationSet:
@@ -140,14 +143,15 @@ class EvaluationSet:
         except (DataError, ModelError) as error:
             raise DataError(f"evaluation images from {images.source}: {error}") from error
         images.check_repeats()
-        return cls(images, answers.outputs[0], answers.labels)
+        return cls(images, answers.outputs[0], answers.labels, answers.weight)
 
     def evaluate(self, model: Any) -> Evaluation:
         """A network against the dense one. Cost: a forward pass over the images."""
-        return compare(answer([model], self.images).outputs[0], self.labels, self.dense)
+        found = answer([model], self.images).outputs[0]
+        return compare(found, self.labels, self.dense, weight=self.weight)
 
     def evaluations(self, pruned: Any, int8: Any = None) -> dict[str, Evaluation]:
         """The dense network's, the pruned one's and, where there is one, that in INT8."""
-        dense = compare(self.dense, self.labels, self.dense)
+        dense = compare(self.dense, self.labels, self.dense, weight=self.weight)
         found = {"dense": dense, "pruned": self.evaluate(pruned)}
         return found if int8 is None else {**found, "int8": self.evaluate(int8)}

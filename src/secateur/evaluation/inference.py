@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from secateur.core.outputs import is_scores
+from secateur.core.outputs import is_scores, of_one_length
 from secateur.data.streams import BATCH, ImageStream
 from secateur.errors import DataError, ModelError, OptionError, SecateurError
 from secateur.frontends import open_to_run
@@ -71,10 +71,12 @@ class Answers:
     Attributes:
         outputs: of each network the first output, as of `first_output`.
         labels: class numbers of the images, where the source has them.
+        weight: which positions of each sample are real, where a mask says so.
     """
 
     outputs: Sequence[Float[Tensor, "batch ..."]]
     labels: Int[Tensor, " batch"] | None = None
+    weight: Tensor | None = None
 
     @property
     def images(self) -> int:
@@ -112,6 +114,7 @@ def answer(
         raise OptionError(f"batch_size is {batch_size}, expected at least 1")
     outputs: list[list[Tensor]] = [[] for _ in models]
     labels: list[Tensor] = []
+    masks: list[Tensor] = []
     batches = images.batches(batch_size)
     first = next(batches)
     if needs_labels and first.labels is None:
@@ -126,7 +129,12 @@ def answer(
             for run, found in zip(runs, outputs, strict=True):
                 found.append(run(part.samples))
             labels += [] if part.labels is None else [part.labels]
-    return Answers([torch.cat(found) for found in outputs], torch.cat(labels) if labels else None)
+            masks += [] if part.samples.mask is None else [part.samples.mask.float().cpu()]
+    return Answers(
+        [torch.cat(of_one_length(found)[0]) for found in outputs],
+        torch.cat(labels) if labels else None,
+        torch.cat(of_one_length(masks)[0]) if masks else None,
+    )
 
 
 @contextmanager

@@ -271,6 +271,6 @@ def compared_with(
         return None
     try:
         outputs = first_output(network, samples) if outputs is None else outputs
-        return compare(outputs.float(), reference=dense.float())
+        return compare(outputs.float(), reference=dense.float(), weight=samples.mask)
     except ModelError:  # the warnings say so
         return None

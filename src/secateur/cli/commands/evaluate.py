@@ -34,14 +34,15 @@ def run(asked: options.Evaluate) -> None:
         answers = answer([network, *others], images, needs_labels=not others)
     output, *references = answers.outputs
     reference = references[0] if references else None
-    evaluations = [(asked.file, compare(output, answers.labels, reference))]
+    evaluations = [(asked.file, compare(output, answers.labels, reference, weight=answers.weight))]
     cautions = images.warnings_for(answers.classes)
     if reference is not None and answers.labels is None:
         cautions += one_answer(reference, "images")
     for warning in cautions:
         warnings.warn(warning, SecateurWarning, stacklevel=2)
     if reference is not None and asked.against is not None:
-        evaluations.append((asked.against, compare(reference, answers.labels, reference)))
+        other = compare(reference, answers.labels, reference, weight=answers.weight)
+        evaluations.append((asked.against, other))
     typer.echo(_json(evaluations) if asked.json else "\n".join(verdict_lines(evaluations)))
 
 
