@@ -363,6 +363,7 @@ def test_padding_does_not_count_where_networks_are_judged() -> None:
     blind = {**longer, "attention_mask": torch.ones_like(longer["attention_mask"])}
     blinded = secateur.evaluate(net, blind, reference=other).output_error
     assert blinded != pytest.approx(expected, rel=0.01)
-    result = secateur.prune(net, TOKENS, sparsity=0.5, evaluation=longer, allocation="uniform")
+    with pytest.warns(secateur.SecateurWarning, match="48 of 48 evaluation images are calibration"):
+        result = secateur.prune(net, TOKENS, sparsity=0.5, evaluation=longer, allocation="uniform")
     judged = result.report.evaluation["pruned"].output_error
     assert judged == pytest.approx(result.report.calibration.output_error, rel=1e-3)
