@@ -26,17 +26,6 @@ class Scores(nn.Module):
         return self.classifier(pixel_values=images).logits
 
 
-def preprocessing(name: str) -> secateur.Preprocess:
-    """What the model's image processor does: resize, crop and normalise."""
-    held = AutoImageProcessor.from_pretrained(name)
-    crop, size = getattr(held, "crop_size", None) or {}, held.size
-    side = crop.get("height") or size.get("height") or size.get("shortest_edge")
-    resize = size.get("shortest_edge") or side
-    return secateur.Preprocess(
-        size=side, resize=max(side, resize), mean=held.image_mean, std=held.image_std
-    )
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prunes, and writes the pruned classifier as Hugging Face reads it."""
     parser = argparse.ArgumentParser(description="Prune an image classifier of Hugging Face.")
@@ -52,11 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         classifier = AutoModelForImageClassification.from_config(config)
     else:
         classifier = AutoModelForImageClassification.from_pretrained(options.model)
+    processor = AutoImageProcessor.from_pretrained(options.model)
     result = secateur.prune(
         Scores(classifier.eval()),
         options.images,
         sparsity=options.sparsity,
-        preprocess=preprocessing(options.model),
+        preprocess=secateur.Preprocess.from_hugging_face(processor),
     )
     print(result.report)
     result.model.classifier.save_pretrained(options.out)

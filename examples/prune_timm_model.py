@@ -15,16 +15,6 @@ import timm
 import secateur
 
 
-def preprocessing(model: object) -> secateur.Preprocess:
-    """What timm says about the model's images."""
-    held = timm.data.resolve_model_data_config(model)
-    channels, size, _ = held["input_size"]
-    resize = round(size / held["crop_pct"])
-    return secateur.Preprocess(
-        size=size, resize=resize, mean=held["mean"], std=held["std"], channels=channels
-    )
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prunes, evaluates on labelled images if there are any, and writes weights and report."""
     parser = argparse.ArgumentParser(description="Prune a model of timm.")
@@ -37,12 +27,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     model = timm.create_model(options.model, pretrained=not options.random).eval()
+    config = timm.data.resolve_model_data_config(model)
     result = secateur.prune(
         model,
         options.images,
         sparsity=options.sparsity,
         evaluation=options.labelled,
-        preprocess=preprocessing(model),
+        preprocess=secateur.Preprocess.from_timm(config),
     )
     print(result.report)
     result.save(options.out)

@@ -292,7 +292,10 @@ def test_paths_that_are_none(wrong, pruned) -> None:
     ("make", "says"),
     [
         (lambda: Preprocess(mean=0.5), "Preprocess's mean is 0.5, expected finite numbers or None"),
-        (lambda: Preprocess(size="28"), "size is '28', expected a whole number at least 1 or None"),
+        (
+            lambda: Preprocess(size="28"),
+            "size is '28', expected a whole number at least 1, 2 numbers",
+        ),
         (
             lambda: secateur.inspect(network(), 28),
             "shape is 28, expected whole numbers or None",

@@ -310,6 +310,13 @@ def test_inspect_takes_the_size_that_the_network_says(timm, transformers) -> Non
         assert secateur.inspect(model).layers[0].output[-1] == 10
 
 
+def test_a_preprocess_that_cannot_be_followed_is_told(timm, monkeypatch) -> None:
+    monkeypatch.setitem(CONFIG, "crop_mode", "border")
+    with pytest.warns(SecateurWarning, match=r"what timm:resnet18 says of its images is not foll"):
+        model = load_model("timm:resnet18")
+    assert own_preprocess(model) is None
+
+
 def test_a_network_without_a_preprocess_has_none(transformers) -> None:
     assert own_preprocess(load_model("hf:Detector")) is None
     assert own_preprocess(network()) is None
@@ -323,7 +330,7 @@ def test_pictures_are_resized_as_asked(interpolation) -> None:
     resized = image.resize((12, 10), Image.Resampling[interpolation.upper()])
     expected = torch.from_numpy(np.array(resized)).permute(2, 0, 1) / 255
     torch.testing.assert_close(found, expected)
-    with pytest.raises(OptionError, match="interpolation is 'cubic', expected 'bilinear' or"):
+    with pytest.raises(OptionError, match="interpolation is 'cubic', expected 'nearest', 'box'"):
         Preprocess(interpolation="cubic")
 
 

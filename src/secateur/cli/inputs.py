@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from secateur.cli.options import Fit, Pictures
-from secateur.data.preprocess import Preprocess, completed
+from secateur.data.preprocess import ModelPreprocess, Preprocess, completed
 from secateur.data.sources import open_images
 from secateur.data.streams import ImageStream
 from secateur.frontends.hubs import own_preprocess
@@ -29,12 +30,21 @@ def asked_preprocess(options: Pictures) -> Preprocess | None:
     return Preprocess(**settings, channels=options.channels)
 
 
-def with_own(asked: Preprocess | None, *networks: Any) -> Preprocess | None:
-    """What was asked for, with what a network from a hub brings where nothing was."""
-    own = next(filter(None, map(own_preprocess, networks)), None)
+def with_own(asked: Preprocess | None, file: Path | None, *networks: Any) -> Preprocess | None:
+    """What was asked for, with what a file or a network from a hub says where nothing was.
+
+    Args:
+        asked: by the options.
+        file: of `--preprocess`.
+        networks: the first that says how to prepare its images is followed, if there is no file.
+    """
+    if file is not None:
+        own, who = ModelPreprocess.load(file), str(file)
+    else:
+        own, who = next(filter(None, map(own_preprocess, networks)), None), "the network"
     if own is not None:
         typer.echo(
-            f"secateur: note: pictures are prepared as the network says ({own}), but for what "
+            f"secateur: note: pictures are prepared as {who} says ({own}), but for what "
             "--size, --resize, --mean and --std say",
             err=True,
         )

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from secateur.cli.parameters import Numbers
+from secateur.cli.parameters import Numbers, sides
 
 _number = Numbers().parse
 _whole = Numbers(kind=int).parse
@@ -37,8 +37,10 @@ Data = Annotated[
     ),
 ]
 Size = Annotated[
-    int | None,
-    typer.Option(parser=_whole, metavar="N", help="Side of the square centre crop, in pixels."),
+    Any,
+    typer.Option(
+        parser=sides, metavar="N|HxW", help="Centre crop, in pixels: a square, or height and width."
+    ),
 ]
 Channels = Annotated[
     int, typer.Option(parser=_whole, metavar="N", help="3 (RGB) or 1 (grayscale).")
@@ -66,9 +68,12 @@ class Pictures:
 
     size: Size = None
     resize: Annotated[
-        int | None,
+        Any,
         typer.Option(
-            parser=_whole, metavar="N", help="Short side before the crop, in pixels; default: size."
+            parser=sides,
+            metavar="N|HxW",
+            help="Short side before the crop (or height and width to cover), in pixels; "
+            "default: size.",
         ),
     ] = None
     mean: Annotated[
@@ -88,6 +93,14 @@ class Pictures:
         ),
     ] = None
     channels: Channels = 3
+    preprocess: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Preprocessing as JSON: preprocessor_config.json of Transformers, or what timm "
+            "has for a network; the options above replace it one by one.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,3 +42,18 @@ class Numbers:
         if self.several:
             return f"{name}s separated by commas, such as 1,2,3"
         return f"a {name}" + (f", at least {self.least:g}" if self.least is not None else "")
+
+
+def sides(text: str) -> int | tuple[int, int]:
+    """The side of a square in pixels, or HEIGHTxWIDTH.
+
+    Raises:
+        typer.BadParameter: the text is neither.
+    """
+    parts = str(text).lower().split("x")
+    if not 1 <= len(parts) <= 2 or not all(part.strip().isdecimal() for part in parts):
+        raise typer.BadParameter(
+            f"got {text!r}, expected the side of a square or HEIGHTxWIDTH, such as 224 or 224x192"
+        )
+    height, width = int(parts[0]), int(parts[-1])
+    return height if len(parts) == 1 else (height, width)

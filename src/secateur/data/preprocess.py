@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -12,15 +14,20 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from secateur.data.preprocess_configs import (
+    hugging_face_settings,
+    settings_from_file,
+    timm_settings,
+)
 from secateur.errors import DataError, OptionError, SecateurError
 from secateur.support.settings import at_least, check_settings
 from secateur.support.wording import counted
 
-Interpolation = Literal["bilinear", "bicubic"]
-INTERPOLATIONS: dict[str, Image.Resampling] = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
+Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+INTERPOLATIONS = {name: Image.Resampling[name.upper()] for name in get_args(Interpolation)}
+Fit = Literal["cover", "squash"]
+Rounding = Literal["even", "down"]
+Sides = int | Sequence[int]  # of a square, or height and width
 # Beyond these, all that is left of a picture is one value.
 _SCALES = {"mean": (-10.0, 1.0), "std": (0.0, 10.0)}
 _LUMA = (0.299, 0.587, 0.114)  # of RGB, as Pillow makes grey of them
@@ -33,31 +40,68 @@ class Preprocess:
     Use the values that the network was trained with::
 
         Preprocess(size=224, resize=256, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+        Preprocess.from_timm(timm.data.resolve_data_config(model.pretrained_cfg))
+        Preprocess.from_hugging_face(AutoImageProcessor.from_pretrained(name))
+
+    Images are resized by Pillow, which makes every filter wider where they get smaller
+    (antialiasing), as timm and Transformers have it done.
 
     Attributes:
-        size: side of the square centre crop, in pixels; None = no crop.
-        resize: short side before the crop, in pixels (antialiased); None = `size`, if given.
+        size: of the centre crop, in pixels: the side of a square, or height and width; None = no
+            crop.
+        resize: size before the crop, in pixels; a single number is both sides. None = `size`, if
+            given.
         mean, std: per channel, for pixels scaled to [0, 1]; None = 0 and 1. Without either there
             is a warning, because few networks are trained that way.
         channels: 3 (RGB) or 1 (grayscale); any number for synthetic images.
-        interpolation: "bilinear" or "bicubic", for resizing.
+        interpolation: filter for resizing, by Pillow's names in lower case.
+        fit: "cover" keeps the aspect ratio, and makes images as small as they can be with neither
+            side below `resize`: of a square, the short side is `resize`. "squash" makes them
+            exactly `resize`.
+        crop_rounding: where the crop begins if an odd number of rows or columns is left over:
+            half to "even" (torchvision, timm) or half "down" (Transformers).
     """
 
-    size: int | None = None
-    resize: int | None = None
+    size: Sides | None = None
+    resize: Sides | None = None
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     channels: int = 3
     interpolation: Interpolation = "bilinear"
+    fit: Fit = "cover"
+    crop_rounding: Rounding = "even"
+
+    @classmethod
+    def from_timm(cls, config: Any) -> Self:
+        """As timm prepares images to evaluate a network (`timm.data.create_transform`).
+
+        Args:
+            config: what `timm.data.resolve_data_config` gives, or a `pretrained_cfg`.
+
+        Raises:
+            OptionError: it asks for something else than these settings.
+        """
+        return cls(**timm_settings(config))
+
+    @classmethod
+    def from_hugging_face(cls, processor: Any) -> Self:
+        """As an image processor of Transformers prepares images.
+
+        Args:
+            processor: the image processor, its `to_dict()`, or the path of its
+                `preprocessor_config.json` or of the folder that holds it.
+
+        Raises:
+            DataError: the file cannot be read.
+            OptionError: it does something that these settings cannot say, such as padding.
+        """
+        return cls(**hugging_face_settings(processor))
 
     def __post_init__(self) -> None:
         least = at_least(1)
-        check_settings(self, size=least, resize=least, channels=least)
-        if self.size and self.resize and self.resize < self.size:
-            raise OptionError(
-                f"resize is {self.resize} and size {self.size}, expected a crop no larger than "
-                "the resized short side: raise resize or lower size"
-            )
+        check_settings(self, size=least.several(2), resize=least.several(2), channels=least)
+        if self.size is not None and self.resize is not None:
+            self._check_crop(pair(self.size), pair(self.resize))
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) not in (1, self.channels):
                 raise OptionError(
@@ -102,9 +146,41 @@ class Preprocess:
         """Scales pixels to [0, 1] and normalises them by mean and std."""
         return self._standardised(pixels.float() / 255)
 
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """Height and width of what comes out; None = those of the image count."""
+        size = self.resize if self.size is None and self.fit == "squash" else self.size
+        return None if size is None else pair(size)
+
+    def _check_crop(self, crop: tuple[int, int], resize: tuple[int, int]) -> None:
+        if crop[0] > resize[0] or crop[1] > resize[1]:
+            raise OptionError(
+                f"resize is {sides(resize)} and size {sides(crop)}, expected a crop no larger than "
+                "the resized image: raise resize or lower size"
+            )
+
     def _cut(self, image: Image.Image) -> Image.Image:
-        how = INTERPOLATIONS[self.interpolation]
-        return _center_crop(_resize_short(image, self.resize or self.size, how), self.size)
+        wanted = self.size if self.resize is None else self.resize
+        if wanted is not None:
+            height, width = self._resized(image.height, image.width, pair(wanted))
+            if (width, height) != image.size:
+                image = image.resize((width, height), INTERPOLATIONS[self.interpolation])
+        return image if self.size is None else self._cropped(image, pair(self.size))
+
+    def _resized(self, height: int, width: int, wanted: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of a resized image, with the rounding of torchvision and timm."""
+        if self.fit == "squash":
+            return wanted
+        if wanted[0] == wanted[1]:
+            short = min(height, width)
+            return int(wanted[0] * height / short), int(wanted[0] * width / short)
+        ratio = min(height / wanted[0], width / wanted[1])
+        return round(height / ratio), round(width / ratio)
+
+    def _cropped(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        start = round if self.crop_rounding == "even" else math.floor
+        top, left = start((image.height - size[0]) / 2), start((image.width - size[1]) / 2)
+        return image.crop((left, top, left + size[1], top + size[0]))
 
     def _standardised(self, unit: Tensor) -> Tensor:
         mean, std = (
@@ -203,17 +279,28 @@ def _unit_pixels(image: Image.Image) -> Float[np.ndarray, "height width"]:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelPreprocess(Preprocess):
-    """The preprocessing that a network from a hub prescribes; preprocessed data skip it."""
+    """The preprocessing that a network prescribes; preprocessed data skip it."""
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads it from a file of timm or of Transformers.
+
+        Args:
+            path: a `preprocessor_config.json`, or a table of timm as JSON, alone or as the
+                `pretrained_cfg` of another.
+
+        Raises:
+            DataError: the file cannot be read.
+            OptionError: it asks for what these settings cannot say.
+        """
+        return cls(**settings_from_file(path))
 
     def __str__(self) -> str:
-        parts = {
-            "short side": self.resize,
-            "crop": self.size,
-            "mean": self.mean,
-            "std": self.std,
-        }
-        settings = [f"{name} {_text(value)}" for name, value in parts.items() if value is not None]
-        return f"{', '.join(settings)}, {self.interpolation}"
+        named = {"short side" if self.fit == "cover" else "squashed to": self.resize}
+        parts = [f"{name} {sides(of)}" for name, of in (named | {"crop": self.size}).items() if of]
+        scales = {"mean": self.mean, "std": self.std}
+        parts += [f"{name} {_listed(of)}" for name, of in scales.items() if of is not None]
+        return f"{', '.join(parts)}, {self.interpolation}"
 
 
 def completed(asked: Preprocess | None, own: ModelPreprocess | None) -> Preprocess | None:
@@ -229,28 +316,25 @@ def completed(asked: Preprocess | None, own: ModelPreprocess | None) -> Preproce
         mean=own.mean if asked.mean is None and normal else asked.mean,
         std=own.std if asked.std is None and normal else asked.std,
         interpolation=own.interpolation,
+        fit=own.fit,
+        crop_rounding=own.crop_rounding,
     )
 
 
-def _text(value: int | Sequence[float]) -> str:
-    return str(value) if isinstance(value, int) else ",".join(f"{of:g}" for of in value)
+def _listed(numbers: Sequence[float]) -> str:
+    return ",".join(f"{of:g}" for of in numbers)
 
 
-def _resize_short(
-    image: Image.Image, short: int | None, interpolation: Image.Resampling
-) -> Image.Image:
-    if short is None or min(image.size) == short:
-        return image
-    factor = short / min(image.size)
-    width, height = (max(short, int(side * factor)) for side in image.size)
-    return image.resize((width, height), interpolation)
+def pair(size: Sides) -> tuple[int, int]:
+    """Height and width."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
-def _center_crop(image: Image.Image, size: int | None) -> Image.Image:
-    if size is None:
-        return image
-    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
+def sides(size: Sides) -> str:
+    """A size in words: the side of a square, or HEIGHTxWIDTH."""
+    height, width = pair(size)
+    return str(height) if height == width else f"{height}x{width}"
 
 
 Transform = Callable[[Image.Image], Tensor]

@@ -280,15 +280,19 @@ class _Source:
         """Made images, as inputs of the network; see `fractals` and `noise` in this folder."""
         if not number.isdecimal() or int(number) < 1:
             raise DataError(f"got {kind}:{number}, expected how many to make, such as {kind}:300")
-        if not isinstance(self.preprocess, Preprocess) or self.preprocess.size is None:
+        shape = self.preprocess.shape if isinstance(self.preprocess, Preprocess) else None
+        if shape is None or not isinstance(self.preprocess, Preprocess):
             raise DataError(
                 f"{kind}:{number} has no size, expected the network's preprocessing: pass "
                 "Preprocess(size=..., mean=..., std=...), or --size, --mean and --std"
             )
         count = min(int(number), self.max_images or int(number))
         what, make = _SYNTHETIC[kind]
-        size, channels = self.preprocess.size, self.preprocess.channels
-        images = make(count, size=size, channels=channels, seed=self.seed)
+        height, width = shape
+        channels = self.preprocess.channels
+        images = make(count, size=max(shape), channels=channels, seed=self.seed)
+        top, left = (images.shape[-2] - height) // 2, (images.shape[-1] - width) // 2
+        images = images[..., top : top + height, left : left + width].contiguous()
         if images.dtype == torch.uint8:  # noise comes as inputs
             images = self.preprocess.normalise(images)
         notes = [f"{count} of {number}, the most allowed"] if count < int(number) else []

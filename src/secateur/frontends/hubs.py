@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import ast
 import inspect
-import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from secateur.data.preprocess import Interpolation, ModelPreprocess
-from secateur.errors import MissingExtraError, ModelError, OptionError, SecateurError
+from secateur.data.preprocess import ModelPreprocess
+from secateur.errors import (
+    MissingExtraError,
+    ModelError,
+    OptionError,
+    SecateurError,
+    SecateurWarning,
+)
 from secateur.support.choices import did_you_mean
 from secateur.support.extras import require
 from secateur.support.loggers import quiet
 
-# Pillow's numbers, as Transformers writes them.
-_INTERPOLATIONS: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
 _PREPROCESS = "secateur_preprocess"  # where a module from a hub holds its own
 
 
@@ -52,6 +56,31 @@ def load_from_hub(reference: str, *, pretrained: bool = True) -> nn.Module:
     options = {"pretrained": pretrained} | options
     if not name:
         raise ModelError(f"got {reference!r}, expected a name behind it, such as timm:resnet18")
+    model = _loaded(hub, name, options, reference)
+    own = vars(model).get(_PREPROCESS)
+    if isinstance(own, OptionError):
+        setattr(model, _PREPROCESS, None)
+        warnings.warn(
+            f"what {reference} says of its images is not followed: {own}",
+            SecateurWarning,
+            stacklevel=2,
+        )
+    return model
+
+
+def own_preprocess(model: Any) -> ModelPreprocess | None:
+    """How a network from a hub wants its images, as far as it tells; None of any other one."""
+    return vars(model).get(_PREPROCESS) if isinstance(model, nn.Module) else None
+
+
+def own_input_shape(model: Any) -> tuple[int, ...] | None:
+    """Of one image, as a network from a hub wants it; None of any other one."""
+    own = own_preprocess(model)
+    return None if own is None or own.shape is None else (own.channels, *own.shape)
+
+
+def _loaded(hub: str, name: str, options: Mapping[str, Any], reference: str) -> nn.Module:
+    """A network by its name, whose own preprocessing may be an error that tells why it has none."""
     with _quiet(), _weights_only(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # of the weights that are not pretrained
         try:
@@ -68,17 +97,6 @@ def load_from_hub(reference: str, *, pretrained: bool = True) -> nn.Module:
                 f"{reference} cannot be made ({type(error).__name__}: {_first(error)}), expected a "
                 "network that its package makes: try it in Python first"
             ) from error
-
-
-def own_preprocess(model: Any) -> ModelPreprocess | None:
-    """How a network from a hub wants its images, as far as it tells; None of any other one."""
-    return vars(model).get(_PREPROCESS) if isinstance(model, nn.Module) else None
-
-
-def own_input_shape(model: Any) -> tuple[int, ...] | None:
-    """Of one image, as a network from a hub wants it; None of any other one."""
-    own = own_preprocess(model)
-    return None if own is None or own.size is None else (own.channels, own.size, own.size)
 
 
 def _arguments(text: str, reference: str) -> tuple[str, dict[str, Any]]:
@@ -108,22 +126,9 @@ def _timm(name: str, options: Mapping[str, Any]) -> nn.Module:
             f"{did_you_mean(known, timm.list_models())}"
         )
     model = timm.create_model(name, **options)
-    setattr(model, _PREPROCESS, _timm_preprocess(timm.data.resolve_model_data_config(model)))
+    config = timm.data.resolve_model_data_config(model)
+    setattr(model, _PREPROCESS, _prescribed(ModelPreprocess.from_timm, config))
     return model
-
-
-def _timm_preprocess(config: Mapping[str, Any]) -> ModelPreprocess | None:
-    channels, _, size = config["input_size"]
-    if not {len(config["mean"]), len(config["std"])} <= {1, channels}:
-        return None
-    return ModelPreprocess(
-        size=size,
-        resize=math.floor(size / config["crop_pct"]),
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-        channels=channels,
-        interpolation=_interpolation(config["interpolation"]),
-    )
 
 
 def _hugging_face(name: str, options: Mapping[str, Any]) -> nn.Module:
@@ -180,39 +185,23 @@ def _tensors_only(model: nn.Module) -> nn.Module:
     return model
 
 
-def _hugging_face_preprocess(transformers: Any, name: str) -> ModelPreprocess | None:
-    """As near as `Preprocess` comes: a short side and a centre crop, where others may squash."""
+def _hugging_face_preprocess(transformers: Any, name: str) -> ModelPreprocess | OptionError | None:
     mixin = transformers.image_processing_base.ImageProcessingMixin
     try:
-        held, _ = mixin.get_image_processor_dict(name)
+        table, _ = mixin.get_image_processor_dict(name)
     except OSError:  # it has none
         return None
-    sizes, crop = held.get("size") or {}, held.get("crop_size")
-    resize = _side(sizes)
-    size = _side(crop) if held.get("do_center_crop") else resize
-    if "crop_pct" in held and resize and resize < 384:  # ConvNeXt's
-        size, resize = resize, math.floor(resize / held["crop_pct"])
-    if not size or (resize and resize < size):
-        return None
-    normal = held.get("do_normalize", True)
-    return ModelPreprocess(
-        size=size,
-        resize=resize,
-        mean=tuple(held.get("image_mean") or (0.5,)) if normal else (0.0,),
-        std=tuple(held.get("image_std") or (0.5,)) if normal else (1.0,),
-        interpolation=_INTERPOLATIONS.get(held.get("resample", 2), "bilinear"),
-    )
+    return _prescribed(ModelPreprocess.from_hugging_face, table)
 
 
-def _side(sizes: Any) -> int | None:
-    """The side of a square in the forms that Transformers has for it."""
-    if isinstance(sizes, Mapping):
-        sizes = sizes.get("shortest_edge") or sizes.get("height")
-    return sizes if isinstance(sizes, int) and sizes > 0 else None
-
-
-def _interpolation(name: str) -> Interpolation:
-    return next((known for known in get_args(Interpolation) if known == name), "bilinear")
+def _prescribed(
+    read: Callable[[Any], ModelPreprocess], table: Any
+) -> ModelPreprocess | OptionError:
+    """The preprocessing that a table prescribes, or why it cannot be followed."""
+    try:
+        return read(table)
+    except OptionError as error:
+        return error
 
 
 _ELSEWHERE = {  # weights that are at hand

@@ -52,6 +52,10 @@ class Range:
         """Several numbers, each greater than the one before it."""
         return replace(self, order="rising", count=count)
 
+    def several(self, count: int) -> Range:
+        """One number, or so many in any order, where the type takes both."""
+        return replace(self, count=count)
+
     def holds(self, value: float) -> bool:
         """Whether a number lies in it; NaN and infinity never do."""
         above = value > self.low if self.open_low else value >= self.low

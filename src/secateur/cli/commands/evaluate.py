@@ -27,7 +27,7 @@ def run(asked: options.Evaluate) -> None:
         teller.step("loading")
         network = load_network(asked.file, asked.model)
         others = [] if asked.against is None else [load_network(asked.against, asked.model)]
-        preprocess = with_own(preprocess, network, *others)
+        preprocess = with_own(preprocess, asked.preprocess, network, *others)
         teller.step("evaluating")
         takes = open_to_run(network).signature
         images = open_images(asked.eval_data, preprocess=preprocess, takes=takes)

@@ -9,6 +9,7 @@ import typer
 from secateur import api
 from secateur.cli import options
 from secateur.cli.output import working
+from secateur.data.preprocess import pair
 from secateur.frontends.loading import load_model
 from secateur.render.terminal import print_blocks
 
@@ -17,7 +18,7 @@ def run(asked: options.Inspect) -> None:
     """Prints a network's layers."""
     shape = asked.shape
     if shape is None and asked.data is None and (asked.size is not None or asked.channels != 3):
-        shape = (asked.channels, asked.size or 224, asked.size or 224)
+        shape = (asked.channels, *pair(asked.size or 224))
     with working(asked.quiet) as teller:
         teller.step("loading the network")
         network = load_model(asked.model, asked.weights)

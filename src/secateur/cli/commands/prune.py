@@ -111,7 +111,7 @@ def _read(
     """
     teller.step("loading the network")
     network = open_model(load_model(asked.model, asked.weights))
-    preprocess = with_own(preprocess, network.model)
+    preprocess = with_own(preprocess, asked.preprocess, network.model)
     quantize = "int8" if asked.int8 else None
     check_kind(quantize, network)
     if asked.out is not None and files:

@@ -32,7 +32,7 @@ def run(asked: options.Sweep) -> None:
     with working(asked.quiet) as teller:
         teller.step("loading the network")
         network = load_model(asked.model, asked.weights)
-        preprocess = with_own(preprocess, network)
+        preprocess = with_own(preprocess, asked.preprocess, network)
         takes = open_model(network).signature.masking(asked.mask)
         teller.step("reading the images")
         images = load_images(
