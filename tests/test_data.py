@@ -504,7 +504,7 @@ def one_nan():
         (torch.zeros(4, 5, 8, 7, dtype=torch.uint8), r"in torch\.uint8, expected"),
         (one_nan(), r"NaN or Inf \(the first such image is number 4\)"),
         (7, "the data are a int"),
-        ({"images": FLOATS}, "the data are a dict"),
+        ({"boxes": FLOATS}, "the data are a dict"),
         ([(1, 2)], "batches of type tuple"),
         (["a", "b"], "batches of type str"),
         ([FLOATS, FLOATS[..., :5]], r"batch 1 has shape \(3, 8, 5\).*one size"),

@@ -135,6 +135,18 @@ def test_labels_are_found_beside_the_inputs() -> None:
         assert found == secateur.evaluate(made(Two), BOTH, labels)
 
 
+def test_one_image_tensor_may_come_by_its_name_too() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(32, 4))
+    net = net.eval().requires_grad_(False)
+    expected = weights(net, IMAGE)
+    labels = torch.arange(COUNT) % 4
+    for data in ({"input": IMAGE}, {"pixel_values": IMAGE.numpy(), "label": labels}):
+        assert same(weights(net, data), expected)
+        assert load_images(data, max_images=7).tensor.shape == (7, 3, 6, 6)
+    found = secateur.evaluate(net, {"pixel_values": IMAGE, "label": labels})
+    assert found == secateur.evaluate(net, IMAGE, labels)
+
+
 def test_an_input_that_has_a_default_may_be_left_out_or_given() -> None:
     net = made(Two)
     scaled = {**BOTH, "scale": torch.full((COUNT, 1), 2.0)}

@@ -43,7 +43,7 @@ from secateur.data.arrays import (
     own_memory,
     rows_of,
 )
-from secateur.data.batches import class_numbers, read_batch
+from secateur.data.batches import IMAGE_KEYS, class_numbers, read_batch
 from secateur.data.folders import folder_labels, image_files, open_image
 from secateur.data.fractals import fractal_images
 from secateur.data.iterating import Indexed, Replay, gives_rows, guarded, is_indexed
@@ -219,6 +219,10 @@ class _Source:
             return _stream_of(data)
         if isinstance(data, str | Path):
             return self._path(str(data))
+        return self._arrays(data, name) or self._iterable(data, name or type(data).__name__)
+
+    def _arrays(self, data: Any, name: str) -> ImageStream | None:
+        """What is in memory as a whole; None where it is something else."""
         if (found := named(data, self.takes)) is not None:
             return self._named(found, name or "tensors")
         if isinstance(data, np.ndarray | Tensor):
@@ -226,16 +230,34 @@ class _Source:
         if is_pair(data):
             labels = as_tensor(data[1]) if self.labelled else None
             return self._array(as_tensor(data[0]), labels, name or "tensors")
-        name = name or type(data).__name__
+        return None
+
+    def _iterable(self, data: Any, name: str) -> ImageStream:
+        """What gives batches or samples."""
+        if isinstance(data, Mapping):
+            return self._mapping(data, name)
         check_are_batches(data, name)
         if is_indexed(data):
             return self._batches(lambda: (data[i] for i in range(len(data))), name, single=True)
         if isinstance(data, torch.utils.data.IterableDataset):
             return self._batches(lambda: data, name, single=True)
-        if isinstance(data, Iterable) and not isinstance(data, Mapping):
+        if isinstance(data, Iterable):
             again = Replay(data) if isinstance(data, Iterator) else data
             return self._batches(lambda: again, name, single=gives_rows(data))
         raise self._unknown(data)
+
+    def _mapping(self, data: Mapping[Any, Any], name: str) -> ImageStream:
+        """Images under one of their usual names, or that of the network's input."""
+        if any(self._is_taken(key) for key in data):
+            batch = read_batch(data, name)
+            if isinstance(batch.images, Tensor | np.ndarray):
+                labels = batch.labels if self.labelled else None
+                return self._array(as_tensor(batch.images), labels, name)
+        raise self._unknown(data)
+
+    def _is_taken(self, name: Any) -> bool:
+        """Whether the network takes an input of this name, or any network takes images so."""
+        return name in IMAGE_KEYS or (self.takes is not None and name in self.takes.names)
 
     def _unknown(self, data: Any) -> DataError:
         if isinstance(data, Mapping) and self.takes is not None:
