@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from secateur.core.distance import direction_error, relative_error, value_error
 from secateur.core.outputs import JUDGES, Judge, check_judge, judge_of, of_one_length, rows_of
-from secateur.errors import DataError, ModelError
+from secateur.errors import DataError, ModelError, OptionError
 from secateur.evaluation.metrics import compare, mean_of_samples, one_answer
 from secateur.evaluation.results import MEASURES
 
@@ -56,7 +56,7 @@ KINDS: list[tuple[Judge, Tensor, str]] = [
 @pytest.mark.parametrize(("judge", "output", "name"), KINDS)
 def test_what_an_output_is_judged_by(judge, output, name) -> None:
     assert judge_of(output, name=name) == judge
-    check_judge(judge, output)
+    check_judge(judge, output.shape)
 
 
 def test_labels_say_what_they_are_of() -> None:
@@ -77,8 +77,8 @@ def test_labels_say_what_they_are_of() -> None:
     ],
 )
 def test_an_output_of_another_shape_is_refused(judge, shape) -> None:
-    with pytest.raises(ModelError, match="choose another output or judge"):
-        check_judge(judge, torch.ones(shape))
+    with pytest.raises(OptionError, match="choose another output or judge"):
+        check_judge(judge, shape)
 
 
 def by_hand(dense: Tensor, found: Tensor, weight: Tensor) -> Tensor:

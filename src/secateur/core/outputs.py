@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from secateur.core.precision import widened
-from secateur.errors import ModelError
+from secateur.errors import OptionError
 
 Judge = Literal["classes", "tokens", "embeddings", "values"]
 JUDGES: tuple[Judge, ...] = get_args(Judge)
@@ -127,13 +127,14 @@ _SHAPES = {
 }
 
 
-def check_judge(judge: Judge, output: Tensor) -> None:
-    """Raises ModelError where an output has another shape than what it is to be judged by."""
+def check_judge(judge: Judge, shape: Sequence[int]) -> None:
+    """Raises OptionError where an output has another shape than what it is to be judged by."""
     least, most = _DIMENSIONS[judge]
-    wide = judge == "values" or output.shape[-1:] > (1,)
-    if least <= output.dim() <= most and wide:
+    is_wide = judge == "values" or tuple(shape[-1:]) > (1,)
+    if least <= len(shape) <= most and is_wide:
         return
-    raise ModelError(
-        f"the output has shape {tuple(output.shape)}, expected {_SHAPES.get(judge, 'a batch')} to "
-        f"judge it by {judge}: choose another output or judge"
+    expected = _SHAPES.get(judge, "a row for each sample")
+    raise OptionError(
+        f"judge is {judge!r}, and the output has shape {tuple(shape)}, expected {expected}: "
+        "choose another output or judge"
     )

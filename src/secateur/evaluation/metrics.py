@@ -48,7 +48,8 @@ def compare(
             (batch, positions, ...). None = all count.
 
     Raises:
-        ModelError: the outputs have different shapes, or another one than what they are judged by.
+        ModelError: the outputs have different shapes, or labels are of no scores.
+        OptionError: an output has another shape than what it is to be judged by.
         DataError: a label is not the number of a class.
     """
     judge = judge or judge_of(output if reference is None else reference, labels=labels)
@@ -56,7 +57,7 @@ def compare(
         labels = None
     if labels is not None:
         check_labels(labels, output, judge)
-    check_judge(judge, output)
+    check_judge(judge, output.shape)
     if reference is not None and reference.shape != output.shape:
         raise ModelError(
             f"the outputs have shapes {tuple(output.shape)} and {tuple(reference.shape)}, expected "

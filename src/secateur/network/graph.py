@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from secateur.core.outputs import Judge
 from secateur.network.layers import Layer, find_layers
 from secateur.network.ops import BatchNorm, Op, Shapes
 
@@ -44,6 +45,9 @@ class Graph:
         fixed: why parameters cannot be changed, by name, said of "weight".
         unsteady: names of values whose shapes depend on more than the number of images, as after a
             selection or NonMaxSuppression.
+        output_names: what the network's users call its outputs, one for each as it was traced; see
+            `secateur.network.returned`.
+        judge: what its first output is judged by; None = not decided.
         notes: what a reader of the report should know.
         has_gradients: whether operations can be differentiated by PyTorch.
     """
@@ -56,6 +60,8 @@ class Graph:
     constants: Collection[str]
     fixed: Mapping[str, str]
     unsteady: Collection[str]
+    output_names: Sequence[str] = ()
+    judge: Judge | None = None
     notes: Sequence[str] = ()
     has_gradients: bool = True
 
@@ -82,10 +88,12 @@ class Graph:
         """The same network with some parameters replaced."""
         return replace(self, parameters={**self.parameters, **parameters})
 
-    def judged_by(self, name: str, note: str) -> Graph:
-        """The same network with a value before its outputs, by which it is judged, and a note."""
+    def judged_by(self, name: str, judge: Judge | None, notes: Sequence[str] = ()) -> Graph:
+        """The same network with a value before its outputs, by which it is judged, and notes."""
         rest = [output for output in self.outputs if output != name]
-        return replace(self, outputs=[name, *rest], notes=[*self.notes, note])
+        return replace(
+            self, outputs=[name, *rest], output_names=(), judge=judge, notes=[*self.notes, *notes]
+        )
 
 
 def alone(norms: Sequence[Norm], parameters: Mapping[str, Tensor]) -> list[Norm]:

@@ -17,16 +17,26 @@ from secateur.pruning.streams import DualStream
 
 
 class Judged:
-    """Runs the dense network on samples that nothing is fitted to, from an operation on."""
+    """Runs the dense network on samples that nothing is fitted to, from an operation on.
 
-    def __init__(self, graph: Graph, runs: Sequence[Stream]) -> None:
-        self.graph, self.runs = graph, runs
+    Attributes:
+        graph: with the output first that it is judged by.
+        runs: of chunks of the samples.
+        weights: which positions of each chunk count; None = all.
+    """
+
+    def __init__(
+        self, graph: Graph, runs: Sequence[Stream], weights: Sequence[Tensor] | None = None
+    ) -> None:
+        self.graph, self.runs, self.weights = graph, runs, weights
 
     @classmethod
     def beside(cls, streams: DualStream, samples: Samples, *, chunk: int) -> Judged:
         """Of the network that some streams run, with its values in their store."""
-        parts = enumerate(samples.split(chunk))
-        return cls(streams.graph, [streams.stream("judging", *part) for part in parts])
+        parts = samples.split(chunk)
+        runs = [streams.stream("judging", number, part) for number, part in enumerate(parts)]
+        masks = [part.mask for part in parts]
+        return cls(streams.graph, runs, [of for of in masks if of is not None] or None)
 
     @cached_property
     def dense(self) -> list[Tensor]:
@@ -43,7 +53,7 @@ class Judged:
         """
         for run in self.runs:
             run.advance(op)
-        return relative_error(self.dense, self._outputs(changes))
+        return relative_error(self.dense, self._outputs(changes), self.graph.judge, self.weights)
 
     def _outputs(self, changes: Mapping[str, Tensor]) -> list[Tensor]:
         """The network's first output, chunk by chunk."""

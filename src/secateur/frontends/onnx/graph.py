@@ -128,6 +128,7 @@ def _build(
         ops=schedule(translation),
         inputs=[translation.input],
         outputs=translation.outputs,
+        output_names=translation.outputs,
         parameters=parameters,
         shapes=held | {name: Shape(tuple(value.shape)) for name, value in parameters.items()},
         constants={name for name, kind in kinds.items() if kind not in _NO_WEIGHTS},

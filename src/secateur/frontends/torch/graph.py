@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from secateur.errors import ModelError
 from secateur.frontends.torch.modules import (
@@ -31,6 +31,7 @@ from secateur.frontends.torch.translation import Translator, depends_on_values, 
 from secateur.network.graph import Graph
 from secateur.network.layers import uncounted
 from secateur.network.ops import Shape, Shapes
+from secateur.network.returned import named_leaves
 from secateur.network.rows import images_first
 from secateur.network.samples import Samples
 
@@ -108,14 +109,12 @@ def _build(program: ExportedProgram, places: Places, module: nn.Module, batch: i
     ops = Translator(keys, parameters, computed_weights(module)).ops(nodes)
     by_name = {node.name: node for node in keys}
     inner = any(isinstance(node.target, torch._ops.HigherOrderOperator) for node in nodes)
+    outputs = [(name, keys[by_name[node]]) for name, node in _returned(program) if node in by_name]
     return Graph(
         ops=ops,
         inputs=[keys[node] for node in inputs],
-        outputs=[
-            keys[by_name[spec.arg.name]]
-            for spec in program.graph_signature.output_specs
-            if spec.kind.name == "USER_OUTPUT" and getattr(spec.arg, "name", "") in by_name
-        ],
+        outputs=[key for _, key in outputs],
+        output_names=[name for name, _ in outputs],
         parameters=parameters,
         shapes=_shapes(keys, parameters, batch),
         constants={name for name, held in parameters.items() if _is_numbers(held)},
@@ -123,6 +122,16 @@ def _build(program: ExportedProgram, places: Places, module: nn.Module, batch: i
         unsteady={keys[node] for node in nodes if depends_on_values(node)},
         notes=["layers inside control flow (torch.cond, checkpoint) stay dense"] * inner,
     )
+
+
+def _returned(program: ExportedProgram) -> list[tuple[str, str]]:
+    """What the program returns: what its users call each value, and its node's name."""
+    specs = program.graph_signature.output_specs
+    nodes = [getattr(of.arg, "name", "") for of in specs if of.kind.name == "USER_OUTPUT"]
+    structure = program.call_spec.out_spec
+    returned = tree_unflatten(range(len(nodes)), structure) if structure else nodes
+    names = {number: name for name, number in named_leaves(returned)}
+    return [(names.get(number, ""), node) for number, node in enumerate(nodes)]
 
 
 def _shapes(keys: Mapping[Node, str], parameters: Mapping[str, Any], batch: int) -> Shapes:
