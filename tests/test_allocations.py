@@ -25,7 +25,7 @@ from secateur.pruning.allocations import (
     total_kept,
 )
 from secateur.pruning.allocations.normalized_magnitude import FittedMagnitude
-from secateur.pruning.allocations.sensitivity import FittedSensitivity
+from secateur.pruning.allocations.sensitivity import FittedSensitivity, enough_to_judge
 from secateur.pruning.allocations.uniform import FittedUniform
 
 
@@ -192,6 +192,23 @@ def test_small_layers_are_not_run_and_say_so(lopsided) -> None:
     dear = inputs_of(network, images, costs=[1.0, 1.0, 1000.0])
     assert [c.measured for c in Sensitivity(small=0.1).fit(dear).curves] == [False, False, True]
     assert all(loss > 0 for loss in few[2].loss_increase)
+
+
+@pytest.mark.parametrize(("width", "expected"), [(128, 17), (64, 66)])
+def test_fewer_samples_are_run_where_an_output_says_much(width: int, expected: int) -> None:
+    class Embeds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 8), nn.Linear(8, width)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.normalize(self.last(self.first(x)), dim=1)
+
+    images = torch.randn(66, 8)
+    graph = trace(Embeds().eval(), images[:2])
+    assert len(enough_to_judge(graph, samples_of(graph, images))) == expected
+    scores = trace(nn.Sequential(nn.Linear(8, width)).eval(), images[:2])
+    assert len(enough_to_judge(scores, samples_of(scores, images))) == 66
 
 
 def test_outputs_that_are_no_scores_are_judged_by_squared_error() -> None:

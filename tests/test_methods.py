@@ -326,3 +326,19 @@ def test_conjugate_gradients_that_do_not_converge_are_noted() -> None:
         held, PATTERNS["unstructured"](), 60
     )
     assert solution.notes == ("3 rows not converged in 2 iterations",)
+
+
+def test_a_row_is_fitted_as_it_would_be_alone() -> None:
+    """Rows that have converged are left out of the work on the others."""
+    held = problem(rows=12, cols=20)
+    generator = torch.Generator().manual_seed(3)
+    mask = torch.rand(held.weight.shape, generator=generator) < torch.linspace(0, 1, 12)[:, None]
+    settings = {"tolerance": 1e-6, "iterations": 40}
+    weight, _ = NormalEquations.of(held, 0.01).fit(held.weight, mask, **settings)
+    for row in range(12):
+        only = slice(row, row + 1)
+        alone, _ = NormalEquations.of(held.rows(only), 0.01).fit(
+            held.weight[:, only], mask[:, only], **settings
+        )
+        torch.testing.assert_close(weight[:, only], alone, rtol=1e-6, atol=1e-7)
+    assert not weight[~mask].any()

@@ -10,10 +10,12 @@ from inputs import samples_of, trace
 from torch import Tensor, nn
 
 import secateur
+from secateur import frontends
 from secateur.errors import DataError, ModelError
 from secateur.evaluation.inference import predict
 from secateur.network.cuts import blocks, find_cuts
 from secateur.network.ops import Add
+from secateur.network.samples import Samples
 from secateur.pruning import reconstruction
 from secateur.pruning.recipe import RECIPES, Recipe
 from secateur.pruning.reconstruction import BlockReconstruction
@@ -105,6 +107,59 @@ def test_a_cut_carries_all_that_is_read_later(network) -> None:
     assert not any(index + 1 in stops for index in skipped)  # the skip path is read after them
 
 
+class Encoder(nn.Module):
+    """Attention that reads a mask, twice; and as many values for each position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+        self.linears = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        mask = attention_mask[:, None].bool()
+        for value, linear in zip(self.values, self.linears, strict=True):
+            looked_up = nn.functional.scaled_dot_product_attention(x, x, value(x), mask)
+            x = linear(x + looked_up).relu()
+        return x
+
+
+def padded(count: int) -> Samples:
+    """Sequences of 3 to 6 positions; what is in the padding is large."""
+    generator = torch.Generator().manual_seed(2)
+    mask = torch.arange(6) < torch.randint(3, 7, (count, 1), generator=generator)
+    x = torch.randn(count, 6, 8, generator=generator)
+    x = torch.where(mask.unsqueeze(-1), x, 100.0)
+    return Samples({"x": x, "attention_mask": mask.long()})
+
+
+def test_a_mask_that_every_attention_reads_is_carried_from_block_to_block() -> None:
+    network, samples = Encoder().eval(), padded(7)
+    graph = frontends.open(network).trace(samples[:2])
+    values = samples.named(graph.inputs)
+    layers = [layer for layer in graph.layers if layer.calls]
+    found = list(blocks(graph, values, layers, 2))
+    assert [[layer.name for layer in block.layers] for block in found] == [
+        ["values.0", "linears.0"],
+        ["values.1", "linears.1"],
+    ]
+    assert len(found[0].carried) == 1  # the mask, or what attention makes of it
+    assert not found[1].carried
+    for block in found:
+        values = block.run(graph.parameters, values, chunk=4)
+    torch.testing.assert_close(values.only().relu(), network(**samples.tensors))
+
+
+def test_padding_is_no_part_of_what_a_block_should_give() -> None:
+    samples = padded(7)
+    goal = reconstruction.Goal(Samples({"x": samples.tensors["x"]}), samples.mask)
+    real = samples.tensors["x"][samples.tensors["attention_mask"] != 0]
+    assert float(goal.variances()["x"]) == pytest.approx(float(real.var(correction=0)))
+    noisy = samples.tensors["x"] + samples.tensors["attention_mask"].unsqueeze(-1)
+    noisy = torch.where(samples.tensors["attention_mask"].unsqueeze(-1) != 0, noisy, 0.0)
+    expected = 1 / float(real.var(correction=0))  # the padding's error of 100 is not seen
+    assert goal.error(Samples({"x": noisy})) == pytest.approx(expected, rel=1e-5)
+
+
 def test_training_brings_the_network_closer_and_keeps_the_zeros(network) -> None:
     plain, trained = pruned(network, None), pruned(network, BRIEF)
     held_back = images(96)[BRIEF.held_back - 1 :: BRIEF.held_back]
@@ -156,7 +211,7 @@ def test_steps_that_are_too_large_are_taken_smaller(network) -> None:
 
 
 def test_steps_become_a_sixteenth_at_least(network, monkeypatch) -> None:
-    monkeypatch.setattr(reconstruction, "_error", lambda found, wanted: 1.0)
+    monkeypatch.setattr(reconstruction.Goal, "error", lambda goal, outputs: 1.0)
     *_, result = trained(network, replace(BRIEF, steps=1))
     assert {block.rate for block in result.blocks} == {BRIEF.rate / 16}
 
@@ -217,7 +272,7 @@ def test_the_network_is_judged_on_images_held_back(network) -> None:
 
 def test_a_network_that_gets_worse_stays_as_it_was_fitted(network, monkeypatch) -> None:
     answers = iter([1.0, 0.5] * 4)  # each block is better, the network is not
-    monkeypatch.setattr(reconstruction, "_error", lambda found, wanted: next(answers))
+    monkeypatch.setattr(reconstruction.Goal, "error", lambda goal, outputs: next(answers))
     monkeypatch.setattr(reconstruction, "network_errors", lambda *_: [1.0, 2.0, 2.0, 2.0, 2.0])
     _, _, changes, found, result = trained(network, BRIEF)
     assert [block.kept for block in result.blocks] == 4 * [False]
@@ -229,7 +284,7 @@ def test_a_network_that_gets_worse_stays_as_it_was_fitted(network, monkeypatch) 
 
 def test_the_network_is_taken_as_it_was_when_it_was_best(network, monkeypatch) -> None:
     answers = iter([1.0, 0.5] * 4)
-    monkeypatch.setattr(reconstruction, "_error", lambda found, wanted: next(answers))
+    monkeypatch.setattr(reconstruction.Goal, "error", lambda goal, outputs: next(answers))
     monkeypatch.setattr(reconstruction, "network_errors", lambda *_: [1.0, 1.2, 0.5, 0.7, 0.6])
     _, _, changes, found, result = trained(network, BRIEF)
     assert [block.kept for block in result.blocks] == [True, True, False, False]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from secateur.core.problem import Problem
 from secateur.errors import NumericalError
 from secateur.support.wording import counted
 
+_CROWDED = 0.8  # share of rows still active at which the others leave
 _GROWTH, _ATTEMPTS = 10.0, 5  # how damping escalates where a Cholesky factorisation fails
 
 
@@ -86,10 +88,14 @@ class NormalEquations:
         residual = (self.cross - x @ self.gram) * support
         target = (self.cross * support).square().sum(-1, keepdim=True) * tolerance**2
         direction, power = residual.clone(), residual.square().sum(-1, keepdim=True)
+        rows = _Rows(x)
         for _ in range(iterations):
             active = power > target
             if not active.any():
                 break
+            if rows.can_leave(active):
+                parts = x, residual, direction, power, target, support, active
+                x, residual, direction, power, target, support, active = rows.keep(active, parts)
             product = (direction @ self.gram).mul_(support)
             curvature = (direction * product).sum(-1, keepdim=True)
             step = torch.where(active, power / curvature, 0.0)
@@ -97,10 +103,42 @@ class NormalEquations:
             residual -= step * product
             previous, power = power, residual.square().sum(-1, keepdim=True)
             direction = residual + torch.where(active, power / previous, 0.0) * direction
+        x = rows.all(x)
         left = int((power > target).sum())
         rows, limit = counted(left, "row"), counted(iterations, "iteration")
         notes = (f"{rows} not converged in {limit}",) if left else ()
-        return x / self.column_scale * support, notes
+        return x / self.column_scale * mask, notes
+
+
+class _Rows:
+    """The rows that conjugate gradients still work on; those that have converged leave them.
+
+    Attributes:
+        found: all rows, (groups, rows, cols), as they were when they left.
+        left: numbers of those that have not.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.found, self.left = x, torch.arange(x.shape[1], device=x.device)
+
+    def can_leave(self, active: Tensor) -> bool:
+        """Whether enough have converged to be worth a copy of the others; in one group alone."""
+        return len(active) == 1 and int(active.sum()) <= _CROWDED * len(self.left)
+
+    def keep(self, active: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Some rows of tensors (1, rows, ...), the first of them what was found."""
+        chosen = active.flatten().nonzero().squeeze(1)
+        self.found = self.all(parts[0])
+        self.left = self.left[chosen]
+        return [part[:, chosen] for part in parts]
+
+    def all(self, x: Tensor) -> Tensor:
+        """All rows, those that have not left as they are now."""
+        if x.shape == self.found.shape:
+            return x
+        found = self.found.clone()
+        found[:, self.left] = x
+        return found
 
 
 def _cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:

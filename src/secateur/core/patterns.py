@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -49,12 +50,22 @@ class Unstructured:
         flat = scores.flatten()
         if kept == 0:
             return torch.zeros_like(scores, dtype=torch.bool)
-        mask = scores >= torch.kthvalue(flat, flat.numel() - kept + 1).values
+        mask = scores >= _kth_value(flat, flat.numel() - kept)
         if int(mask.sum()) == kept:
             return mask
         mask = torch.zeros_like(flat, dtype=torch.bool)
         mask[torch.topk(flat, kept, sorted=False).indices] = True
         return mask.view_as(scores)
+
+
+def _kth_value(values: Float[Tensor, " values"], index: int) -> Tensor:
+    """The value at a place, counted from 0, if they were sorted.
+
+    NumPy's partition took half the time of PyTorch's kthvalue, which has no vector instructions.
+    """
+    if values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64):
+        return torch.kthvalue(values, index + 1).values
+    return torch.as_tensor(np.partition(values.detach().numpy(), index)[index])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,8 @@
-"""A network cut into blocks, wherever a single value passes from one part to the next."""
+"""A network cut into blocks, wherever a single value passes from one part to the next.
+
+Beside it there may be values that no layer has a part in, such as the mask that every attention of
+an encoder reads: they are the same whatever the weights are.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
+from secateur.core.outputs import counts_positions, rows_of
 from secateur.core.precision import widened
 from secateur.network.graph import Graph, overlay
 from secateur.network.layers import Layer
@@ -24,7 +29,8 @@ class Block:
     Attributes:
         graph: the network.
         inputs: the value at the cut before it, or the network's inputs.
-        outputs: the value at the cut after it, or the network's outputs.
+        outputs: the value at the cut after it, or the network's outputs; and what is `carried`.
+        carried: which of the outputs no layer has a part in, such as attention masks.
         first, stop: its operations.
         sizes: earlier operations that give sizes, which depend on the number of samples.
         example: a sample of the network's inputs, of which only the shapes matter.
@@ -34,6 +40,7 @@ class Block:
     graph: Graph
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    carried: frozenset[str]
     first: int
     stop: int
     sizes: tuple[int, ...]
@@ -69,7 +76,9 @@ class Cuts:
     Attributes:
         sizes: operations that give sizes (no tensors, of sizes only).
         shapes: by the number of operations before a cut, the name of the one value, batch first,
-            that is all the later ones read, and its shape without the batch.
+            that is all the later ones read, and its shape without the batch. They may also read
+            what no layer has a part in, which is the same in the pruned network.
+        carried: by the same number, the names of these.
         outputs: those of the network that have a row for each sample.
     """
 
@@ -77,6 +86,7 @@ class Cuts:
     shapes: dict[int, tuple[str, tuple[int, ...]]] = field(
         default_factory=dict[int, tuple[str, tuple[int, ...]]]
     )
+    carried: dict[int, tuple[str, ...]] = field(default_factory=dict[int, tuple[str, ...]])
     outputs: list[str] = field(default_factory=list[str])
 
 
@@ -99,8 +109,18 @@ def blocks(graph: Graph, samples: Samples, layers: Sequence[Layer], least: int) 
     example = samples.select(slice(1))
 
     def block(stop: int, outputs: Sequence[str], inside: Sequence[Layer]) -> Block:
-        sizes = tuple(index for index in cuts.sizes if index < first)
-        return Block(graph, inputs, tuple(outputs), first, stop, sizes, example, tuple(inside))
+        carried = cuts.carried.get(stop, ())
+        return Block(
+            graph=graph,
+            inputs=inputs,
+            outputs=(*outputs, *carried),
+            carried=frozenset(carried),
+            first=first,
+            stop=stop,
+            sizes=tuple(index for index in cuts.sizes if index < first),
+            example=example,
+            layers=tuple(inside),
+        )
 
     def whole(stop: int) -> bool:
         """Whether none of the layers is begun before a cut and ends behind it."""
@@ -119,7 +139,7 @@ def blocks(graph: Graph, samples: Samples, layers: Sequence[Layer], least: int) 
         if later and goes_on and all(layer.calls[0].op >= following for layer in later):
             continue
         yield block(stop, [name], inside)
-        first, inputs, waiting = stop, (name,), later
+        first, inputs, waiting = stop, (name, *cuts.carried[stop]), later
     if waiting and cuts.outputs:
         yield block(len(graph.ops), cuts.outputs, waiting)
 
@@ -131,9 +151,13 @@ def find_cuts(graph: Graph, samples: Samples) -> Cuts:
     """
     some = [number % len(samples) for number in range(3)]  # the same ones again if fewer
     two, three = (_cuts(graph, samples.select(some[:count])) for count in (2, 3))
-    shapes = {stop: cut for stop, cut in two.shapes.items() if three.shapes.get(stop) == cut}
+    shapes = {
+        stop: cut
+        for stop, cut in two.shapes.items()
+        if three.shapes.get(stop) == cut and three.carried[stop] == two.carried[stop]
+    }
     outputs = [name for name in two.outputs if name in three.outputs]
-    return Cuts(two.sizes, shapes, outputs)
+    return Cuts(two.sizes, shapes, two.carried, outputs)
 
 
 @torch.no_grad()
@@ -148,8 +172,11 @@ def _cuts(graph: Graph, samples: Samples) -> Cuts:
     names = overlay(values, graph.parameters)
     cuts = Cuts()
     made_of_sizes, alive = set(inputs), set(inputs)
+    apart = inputs | set(graph.parameters) - {str(layer.parameter) for layer in graph.layers}
     for index, op in enumerate(graph.ops):
         value = values[op.name] = graph.run(index, names)
+        if apart.issuperset(op.reads):
+            apart.add(op.name)
         if not isinstance(value, Tensor | tuple | list) and made_of_sizes.issuperset(op.reads):
             cuts.sizes.append(index)
             made_of_sizes.add(op.name)
@@ -164,15 +191,22 @@ def _cuts(graph: Graph, samples: Samples) -> Cuts:
         tensors = {
             name for name in alive if name not in inputs or _is_read(graph, name, index, cuts)
         }
-        if tensors == {op.name} and _has_rows(value, samples) and value.dim() > 1:
+        others = tensors - {op.name}
+        carried = all(name in apart and _is_rows(values[name], samples) for name in others)
+        single = op.name in tensors and _has_rows(value, samples) and value.dim() > 1
+        if carried and single:
             cuts.shapes[index + 1] = op.name, tuple(value.shape[1:])
+            cuts.carried[index + 1] = tuple(sorted(others))
     return cuts
 
 
 def _has_rows(value: Any, samples: Samples) -> TypeGuard[Tensor]:
     """Whether a value has a row of floating-point numbers for each sample."""
-    is_tensor = isinstance(value, Tensor) and value.is_floating_point()
-    return is_tensor and value.dim() > 0 and len(value) == len(samples)
+    return _is_rows(value, samples) and value.is_floating_point()
+
+
+def _is_rows(value: Any, samples: Samples) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor) and value.dim() > 0 and len(value) == len(samples)
 
 
 def _is_read(graph: Graph, name: str, after: int, cuts: Cuts) -> bool:
@@ -213,9 +247,11 @@ def network_errors(
     for part in samples.split(chunk):
         expected = run(dense, part)
         rows = rows or [index for index, value in enumerate(expected) if _has_rows(value, part)]
-        expected = _numbers(expected, rows)
+        expected = _numbers(expected, rows, part.mask)
         moments = moments + _sums([[len(y), y.sum(), y @ y] for y in expected])
-        outputs = [_numbers(run({**dense, **changes}, part), rows) for changes in candidates]
+        outputs = [
+            _numbers(run({**dense, **changes}, part), rows, part.mask) for changes in candidates
+        ]
         squares = squares + _sums(
             [
                 [(b - a).square().sum() for a, b in zip(expected, row, strict=True)]
@@ -232,11 +268,13 @@ def _sums(rows: Sequence[Sequence[Any]]) -> Tensor:
     return torch.tensor([[float(total) for total in row] for row in rows], dtype=torch.float64)
 
 
-def _numbers(values: Sequence[Any], rows: Sequence[int]) -> list[Tensor]:
-    """Some of the outputs, or, where none are named, all that are floating-point."""
+def _numbers(
+    values: Sequence[Any], rows: Sequence[int], mask: Tensor | None = None
+) -> list[Tensor]:
+    """Some of the outputs, or, where none are named, all that are floating-point; no padding."""
     chosen = [values[index] for index in rows] or values
     return [
-        widened(value).flatten()
+        widened(rows_of(value, mask) if counts_positions(value, mask) else value).flatten()
         for value in chosen
         if isinstance(value, Tensor) and value.is_floating_point()
     ]

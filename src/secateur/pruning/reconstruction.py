@@ -31,6 +31,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from secateur.core.outputs import counts_positions, rows_of
 from secateur.errors import DataError, ModelError
 from secateur.network.cuts import Block, blocks, network_errors
 from secateur.network.geometry import per_output
@@ -144,14 +145,15 @@ class BlockReconstruction:
         rate = self.rate
         for block in blocks(graph, samples, layers, least):
             target = block.run(graph.parameters, dense, chunk)
-            inputs, wanted = pruned.select(judged), target.select(judged)
-            before = _error(block.run(parameters, inputs, chunk), wanted)
-            fitted, expected = pruned.select(~judged), target.select(~judged)
+            goal = Goal.of(target, block, samples.mask)
+            inputs, wanted = pruned.select(judged), goal.select(judged)
+            before = wanted.error(block.run(parameters, inputs, chunk))
+            fitted, expected = pruned.select(~judged), goal.select(~judged)
             while True:
                 smaller = replace(self, rate=rate)
                 new = smaller._trained(block, parameters, fitted, expected, generator)
                 trained = ChainMap(new, *parameters.maps)
-                after = _error(block.run(trained, inputs, chunk), wanted)
+                after = wanted.error(block.run(trained, inputs, chunk))
                 if after < before or not new or rate <= self.rate * _SMALLEST:
                     break
                 rate /= _SMALLER
@@ -174,7 +176,7 @@ class BlockReconstruction:
         block: Block,
         parameters: Mapping[str, Tensor],
         inputs: Samples,
-        target: Samples,
+        goal: Goal,
         generator: torch.Generator,
     ) -> Changes:
         """New values of what can be trained in a block."""
@@ -183,16 +185,11 @@ class BlockReconstruction:
             return {}
         values = {name: parameters[name].detach().clone().requires_grad_() for name in names}
         changed = overlay(values, parameters)
-        variances = {name: _variance(value) for name, value in target.tensors.items()}
+        variances = goal.variances()
 
         def error(chosen: Tensor) -> Tensor:
-            outputs = block.values(changed, inputs.select(chosen)).tensors
-            expected = target.select(chosen).tensors
-            errors = [
-                (outputs[name] - expected[name]).square().mean() / variance
-                for name, variance in variances.items()
-            ]
-            return torch.stack(errors).mean()
+            outputs = block.values(changed, inputs.select(chosen))
+            return goal.select(chosen).distance(outputs, variances)
 
         self._train(list(values.values()), error, len(inputs), generator)
         return {name: value.detach() for name, value in values.items()}
@@ -302,13 +299,48 @@ def _trainable(layer: Layer) -> list[str]:
     return [str(layer.parameter), *bias]
 
 
-def _error(outputs: Samples, expected: Samples) -> float:
-    """Mean squared error relative to the variance; the mean over several values."""
-    errors = [
-        float((outputs.tensors[name].float() - value).square().mean() / _variance(value))
-        for name, value in expected.map(Tensor.float).tensors.items()
-    ]
-    return sum(errors) / len(errors)
+@dataclass(frozen=True)
+class Goal:
+    """What a block should give.
+
+    Attributes:
+        values: those of the dense network, but for what is carried past the block.
+        mask: which positions of each sample count, (samples, positions); None = all.
+    """
+
+    values: Samples
+    mask: Tensor | None
+
+    @classmethod
+    def of(cls, target: Samples, block: Block, mask: Tensor | None) -> Goal:
+        values = {name: of for name, of in target.tensors.items() if name not in block.carried}
+        return cls(replace(target, tensors=values), mask)
+
+    def select(self, rows: Tensor) -> Goal:
+        """That of some samples."""
+        mask = self.mask
+        return Goal(self.values.select(rows), None if mask is None else mask[rows])
+
+    def variances(self) -> dict[str, Tensor]:
+        """By name, of what counts."""
+        return {name: _variance(self._real(of)) for name, of in self.values.tensors.items()}
+
+    def distance(self, outputs: Samples, variances: Mapping[str, Tensor]) -> Tensor:
+        """Mean squared error relative to given variances; the mean over several values."""
+        errors = [
+            (self._real(outputs.tensors[name]) - self._real(of)).square().mean() / variances[name]
+            for name, of in self.values.tensors.items()
+        ]
+        return torch.stack(errors).mean()
+
+    def error(self, outputs: Samples) -> float:
+        """The same, in float32 at least, relative to the variances of what is wanted."""
+        whole = Goal(self.values.map(Tensor.float), self.mask)
+        return float(whole.distance(outputs, whole.variances()))
+
+    def _real(self, value: Tensor) -> Tensor:
+        """What is no padding, where the value has the positions of the mask."""
+        return rows_of(value, self.mask) if counts_positions(value, self.mask) else value
 
 
 def _variance(value: Tensor) -> Tensor:

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from secateur.core.methods import LeastSquares, Method
+from secateur.core.outputs import judge_of
+from secateur.network.graph import Graph
 from secateur.network.layers import Layer
 from secateur.network.samples import Samples
+from secateur.network.stream import Stream
 from secateur.pruning.allocations.protocol import AllocationInputs, Budget, Curve, remove_in_order
 from secateur.pruning.judged import Judged
 from secateur.pruning.layer_fit import LayerFit, is_wide
@@ -22,6 +25,8 @@ from secateur.pruning.streams import DualStream
 from secateur.support.settings import at_least, between, check_settings, from_to
 
 _POWER = 3.0  # the loss grows like sparsity to this power below the first measured level
+_MANY = 128  # values in an output from which on it says much of a sample
+_FEW = 16  # samples at least that are run then
 _STEPS = 400  # sparsities at which a curve is looked up
 
 
@@ -43,7 +48,8 @@ class Sensitivity:
 
     Attributes:
         levels: sparsities at which a layer is measured.
-        images: number of images held back from the fits to measure on (at most a quarter).
+        images: number of images held back from the fits to measure on (at most a quarter); not
+            all are run where each says much (`enough_to_judge`).
         small: layers that together hold at most this share of the total cost are not run: their
             loss is estimated from their output error and from the most sensitive layer that
             was run. Early layers are small, and running the network takes longest from them.
@@ -159,6 +165,7 @@ class _Study:
         self.streams = DualStream(
             self.graph, fitting, chunk=inputs.chunk, inputs="dense", layouts=inputs.layouts
         )
+        judging = enough_to_judge(self.graph, judging)
         self.judged = Judged.beside(self.streams, judging, chunk=inputs.chunk)
 
     @torch.no_grad()
@@ -179,6 +186,24 @@ class _Study:
     def loss(self, layer: Layer, changes: Mapping[str, Tensor]) -> float:
         """Error of the network's outputs when the layer alone has other parameters."""
         return self.judged.loss(layer.calls[0].op, changes)
+
+
+def enough_to_judge(graph: Graph, samples: Samples) -> Samples:
+    """Of the samples held back those that are needed: fewer where an output says more.
+
+    An embedding, or whatever else holds many values and no class scores, says more of a sample
+    than the scores of a class. On a sentence encoder the allocation that 16 of 64 sentences lead
+    to was within 0.4 % of the best by the loss that all 64 show, at 50 to 90 % zeros, and
+    running the network is what measuring costs most. On ResNet-56 it was up to 2 % off.
+    """
+    few = samples.select(slice(2))
+    stream = Stream(graph, graph.parameters, dict(few.tensors))
+    with torch.no_grad():
+        stream.advance(len(graph.ops))
+    output = torch.as_tensor(stream.values[graph.outputs[0]])
+    if output.numel() < _MANY * len(few) or judge_of(output) == "classes":
+        return samples
+    return samples.select(slice(None, None, max(1, len(samples) // _FEW)))
 
 
 def split_samples(samples: Samples, judging: int) -> tuple[Samples, Samples]:

@@ -17,7 +17,7 @@ from secateur.core.problem import Problem
 from secateur.network.graph import Graph
 from secateur.network.sample_layout import Layouts
 from secateur.network.samples import Samples
-from secateur.pruning.allocations.sensitivity import Curve, split_samples
+from secateur.pruning.allocations.sensitivity import Curve, enough_to_judge, split_samples
 from secateur.pruning.channels.logits import Mixing, mixing
 from secateur.pruning.channels.space import ChannelSpace, Removable
 from secateur.pruning.judged import Judged
@@ -82,7 +82,7 @@ class ChannelSensitivity:
         """
         fitting, judging = split_samples(samples, self.images)
         streams = DualStream(graph, fitting, chunk=chunk, inputs="dense", layouts=layouts)
-        judged = Judged.beside(streams, judging, chunk=chunk)
+        judged = Judged.beside(streams, enough_to_judge(graph, judging), chunk=chunk)
         fits = _Fits(self, graph, space, sampling, streams)
         with torch.no_grad():
             found = fits.all(on_layer)
