@@ -128,7 +128,7 @@ class Sentences:
     """STS-B's sentences as token numbers, and how well embeddings tell how alike they are."""
 
     def __init__(self, data: Path, package: Path) -> None:
-        from tokenizers import Tokenizer  # a package that only this benchmark needs
+        from tokenizers import Tokenizer  # pyright: ignore[reportMissingImports]
 
         self.data = data / "stsb"
         self.tokenizer = Tokenizer.from_file(str(model_folder(package) / "tokenizer.json"))
@@ -145,7 +145,7 @@ class Sentences:
 
     def calibration(self, count: int, length: int, draw: int) -> dict[str, Tensor]:
         """Training sentences, without their scores."""
-        known = sorted({sentence for _, *pair in self._pairs("train") for sentence in pair})
+        known = sorted({one for _, *pair in self._pairs("train") for one in pair})
         order = torch.randperm(len(known), generator=torch.Generator().manual_seed(draw))
         return self.tokens([known[index] for index in order[:count]], length)
 
@@ -155,12 +155,13 @@ class Sentences:
         Args:
             embed: embeddings of length one from what `tokens` gives.
         """
-        sentences = sorted({one for _, *pair in self._dev for one in pair}, key=len)
+        sides = [one for _, one, _ in self._dev], [other for *_, other in self._dev]
+        sentences = sorted({*sides[0], *sides[1]}, key=lambda one: (len(one), one))
         parts = [sentences[at : at + _BATCH] for at in range(0, len(sentences), _BATCH)]
         with torch.no_grad():
             found = torch.cat([embed(self.tokens(part, LENGTH)) for part in parts]).double()
         where = {sentence: index for index, sentence in enumerate(sentences)}
-        first, second = ([where[pair[side]] for pair in self._dev] for side in (1, 2))
+        first, second = ([where[sentence] for sentence in side] for side in sides)
         cosines = (found[first] * found[second]).sum(1)
         return spearman(cosines, torch.tensor([score for score, *_ in self._dev]))
 

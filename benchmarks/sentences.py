@@ -23,7 +23,7 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,6 @@ class Bench:
         """Spearman's correlation of a module or a file."""
         return self.sentences.spearman(lambda tokens: first_output(model, Samples(tokens)))
 
-    @functools.cache  # noqa: B019  as long as the program runs
     def tokens(self, sentences: int, length: int, draw: int) -> dict[str, Tensor]:
         return self.sentences.calibration(sentences, length, draw)
 
@@ -96,7 +95,7 @@ class Bench:
         if kind == "onnx":
             save_onnx(self.model, folder / "dense.onnx", few, [])
             return folder / "dense.onnx"
-        save_openvino(self.model, folder / "dense.xml", few, [])
+        save_openvino(self.model, folder / "dense.xml", few)
         return folder / "dense.xml"
 
     @functools.cache  # noqa: B019

@@ -193,8 +193,7 @@ def _cuts(graph: Graph, samples: Samples) -> Cuts:
         }
         others = tensors - {op.name}
         carried = all(name in apart and _is_rows(values[name], samples) for name in others)
-        single = op.name in tensors and _has_rows(value, samples) and value.dim() > 1
-        if carried and single:
+        if carried and op.name in tensors and _has_rows(value, samples) and value.dim() > 1:
             cuts.shapes[index + 1] = op.name, tuple(value.shape[1:])
             cuts.carried[index + 1] = tuple(sorted(others))
     return cuts

@@ -313,6 +313,7 @@ class Goal:
 
     @classmethod
     def of(cls, target: Samples, block: Block, mask: Tensor | None) -> Goal:
+        """Of what a block gives in the dense network."""
         values = {name: of for name, of in target.tensors.items() if name not in block.carried}
         return cls(replace(target, tensors=values), mask)
 
