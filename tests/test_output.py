@@ -13,7 +13,7 @@ from functools import partial
 import pytest
 
 from secateur.errors import OutputError
-from secateur.support import files
+from secateur.support import files, hidden_folders, interruptions
 from secateur.support.files import (
     check_file,
     check_folder,
@@ -506,13 +506,13 @@ def test_ctrl_c_while_the_hidden_folder_is_removed_waits_for_that(tmp_path, monk
 
 
 def test_after_ctrl_c_it_is_told_whether_a_result_was_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_written", [])
+    monkeypatch.setattr(interruptions, "_written", [])
     with output_folder(tmp_path / "out") as staging:
         write_file(staging / "a", b"1")
-        assert files.interruption() == "interrupted: nothing was written"
-    assert files.interruption() == f"interrupted after {tmp_path / 'out'} was written"
+        assert interruptions.interruption() == "interrupted: nothing was written"
+    assert interruptions.interruption() == f"interrupted after {tmp_path / 'out'} was written"
     write_file(tmp_path / "b", b"1")
-    assert files.interruption() == f"interrupted after {tmp_path / 'b'} was written"
+    assert interruptions.interruption() == f"interrupted after {tmp_path / 'b'} was written"
 
 
 def test_a_hidden_folder_is_left_where_locks_fail(tmp_path, writer, monkeypatch):
@@ -523,7 +523,7 @@ def test_a_hidden_folder_is_left_where_locks_fail(tmp_path, writer, monkeypatch)
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    monkeypatch.setattr(hidden_folders.fcntl, "flock", refuse)
     with output_folder(tmp_path / "out") as staging:
         (staging / "a").write_text("1")
     assert left.is_dir()
@@ -539,8 +539,8 @@ def test_a_hidden_folder_removed_before_it_was_locked_is_made_again(tmp_path, mo
             folder.rmdir()
         return real(folder, wait=wait)
 
-    real = files._lock
-    monkeypatch.setattr(files, "_lock", lock)
+    real = hidden_folders._lock
+    monkeypatch.setattr(hidden_folders, "_lock", lock)
     write_file(tmp_path / "a", b"1")
     assert len(calls) == 2
     assert everything_in(tmp_path) == ["a"]
@@ -572,7 +572,7 @@ def test_an_interruption_that_python_drops_comes_again(tmp_path, number):
     """In a destructor, or a weak reference's callback, exceptions are printed and forgotten."""
     (tmp_path / "program.py").write_text(
         "import os, signal, time\n"
-        "from secateur.support.files import clean_up_when_killed\n"
+        "from secateur.support.interruptions import clean_up_when_killed\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "clean_up_when_killed()\n"
         "class Mortal:\n"

@@ -153,7 +153,12 @@ def test_remarks_about_a_file_are_made_once(pruned, tmp_path, monkeypatch) -> No
     assert added.startswith("model.onnx differs from the network's outputs")
 
 
-WRITING = (os.path.join("secateur", "result.py"), os.path.join("support", "files.py"))
+WRITING = (
+    os.path.join("secateur", "result.py"),
+    os.path.join("support", "files.py"),
+    os.path.join("support", "hidden_folders.py"),
+    os.path.join("support", "interruptions.py"),
+)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ import typer
 from secateur.cli import options
 from secateur.cli.failures import comes_of_interruption, one_sentence, printed, usage
 from secateur.cli.signals import load
-from secateur.support.files import clean_up_when_killed, interruption
+from secateur.support.interruptions import clean_up_when_killed, interruption
 from secateur.version import __version__
 
 COMMANDS: dict[str, type] = {

@@ -27,7 +27,8 @@ from secateur.export.packing import pack
 from secateur.render.page import save_page
 from secateur.render.terminal import print_blocks
 from secateur.report.model import Report
-from secateur.support.files import clean_up_when_killed, output_folder
+from secateur.support.files import output_folder
+from secateur.support.interruptions import clean_up_when_killed
 from secateur.support.tables import Column, Table
 
 SPARSITIES = (0.5, 0.7)

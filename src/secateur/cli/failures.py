@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TextIO
 import typer
 
 from secateur.errors import SecateurError, SecateurWarning, one_line
-from secateur.support.files import begin, interruption
+from secateur.support.interruptions import begin, interruption
 
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 

@@ -1,95 +1,21 @@
 """Writing results: whole or not at all, and nothing existing without `overwrite`.
 
-Files are written in a hidden folder, `.name.random.partial`, and renamed at the end. A run that is
-killed (`kill -9`) leaves that folder; the next run with the same name removes it. It is locked
-while its owner lives, and its name tells the running system that it was made on, for locks of
-network folders may not reach other machines.
+Files are written in a hidden folder (`secateur.support.hidden_folders`), and renamed at the end.
 """
 
 from __future__ import annotations
 
-import _thread
 import errno
-import functools
-import hashlib
 import os
-import platform
-import re
-import secrets
 import shutil
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
 from secateur.errors import OutputError
-
-try:
-    import fcntl
-except ImportError:  # Windows, where a killed run's folder is left
-    fcntl = None
-
-_NOTHING = "interrupted: nothing was written"
-_PARTIAL = re.compile(r"\.[0-9a-f]{24}\.partial$")
-_LONGEST_PREFIX = 150  # bytes of a name that its hidden folder begins with
-
-
-def clean_up_when_killed() -> None:
-    """Makes of a polite kill (SIGTERM) what Ctrl-C is, so that nothing partial is left.
-
-    Call it where a program begins.
-    """
-
-    def interrupt(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
-    sys.unraisablehook = functools.partial(_interrupt_again, others=sys.unraisablehook)
-
-
-_SOON = 0.01  # seconds
-
-
-def _interrupt_main() -> None:
-    """By SIGTERM, which has its handler above; Ctrl-C may be ignored, as in the background."""
-    if hasattr(signal, "pthread_kill"):  # also wakes the thread, where it sleeps
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-    else:
-        _thread.interrupt_main()
-
-
-def _interrupt_again(
-    lost: sys.UnraisableHookArgs, others: Callable[[sys.UnraisableHookArgs], object]
-) -> None:
-    """Ctrl-C within a destructor or a weak reference's callback, where Python drops it.
-
-    Args:
-        lost: what was dropped.
-        others: is told of all else.
-    """
-    if not issubclass(lost.exc_type, KeyboardInterrupt):
-        others(lost)
-        return
-    again = threading.Timer(_SOON, _interrupt_main)  # not before the callback has ended
-    again.daemon = True
-    with suppress(RuntimeError):  # the program ends anyway
-        again.start()
-
-
-_written: list[Path] = []  # by this process, for what it says when it is interrupted
-
-
-def begin() -> None:
-    """Forgets what was written before, for `interruption`; call it where a program begins."""
-    _written.clear()
-
-
-def interruption() -> str:
-    """What to say after Ctrl-C: whether a result had got its place by then."""
-    return f"interrupted after {_written[-1]} was written" if _written else _NOTHING
+from secateur.support.hidden_folders import hidden_folder, is_hidden, is_partial, remove_leftovers
+from secateur.support.interruptions import undisturbed, written
 
 
 def write_file(path: Path, content: bytes, *, overwrite: bool = False) -> None:
@@ -122,7 +48,7 @@ def output_files(folder: Path, names: Sequence[str], *, overwrite: bool = False)
     with _plain_errors(folder / names[-1]):
         for name in names:
             _check_free(folder / name, overwrite=overwrite)
-        with _staging(folder, names[-1]) as staging:
+        with hidden_folder(folder, names[-1]) as staging:
             yield staging
             _place([(staging / name, folder / name) for name in names], overwrite=overwrite)
 
@@ -210,7 +136,7 @@ class _RehearsalError(Exception):
 
 
 def _check_empty(folder: Path) -> None:
-    if folder.is_dir() and any(not _is_partial(path, folder.name) for path in folder.iterdir()):
+    if folder.is_dir() and any(not is_partial(path, folder.name) for path in folder.iterdir()):
         raise OutputError(
             f"the output folder {folder} is not empty, expected an empty or new one: "
             "choose another or pass --force (overwrite=True) to replace files of the same name"
@@ -236,8 +162,8 @@ def output_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             place = folder if folder.is_dir() else folder.parent
-            _remove_leftovers(folder.parent, folder.name)  # of a run for which it was not there
-            with _staging(place, folder.name) as staging:
+            remove_leftovers(folder.parent, folder.name)  # of a run for which it was not there
+            with hidden_folder(place, folder.name) as staging:
                 yield staging
                 _open_to_others(staging)
                 _move(staging, folder, overwrite=overwrite)
@@ -246,79 +172,6 @@ def output_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
                 with suppress(OSError):  # somebody else may use it by now
                     parent.rmdir()
             raise
-
-
-# Hidden folders
-
-
-@contextmanager
-def _staging(place: Path, name: str) -> Iterator[Path]:
-    """A hidden folder for what will be called `name`; it is gone at the end."""
-    _remove_leftovers(place, name)
-    path = place / f"{_prefix(name)}{_system()}{secrets.token_hex(8)}.partial"
-    lock = None
-    try:
-        while not path.exists():  # again where another run saw it before it was locked
-            path.mkdir(mode=0o700)
-            lock = _lock(path, wait=True)
-        yield path
-    finally:
-        try:
-            with _undisturbed():
-                shutil.rmtree(path, ignore_errors=True)
-        except KeyboardInterrupt:  # it may have come before `_undisturbed` could hold it back
-            shutil.rmtree(path, ignore_errors=True)
-            raise
-        finally:
-            if lock is not None:
-                os.close(lock)
-
-
-def _remove_leftovers(place: Path, name: str) -> None:
-    """Removes the hidden folders of runs that were killed: those that nobody has locked."""
-    with suppress(OSError):
-        for path in place.iterdir():
-            ours = _is_partial(path, name) and path.name.startswith(_prefix(name) + _system())
-            lock = _lock(path, wait=False) if ours else None
-            if lock is not None:
-                shutil.rmtree(path, ignore_errors=True)
-                os.close(lock)
-
-
-def _prefix(name: str) -> str:
-    """Short enough that a name which the system takes can have a hidden folder."""
-    return f".{os.fsencode(name)[:_LONGEST_PREFIX].decode(errors='ignore')}."
-
-
-def _is_partial(path: Path, name: str) -> bool:
-    ours = _PARTIAL.sub(".", path.name) == _prefix(name)
-    return ours and path.is_dir() and not path.is_symlink()
-
-
-@functools.cache
-def _system() -> str:
-    """Eight digits for the running system: all its containers, until it is started again."""
-    try:
-        system = Path("/proc/sys/kernel/random/boot_id").read_text()
-    except OSError:
-        system = platform.node()
-    return hashlib.sha256(system.encode()).hexdigest()[:8]
-
-
-def _lock(folder: Path, *, wait: bool) -> int | None:
-    """Locks a folder until this process ends, however it ends; None where that cannot be done."""
-    if fcntl is None:
-        return None
-    try:
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # somebody has it, or the file system has no locks
-        os.close(handle)
-        return None
-    return handle
 
 
 def _open_to_others(staging: Path) -> None:
@@ -330,7 +183,7 @@ def _open_to_others(staging: Path) -> None:
 
 def _move(staging: Path, folder: Path, *, overwrite: bool) -> None:
     if not folder.exists():
-        with _undisturbed():
+        with undisturbed():
             staging.rename(folder)
             _note(folder)
         return
@@ -349,7 +202,7 @@ def _move(staging: Path, folder: Path, *, overwrite: bool) -> None:
 def _place(pairs: Sequence[tuple[Path, Path]], *, overwrite: bool) -> None:
     """Renames files; without `overwrite` all or none, and none that would replace another."""
     placed: list[Path] = []
-    with _undisturbed():
+    with undisturbed():
         try:
             for path, target in pairs:
                 if overwrite:
@@ -365,9 +218,9 @@ def _place(pairs: Sequence[tuple[Path, Path]], *, overwrite: bool) -> None:
 
 
 def _note(path: Path | None) -> None:
-    """Remembers a result, unless it is a part of another one that is still hidden."""
-    if path is not None and not any(_PARTIAL.search(part) for part in path.parts):
-        _written.append(path)
+    """Remembers a result, unless it is a part of another one."""
+    if path is not None and not is_hidden(path):
+        written(path)
 
 
 def _link(path: Path, target: Path) -> None:
@@ -380,30 +233,6 @@ def _link(path: Path, target: Path) -> None:
     except OSError:  # file systems without hard links
         _check_free(target, overwrite=False)
         path.rename(target)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Ctrl-C and a polite kill wait until a few files are renamed or removed.
-
-    Blocking the signals would not do: that holds for one thread, and PyTorch has others, which
-    take them. Python interrupts its main thread only; what is done in another is not disturbed.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    caught: list[int] = []
-    held = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    held = {number: handler for number, handler in held.items() if handler is not None}
-    for number in held:
-        signal.signal(number, lambda number, _: caught.append(number))
-    try:
-        yield
-    finally:
-        for number, handler in held.items():
-            signal.signal(number, handler)
-        if caught:
-            signal.raise_signal(caught[0])
 
 
 def _check_place(target: Path, *, wanted: Literal["file", "folder"]) -> None:
