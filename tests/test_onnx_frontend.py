@@ -390,7 +390,8 @@ def test_what_cannot_be_pruned_says_why() -> None:
     scaled = build.node("Mul", build.hold(torch.randn(4, 4, 1, 1)), build.hold(torch.tensor(2.0)))
     x = build.node("Conv", x, scaled)
     levels = build.hold(np.zeros((4, 4, 1, 1), np.int8) + 3)
-    scale, zero = build.hold(np.float32(0.5)), build.hold(np.int8(1))
+    scale = build.node("Mul", build.hold(np.float32(0.5)), build.hold(np.float32(1)))
+    zero = build.hold(np.int8(1))
     x = build.node("Conv", x, build.node("DequantizeLinear", levels, scale, zero))
     x = build.node("Flatten", build.node("GlobalAveragePool", x))
     x = build.node("Gemm", x, build.hold(torch.randn(4, 4), "head.weight"))
@@ -418,8 +419,8 @@ def test_layers_inside_control_flow_stay_dense_and_are_run(images) -> None:
         conv = helper.make_node("Conv", [x, f"{name}.weight"], [name])
         return helper.make_graph([conv], name, [], [value], [kernel])
 
-    size = build.node("ReduceSum", build.node("Shape", y), keepdims=0)
-    condition = build.node("Greater", size, build.hold(np.array(0)))
+    largest = build.node("ReduceMax", y, keepdims=0)
+    condition = build.node("Less", largest, build.hold(np.float32(1e9)))
     x = build.node("If", condition, then_branch=body("yes"), else_branch=body("no"))
     x = build.node("Conv", x, build.hold(torch.randn(4, 4, 3, 3), "b"))
     model = build.model(build.node("Flatten", build.node("GlobalAveragePool", x)))
@@ -736,18 +737,18 @@ def _of_huge_images(build: Builder) -> str:
     return _convolved(build)
 
 
-def _of_bytes(build: Builder) -> str:
-    build.input.type.tensor_type.elem_type = TensorProto.UINT8
+def _of_texts(build: Builder) -> str:
+    build.input.type.tensor_type.elem_type = TensorProto.STRING
     return build.node("Relu", build.node("Cast", "input", to=TensorProto.FLOAT))
 
 
 HOSTILE = {
     _random: "a random model cannot be pruned",
     _with_nan: "^the weights hold NaN or Inf in weight",
-    _constant: "no output that depends on its images",
+    _constant: "no output that depends on its inputs",
     _of_huge_batch: "images at a time, expected any number, or at most 1024",
     _of_huge_images: "expected at most .* values",
-    _of_bytes: "takes uint8, expected float32",
+    _of_texts: "input input takes string, expected a tensor of numbers",
 }
 
 
@@ -877,15 +878,11 @@ def test_sequences_within_a_segment_are_no_obstacle() -> None:
     assert len(secateur.inspect(build.model(build.nodes[-1].output[0])).layers[0].calls) == 2
 
 
-@pytest.mark.parametrize("count", [0, 2])
-def test_a_model_takes_one_input(count) -> None:
+def test_a_model_takes_an_input() -> None:
     model = small()
-    if count == 0:
-        model.graph.node[0].input[0] = "conv.weight"
-        del model.graph.input[:]
-    else:
-        model.graph.input.append(helper.make_tensor_value_info("state", TensorProto.FLOAT, [1]))
-    with refused(f"takes {count} inputs .*, expected one"):
+    model.graph.node[0].input[0] = "conv.weight"
+    del model.graph.input[:]
+    with refused("takes 0 inputs .*, expected at least one"):
         secateur.inspect(model)
 
 

@@ -311,9 +311,10 @@ def inspect(
 
     Args:
         model: as for `prune`; never modified.
-        shape: shape of one input, without the batch axis. None = the shape in an ONNX file, with
-            3 channels and 224 pixels for its free axes; for a network from a hub the shape that
-            it prescribes; (3, 224, 224) for any other module.
+        shape: shape of one input, without the batch axis; of an ONNX file with several that of the
+            first. None = the shape in an ONNX file, with 3 channels, 224 pixels and 16 tokens for
+            its free axes; for a network from a hub the shape that it prescribes; (3, 224, 224) for
+            any other module.
         data: some inputs, as for `prune`, in place of a shape: for a network of several inputs, or
             of whole numbers. Two samples are used.
         preprocess: of these, as for `prune`.

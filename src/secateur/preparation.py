@@ -21,7 +21,7 @@ from secateur.network import judging
 from secateur.network.folding import Folding, fold
 from secateur.network.graph import Graph
 from secateur.network.layout import to_channels_last
-from secateur.network.samples import Samples, Signature, as_samples
+from secateur.network.samples import Samples, Signature
 from secateur.options import Options
 from secateur.pruning.alignment import Alignment
 from secateur.pruning.channels.run import ChannelRun, channel_run
@@ -374,13 +374,7 @@ def example(
             raise OptionError("got a shape and data, expected one of them: leave out the shape")
         how, takes = asked_or_own(preprocess, network), network.signature
         return takes.bind(load_images(data, preprocess=how, max_images=2, takes=takes).samples)
-    shape = network.input_shape if shape is None else tuple(map(int, shape))
-    if not shape or any(size < 1 for size in shape):
-        raise OptionError(f"shape is {tuple(shape)}, expected positive sizes such as (3, 224, 224)")
-    if len(network.signature.required) > 1:
-        names = ", ".join(network.signature.required)
-        raise DataError(
-            f"the network takes the inputs {names}, expected some of each to trace it with: pass "
-            "data (--data)"
-        )
-    return network.signature.bind(as_samples(torch.zeros(2, *shape)))
+    sizes = None if shape is None else tuple(map(int, shape))
+    if sizes is not None and (not sizes or any(size < 1 for size in sizes)):
+        raise OptionError(f"shape is {sizes}, expected positive sizes such as (3, 224, 224)")
+    return network.example(sizes)

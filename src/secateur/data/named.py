@@ -31,10 +31,12 @@ class Named:
     Attributes:
         values: arrays, lists of numbers or PIL images, one entry for each sample in each.
         others: what was there besides, such as labels.
+        once: names of those that are given once for all samples.
     """
 
     values: Mapping[str, Any]
     others: Sequence[Any] = ()
+    once: Sequence[str] = ()
 
     def samples(
         self, source: str, to_inputs: ToInputs, *, single: bool = False, masked_by: str = MASK
@@ -53,6 +55,12 @@ class Named:
         found = {
             name: _tensor(value, name, to_inputs, single=single)
             for name, value in self.values.items()
+            if name not in self.once
+        }
+        constants = {
+            name: torch.as_tensor(value).detach()
+            for name, value in self.values.items()
+            if name in self.once
         }
         counts = {name: len(tensor) for name, tensor in found.items()}
         if len(set(counts.values())) > 1:
@@ -60,7 +68,12 @@ class Named:
                 f"{source} has {', '.join(f'{count} of {name}' for name, count in counts.items())}"
                 ", expected as many samples of each input: check their first axes"
             )
-        return Samples(found, masked_by)
+        if not found:
+            raise DataError(
+                f"{source} has {', '.join(constants)} alone, which are the same for all samples, "
+                "expected an input with samples too: add it"
+            )
+        return Samples(found, masked_by, constants)
 
 
 def named(value: Any, takes: Signature | None) -> Named | None:
@@ -80,7 +93,8 @@ def named(value: Any, takes: Signature | None) -> Named | None:
         return None
     if isinstance(value, list) and len({tuple(of.shape) for of in value}) == 1 < len(value) - 1:
         return None  # a list of batches
-    return Named(dict(zip(needed, arrays, strict=True)), value[len(needed) :])
+    once = () if takes is None else takes.once
+    return Named(dict(zip(needed, arrays, strict=True)), value[len(needed) :], once)
 
 
 def _of_mapping(value: Mapping[Any, Any], takes: Signature | None) -> Named | None:
@@ -97,7 +111,8 @@ def _of_mapping(value: Mapping[Any, Any], takes: Signature | None) -> Named | No
     if not chosen or (len(chosen) == 1 and not several and not _is_whole(value[chosen[0]])):
         return None
     rest = {name: value[name] for name in names if name not in chosen}
-    return Named({name: value[name] for name in chosen}, [rest] * bool(rest))
+    once = () if takes is None else takes.once
+    return Named({name: value[name] for name in chosen}, [rest] * bool(rest), once)
 
 
 def whole_numbers(tensor: Tensor) -> bool:

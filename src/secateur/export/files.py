@@ -283,7 +283,7 @@ def _onnx_weights(model: Any) -> Any:
 def _output_difference(model: Any, images: Samples) -> tuple[float, float] | None:
     from secateur.frontends.onnx import output_difference
 
-    return output_difference(model, images.only())
+    return output_difference(model, images)
 
 
 def save_model(

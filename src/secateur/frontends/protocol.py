@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from secateur.data.preprocess import Transform
-from secateur.errors import ModelError
+from secateur.errors import DataError, ModelError
 from secateur.network.couplings import Removed
 from secateur.network.graph import Graph
 from secateur.network.samples import AnySamples, Samples, Signature
@@ -79,6 +79,24 @@ class Frontend(Runnable):
     @abstractmethod
     def input_shape(self) -> tuple[int, ...]:
         """Of one image, as far as it says; 3 channels of 224 pixels where nothing is said."""
+
+    def example(self, shape: tuple[int, ...] | None = None) -> Samples:
+        """Two blank samples.
+
+        Args:
+            shape: of one input; None = as the network says.
+
+        Raises:
+            DataError: it takes several inputs, and does not say of what shapes.
+        """
+        if len(self.signature.required) > 1:
+            names = ", ".join(self.signature.required)
+            raise DataError(
+                f"the network takes the inputs {names}, expected some of each to trace it with: "
+                "pass data (--data)"
+            )
+        sizes = self.input_shape if shape is None else shape
+        return self.signature.bind(Samples({"0": torch.zeros(2, *sizes)}))
 
     @abstractmethod
     def trace(self, example: Samples) -> Graph:

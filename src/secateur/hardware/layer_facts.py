@@ -42,7 +42,7 @@ class LayerFacts:
             groups=_groups(layer),
             dtype=dtype,
             sparsity=None if known is None else float((known == 0).double().mean()),
-            two_of_four=None if known is None else _two_of_four(layer, known),
+            two_of_four=None if known is None else _two_of_four(layer, known.float()),
         )
 
     @property

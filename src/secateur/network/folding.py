@@ -13,7 +13,7 @@ a rounding, and a layer's mask on that (see "How reproducible a mask is" in docs
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -93,6 +93,7 @@ def fold(graph: Graph) -> Folding:
     """
     finder = LayerFinder(graph)
     parameters, folds = dict(graph.parameters), list[Fold]()
+    rounding = dict(graph.rounding)
     merged: dict[str, Op | None] = {}  # what comes in the place of an operation, by its value
     for layer in graph.layers:
         norm, new = _foldable(layer, finder)
@@ -101,6 +102,8 @@ def fold(graph: Graph) -> Folding:
         op = cast(Multiplication, graph.ops[layer.calls[0].op])
         bias = op.bias or _fresh(f"{layer.name}.bias", parameters)
         parameters |= {op.weight: new.weight, bias: new.bias}
+        if op.weight in rounding:
+            rounding[op.weight] = _rounding_folded(rounding[op.weight], new.bn_scale)
         merged |= {op.name: replace(op, name=norm.name, bias=bias), norm.name: None}
         offset = norm.beta if norm.beta and finder.is_free(norm.beta, [norm]) else None
         folds.append(
@@ -115,7 +118,20 @@ def fold(graph: Graph) -> Folding:
     if not folds:
         return Folding(graph, graph)
     ops = [new for op in graph.ops if (new := merged.get(op.name, op)) is not None]
-    return Folding(graph, replace(graph, ops=ops, parameters=parameters), folds)
+    folded = replace(graph, ops=ops, parameters=parameters, rounding=rounding)
+    return Folding(graph, folded, folds)
+
+
+def _rounding_folded(
+    rounding: Callable[[Tensor], Tensor], bn_scale: Float[Tensor, " out"]
+) -> Callable[[Tensor], Tensor]:
+    """How a weight with a BatchNorm in it is rounded: as it is stored without."""
+
+    def rounded(weight: Tensor) -> Tensor:
+        scale = per_output(bn_scale, weight)
+        return rounding(weight / scale) * scale
+
+    return rounded
 
 
 def _foldable(layer: Layer, finder: LayerFinder) -> tuple[BatchNorm | None, FoldedLayer | None]:

@@ -7,8 +7,8 @@ one `Graph` of a model, and nothing else changes where a front-end is added.
 from __future__ import annotations
 
 from collections import ChainMap, Counter
-from collections.abc import Collection, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,8 @@ from torch import Tensor
 from secateur.core.outputs import Judge
 from secateur.network.layers import Layer, find_layers
 from secateur.network.ops import BatchNorm, Op, Shapes
+
+Rounding = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Graph:
         judge: what its first output is judged by; None = not decided.
         notes: what a reader of the report should know.
         has_gradients: whether operations can be differentiated by PyTorch.
+        rounding: of parameters that are not stored as they are, such as integers with a scale, by
+            name: the nearest values that can be stored. Zeros stay zeros.
     """
 
     ops: Sequence[Op]
@@ -64,6 +68,7 @@ class Graph:
     judge: Judge | None = None
     notes: Sequence[str] = ()
     has_gradients: bool = True
+    rounding: Mapping[str, Rounding] = field(default_factory=dict[str, Rounding])
 
     @cached_property
     def layers(self) -> Sequence[Layer]:
@@ -83,6 +88,11 @@ class Graph:
     def run(self, index: int, values: Mapping[str, Any]) -> Any:
         """Runs op number `index`; `values` holds activations and parameters by name."""
         return self.ops[index].run(values)
+
+    def rounded(self, name: str, value: Tensor) -> Tensor:
+        """A parameter's new value as it will be once it is stored."""
+        round_it = self.rounding.get(name)
+        return value if round_it is None else round_it(value)
 
     def changed(self, parameters: Mapping[str, Tensor]) -> Graph:
         """The same network with some parameters replaced."""

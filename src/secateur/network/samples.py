@@ -9,7 +9,7 @@ user names, with a ~ before it if it is the other way round, as PyTorch's `src_k
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -30,10 +30,12 @@ class Samples:
         tensors: of any type, by name, each with a row for each sample.
         masked_by: the tensor that says which positions are real, if there is one of this name;
             with a ~ before it which are padding.
+        constants: inputs that are the same for all samples, by name.
     """
 
     tensors: Mapping[str, Tensor]
     masked_by: str = MASK
+    constants: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def __post_init__(self) -> None:
         shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
@@ -199,6 +201,8 @@ class Signature:
         any_number: whether more than those with a name are taken, by their place.
         main: what a single tensor without a name is for; empty = the first.
         masked_by: see `Samples`.
+        once: those that are given once for all samples, such as a sampling rate.
+        kinds: the types that inputs are taken in, by name, where a network does not take any.
     """
 
     names: tuple[str, ...] = ()
@@ -206,6 +210,8 @@ class Signature:
     any_number: bool = False
     main: str = ""
     masked_by: str = MASK
+    once: tuple[str, ...] = ()
+    kinds: Mapping[str, torch.dtype] = field(default_factory=dict[str, torch.dtype])
 
     def bind(self, samples: Samples) -> Samples:
         """Samples by the network's own names, in its order.
@@ -213,7 +219,8 @@ class Signature:
         Names that are numbers stand for places, and so does any name of a single tensor.
 
         Raises:
-            DataError: an input that is needed is not there, or one is that is not taken.
+            DataError: an input that is needed is not there, one is that is not taken, or one of
+                whole numbers is given as floats.
         """
         given = {plain(name): tensor for name, tensor in samples.tensors.items()}
         if not set(given) <= set(self.names) and (
@@ -222,16 +229,32 @@ class Signature:
             places = self._places(len(given))
             given = dict(zip(places, given.values(), strict=len(places) == len(given)))
         lost = len(given) < len(samples.tensors)
-        missing = any(name not in given for name in self.required)
+        missing = any(name not in {**given, **samples.constants} for name in self.required)
         unknown = any(name not in (*self.names, *self._places(len(given))) for name in given)
         if lost or missing or unknown:
+            found = _listed([*samples.tensors, *samples.constants])
             raise DataError(
-                f"the data give {_listed(samples.tensors)}, the network takes "
+                f"the data give {found}, the network takes "
                 f"{_listed(self.required or self.names)}, expected the same: pass a dict of "
                 "tensors by these names, or wrap the network in a module that takes what you have"
             )
         known = [name for name in self.names if name in given]
-        return Samples({name: given[name] for name in known or given}, self.masked_by)
+        return Samples(
+            {name: self._taken(name, given[name]) for name in known or given},
+            self.masked_by,
+            {name: self._taken(name, value) for name, value in samples.constants.items()},
+        )
+
+    def _taken(self, name: str, value: Tensor) -> Tensor:
+        """A value in the type in which it is taken."""
+        kind = self.kinds.get(name, value.dtype)
+        if value.is_floating_point() > kind.is_floating_point:
+            wanted, got = (str(of).removeprefix("torch.") for of in (kind, value.dtype))
+            raise DataError(
+                f"the network's input {name} takes {wanted}, got {got}, expected the same: "
+                "convert it"
+            )
+        return value.to(kind)
 
     def masking(self, mask: str | None) -> Signature:
         """The same with another input as the mask; None = as it is.
@@ -249,11 +272,12 @@ class Signature:
         return replace(self, masked_by=mask)
 
     def _places(self, count: int) -> list[str]:
-        """The names of the first inputs."""
+        """The names of the first inputs that hold samples."""
         if count == 1 and self.main in self.names:
             return [self.main]
-        more = range(len(self.names), count) if self.any_number else ()
-        return [*self.names[:count], *map(str, more)]
+        names = [name for name in self.names if name not in self.once]
+        more = range(len(names), count) if self.any_number else ()
+        return [*names[:count], *map(str, more)]
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -202,7 +202,9 @@ class LayerFit:
         result = LayerResult(
             layer=self.layer,
             kept=int(stages[-1][str(self.layer.parameter)].count_nonzero()),
-            relative_error=last.relative_error(final.weight, _zero_if_left(final, self.layer)),
+            relative_error=last.relative_error(
+                self._stored(final.weight, stages[-1]), _zero_if_left(final, self.layer)
+            ),
             damping=max(solution.damping for solution in solutions),
             samples=last.samples,
             notes=self._notes(solutions, notes),
@@ -218,7 +220,15 @@ class LayerFit:
         if bias is not None and layer.bias is not None:
             change = layer.bias.sign * (bias / self.scale).flatten()
             changes[layer.bias.name] = self.graph.parameters[layer.bias.name] + change
-        return changes
+        return {name: self.graph.rounded(name, value) for name, value in changes.items()}
+
+    def _stored(self, solved: Tensor, changes: Mapping[str, Tensor]) -> Tensor:
+        """The weights that were solved last, in their last columns, as they will be stored."""
+        name = str(self.layer.parameter)
+        if name not in self.graph.rounding:
+            return solved
+        whole = self.geometry.matrix(changes[name]) * self.scale.unsqueeze(-1)
+        return whole[..., -solved.shape[-1] :]
 
     def _bounds(self) -> list[slice]:
         parts = math.ceil(self.layer.columns / self.sampling.max_columns)

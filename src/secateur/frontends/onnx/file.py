@@ -29,6 +29,7 @@ _MOST_BYTES = 2**31 - 1  # protobuf's limit for one message
 _MOST_NODES = 1_000_000  # of a model whose functions are expanded
 _DEEPEST = 100  # calls within each other, which onnx follows on the stack
 _BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}  # of types under a byte
+_SMALL_INTEGERS = [getattr(TensorProto, name, -1) for name in ("INT4", "UINT4", "INT2", "UINT2")]
 
 _Kind = TypeVar("_Kind", bound=Message)
 
@@ -69,7 +70,7 @@ def _parsed(path: Path) -> ModelProto:
 
 def check(model: ModelProto, name: str = "the ONNX model") -> None:
     """Raises ModelError unless a model is complete and passes `onnx.checker`."""
-    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in _within(model, TensorProto)):
+    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in within(model, TensorProto)):
         raise ModelError(
             f"{name} has weights in other files that were not loaded, expected them within: "
             "pass the file's path, or load it with onnx.load"
@@ -89,7 +90,7 @@ def check(model: ModelProto, name: str = "the ONNX model") -> None:
 
 def _check_references(model: ModelProto, name: str) -> None:
     """Raises ModelError for attributes that name one of a function, outside of any."""
-    for node in _within(model.graph, NodeProto):
+    for node in within(model.graph, NodeProto):
         for attribute in node.attribute:
             if attribute.ref_attr_name:
                 raise ModelError(
@@ -106,7 +107,7 @@ def _check_size(size: int, name: str) -> None:
 
 def _check_texts(model: ModelProto, name: str) -> None:
     """Raises ModelError when a text is not UTF-8; protobuf gives such a one as bytes."""
-    for message in _within(model, Message):
+    for message in within(model, Message):
         for field, value in message.ListFields():
             if field.type != FieldDescriptor.TYPE_STRING:
                 continue
@@ -118,7 +119,7 @@ def _check_texts(model: ModelProto, name: str) -> None:
                     )
 
 
-def _within(message: Message, kind: type[_Kind]) -> Iterator[_Kind]:
+def within(message: Message, kind: type[_Kind]) -> Iterator[_Kind]:
     """All messages of a kind within one, itself included: those in bodies and functions too."""
     waiting: list[Message] = [message]
     while waiting:
@@ -155,7 +156,10 @@ def tensor_of(stored: TensorProto, name: str) -> Tensor:
         ModelError: the values do not fit its shape and type.
     """
     try:
-        return torch.from_numpy(onnx.numpy_helper.to_array(stored).copy())
+        array = onnx.numpy_helper.to_array(stored)
+        if array.dtype.kind == "V":  # of a type that PyTorch does not take from NumPy
+            array = array.astype(np.float32 if stored.data_type not in _SMALL_INTEGERS else np.int8)
+        return torch.from_numpy(array.copy())
     except Exception as error:  # whatever NumPy finds wrong with the sizes
         raise ModelError(
             f"the ONNX model's tensor {name} cannot be read ({first_line(error)}), expected as "
@@ -164,22 +168,36 @@ def tensor_of(stored: TensorProto, name: str) -> Tensor:
 
 
 def put(stored: TensorProto, values: Tensor) -> None:
-    """Writes new values into a stored float32 tensor; name and shape stay as they are."""
-    stored.ClearField("float_data")
-    stored.raw_data = values.detach().cpu().numpy().astype("<f4").tobytes()
+    """Writes new values into a stored tensor; name, shape and type stay as they are.
+
+    Raises:
+        ModelError: one is too large for the type.
+    """
+    kind = onnx.helper.tensor_dtype_to_np_dtype(stored.data_type)
+    with np.errstate(over="ignore"):
+        array = values.detach().cpu().numpy().astype(kind)
+    new = onnx.numpy_helper.from_array(array)
+    if kind != np.float32 and not np.isfinite(array.astype(np.float32)).all():
+        raise ModelError(
+            f"new weights of {stored.name} are too large for {array.dtype}, expected smaller ones: "
+            "leave the layer out, or pass the file in float32"
+        )
+    for field in ("float_data", "int32_data"):
+        stored.ClearField(field)
+    stored.raw_data = new.raw_data
 
 
 def reads(node: NodeProto) -> list[str]:
     """The values that a node reads, those that its bodies (If, Loop, Scan) read included."""
     names = [name for name in node.input if name]
-    for graph in _bodies(node):
-        names += _free(graph)
+    for graph in bodies(node):
+        names += reads_within(graph)
     return list(dict.fromkeys(names))
 
 
 def has_body(node: NodeProto) -> bool:
     """Whether a node has graphs of its own, as If, Loop and Scan have."""
-    return next(_bodies(node), None) is not None
+    return next(bodies(node), None) is not None
 
 
 def first_line(error: object) -> str:
@@ -188,13 +206,14 @@ def first_line(error: object) -> str:
     return next(filter(None, lines), type(error).__name__)[:300]
 
 
-def _bodies(node: NodeProto) -> Iterator[GraphProto]:
+def bodies(node: NodeProto) -> Iterator[GraphProto]:
+    """The graphs within a node."""
     for attribute in node.attribute:
         yield from [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs
 
 
-def _free(graph: GraphProto) -> list[str]:
-    """Names that a body reads and does not define."""
+def reads_within(graph: GraphProto) -> list[str]:
+    """The values that a body reads from outside."""
     known = {value.name for value in graph.input} | {held.name for held in graph.initializer}
     known |= {held.values.name for held in graph.sparse_initializer}
     free: list[str] = []
@@ -217,7 +236,7 @@ def _with_output_shapes(model: ModelProto) -> ModelProto:
 
 
 def _load_external(model: ModelProto, path: Path) -> None:
-    tensors = _within(model, TensorProto)
+    tensors = within(model, TensorProto)
     outside = [held for held in tensors if held.data_location == TensorProto.EXTERNAL]
     sizes = [_bytes(held, path) for held in outside]
     if model.ByteSize() + sum(sizes) > _MOST_BYTES:
@@ -299,7 +318,7 @@ def _check_functions(model: ModelProto, name: str) -> None:
     """Raises ModelError when functions call each other without end, or grow beyond measure."""
     bodies: dict[Any, Message] = {(of.domain, of.name, of.overload): of for of in model.functions}
     bodies[None] = model.graph
-    nodes = {key: [*_within(body, NodeProto)] for key, body in bodies.items()}
+    nodes = {key: [*within(body, NodeProto)] for key, body in bodies.items()}
     calls = {
         key: [of for node in own if (of := (node.domain, node.op_type, node.overload)) in bodies]
         for key, own in nodes.items()

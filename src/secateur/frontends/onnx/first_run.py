@@ -7,26 +7,29 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 from torch import Tensor
 
 from secateur.errors import ModelError
 from secateur.frontends import first_runs
-from secateur.frontends.onnx.file import constants, first_line
-from secateur.frontends.onnx.runtime import filled
-from secateur.frontends.onnx.signature import check_images, declared_batch
+from secateur.frontends.onnx.branches import conditions
+from secateur.frontends.onnx.file import constants, first_line, reads
+from secateur.frontends.onnx.nodes import leading_to
+from secateur.frontends.onnx.signature import check_shapes, declared_batch, described, fed
 from secateur.frontends.onnx.translation import Translation
-from secateur.frontends.onnx.trial import run
+from secateur.frontends.onnx.trial import Arrays, run
+from secateur.network.samples import Samples
 from secateur.support.subprocesses import run_program
+from secateur.support.wording import counted
 
 _TIMEOUT_SECONDS = 300.0  # for the first run, on a few images
 _PROGRAM = Path(__file__).with_name("trial.py")
@@ -38,54 +41,86 @@ class Trial:
     """What a first run of a model found.
 
     Attributes:
-        outputs: for all images; None for what is not a tensor of numbers.
-        batch: how many images it takes at a time; 0 = any number.
+        outputs: for all samples; None for what is not a tensor of numbers.
+        batch: how many samples it takes at a time; 0 = any number.
     """
 
     outputs: list[Tensor | None]
     batch: int
 
 
-def trial(model: ModelProto, images: Tensor) -> Trial:
+def trial(model: ModelProto, samples: Samples) -> Trial:
     """Runs a model for the first time, at arm's length; here where that has been done before.
 
     Args:
-        model: with a single input.
-        images: a few inputs.
+        model: of any inputs.
+        samples: a few of them, by the model's own names.
 
     Raises:
-        ModelError: it takes images of another shape, cannot be run, crashes, does not end, or
+        ModelError: it takes samples of other shapes, cannot be run, crashes, does not end, or
             needs half of the memory.
     """
-    check_images(model, images.shape[1:])
+    check_shapes(model, samples)
     declared = declared_batch(model)
-    if declared:
-        images = filled(images, declared * math.ceil(len(images) / declared))
-    key, known = _key(model, images.shape[1:]), first_runs.known()
+    samples = samples.filled(declared) if declared else samples
+    key, known = _key(model, samples), first_runs.known()
     known = {} if known is None else known
-    content, fed = model.SerializeToString(), images.cpu().contiguous().numpy()
+    content, feed = model.SerializeToString(), fed(model, samples)
     how = _here if key in known else at_arms_length
-    arrays = how(content, fed, known.get(key, declared))
+    arrays = how(content, feed, known.get(key, declared))
     found = [arrays.get(f"output{index}") for index in range(len(model.graph.output))]
     batch = int(arrays["batch"])
-    batch = declared or (batch if batch != len(images) else 0)
+    batch = declared or (batch if batch != len(samples) else 0)
     if key:
         known[key] = batch
     return Trial([None if array is None else torch.from_numpy(array) for array in found], batch)
 
 
-def batch_of(model: ModelProto, images: Tensor) -> int:
-    """How many images a model takes at a time, 0 = any number; its first run if it had none.
+def batch_of(model: ModelProto, samples: Samples) -> int:
+    """How many samples a model takes at a time, 0 = any number; its first run if it had none.
 
     Raises:
         ModelError: as `trial`.
     """
-    known = (first_runs.known() or {}).get(_key(model, images.shape[1:]))
-    return trial(model, images).batch if known is None else known
+    known = (first_runs.known() or {}).get(_key(model, samples))
+    return trial(model, samples).batch if known is None else known
 
 
-def _key(model: ModelProto, shape: Sequence[int]) -> bytes:
-    """What a model does with images of a shape, whatever its layers' weights are.
+def known_branches(model: ModelProto, samples: Samples) -> dict[str, bool]:
+    """Which branch of the outermost If is run, where that depends on constants and shapes alone.
+
+    Told by three samples and by one; an If whose branch differs between these is left out.
+    """
+    found = conditions(model)
+    if not found:
+        return {}
+    part = _telling(model, [*found.values()])
+    trials = [trial(part, some).outputs for some in (samples, samples[:1])]
+    told = [{*(of.flatten().tolist() if of is not None else ())} for runs in trials for of in runs]
+    pairs = zip(found, told, told[len(found) :], strict=False)
+    return {name: one == {True} for name, one, other in pairs if one == other and len(one) == 1}
+
+
+def _telling(model: ModelProto, names: list[str]) -> ModelProto:
+    """The part of a model that makes some numbers, whose outputs are lists of these."""
+    twin = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    twin.graph.input.extend(model.graph.input)
+    nodes = leading_to(names, model.graph.node)
+    read = {*names, *(name for node in nodes for name in reads(node))}
+    twin.graph.initializer.extend(of for of in model.graph.initializer if of.name in read)
+    twin.graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1]), "a list of them"))
+    twin.graph.node.extend(nodes)
+    for number, name in enumerate(names):
+        new = onnx.helper.make_node("Reshape", [name, "a list of them"], [f"told {number}"])
+        twin.graph.node.append(new)
+        told = onnx.helper.make_tensor_value_info(f"told {number}", TensorProto.BOOL, None)
+        twin.graph.output.append(told)
+    twin.graph.name = "conditions"
+    return twin
+
+
+def _key(model: ModelProto, samples: Samples) -> bytes:
+    """What a model does with samples of such shapes, whatever its layers' weights are.
 
     Empty outside of any `one_first_run`, and where nothing would be the same in another model.
     """
@@ -102,13 +137,13 @@ def _key(model: ModelProto, shape: Sequence[int]) -> bytes:
         held[name].ClearField("raw_data")
         held[name].ClearField("float_data")
     content = twin.SerializeToString(deterministic=True)
-    return hashlib.sha256(content + repr(tuple(shape)).encode()).digest()
+    return hashlib.sha256(content + repr(samples.shapes).encode()).digest()
 
 
-def _here(model: bytes, images: np.ndarray, batch: int) -> Mapping[str, np.ndarray]:
+def _here(model: bytes, feed: Arrays, batch: int) -> Mapping[str, np.ndarray]:
     """Runs a model in this process."""
     try:
-        return run(model, images, torch.get_num_threads(), batch)
+        return run(model, feed, torch.get_num_threads(), batch)
     except Exception as error:  # onnxruntime's own kinds
         raise ModelError(
             f"ONNX Runtime cannot run the model with these weights ({first_line(error)}), "
@@ -116,27 +151,28 @@ def _here(model: bytes, images: np.ndarray, batch: int) -> Mapping[str, np.ndarr
         ) from error
 
 
-def at_arms_length(model: bytes, images: np.ndarray, batch: int) -> Mapping[str, np.ndarray]:
+def at_arms_length(model: bytes, feed: Arrays, batch: int) -> Mapping[str, np.ndarray]:
     """Runs a model in a process of its own; see `trial.py` for what goes in and comes out."""
     file = io.BytesIO()
-    np.save(file, images)
+    np.savez(file, **feed)  # type: ignore[arg-type]
     numbers = [str(torch.get_num_threads()), str(len(model)), str(batch)]
     try:
         done = run_program(
             _PROGRAM, numbers, seconds=_TIMEOUT_SECONDS, content=model + file.getvalue()
         )
     except subprocess.TimeoutExpired as error:
+        count = counted(len(next(iter(feed.values()))), "image" if len(feed) == 1 else "sample")
         raise ModelError(
-            f"the ONNX model did not finish on {len(images)} images within {_TIMEOUT_SECONDS:g} s, "
+            f"the ONNX model did not finish on {count} within {_TIMEOUT_SECONDS:g} s, "
             "expected one that ends: check its loops"
         ) from error
     if done.returncode != 0:
-        raise ModelError(_why_not(done, images.shape))
+        raise ModelError(_why_not(done, {name: array.shape[1:] for name, array in feed.items()}))
     with np.load(io.BytesIO(done.stdout)) as held:
         return {name: held[name] for name in held.files}
 
 
-def _why_not(done: subprocess.CompletedProcess[bytes], shape: tuple[int, ...]) -> str:
+def _why_not(done: subprocess.CompletedProcess[bytes], shapes: dict[str, tuple[int, ...]]) -> str:
     """The sentence for a first run that failed."""
     lines = done.stderr.decode(errors="replace").strip().splitlines()
     if done.returncode == 3 and lines:
@@ -146,8 +182,9 @@ def _why_not(done: subprocess.CompletedProcess[bytes], shape: tuple[int, ...]) -
                 f"({lines[-1][:200]}), expected less: check its sizes, or use smaller images"
             )
         return (
-            f"ONNX Runtime cannot run the model on images of shape {shape[1:]} "
-            f"({lines[-1][:300]}), expected a file and images that fit: check size and preprocess"
+            f"ONNX Runtime cannot run the model on {described(shapes)} ({lines[-1][:300]}), "
+            f"expected a file and {'images' if len(shapes) == 1 else 'samples'} that fit: check "
+            "size and preprocess"
         )
     how = _CRASHES.get(done.returncode, f"status {done.returncode}")
     return (

@@ -1,4 +1,4 @@
-"""ONNX front-end: any model that ONNX Runtime runs on one batch of images.
+"""ONNX front-end: any model that ONNX Runtime runs on a batch of samples.
 
 Layers are run by PyTorch, as those of PyTorch modules are, and what is between them by ONNX
 Runtime. Weights are parameters in PyTorch's layout, (out, in) and (out, in / groups, kernel...),
@@ -16,20 +16,23 @@ from onnx import ModelProto, TensorProto
 from torch import Tensor
 
 from secateur.errors import ModelError
-from secateur.frontends.onnx.file import constants, first_line, has_body, reads
-from secateur.frontends.onnx.first_run import Trial, trial
+from secateur.frontends.onnx.branches import InLine, Names, in_line
+from secateur.frontends.onnx.constant_inputs import holding
+from secateur.frontends.onnx.file import first_line, has_body, inlined, reads
+from secateur.frontends.onnx.first_run import Trial, known_branches, trial
 from secateur.frontends.onnx.nodes import leading_to
 from secateur.frontends.onnx.operators import described
 from secateur.frontends.onnx.schedule import schedule
 from secateur.frontends.onnx.segment import Segment
-from secateur.frontends.onnx.signature import several
+from secateur.frontends.onnx.signature import bound, several
 from secateur.frontends.onnx.translation import Translation
 from secateur.frontends.onnx.whole import Whole
+from secateur.frontends.onnx.widening import widened
 from secateur.network.graph import Graph
 from secateur.network.layers import uncounted
 from secateur.network.ops import Fused, Op, Shape, Sizes, Transpose
 from secateur.network.rows import images_apart, images_first
-from secateur.network.samples import as_samples
+from secateur.network.samples import Samples
 from secateur.network.stream import Stream
 from secateur.support.wording import counted
 
@@ -38,30 +41,41 @@ _UNSTEADY = ("NonMaxSuppression", "NonZero", "Compress", "Unique")  # rows depen
 _AGREEMENT = 1e-3  # largest difference of graph and file, relative to the largest output
 
 
-def trace(model: ModelProto, example: Tensor) -> Graph:
+def trace(model: ModelProto, samples: Samples) -> Graph:
     """Makes a graph of an ONNX model, with a batch of any size.
 
     Args:
         model: as `read` gives it; not changed.
-        example: a few inputs, batch first; their device is where the layers run.
+        samples: a few; their device is where the layers run.
 
     Raises:
-        ModelError: the model cannot be run on such inputs or takes several, a weight is NaN or
-            infinite, or the graph does not give what the model gives.
+        DataError: they are not what the model takes.
+        ModelError: the model cannot be run on such samples, a weight is NaN or infinite, or the
+            graph does not give what the model gives.
     """
-    example = several(model, example)
+    samples = bound(model, samples)
+    kinds = {name: held.data_type for name, held in Names(model).constants().items()}
+    model = widened(holding(model, samples.constants))
+    example = several(model, samples)
     found = trial(model, example)
-    translation = Translation(model)
+    plain = in_line(inlined(model), lambda twin: known_branches(twin, example))
+    translation = Translation(plain.model)
     parameters = _parameters(translation, example.device)
     ways = [(translation, False)]
     if found.batch:
-        ways.append((Translation(model, any_batch=found.batch), False))
+        ways.append((Translation(plain.model, any_batch=found.batch), False))
     if found.batch == 1:
         ways.append((translation, True))
     reason: Exception | str = ""
     for way, one_by_one in ways:
         try:
-            graph = _build(model, way, parameters, example, one_by_one=one_by_one)
+            graph = _build(way, parameters, example, one_by_one=one_by_one)
+            graph = replace(
+                graph,
+                fixed=_fixed(way, kinds, plain.read_elsewhere),
+                rounding=way.rounding(kinds),
+                notes=[*graph.notes, *_notes(plain)],
+            )
             difference = _difference(graph, way, example, found)
         except (ValueError, RuntimeError, IndexError) as error:  # for another number of images
             reason = error
@@ -81,19 +95,18 @@ def trace(model: ModelProto, example: Tensor) -> Graph:
     )
 
 
-def output_difference(model: ModelProto, images: Tensor) -> tuple[float, float] | None:
+def output_difference(model: ModelProto, samples: Samples) -> tuple[float, float] | None:
     """The output by which a file is judged against that of its layers run one after the other.
 
     Returns:
         The largest difference, and the largest output; None where the values decide how many rows
         the output has, and it has other numbers of them, or none.
     """
-    images = images.cpu()
-    samples = as_samples(images)
+    samples = bound(model, samples.to("cpu"))
     whole = Whole(model, samples[:2])
     wanted = whole(samples)
     index = Translation(model).outputs.index(whole.name)
-    found = _outputs(trace(model, images[:2]), images)[index]
+    found = _outputs(trace(model, samples[:2]), samples)[index]
     if wanted.shape != found.shape or not wanted.numel():
         return None
     return float((wanted - found).abs().max()), float(wanted.abs().max())
@@ -112,10 +125,9 @@ def _parameters(translation: Translation, device: torch.device) -> dict[str, Ten
 
 
 def _build(
-    model: ModelProto,
     translation: Translation,
     parameters: Mapping[str, Tensor],
-    example: Tensor,
+    example: Samples,
     *,
     one_by_one: bool = False,
 ) -> Graph:
@@ -126,13 +138,13 @@ def _build(
     kinds = {name: tensor.data_type for name, tensor in nodes.constants.items()}
     graph = Graph(
         ops=schedule(translation),
-        inputs=[translation.input],
+        inputs=translation.inputs,
         outputs=translation.outputs,
         output_names=translation.outputs,
         parameters=parameters,
         shapes=held | {name: Shape(tuple(value.shape)) for name, value in parameters.items()},
         constants={name for name, kind in kinds.items() if kind not in _NO_WEIGHTS},
-        fixed=_fixed(translation, constants(model.graph)),
+        fixed={},
         unsteady=set(),
         notes=["layers inside control flow (If, Loop, Scan) stay dense"] * inner,
         has_gradients=False,  # ONNX Runtime gives none
@@ -144,14 +156,24 @@ def _build(
     return images_first(images_apart(graph))
 
 
-def _fixed(translation: Translation, writable: Collection[str]) -> dict[str, str]:
-    """Why parameters cannot be changed: the file has no place for them, or gives them back."""
+def _fixed(
+    translation: Translation, writable: Collection[str], elsewhere: Collection[str]
+) -> dict[str, str]:
+    """Why parameters cannot be changed: the file has no place for them, or others use them."""
     nodes = translation.nodes
     others = set(nodes.outputs) - set(translation.outputs)
     read = {name for node in leading_to(others, nodes.nodes) for name in reads(node)}
     fixed = dict.fromkeys((others | read) & set(nodes.constants), "also used by an output")
     inner = translation.layouts.keys() - set(writable)
+    fixed |= dict.fromkeys(map(nodes.source, elsewhere), "also used by a branch that is not run")
     return fixed | dict.fromkeys(inner, "inside a function of the file")
+
+
+def _notes(plain: InLine) -> list[str]:
+    if not plain.left_out:
+        return []
+    branches = "branch" if plain.left_out == 1 else "branches"
+    return [f"{plain.left_out} {branches} of the file not run on such inputs: left as they are"]
 
 
 def _unsteady(translation: Translation, ops: Sequence[Op]) -> set[str]:
@@ -164,7 +186,7 @@ def _unsteady(translation: Translation, ops: Sequence[Op]) -> set[str]:
     return found | {name for name, of in segments.items() if not found.isdisjoint(of.writes)}
 
 
-def _one_by_one(graph: Graph, example: Tensor) -> Graph:
+def _one_by_one(graph: Graph, example: Samples) -> Graph:
     """The graph with segments that take one image after the other."""
     (sizes,) = _sizes(graph, [example[:1]])
     each = {name: shape[0] if shape else 0 for name, shape in sizes.items()}
@@ -179,17 +201,17 @@ def _one_by_one(graph: Graph, example: Tensor) -> Graph:
 
 
 @torch.no_grad()
-def _outputs(graph: Graph, images: Tensor) -> list[Any]:
-    stream = Stream(graph, graph.parameters, {graph.inputs[0]: images})
+def _outputs(graph: Graph, samples: Samples) -> list[Any]:
+    stream = Stream(graph, graph.parameters, dict(samples.tensors))
     stream.advance(len(graph.ops))
     return [stream.value(name) for name in graph.outputs]
 
 
 @torch.no_grad()
-def _sizes(graph: Graph, examples: Sequence[Tensor]) -> list[dict[str, Sizes]]:
-    """The shapes of all values for some batches of images, those within segments included."""
-    streams = [Stream(graph, graph.parameters, {graph.inputs[0]: images}) for images in examples]
-    found = [{graph.inputs[0]: tuple(images.shape)} for images in examples]
+def _sizes(graph: Graph, examples: Sequence[Samples]) -> list[dict[str, Sizes]]:
+    """The shapes of all values for some batches of samples, those within segments included."""
+    streams = [Stream(graph, graph.parameters, dict(samples.tensors)) for samples in examples]
+    found = [{name: tuple(of.shape) for name, of in part.tensors.items()} for part in examples]
     for index, op in enumerate(graph.ops):
         for stream in streams:
             stream.advance(index)
@@ -211,7 +233,7 @@ def _inner(op: Fused, streams: Sequence[Stream]) -> list[dict[str, Sizes]]:
     return segment.inner_shapes(runs if segment.each is None else runs[:1])
 
 
-def _with_shapes(graph: Graph, translation: Translation, example: Tensor) -> Graph:
+def _with_shapes(graph: Graph, translation: Translation, example: Samples) -> Graph:
     """The graph with the shapes of its values: what one image and several have."""
     one, more = _sizes(graph, [example[:1], example])
     fixed = translation.nodes.fixed
@@ -245,7 +267,7 @@ def _described(graph: Graph, translation: Translation) -> Graph:
     return replace(graph, ops=ops)
 
 
-def _difference(graph: Graph, translation: Translation, example: Tensor, found: Trial) -> float:
+def _difference(graph: Graph, translation: Translation, example: Samples, found: Trial) -> float:
     """The largest difference to the file's own outputs, as a share of the largest of them."""
     names = [value.name for value in translation.model.graph.output]
     own, worst = dict(zip(names, found.outputs, strict=True)), 0.0

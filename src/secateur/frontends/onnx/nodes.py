@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,18 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto
 
 from secateur.errors import ModelError
 from secateur.frontends.onnx.file import constants, reads
+from secateur.frontends.onnx.stored import (
+    Dequantised,
+    Origin,
+    Permuted,
+    Reshaped,
+    ranges,
+    same_sizes,
+)
+
+_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
+_NEW_SHAPES = ("Reshape", "Unsqueeze", "Squeeze", "Flatten")
+_HAND_ON = ("Identity", "Cast", "Transpose", "DequantizeLinear", "Sub", "Mul", *_NEW_SHAPES)
 
 
 class Nodes:
@@ -75,27 +88,107 @@ class Nodes:
         """Whether a node depends on constants only."""
         return self.fixed.issuperset(filter(None, node.output))
 
-    def source(self, name: str) -> tuple[str, bool]:
-        """The constant behind a value, through Identity and Transpose; whether transposed."""
-        turned = False
-        while (node := self.maker(name)) is not None and _is_alias(node):
-            turned ^= node.op_type == "Transpose"
-            name = node.input[0]
-        return name, turned
+    def origin(self, name: str) -> Origin | None:
+        """The constant of numbers behind a value, and what nodes make of it on the way.
 
-    def vector(self, name: str) -> tuple[str, tuple[int, ...] | None]:
-        """The constant behind a value, through Identity and new shapes, and the last shape.
-
-        The shape is None where it is no float32 constant.
+        Through Identity, Cast, Transpose, new shapes and DequantizeLinear, or what does the same:
+        integers cast, less a constant, times a constant. None where there is something else.
         """
         nodes: list[NodeProto] = []
-        while (node := self.maker(name)) is not None and self._is_new_shape(node):
+        while (node := self.maker(name)) is not None and node.op_type in _HAND_ON:
             nodes.append(node)
             name = node.input[0]
-        shape = self.float_shape(name)
+        stored = self.constants.get(name)
+        if stored is None:
+            return None
+        origin: Origin | None = Origin(
+            name=name, shape=tuple(stored.dims), integers=stored.data_type not in _FLOATS
+        )
         for node in reversed(nodes):
-            shape = shape if shape is None else self._new_shape(node, shape)
-        return name, shape
+            origin = self._through(node, origin)
+            if origin is None:
+                return None
+        return None if origin.integers else origin
+
+    def source(self, name: str) -> str:
+        """The constant behind a value, where there is one; else the value that it comes from."""
+        origin = self.origin(name)
+        if origin is not None:
+            return origin.name
+        while (node := self.maker(name)) is not None and _is_alias(node):
+            name = node.input[0]
+        return name
+
+    def _through(self, node: NodeProto, origin: Origin) -> Origin | None:
+        """Where a value lies that a node makes of another; None where it is computed."""
+        if is_node(node, "Identity"):
+            return origin
+        if is_node(node, "Transpose"):
+            order = option(node, "perm", None) or range(len(origin.shape))[::-1]
+            return origin.then(Permuted(tuple(order)))
+        if is_node(node, "DequantizeLinear"):
+            return self._dequantised(node, origin)
+        if is_node(node, "Cast"):
+            whole = option(node, "to", 0) == TensorProto.FLOAT
+            return self._cast(origin) if whole else None
+        if is_node(node, "Sub") or is_node(node, "Mul"):
+            return self._scaled(node, origin)
+        if not self._is_new_shape(node):
+            return None
+        try:
+            return origin.then(Reshaped(origin.shape, self._new_shape(node, origin.shape)))
+        except ValueError:
+            return None
+
+    def _range(self, origin: Origin) -> tuple[int, int] | None:
+        """The integers that a constant can hold; None of other types."""
+        kind = TensorProto.DataType.Name(self.constants[origin.name].data_type)
+        digits = "".join(filter(str.isdecimal, kind))
+        return ranges(kind, int(digits)) if "INT" in kind and digits else None
+
+    def _cast(self, origin: Origin) -> Origin | None:
+        """Floats as they are, integers as numbers that a scale may be behind."""
+        if not origin.integers:
+            return origin
+        bounds = self._range(origin)
+        return bounds and origin.then(Dequantised(bounds=bounds))
+
+    def _dequantised(self, node: NodeProto, origin: Origin) -> Origin | None:
+        """What DequantizeLinear makes; None where its scale is computed."""
+        zero, bounds = "".join(node.input[2:3]), self._range(origin)
+        if not origin.integers or bounds is None or node.input[1] not in self.constants:
+            return None
+        if zero and zero not in self.constants:
+            return None
+        along = option(node, "axis", 1) % max(1, len(origin.shape))
+        each = math.prod(self.constants[node.input[1]].dims) > 1
+        step = Dequantised(
+            bounds=bounds,
+            scale=node.input[1],
+            zero=zero or None,
+            along=along if each else None,
+            block=option(node, "block_size", 0) if each else 0,
+        )
+        return origin.then(step)
+
+    def _scaled(self, node: NodeProto, origin: Origin) -> Origin | None:
+        """Integers, cast, less a constant or times one."""
+        *before, last = origin.steps or (None,)
+        other = node.input[1]
+        held, field = self.constants.get(other), "zero" if node.op_type == "Sub" else "scale"
+        if not isinstance(last, Dequantised) or held is None or last.scale or held.data_type != 1:
+            return None
+        if getattr(last, field) or len(held.dims) > len(origin.shape):
+            return None
+        sizes = (*[1] * (len(origin.shape) - len(held.dims)), *held.dims)
+        axes = [axis for axis, size in enumerate(sizes) if size > 1]
+        if len(axes) > 1 or any(sizes[axis] != origin.shape[axis] for axis in axes):
+            return None
+        along = axes[0] if axes else last.along
+        if last.along not in (None, along):
+            return None
+        steps = (*filter(None, before), replace(last, along=along, **{field: other}))
+        return replace(origin, steps=steps)
 
     def only_reader(self, name: str) -> int | None:
         """The node that alone reads a value, once."""
@@ -104,30 +197,29 @@ class Nodes:
             return None
         return readers[0] if list(self.nodes[readers[0]].input).count(name) == 1 else None
 
-    def float_shape(self, name: str) -> tuple[int, ...] | None:
-        """The shape of a float32 constant; None for anything else."""
-        stored = self.constants.get(name)
-        is_float = stored is not None and stored.data_type == TensorProto.FLOAT
-        return tuple(stored.dims) if stored is not None and is_float else None
-
     def integers(self, name: str) -> list[int] | None:
         """The values of a constant of integers; None where it is computed."""
         stored = self.constants.get(name)
         return None if stored is None else onnx.numpy_helper.to_array(stored).ravel().tolist()
 
     def _is_new_shape(self, node: NodeProto) -> bool:
-        """Whether a node gives a constant the same shape or another, which is a constant too."""
-        kinds = ("Identity", "Reshape", "Unsqueeze")
+        """Whether a node gives a constant another shape, which is a constant too."""
         known = all(name in self.constants for name in node.input[1:])
-        return known and self.is_fixed(node) and any(is_node(node, kind) for kind in kinds)
+        return known and any(is_node(node, kind) for kind in _NEW_SHAPES)
 
     def _new_shape(self, node: NodeProto, shape: tuple[int, ...]) -> tuple[int, ...]:
-        value = np.broadcast_to(0, shape)  # a shape without numbers
+        """The shape that a node gives, or ValueError."""
+        if is_node(node, "Flatten"):
+            at = option(node, "axis", 1)
+            return math.prod(shape[:at]), math.prod(shape[at:])
         sizes = (self.integers(node.input[1]) if node.input[1:] else None) or []
         if is_node(node, "Reshape"):
-            pairs = zip(sizes, (*shape, *sizes), strict=False)
-            return value.reshape([old if new == 0 else new for new, old in pairs]).shape
-        return np.expand_dims(value, tuple(sizes or option(node, "axes", []))).shape
+            return same_sizes(shape, sizes, allowzero=bool(option(node, "allowzero", 0)))
+        axes = tuple(sizes or option(node, "axes", []))
+        value = np.broadcast_to(0, shape)  # a shape without numbers
+        if is_node(node, "Squeeze"):
+            return np.squeeze(value, axes or None).shape
+        return np.expand_dims(value, axes).shape
 
     def _for_any_batch(self, node: NodeProto, batch: int) -> NodeProto:
         sizes = self.integers(node.input[1]) or []
@@ -203,5 +295,4 @@ def leading_to(names: Iterable[str], nodes: Iterable[NodeProto]) -> list[NodePro
 
 def _is_alias(node: NodeProto) -> bool:
     """Whether a node hands on a matrix as it is, or transposed."""
-    turns = is_node(node, "Transpose") and option(node, "perm", [1, 0]) == [1, 0]
-    return turns or is_node(node, "Identity")
+    return is_node(node, "Transpose") or is_node(node, "Identity")

@@ -121,7 +121,7 @@ def _convolution(reason: str, *, weight: int = 1) -> Maker:
     def make(part: _Part) -> Op:
         operand, left = part.node.input[weight], part.left
         plain = part.node.op_type in ("Conv", "ConvTranspose")
-        name = (left and left.weight) or part.nodes.source(operand)[0]
+        name = (left and left.weight) or part.nodes.source(operand)
         name = name if name in part.nodes.constants else operand
         shape = part.shapes.get(name)
         return part.op(
@@ -180,7 +180,7 @@ def _attention(part: _Part) -> Op:
 
 
 def _recurrent(part: _Part) -> Op:
-    matrices = tuple(part.nodes.source(name)[0] for name in part.node.input[1:3])
+    matrices = tuple(part.nodes.source(name) for name in part.node.input[1:3])
     return part.op(ops.Recurrent, part.x, matrices=matrices)
 
 
@@ -340,7 +340,7 @@ _ACTIVATIONS = """
     IsNaN IsInf Cast
 """
 ELEMENTWISE = frozenset(f"Add Sum Mul Identity {_POINTWISE} {_ACTIVATIONS}".split())
-_SEVERAL = ("LSTM", "GRU", "RNN", "Split")  # typed with several outputs too
+_SEVERAL = ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM", "Split")  # typed with several outputs too
 _MAKERS: dict[str, Maker] = {
     "Conv": _convolution(""),
     "ConvTranspose": _convolution("transposed convolution"),
@@ -357,7 +357,7 @@ _MAKERS: dict[str, Maker] = {
     "MatMulNBits": _packed_product,
     "Einsum": _einsum,
     **_each("Attention QAttention MultiHeadAttention", _attention),
-    **_each("LSTM GRU RNN", _recurrent),
+    **_each("LSTM GRU RNN DynamicQuantizeLSTM", _recurrent),
     "LayerNormalization": _layer_norm,
     **_each("GroupNormalization InstanceNormalization", _group_norm),
     "Concat": _concatenate,

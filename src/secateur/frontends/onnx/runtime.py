@@ -56,11 +56,6 @@ def call(session: Any, feed: Mapping[str, Any], outputs: Sequence[str] | None = 
         ) from error
 
 
-def filled(images: Tensor, count: int) -> Tensor:
-    """As many images as are wanted, by repeating the last one."""
-    return torch.cat([images, images[-1:].expand(count - len(images), *images.shape[1:])])
-
-
 def as_tensor(value: Any) -> Any:
     """A result as a tensor on the same memory; what is no tensor of numbers stays as it is."""
     array = isinstance(value, np.ndarray) and value.dtype.kind in "biufc"

@@ -7,6 +7,7 @@ convolution), and by constants that they read: shapes of Reshape, lengths of Spl
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from onnx import ModelProto, NodeProto
 from secateur.errors import ModelError
 from secateur.frontends.onnx.file import constants, inlined, reads
 from secateur.frontends.onnx.nodes import is_node, option
-from secateur.frontends.onnx.translation import WeightLayout
+from secateur.frontends.onnx.stored import WeightLayout
 from secateur.network.couplings import Removed, gone
 from secateur.network.graph import Graph
 from secateur.network.narrowing import Narrowing
@@ -43,7 +44,7 @@ def shrink(
     twin = ModelProto()
     twin.CopyFrom(inlined(model))
     _Mending(twin, narrowing).mend()
-    _cut(twin, {name: _in_file(axes, layouts.get(name)) for name, axes in gone(removed).items()})
+    _cut(twin, _in_file(gone(removed), layouts))
     _drop_unread(twin)
     if twin.graph.value_info:
         del twin.graph.value_info[:]
@@ -55,14 +56,29 @@ def shrink(
 
 
 def _in_file(
-    axes: Mapping[int, Sequence[int]], layout: WeightLayout | None
-) -> dict[int | None, Sequence[int]]:
-    """Indices by a constant's own axes; None = the one axis of a vector of any shape."""
-    if layout is not None and layout.vector:
-        (indices,) = axes.values()
-        return {None: indices}
-    turned = layout is not None and layout.transposed
-    return {1 - axis if turned else axis: indices for axis, indices in axes.items()}
+    gone: Mapping[str, Mapping[int, Sequence[int]]], layouts: Mapping[str, WeightLayout]
+) -> dict[str, dict[int | None, Sequence[int]]]:
+    """Indices by constant and its own axes; None = the one axis of a vector of any shape.
+
+    Scales and zero points of quantised channels leave with these.
+    """
+    found: dict[str, dict[int | None, Sequence[int]]] = defaultdict(dict)
+    for name, axes in gone.items():
+        layout = layouts.get(name, WeightLayout())
+        for axis, indices in axes.items():
+            if layout.vector:
+                found[name][None] = indices
+                continue
+            own = layout.axis(axis)
+            if own is None:
+                raise ModelError(
+                    f"{name} is stored in another shape than the one in which it is used, and "
+                    "channels cannot be cut out of it: leave its channels in"
+                )
+            found[name][own] = indices
+            for scales in layout.scales_of(axis):
+                found[scales][None] = indices
+    return found
 
 
 def _cut(model: ModelProto, axes: Mapping[str, Mapping[int | None, Sequence[int]]]) -> None:

@@ -7,10 +7,12 @@ be changed; see `schedule` for the others, and `operators` for what these are.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from onnx import ModelProto, NodeProto, TensorProto
 from torch import Tensor
@@ -19,37 +21,14 @@ from secateur.errors import ModelError
 from secateur.frontends import kernels
 from secateur.frontends.onnx.file import inlined, tensor_of
 from secateur.frontends.onnx.nodes import Nodes, is_node, option
-from secateur.frontends.onnx.signature import images_input
+from secateur.frontends.onnx.signature import inputs
+from secateur.frontends.onnx.stored import PLAIN, Dequantised, Origin, WeightLayout, turned
+from secateur.frontends.onnx.widening import HALF, widened
 from secateur.network.geometry import ConvolutionGeometry
 from secateur.network.layers import ON_THE_FLY
 from secateur.network.ops import BatchNorm, Convolution, Linear, Op, Transpose
 
 FOLD = "remove weight norms, parametrizations and masks before the export, or fold constants in it"
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightLayout:
-    """How a parameter lies in the file.
-
-    Attributes:
-        transposed: a matrix (in, out) where the layer has (out, in).
-        factor: the layer multiplies by this (Gemm's alpha or beta).
-        vector: of any shape with one axis longer than 1, such as (1, C, 1, 1).
-    """
-
-    transposed: bool = False
-    factor: float = 1.0
-    vector: bool = False
-
-    def read(self, held: Tensor) -> Tensor:
-        """The parameter as the layer uses it."""
-        held = held.flatten() if self.vector else held.mT.contiguous() if self.transposed else held
-        return held if self.factor == 1 else held * self.factor
-
-    def write(self, value: Tensor) -> Tensor:
-        """The inverse, up to the shape of a vector."""
-        value = value.mT if self.transposed else value
-        return value if self.factor == 1 else value / self.factor + 0.0  # no negative zeros
 
 
 @dataclass(frozen=True)
@@ -70,7 +49,7 @@ class _Bias:
     """A bias per output: the parameter, how it is stored, and the Add that brings it."""
 
     name: str | None = None
-    layout: WeightLayout = WeightLayout()
+    layout: WeightLayout = PLAIN
     add: int | None = None
 
     @property
@@ -84,9 +63,9 @@ class Translation:
     With `any_batch`, a reshape to that many images is read as one to as many as there are.
 
     Attributes:
-        model: without functions.
+        model: without functions and half precision.
         nodes: the graph's nodes, with look-ups.
-        input: name of the value that holds the images.
+        inputs: names of the values that hold the samples.
         outputs: names of the outputs that depend on them.
         layouts: how each parameter lies in the file, by name.
         units: the operations that PyTorch runs, by number of the node that they stand for.
@@ -94,18 +73,18 @@ class Translation:
         left: layers that ONNX Runtime runs, by number of the node.
 
     Raises:
-        ModelError: the model takes several inputs, or gives nothing that depends on its images.
+        ModelError: the model has no inputs, or gives nothing that depends on them.
     """
 
     def __init__(self, model: ModelProto, *, any_batch: int = 0) -> None:
-        self.model = inlined(model)
-        self.input = images_input(model).name
+        self.model = widened(inlined(model))
+        self.inputs = [of.name for of in inputs(model)]
         self.nodes = Nodes(self.model, any_batch=any_batch)
-        made = {self.input, *self.nodes.makers} - self.nodes.fixed
+        made = {*self.inputs, *self.nodes.makers} - self.nodes.fixed
         self.outputs = [name for name in self.nodes.outputs if name in made]
         if not self.outputs:
             raise ModelError(
-                "the ONNX model has no output that depends on its images, expected at least one: "
+                "the ONNX model has no output that depends on its inputs, expected at least one: "
                 "check that this is the right file"
             )
         self.layouts: dict[str, WeightLayout] = {}
@@ -119,16 +98,41 @@ class Translation:
 
     def parameters(self) -> dict[str, Tensor]:
         """The values of the parameters as the layers use them, copied."""
-        held = self.nodes.constants
-        return {name: of.read(tensor_of(held[name], name)) for name, of in self.layouts.items()}
+        return {
+            name: of.read(self.constant(name), self.constant) for name, of in self.layouts.items()
+        }
+
+    def constant(self, name: str) -> Tensor:
+        """The values of a constant, copied."""
+        return tensor_of(self.nodes.constants[name], name)
+
+    def rounding(self, kinds: Mapping[str, int]) -> dict[str, Callable[[Tensor], Tensor]]:
+        """What becomes of new values of parameters that are not stored as float32, by name.
+
+        Args:
+            kinds: the types of the file's constants.
+        """
+        found: dict[str, Callable[[Tensor], Tensor]] = {}
+        for name, layout in self.layouts.items():
+            half = HALF.get(kinds.get(name, TensorProto.FLOAT))
+            if half is not None or layout.is_quantised:
+                found[name] = partial(self._rounded, layout, half)
+        return found
+
+    def _rounded(self, layout: WeightLayout, half: torch.dtype | None, value: Tensor) -> Tensor:
+        held = layout.write(value, self.constant)
+        held = held if half is None else held.to(half)
+        return layout.read(held.float(), self.constant).to(value)
 
     def _normalisation(self, index: int, node: NodeProto) -> None:
-        names = [self.nodes.source(name)[0] for name in node.input[1:5]]
-        shapes = {self.nodes.float_shape(name) for name in names}
+        origins = [self.nodes.origin(name) for name in node.input[1:5]]
+        known = [of for of in origins if of is not None]
         trains = option(node, "training_mode", 0) or any(node.output[1:])
-        if trains or len(shapes) != 1 or len(next(iter(shapes)) or ()) != 1:
+        if trains or len(known) < 4 or len({of.shape for of in known}) > 1:
             return
-        if not self._hold(dict.fromkeys(names, WeightLayout())):
+        names = [of.name for of in known]
+        layouts = {of.name: WeightLayout(steps=of.steps) for of in known}
+        if len(known[0].shape) != 1 or not self._hold(layouts):
             return
         epsilon = option(node, "epsilon", 1e-5)
         held = dict(zip(("gamma", "beta", "mean", "variance"), names, strict=True))
@@ -137,59 +141,61 @@ class Translation:
         self.units[index] = [norm]
 
     def _convolution(self, index: int, node: NodeProto) -> None:
-        weight, turned = self.nodes.source(node.input[1])
-        shape = self.nodes.float_shape(weight)
-        if shape is None or len(shape) < 3 or turned:
+        held = self.nodes.origin(node.input[1])
+        if held is None or len(held.shape) < 3:
             self._not_a_parameter(index, node.input[1])
             return
+        shape = held.shape
         channels = (shape[0], *(1,) * (len(shape) - 2))
         bias = self._bias(node, shape[0], {channels, (1, *channels)})
-        if not self._fits(index, weight, WeightLayout(), bias):
+        if not self._fits(index, held.name, WeightLayout(steps=held.steps), bias):
             return
         geometry = convolution_geometry(node, shape[2:])
         settings = {"geometry": geometry, "compute": kernels.convolution(geometry)}
-        held = {"weight": weight, "bias": bias.name}
+        names = {"weight": held.name, "bias": bias.name}
         y = self._written(node, bias)
-        self._unit(index, [_op(Convolution, node, node.input[0], y, **held, **settings)], bias)
+        self._unit(index, [_op(Convolution, node, node.input[0], y, **names, **settings)], bias)
 
     def _product(self, index: int, node: NodeProto) -> None:
         """Gemm, or MatMul with the weight on either side: W x = (x^T W^T)^T."""
         left = is_node(node, "MatMul") and node.input[0] in self.nodes.fixed
         operand, x = node.input[:2] if left else node.input[1::-1]
-        weight, again = self.nodes.source(operand)
-        shape, alpha = self.nodes.float_shape(weight), option(node, "alpha", 1.0)
-        if shape is None or len(shape) != 2 or x in self.nodes.fixed or not alpha:
+        held, alpha = self.nodes.origin(operand), option(node, "alpha", 1.0)
+        if held is None or len(held.shape) != 2 or x in self.nodes.fixed or not alpha:
             self._not_a_parameter(index, operand)
             return
-        turned = again ^ (not left and not option(node, "transB", 0))
-        rows, layout = shape[turned], WeightLayout(transposed=turned, factor=alpha)
+        held = held if left or option(node, "transB", 0) else turned(held)
+        rows, layout = held.shape[0], WeightLayout(steps=held.steps, factor=alpha)
         bias = _Bias() if left else self._bias(node, rows, {(rows,), (1, rows)})
-        if not self._fits(index, weight, layout, bias):
+        if not self._fits(index, held.name, layout, bias):
             return
         y, ops = self._written(node, bias), list[Op]()
         if left or option(node, "transA", 0):
             ops.append(_swap(node, x, self.nodes.fresh(x)))
-        held = {"weight": weight, "bias": bias.name}
+        names = {"weight": held.name, "bias": bias.name}
         x, product = (ops[0].name if ops else x), (self.nodes.fresh(y) if left else y)
-        ops.append(_op(Linear, node, x, product, compute=F.linear, **held))
+        ops.append(_op(Linear, node, x, product, compute=F.linear, **names))
         self._unit(index, [*ops, *([_swap(node, product, y)] if left else [])], bias)
 
     def _bias(self, node: NodeProto, rows: int, added: set[tuple[int, ...]]) -> _Bias:
         """The bias among a node's inputs, or the one of some shapes that a following Add brings."""
         if len(node.input) > 2 and node.input[2]:
-            name, shape = self.nodes.vector(node.input[2])
-            fits = shape is not None and math.prod(shape) == rows
-            return self._vector(name, option(node, "beta", 1.0)) if fits else _COMPUTED
+            held = self.nodes.origin(node.input[2])
+            if held is None or math.prod(held.shape) != rows:
+                return _COMPUTED
+            return self._vector(held, option(node, "beta", 1.0))
         reader = self.nodes.only_reader(node.output[0])
         if reader is None or not is_node(self.nodes.nodes[reader], "Add"):
             return _Bias()
         (other,) = [name for name in self.nodes.nodes[reader].input if name != node.output[0]]
-        name, shape = self.nodes.vector(other)
-        return self._vector(name, add=reader) if shape in added else _Bias()
+        held = self.nodes.origin(other)
+        return self._vector(held, add=reader) if held and held.shape in added else _Bias()
 
-    def _vector(self, name: str, factor: float = 1.0, add: int | None = None) -> _Bias:
-        vector = len(self.nodes.constants[name].dims) != 1
-        return _Bias(name, WeightLayout(vector=vector, factor=factor), add)
+    def _vector(self, held: Origin, factor: float = 1.0, add: int | None = None) -> _Bias:
+        """A bias; in whatever shape it is stored, its numbers lie in the same order."""
+        steps = tuple(step for step in held.steps if isinstance(step, Dequantised))
+        vector = len(self.nodes.constants[held.name].dims) != 1
+        return _Bias(held.name, WeightLayout(steps=steps, vector=vector, factor=factor), add)
 
     def _fits(self, index: int, weight: str, layout: WeightLayout, bias: _Bias) -> bool:
         """Whether a layer can be run by PyTorch; it stays in a segment where it cannot."""
@@ -217,7 +223,7 @@ class Translation:
 
     def _not_a_parameter(self, index: int, operand: str) -> None:
         """Leaves a layer whose weight is not a float32 matrix or kernel in the file."""
-        source, _ = self.nodes.source(operand)
+        source = self.nodes.source(operand)
         stored, maker = self.nodes.constants.get(source), self.nodes.maker(source)
         if stored is not None and stored.data_type != TensorProto.FLOAT:
             kind = TensorProto.DataType.Name(stored.data_type).lower()

@@ -5,9 +5,9 @@ zero), and others never end or ask for all memory. So the first run of a model i
 started by `first_run.trial`; it imports neither torch nor secateur, and takes 0.2 s more than the
 run.
 
-    python trial.py THREADS MODEL_BYTES BATCH < model and images (.npy) > outputs (.npz)
+    python trial.py THREADS MODEL_BYTES BATCH < model and inputs (.npz) > outputs (.npz)
 
-BATCH is the number of images per run; 0 = all at once or, where the model cannot, one by one.
+BATCH is the number of samples per run; 0 = all at once or, where the model cannot, one by one.
 Exit status 3 with one line on standard error: onnxruntime's reason why it cannot run the model.
 """
 
@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+Arrays = dict[str, np.ndarray]  # by name, each with the samples on its first axis
+
 
 def limit_memory() -> None:
     """Half of the machine's memory at most, so that the system need not kill anything."""
@@ -31,26 +33,27 @@ def limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (half, half))
 
 
-def run(model: bytes, images: np.ndarray, threads: int, batch: int) -> dict[str, np.ndarray]:
-    """Outputs for all images, and how many were run at a time."""
+def run(model: bytes, feed: Arrays, threads: int, batch: int) -> Arrays:
+    """Outputs for all samples, and how many were run at a time."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
+    count = len(next(iter(feed.values())))
 
     def outputs(size: int) -> list[Any]:
-        parts = [images[at : at + size] for at in range(0, len(images), size)]
-        runs = [session.run(None, {name: part}) for part in parts]
-        return [joined(of, len(parts[0])) for of in zip(*runs, strict=True)]
+        parts = [slice(at, at + size) for at in range(0, count, size)]
+        fed = [{name: array[part] for name, array in feed.items()} for part in parts]
+        runs = [session.run(None, part) for part in fed]
+        return [joined(of, min(size, count)) for of in zip(*runs, strict=True)]
 
     try:
-        batch = batch or len(images)
+        batch = batch or count
         found = outputs(batch)
     except Exception:
-        if batch != len(images) or batch == 1:
+        if batch != count or batch == 1:
             raise
         batch = 1
         found = outputs(batch)
@@ -59,9 +62,9 @@ def run(model: bytes, images: np.ndarray, threads: int, batch: int) -> dict[str,
 
 
 def joined(parts: tuple[Any, ...], size: int) -> np.ndarray | None:
-    """An output for all images; None when it is not a tensor of numbers with a batch axis.
+    """An output for all samples; None when it is not a tensor of numbers with a batch axis.
 
-    That is the first of as many entries as there are images in a part, or the first of all.
+    That is the first of as many entries as there are samples in a part, or the first of all.
     """
     arrays = all(isinstance(part, np.ndarray) and part.dtype != object for part in parts)
     if not arrays or parts[0].ndim == 0:
@@ -77,9 +80,10 @@ def main() -> None:
     limit_memory()
     threads, size, batch = (int(text) for text in sys.argv[1:])
     model = sys.stdin.buffer.read(size)
-    images = np.load(io.BytesIO(sys.stdin.buffer.read()), allow_pickle=False)
+    with np.load(io.BytesIO(sys.stdin.buffer.read()), allow_pickle=False) as held:
+        feed = {name: held[name] for name in held.files}
     try:
-        found = run(model, images, threads, batch)
+        found = run(model, feed, threads, batch)
     except Exception as error:  # onnxruntime's own kinds, MemoryError
         sys.stderr.write(" ".join((str(error) or type(error).__name__).split()) + "\n")
         sys.exit(3)

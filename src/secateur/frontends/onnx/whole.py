@@ -5,9 +5,11 @@ from __future__ import annotations
 from onnx import ModelProto
 from torch import Tensor
 
+from secateur.frontends.onnx.constant_inputs import holding
 from secateur.frontends.onnx.first_run import batch_of
 from secateur.frontends.onnx.runtime import as_tensor, call, start
-from secateur.frontends.onnx.signature import images_input, several
+from secateur.frontends.onnx.signature import fed, inputs, several, signature
+from secateur.frontends.onnx.widening import runnable
 from secateur.network.rows import RowsFirst, in_parts, judged_output
 from secateur.network.samples import Samples
 
@@ -15,20 +17,23 @@ _NUMBERS = ("tensor(float)", "tensor(float16)", "tensor(double)", "tensor(int64)
 
 
 class Whole:
-    """An ONNX model as a function from images to its first output with a row for each of these.
+    """An ONNX model as a function from samples to its first output with a row for each of these.
 
-    A fixed batch is kept to: images go through so many at a time, the last ones with copies.
+    A fixed batch is kept to: samples go through so many at a time, the last ones with copies.
     """
 
     def __init__(self, model: ModelProto, example: Samples) -> None:
-        self.input = images_input(model).name
-        self.batch = batch_of(model, several(model, example.only()))
-        self.session = start(model)
+        self.takes = signature(inputs(model))
+        example = self.takes.bind(example)
+        self.model = runnable(holding(model, example.constants))
+        self.batch = batch_of(self.model, several(self.model, example))
+        self.session = start(self.model)
         self.name = self._judged(example)
         self.rows = RowsFirst(self._run)
 
     def __call__(self, samples: Samples) -> Tensor:
-        """The first output, with a row for each image where it has any."""
+        """The first output, with a row for each sample where it has any."""
+        samples = self.takes.bind(samples)
         if not self.batch:
             return self.rows(samples)
         return in_parts(self._run, samples, self.batch)
@@ -37,7 +42,7 @@ class Whole:
         return self._outputs(samples, [self.name])[0]
 
     def _outputs(self, samples: Samples, names: list[str]) -> list[Tensor]:
-        return [as_tensor(of) for of in call(self.session, {self.input: samples.only()}, names)]
+        return [as_tensor(of) for of in call(self.session, fed(self.model, samples), names)]
 
     def _judged(self, example: Samples) -> str:
         """The output that the model is judged by; of a fixed batch the first of a fixed shape."""
