@@ -31,7 +31,7 @@ def taking(model: ModelProto, **inputs: tuple[int, list[int | str]]) -> ModelPro
 
 def outputs(model: ModelProto, data: dict[str, Tensor], **constants: Tensor) -> Tensor:
     """What ONNX Runtime gives for the whole file."""
-    samples = Samples(data, constants)
+    samples = Samples(data, constants=constants)
     with open_model(model).running(samples[:2]) as run:
         return run(samples)
 

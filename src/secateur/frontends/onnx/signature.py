@@ -204,7 +204,7 @@ def blank(model: ModelProto, shape: Sequence[int] | None = None) -> Samples:
             continue
         sizes = of.usual(names) if shape is None or tensors else tuple(shape)
         tensors[of.name] = _blank([2, *_tried(sizes)], of)
-    return Samples(tensors, constants)
+    return Samples(tensors, constants=constants)
 
 
 def _blank(sizes: Sequence[int], taken: Input) -> Tensor:
