@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # for type checkers and editors; _HOME says the same at run t
     from secateur.data.fractals import fractal_images
     from secateur.data.preprocess import Preprocess
     from secateur.data.sources import Data, load_images
+    from secateur.data.text import Text
     from secateur.errors import (
         DataError,
         IncompleteError,
@@ -91,6 +92,7 @@ __all__ = [
     "SecateurWarning",
     "Sensitivity",
     "Sweep",
+    "Text",
     "Uniform",
     "Unstructured",
     "UserError",
@@ -159,6 +161,7 @@ _HOME = {
     "Sensitivity": "secateur.pruning.allocations",
     "Sweep": "secateur.report.sweep",
     "sweep": "secateur.api",
+    "Text": "secateur.data.text",
     "Uniform": "secateur.pruning.allocations",
     "unpack": "secateur.export.packing",
     "Unstructured": "secateur.core.patterns",

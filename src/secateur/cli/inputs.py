@@ -11,14 +11,18 @@ from secateur.cli.options import Fit, Pictures
 from secateur.data.preprocess import ModelPreprocess, Preprocess, completed
 from secateur.data.sources import open_images
 from secateur.data.streams import ImageStream
+from secateur.data.text import MAX_LENGTH, Text
+from secateur.errors import OptionError
 from secateur.frontends.hubs import own_preprocess
 from secateur.network.samples import Signature
 from secateur.pruning.recipe import Recipe, choose_recipe
 from secateur.support.progress import Teller
 
 
-def asked_preprocess(options: Pictures) -> Preprocess | None:
+def asked_preprocess(options: Pictures) -> Preprocess | Text | None:
     """The preprocessing that the options ask for; None where they say nothing."""
+    if options.tokenizer is not None or options.max_length or options.columns:
+        return _asked_text(options)
     settings = {
         "size": options.size,
         "resize": options.resize,
@@ -30,7 +34,32 @@ def asked_preprocess(options: Pictures) -> Preprocess | None:
     return Preprocess(**settings, channels=options.channels)
 
 
-def with_own(asked: Preprocess | None, file: Path | None, *networks: Any) -> Preprocess | None:
+def _asked_text(options: Pictures) -> Text:
+    """How texts become inputs.
+
+    Raises:
+        OptionError: there is no tokenizer, or there are options for images beside it.
+    """
+    if options.tokenizer is None:
+        raise OptionError(
+            "got --max-length or --columns without --tokenizer, expected all for texts: pass "
+            "--tokenizer tokenizer.json"
+        )
+    of_images = ("size", "resize", "mean", "std", "preprocess")
+    given = [f"--{name}" for name in of_images if getattr(options, name) is not None]
+    if given:
+        raise OptionError(
+            f"got --tokenizer, which is for texts, and {', '.join(given)}, for images: pass those "
+            "of one kind"
+        )
+    columns = [name.strip() for name in (options.columns or "").split(",") if name.strip()]
+    length = MAX_LENGTH if options.max_length is None else options.max_length
+    return Text(tokenizer=str(options.tokenizer), max_length=length, columns=columns)
+
+
+def with_own(
+    asked: Preprocess | Text | None, file: Path | None, *networks: Any
+) -> Preprocess | Text | None:
     """What was asked for, with what a file or a network from a hub says where nothing was.
 
     Args:
@@ -38,6 +67,8 @@ def with_own(asked: Preprocess | None, file: Path | None, *networks: Any) -> Pre
         file: of `--preprocess`.
         networks: the first that says how to prepare its images is followed, if there is no file.
     """
+    if isinstance(asked, Text):
+        return asked
     if file is not None:
         own, who = ModelPreprocess.load(file), str(file)
     else:
@@ -52,7 +83,7 @@ def with_own(asked: Preprocess | None, file: Path | None, *networks: Any) -> Pre
 
 
 def evaluation_images(
-    source: str | None, preprocess: Preprocess | None, takes: Signature
+    source: str | None, preprocess: Preprocess | Text | None, takes: Signature
 ) -> ImageStream | None:
     """All images of --eval, with labels where they have any; read when they are needed."""
     return None if source is None else open_images(source, preprocess=preprocess, takes=takes)
@@ -72,7 +103,7 @@ def asked_recipe(options: Fit) -> Recipe:
 def common_arguments(
     options: Fit,
     recipe: Recipe,
-    preprocess: Preprocess | None,
+    preprocess: Preprocess | Text | None,
     takes: Signature,
     teller: Teller,
 ) -> dict[str, Any]:

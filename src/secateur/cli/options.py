@@ -33,7 +33,8 @@ Data = Annotated[
     str,
     typer.Option(
         metavar="DATA",
-        help="Calibration images: a folder, .npz, file.py:callable or fractal:300.",
+        help="Calibration images: a folder, .npz, file.py:callable or fractal:300. With "
+        "--tokenizer texts: a file with one a line, JSON lines or text:300.",
     ),
 ]
 Size = Annotated[
@@ -100,6 +101,20 @@ class Pictures:
             help="Preprocessing as JSON: preprocessor_config.json of Transformers, or what timm "
             "has for a network; the options above replace it one by one.",
         ),
+    ] = None
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="The data are texts: tokenizer.json of the network, for them."
+        ),
+    ] = None
+    max_length: Annotated[
+        int | None,
+        typer.Option(parser=_whole, metavar="N", help="Tokens of a text at most; default: 128."),
+    ] = None
+    columns: Annotated[
+        str | None,
+        typer.Option(metavar="A[,B]", help="Columns of JSON lines with the texts; two make pairs."),
     ] = None
 
 

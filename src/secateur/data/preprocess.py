@@ -337,4 +337,5 @@ def sides(size: Sides) -> str:
     return str(height) if height == width else f"{height}x{width}"
 
 
-Transform = Callable[[Image.Image], Tensor]
+# From a PIL image to a float tensor; or, of `secateur.Text`, from texts to samples.
+Transform = Callable[[Any], Any]

@@ -59,6 +59,9 @@ from secateur.data.streams import (
     few_classes,
     joined,
 )
+from secateur.data.text import Text
+from secateur.data.text_sources import SYNTHETIC as SYNTHETIC_TEXT
+from secateur.data.text_sources import text_stream
 from secateur.errors import DataError
 from secateur.network.samples import Samples, Signature, as_samples
 from secateur.support.choices import did_you_mean
@@ -217,6 +220,15 @@ class _Source:
             return data
         if isinstance(data, Images):
             return _stream_of(data)
+        if isinstance(self.preprocess, Text):
+            return text_stream(
+                data,
+                self.preprocess,
+                self.choice,
+                seed=self.seed,
+                labelled=self.labelled,
+                takes=self.takes or Signature(),
+            )
         if isinstance(data, str | Path):
             return self._path(str(data))
         return self._arrays(data, name) or self._iterable(data, name or type(data).__name__)
@@ -281,6 +293,11 @@ class _Source:
         kind, colon, number = text.partition(":")
         if not path.exists() and colon and kind in _SYNTHETIC:
             return self._synthetic(kind, number)
+        if not path.exists() and colon and kind == SYNTHETIC_TEXT:
+            raise DataError(
+                f"{text} has no tokenizer to make texts with, expected that of the network: pass "
+                "preprocess=secateur.Text(tokenizer=...), or --tokenizer"
+            )
         if path.is_dir():
             return self._folder(path)
         if path.is_file() and path.suffix == ".npz":
@@ -295,7 +312,8 @@ class _Source:
             )
         raise DataError(
             f"{text} is a single file, expected a folder of images, an .npz file or "
-            "file.py:callable: pass the folder that holds it"
+            "file.py:callable: pass the folder that holds it, or for text a tokenizer "
+            "(preprocess=secateur.Text(...), or --tokenizer)"
         )
 
     def _synthetic(self, kind: str, number: str) -> ImageStream:

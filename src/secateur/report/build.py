@@ -35,6 +35,8 @@ from secateur.report.model import DataReport, Report, SearchReport, StepReport
 from secateur.support.serialization import to_plain
 from secateur.version import __version__
 
+_LONGEST = 1000  # characters of what a setting prints
+
 
 def build_report(
     pruned: Frontend,
@@ -172,6 +174,8 @@ def describe(setting: Any) -> Any:
         held = {of.name: _described(getattr(setting, of.name)) for of in fields}
         return {"name": type(setting).__name__, **held}
     text = getattr(setting, "__name__", str(setting))
+    if len(text) > _LONGEST:  # of a tokenizer, its vocabulary
+        text = type(setting).__name__
     return re.sub(r" at 0x[0-9a-f]+", "", text)  # an address tells nothing, and is never the same
 
 

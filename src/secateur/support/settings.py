@@ -186,6 +186,8 @@ def _alternatives(kind: Any) -> tuple[Any, ...]:
 
 
 def _is_kind(kind: Any, value: Any) -> bool:
+    if kind is Any:
+        return True
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return any(_is_kind(one, value) for one in inner)

@@ -16,6 +16,7 @@ from secateur.cli.inputs import asked_preprocess, asked_recipe, common_arguments
 from secateur.cli.output import list_files, working
 from secateur.data.preprocess import Preprocess
 from secateur.data.sources import load_images
+from secateur.data.text import Text
 from secateur.errors import IncompleteError, OptionError
 from secateur.export.files import rehearse
 from secateur.export.int8 import check_kind, require_nncf
@@ -60,7 +61,7 @@ def run(asked: options.Prune) -> None:
         _prune(asked, asked.out, files, recipe, preprocess)
 
 
-def _show_plan(asked: options.Prune, recipe: Recipe, preprocess: Preprocess | None) -> None:
+def _show_plan(asked: options.Prune, recipe: Recipe, preprocess: Preprocess | Text | None) -> None:
     with working(asked.quiet) as teller:
         network, images, arguments = _read(asked, [], recipe, preprocess, teller)
         plan = api.plan(network, images, **arguments)
@@ -72,7 +73,7 @@ def _prune(
     out: Path,
     files: Sequence[str],
     recipe: Recipe,
-    preprocess: Preprocess | None,
+    preprocess: Preprocess | Text | None,
 ) -> None:
     with working(asked.quiet) as teller:
         network, images, arguments = _read(asked, files, recipe, preprocess, teller)
@@ -101,7 +102,7 @@ def _read(
     asked: options.Prune,
     files: Sequence[str],
     recipe: Recipe,
-    preprocess: Preprocess | None,
+    preprocess: Preprocess | Text | None,
     teller: Teller,
 ) -> tuple[Frontend, Any, dict[str, Any]]:
     """The network, the images, and the other arguments of `secateur.prune`.
