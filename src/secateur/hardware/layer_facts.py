@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -61,7 +62,7 @@ def _groups(layer: Layer) -> int:
 
 def _two_of_four(layer: Layer, weight: Tensor) -> bool:
     """Whether at least two of each four neighbours along the inputs are zero."""
-    if not layer.calls or layer.shape[1] % 4:
+    if not layer.calls or layer.columns // math.prod(layer.shape[2:]) % 4:
         return False
     matrix = layer.calls[0].geometry.matrix(weight)  # columns: the inputs lie side by side
     return bool(((matrix != 0).reshape(-1, 4).sum(1) <= 2).all())

@@ -158,8 +158,9 @@ def _linear(known: Numbering, op: Linear) -> Numbers | None:
     if read is None or not sizes:
         return None
     made = _made(known, op, sizes[-1])
-    known.cut(op.weight, 0, "rows", made)
-    known.cut(op.weight, 1, "columns", read)
+    rows, columns = (1, 0) if op.turned else (0, 1)
+    known.cut(op.weight, rows, "rows", made)
+    known.cut(op.weight, columns, "columns", read)
     return _layer(known, op, read, made, -1)
 
 

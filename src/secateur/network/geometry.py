@@ -54,17 +54,23 @@ class Geometry(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LinearGeometry:
-    """A linear layer on inputs of any rank: the last axis is multiplied."""
+    """A linear layer on inputs of any rank: the last axis is multiplied.
+
+    Attributes:
+        turned: whether its weight is held as (in, out).
+    """
+
+    turned: bool = False
 
     def matrix(self, weight: Tensor) -> Float[Tensor, "groups rows cols"]:
-        return weight.unsqueeze(0)
+        return (weight.mT if self.turned else weight).unsqueeze(0)
 
     def weight(
         self, matrix: Float[Tensor, "groups rows cols"], shape: torch.Size
-    ) -> Float[Tensor, "rows cols"]:
-        return matrix.reshape(shape)
+    ) -> Float[Tensor, "*shape"]:
+        return matrix[0].mT.contiguous() if self.turned else matrix.reshape(shape)
 
     def rows(self, vector: Float[Tensor, " out"]) -> Float[Tensor, "groups rows"]:
         return vector.unsqueeze(0)

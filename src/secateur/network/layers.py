@@ -110,7 +110,18 @@ class Layer:
     @property
     def columns(self) -> int:
         """Inputs per output."""
-        return self.weights // self.shape[0]
+        return self.weights // self.rows
+
+    @property
+    def rows(self) -> int:
+        """How many outputs."""
+        return self.shape[1 if self.is_turned else 0]
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether the weight is held as (in, out)."""
+        geometry = self.calls[0].geometry if self.calls else None
+        return isinstance(geometry, LinearGeometry) and geometry.turned
 
 
 def activations_product(macs: int) -> Layer:
@@ -239,8 +250,8 @@ class LayerFinder:
         norm = readers[0] if len(readers) == 1 and op.name not in self.graph.outputs else None
         if not isinstance(norm, BatchNorm) or norm.input != op.name:
             return None
-        if isinstance(op, Linear) and len(self._sizes(op.name)) != 2:
-            return None  # it normalises positions
+        if isinstance(op, Linear) and (op.turned or len(self._sizes(op.name)) != 2):
+            return None  # it normalises positions, or scales what is no row
         return norm if all(name in self.graph.parameters for name in norm.weights) else None
 
     def is_free(self, name: str, ops: Sequence[Op]) -> bool:
@@ -260,7 +271,7 @@ class LayerFinder:
             input=op.input,
             output=op.name,
             bias=op.bias,
-            geometry=op.geometry if isinstance(op, Convolution) else LinearGeometry(),
+            geometry=_geometry(op),
         )
         return Layer(
             name=self._short(op.weight),
@@ -367,6 +378,8 @@ class LayerFinder:
 
     def _affine(self, layer: Layer, norm: BatchNorm | None) -> tuple[str, str | None] | None:
         (call,) = layer.calls
+        if layer.is_turned:
+            return None
         if norm is None:
             op, names = self.graph.ops[call.op], (str(layer.parameter), call.bias)
         elif norm.gamma is None or norm.beta is None:
@@ -375,6 +388,10 @@ class LayerFinder:
             op, names = norm, (norm.gamma, norm.beta)
         free = all(self.is_free(name, [op]) for name in names if name is not None)
         return names if free else None
+
+
+def _geometry(op: Multiplication) -> Geometry:
+    return op.geometry if isinstance(op, Convolution) else LinearGeometry(turned=op.turned)
 
 
 def merged(layers: Iterable[Layer]) -> list[Layer]:
@@ -392,8 +409,12 @@ def _together(first: Layer, again: Layer) -> Layer:
         first,
         calls=first.calls + again.calls,
         macs=first.macs + again.macs,
-        obstacle=first.obstacle or again.obstacle,
+        obstacle=first.obstacle or again.obstacle or _why_not_together(first, again),
     )
+
+
+def _why_not_together(first: Layer, again: Layer) -> str | None:
+    return None if first.is_turned == again.is_turned else "weight also used transposed"
 
 
 def protected(layers: Sequence[Layer], finder: LayerFinder) -> list[Layer]:
@@ -407,7 +428,7 @@ def protected(layers: Sequence[Layer], finder: LayerFinder) -> list[Layer]:
     reasons = {
         layer.name: f"tiny, one output of {counted(layer.weights, 'weight')}"
         for layer in prunable
-        if layer.shape[0] == 1 and layer.weights < _TINY
+        if layer.rows == 1 and layer.weights < _TINY
     }
     reasons |= {layer.name: DEPTHWISE for layer in prunable if _is_depthwise(layer)}
     if prunable and finder.sees_inputs(prunable[0]):

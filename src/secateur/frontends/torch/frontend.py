@@ -18,6 +18,7 @@ from secateur.errors import ModelError
 from secateur.frontends.hubs import own_input_shape, own_preprocess
 from secateur.frontends.protocol import Forward, Frontend, check_same
 from secateur.frontends.torch import graph, modules
+from secateur.frontends.torch.modes import inference
 from secateur.frontends.torch.onnx_export import exported, write_onnx
 from secateur.frontends.torch.shrink import shrink
 from secateur.frontends.torch.shrink_program import shrink_program
@@ -146,7 +147,7 @@ class TorchFrontend(Frontend):
 
     @contextmanager
     def running(self, example: Samples) -> Iterator[Forward]:
-        """See `Runnable.running`; the module is in eval mode meanwhile."""
+        """See `Runnable.running`; the module is as in `modes` meanwhile."""
         device = self.device
         layouts = (to_channels_last, Tensor.contiguous)
         ways = [(kind, layout) for kind in input_kinds(self.model) for layout in layouts]
@@ -167,7 +168,7 @@ class TorchFrontend(Frontend):
             assert failure is not None
             raise failure
 
-        with _eval_mode(self.model):
+        with inference(self.model):
             yield run
 
 
@@ -184,14 +185,3 @@ def input_kinds(model: nn.Module) -> list[torch.dtype]:
 
 def _precisions(model: nn.Module) -> Iterator[torch.dtype]:
     return (of.dtype for of in model.parameters() if of.is_floating_point())
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -14,12 +14,12 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from secateur.errors import ModelError
+from secateur.frontends.torch.modes import plain_copy
 from secateur.frontends.torch.modules import (
     Places,
     cast_outside,
     check_finite,
     computed_weights,
-    copy_module,
     named_tensors,
     paths_outside,
     view_of,
@@ -54,7 +54,7 @@ def trace(model: nn.Module, example: Samples) -> Graph:
         ModelError: a weight is NaN or infinite, the module cannot be exported, or the graph
             does not give what the module gives.
     """
-    module = copy_module(model).eval()
+    module = plain_copy(model)
     places = Places.of(module)
     module = module.float().to(example.device)
     cast_outside(module, example.device)
@@ -106,7 +106,8 @@ def _build(program: ExportedProgram, places: Places, module: nn.Module, batch: i
         parameters[keys[node]] = getattr(program.graph_module, str(node.target))
     nodes = [node for node in compute if node.op == "call_function"]
     inputs = [node for node in keys if node.op == "placeholder" and keys[node].startswith("%")]
-    ops = Translator(keys, parameters, computed_weights(module)).ops(nodes)
+    trained = {places.first.get(name, name) for name in program.graph_signature.parameters}
+    ops = Translator(keys, parameters, trained, computed_weights(module)).ops(nodes)
     by_name = {node.name: node for node in keys}
     inner = any(isinstance(node.target, torch._ops.HigherOrderOperator) for node in nodes)
     outputs = [(name, keys[by_name[node]]) for name, node in _returned(program) if node in by_name]

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from secateur.errors import ModelError
-from secateur.frontends.torch.modules import copy_module
+from secateur.frontends.torch.modes import plain_copy
 from secateur.frontends.torch.program import TRACING
 from secateur.frontends.torch.signature import Arguments, any_length, signature_of
 from secateur.network.rows import RowsFirst, judged_output
@@ -29,7 +29,7 @@ _LARGE = 1_800_000_000  # bytes of weights that do not fit into the file itself
 def exported(model: nn.Module, samples: Samples) -> tuple[nn.Module, Samples]:
     """A copy of a module as it is exported, and the samples that the file is run on."""
     few = signature_of(model).bind(samples)[:CHECKED_IMAGES]
-    return copy_module(model).eval().cpu(), few.to("cpu")
+    return plain_copy(model).cpu(), few.to("cpu")
 
 
 def write_onnx(

@@ -15,6 +15,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from secateur.frontends.torch.equations import product_of
+from secateur.frontends.torch.matrix_products import linear_of, matrix_layer
 from secateur.network.geometry import ConvolutionGeometry
 from secateur.network.ops import (
     Activation,
@@ -88,23 +89,32 @@ class Typed:
         inputs: the nodes that it computes with.
         weights: by field of the type, the nodes that hold parameters.
         settings: other fields.
+        compute: takes inputs and weights, where the node itself takes these in another form.
     """
 
     kind: type[Op]
     inputs: Sequence[Node]
     weights: Options = field(default_factory=dict)
     settings: Options = field(default_factory=dict)
+    compute: Callable[..., Any] | None = None
 
 
-def typed_as(node: Node) -> Typed:
-    """What a node is; anything that no type describes is opaque."""
+def typed_as(node: Node, is_weight: Callable[[Node], bool]) -> Typed:
+    """What a node is; anything that no type describes is opaque.
+
+    Args:
+        node: of a program.
+        is_weight: whether a node holds a parameter.
+    """
     if node.target is operator.getitem and isinstance(node.args[1], int):
         return Typed(GetItem, [node.args[0]], {}, {"index": node.args[1]})  # type: ignore[list-item]
     if not isinstance(node.target, OpOverload):
         return Typed(Opaque, _tensors(node))
     name, options = short_name(node), options_of(node)
     found = None
-    if product := product_of(name, options):
+    if layer := _matrix_layer(name, options, is_weight):
+        found = layer
+    elif product := product_of(name, options):
         bilinear = {"obstacle": "bilinear layer"} if name == "bilinear" else {}
         found = Typed(Product, product[0], {}, {"equation": product[1], **bilinear})
     elif name in _MAKERS:
@@ -112,6 +122,21 @@ def typed_as(node: Node) -> Typed:
     elif torch.Tag.pointwise in node.target.tags:
         found = _pointwise(node, options)
     return found or Typed(Opaque, _tensors(node))
+
+
+def _matrix_layer(name: str, options: Options, is_weight: Callable[[Node], bool]) -> Typed | None:
+    """A product with a parameter, or a linear layer with one that is transposed."""
+    product = product_of(name, options)
+    if name == "linear":
+        layer = linear_of(options, is_weight)
+    elif product is not None:
+        layer = matrix_layer(*product, options, is_weight)
+    else:
+        return None
+    if layer is None:
+        return None
+    weights, settings = {"weight": layer.weight, "bias": layer.bias}, {"turned": layer.turned}
+    return Typed(Linear, [layer.x], weights, settings, layer.compute)
 
 
 def _tensors(node: Node) -> list[Node]:

@@ -123,6 +123,8 @@ def _resize(part: nn.Module, depthwise: int) -> None:
         part.out_channels = part.weight.shape[1] * part.groups
     elif isinstance(part, nn.Linear):
         part.out_features, part.in_features = part.weight.shape
+    elif type(part).__name__ == "Conv1D" and hasattr(part, "nf"):  # of GPT-2, (in, out)
+        part.nx, part.nf = part.weight.shape  # type: ignore[union-attr, misc]
     elif isinstance(part, _NORMS):
         sized = part.running_mean if part.running_mean is not None else part.weight
         part.num_features = len(sized)

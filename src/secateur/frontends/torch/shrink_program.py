@@ -18,6 +18,7 @@ from torch.fx import Node
 
 from secateur.errors import ModelError
 from secateur.frontends.torch.exported_programs import as_module
+from secateur.frontends.torch.modes import plain_copy
 from secateur.frontends.torch.modules import copy_module
 from secateur.frontends.torch.program import export
 from secateur.frontends.torch.shrink import cut
@@ -53,7 +54,7 @@ def shrink_program(
         ModelError: a coupling is fixed, or a size cannot be mended.
     """
     narrowing = Narrowing(graph, removed)
-    module = copy_module(model).eval()
+    module = plain_copy(model)
     example = example.pair() if len(example) == 1 else example
     program = as_module(export(module, example.map(Tensor.contiguous), free).program)
     _Mending(narrowing).mend(program.graph)

@@ -43,11 +43,13 @@ class Translator:
     Attributes:
         keys: names of the values that nodes give.
         parameters: names of those that are held.
+        trained: those of them that are parameters of the module, not buffers or constants.
         computed: how to make parameters of weights that are computed in each run, by module.
     """
 
     keys: dict[Node, str]
     parameters: Collection[str]
+    trained: Collection[str]
     computed: Mapping[str, str]
 
     def ops(self, nodes: Sequence[Node]) -> list[Op]:
@@ -62,9 +64,10 @@ class Translator:
         return parts
 
     def _op(self, node: Node) -> Op:
-        typed = typed_as(node)
+        typed = typed_as(node, lambda of: self.keys.get(of) in self.trained)
         held = [of for of in tree_leaves(list(typed.weights.values())) if of is not None]
         others = [of for of in node.all_input_nodes if of not in (*typed.inputs, *held)]
+        others = [] if typed.compute else others
         module = module_of(node)
         if typed.kind in (Convolution, Linear):
             why = self._why_computed(typed.weights["weight"], module)
@@ -73,7 +76,7 @@ class Translator:
             name=self.keys[node],
             inputs=tuple(self.keys[of] for of in typed.inputs),
             others=tuple(self.keys[of] for of in others),
-            compute=_computation(node, [*typed.inputs, *held, *others]),
+            compute=typed.compute or _computation(node, [*typed.inputs, *held, *others]),
             operation=str(node.target).removeprefix("aten."),
             label=module or node.name,
             **map_arg(typed.weights, self.keys.__getitem__),

@@ -47,11 +47,13 @@ class Linear(Op):
 
     Attributes:
         weight, bias: values by name; no bias = None.
+        turned: whether the weight is held as (in, out).
         obstacle: why the front-end leaves it as it is; None = it can be run with another weight.
     """
 
     weight: str
     bias: str | None = None
+    turned: bool = False
     obstacle: str | None = None
 
     @property

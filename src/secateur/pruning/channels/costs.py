@@ -180,7 +180,8 @@ def layer_widths(graph: Graph, removable: Sequence[Removable]) -> list[LayerWidt
             continue
         shape = graph.parameters[op.weight].shape
         groups = op.geometry.groups if isinstance(op, Convolution) else 1
-        made, read = (1, 0) if isinstance(op, Convolution) and op.transposed else (0, 1)
+        turned = op.transposed if isinstance(op, Convolution) else op.turned
+        made, read = (1, 0) if turned else (0, 1)
         sizes = {made: shape[made] * (groups if made else 1), read: shape[read] * groups}
         depthwise = groups > 1 and shape[1] == 1  # as many inputs as outputs
         axes = (made, made if depthwise else read)
