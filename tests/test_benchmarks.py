@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from problems import problem
+
+import secateur
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 OPTIONAL = {"plots": "matplotlib", "int8": "nncf", "deployed": "onnx", "third_party": "openvino"}
@@ -92,6 +95,72 @@ def test_tables_of_channels_show_what_was_measured(tmp_path: Path) -> None:
     assert "| low-rank, BatchNorm anew | 87.5 |" in lines
     assert not any("12.3" in line or "| other" in line for line in lines)
     assert tables.channel_latency(tmp_path) == tables.MISSING
+
+
+def test_tables_of_sentences_show_what_was_measured(tmp_path: Path) -> None:
+    table, tables = importlib.import_module("results_table"), importlib.import_module("tables")
+    sentences = importlib.import_module("sentences")
+    row = {
+        **dict.fromkeys(sentences.COLUMNS, ""),
+        **dict.fromkeys(table.MACHINE, "x"),
+        "method": "default",
+        "target": "sparsity",
+        "value": "0.5",
+        "file": "module",
+        "sentences": "400",
+        "tokens": "32",
+        "dense_spearman": "0.8672",
+        "ratio": "20.1",
+    }
+    own = [row | {"spearman": found} for found in ("0.8680", "0.8670", "0.8660")]
+    harder = row | {"value": "0.8", "spearman": "0.8472", "ratio": "80"}
+    wanda = row | {"method": "wanda", "spearman": "0.8572", "ratio": "5"}
+    file = row | {"file": "onnx", "spearman": "0.8670", "masks_equal": "0.998765"}
+    narrow = row | {"target": "max_macs", "value": "0.7", "macs_fraction": "0.699"}
+    narrow |= {"spearman": "0.8600", "latency_low": "0.71", "latency": "0.72"}
+    rows = [*own, harder, wanda, file, narrow | {"latency_high": "0.75"}]
+    table.write_rows(tmp_path / "sentences.csv", sentences.COLUMNS, rows)
+    shown = tables.sentences(tmp_path)
+    first = "| Secateur, default | 0.8670 ± 0.0010 (3), -0.0002 | 0.8472, -0.0200 | 20, 80 |"
+    assert first in shown.splitlines()
+    assert "| Wanda | 0.8572, -0.0100 | - | 5, - |" in shown.splitlines()
+    assert "99.88% as an ONNX file at 50%" in shown
+    narrower = tables.sentence_channels(tmp_path)
+    assert "| 70% | 0.8600, -0.0072 | 0.72 (0.71 to 0.75) | 20 |" in narrower.splitlines()
+
+
+def test_spearman_ranks_equal_values_alike() -> None:
+    encoder = importlib.import_module("sentence_encoder")
+    one, other = torch.tensor([1.0, 2.0, 2.0, 5.0]), torch.tensor([3.0, 10.0, 4.0, 40.0])
+    ranks = torch.tensor([[0.0, 1.5, 1.5, 3.0], [0.0, 2.0, 1.0, 3.0]])
+    assert encoder.spearman(one, other) == pytest.approx(float(torch.corrcoef(ranks)[0, 1]))
+    assert encoder.spearman(one, one.exp()) == pytest.approx(1.0)
+
+
+def test_sparsegpt_removes_one_weight_as_the_optimal_brain_surgeon_does() -> None:
+    rivals = importlib.import_module("rival_methods")
+    held = problem(rows=1, cols=5, fits_bias=False)
+    solution = rivals.SparseGPT(damping=0.0).solve(held, secateur.Unstructured(), 4)
+    (gone,) = (~solution.mask[0, 0]).nonzero().flatten().tolist()
+    behind = slice(gone + 1, None)  # columns before it stay as they are
+    expected = held.weight[0, 0].clone()
+    gram, weight = held.gram[0], held.weight[0, 0]
+    expected[gone] = 0
+    expected[behind] += weight[gone] * torch.linalg.solve(gram[behind, behind], gram[behind, gone])
+    torch.testing.assert_close(solution.weight[0, 0], expected)
+
+
+def test_wanda_prunes_each_row_by_weight_times_norm() -> None:
+    rivals = importlib.import_module("rival_methods")
+    held = problem(rows=3, cols=6, samples=50)
+    solution = rivals.Wanda().solve(held, secateur.Unstructured(), 10)
+    assert sorted(solution.mask.sum(-1).flatten().tolist()) == [3, 3, 4]
+    square = held.gram[0].diagonal() + held.input_mean[0] ** 2
+    scores = held.weight[0].abs() * square.sqrt()
+    for row in range(3):
+        kept = solution.mask[0, row]
+        assert scores[row][kept].min() > scores[row][~kept].max()
+    assert torch.equal(solution.weight, held.weight * solution.mask)
 
 
 def test_the_table_of_deployed_files_has_a_line_for_each(tmp_path: Path) -> None:

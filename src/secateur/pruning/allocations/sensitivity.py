@@ -201,7 +201,8 @@ def enough_to_judge(graph: Graph, samples: Samples) -> Samples:
     with torch.no_grad():
         stream.advance(len(graph.ops))
     output = torch.as_tensor(stream.values[graph.outputs[0]])
-    if output.numel() < _MANY * len(few) or judge_of(output) == "classes":
+    judge = graph.judge or judge_of(output)
+    if output.numel() < _MANY * len(few) or judge == "classes":
         return samples
     return samples.select(slice(None, None, max(1, len(samples) // _FEW)))
 
