@@ -76,6 +76,7 @@ class Bench:
 
     def __init__(self, data: Path, package: Path) -> None:
         self.model, self.sentences = load_encoder(package), Sentences(data, package)
+        open_model(self.model).trace(Samples(self.tokens(2, 32, 0)))  # imports the exporter
 
     @functools.cached_property
     def dense(self) -> float:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import correlated, problem, random_weight
 
+from secateur.core import patterns
 from secateur.core.patterns import Unstructured
 from secateur.core.statistics import ChunkSums, Statistics
 
@@ -140,3 +141,24 @@ def test_unstructured_keeps_the_largest_also_with_ties(kept: int, levels: int, s
     assert int(mask.sum()) == kept
     if 0 < kept < 24:
         assert scores[mask].min() >= scores[~mask].max()
+
+
+@pytest.mark.parametrize("order", ["random", "rising", "by column", "few values", "equal"])
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.5, 0.97])
+def test_many_scores_are_divided_where_all_of_them_sorted_would_be(
+    order: str, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the sample that is looked at first shows of them."""
+    monkeypatch.setattr(patterns, "_SAMPLE", 100)
+    random = torch.rand(1, 40, 50, generator=torch.Generator().manual_seed(1))
+    scores = {
+        "random": random,
+        "rising": torch.arange(2000.0).view(1, 40, 50),
+        "by column": random * torch.arange(50.0),
+        "few values": (3 * random).round(),
+        "equal": torch.ones(1, 40, 50),
+    }[order]
+    kept = round(2000 * share)
+    mask = Unstructured().mask(scores, kept)
+    assert int(mask.sum()) == kept
+    assert scores[mask].min() >= scores[~mask].max()

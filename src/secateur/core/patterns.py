@@ -13,13 +13,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from secateur.support.choices import by_name
 from secateur.support.settings import at_least, check_settings
+
+
+_SAMPLE = 16384  # values that tell where the rest lies
 
 
 @runtime_checkable
@@ -61,11 +63,20 @@ class Unstructured:
 def _kth_value(values: Float[Tensor, " values"], index: int) -> Tensor:
     """The value at a place, counted from 0, if they were sorted.
 
-    NumPy's partition took half the time of PyTorch's kthvalue, which has no vector instructions.
+    Of many values a sample tells between which two it lies, and only what is there is sorted in
+    part: three times as fast as looking through all of them several times.
     """
-    if values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64):
+    sample = values[:: max(1, len(values) // _SAMPLE)]
+    place, slack = index * len(sample) // len(values), len(sample) // 50
+    ends = place - slack, place + slack
+    if len(values) < 4 * _SAMPLE or ends[0] < 0 or ends[1] >= len(sample):
         return torch.kthvalue(values, index + 1).values
-    return torch.as_tensor(np.partition(values.detach().numpy(), index)[index])
+    low, high = (torch.kthvalue(sample, end + 1).values for end in ends)
+    between = values[(values >= low) & (values <= high)]
+    rank = index - int((values < low).sum())
+    if not 0 <= rank < len(between):
+        return torch.kthvalue(values, index + 1).values
+    return torch.kthvalue(between, rank + 1).values
 
 
 @dataclass(frozen=True, kw_only=True)
