@@ -20,7 +20,6 @@ from torch import Tensor
 from secateur.support.choices import by_name
 from secateur.support.settings import at_least, check_settings
 
-
 _SAMPLE = 16384  # values that tell where the rest lies
 
 
