@@ -59,7 +59,8 @@ def small(opset: int = 17, **more) -> ModelProto:
     x = build.node("Relu", build.node("Conv", "input", weight))
     x = build.node("Flatten", build.node("GlobalAveragePool", x))
     weight = build.hold(torch.randn(5, 4, generator=generator), "head.weight")
-    return build.model(build.node("Gemm", x, weight, transB=1), opset=opset, **more)
+    bias = [build.hold(torch.zeros(5))] if opset < 11 else []  # which had to have one
+    return build.model(build.node("Gemm", x, weight, *bias, transB=1), opset=opset, **more)
 
 
 def refused(says: str):
@@ -285,7 +286,7 @@ def test_a_gemm_with_another_addend_is_a_product_and_a_sum(shape, two_layers) ->
     assert result.report.layers[0].notes == ("no place for a bias: none fitted",)
 
 
-@pytest.mark.parametrize("opset", [11, 12, 13, 18, NEWEST])
+@pytest.mark.parametrize("opset", [7, 8, 9, 10, 11, 12, 13, 18, 21, NEWEST])
 def test_opsets(opset) -> None:
     model = small(opset)
     try:
@@ -296,6 +297,24 @@ def test_opsets(opset) -> None:
     result = secateur.prune(model, torch.randn(40, 3, 6, 6), sparsity=0.5)
     assert result.model.opset_import[0].version == opset
     assert int((stored(result.model)["head.weight"] == 0).sum()) == 10
+
+
+def test_nodes_as_opset_7_has_them() -> None:
+    """With attributes that later became inputs, around a weight and between layers."""
+    torch.manual_seed(13)
+    build = Builder(6, 8)
+    held = build.node("Squeeze", build.hold(torch.randn(1, 8, 4), "a.weight"), axes=[0])
+    x = build.node("Clip", build.node("MatMul", "input", held), min=0.0, max=6.0)
+    x = build.node(
+        "Slice", build.node("Pad", x, pads=[0, 1, 0, 0, 1, 0]), axes=[1], starts=[1], ends=[7]
+    )
+    x = build.node("ReduceMean", build.node("Softmax", x, axis=2), axes=[1], keepdims=0)
+    x = build.node("MatMul", x, build.hold(torch.randn(4, 3), "b.weight"))
+    result = secateur.prune(
+        build.model(x, opset=7), torch.randn(40, 6, 8), sparsity=0.5, include="*"
+    )
+    assert [layer.name for layer in result.report.layers] == ["a", "b"]
+    assert int((stored(result.model)["a.weight"] == 0).sum()) in range(8, 33)
 
 
 def test_initializers_among_the_inputs_as_old_files_have_them() -> None:

@@ -332,6 +332,54 @@ def test_weights_behind_other_nodes_are_pruned_where_they_are_stored(how) -> Non
     assert reported == 24
 
 
+def test_a_bias_makes_up_for_the_rounding_of_weights() -> None:
+    """Inputs with a mean far from 0 would shift the outputs by what the weights are rounded by."""
+    generator = torch.Generator().manual_seed(8)
+    build = Builder(8)
+    weight = torch.randn(8, 6, generator=generator)
+    scale = weight.abs().max() / 4  # coarse
+    held = _hold(build, (weight / scale).round(), TensorProto.INT8)
+    y = build.node("MatMul", "input", build.node("DequantizeLinear", held, build.hold(scale)))
+    model = build.model(build.node("Add", y, build.hold(torch.zeros(6), "bias")))
+    x = 20 + torch.randn(80, 8, generator=generator)
+    options = {**QUICK, "method": "least-squares"}
+    pruned = secateur.prune(model, x, sparsity=0.5, **options).model
+    means = [outputs(of, {"input": x}).mean(0) for of in (model, pruned)]
+    torch.testing.assert_close(*means, rtol=1e-3, atol=0.05)
+
+
+def test_layers_between_quantised_values_are_pruned_on_their_grid() -> None:
+    """As static quantisation writes them: integers between layers, and for weights and biases."""
+    generator = torch.Generator().manual_seed(9)
+    build = Builder(3, 6, 6)
+    step = build.hold(np.float32(0.05))
+    zero = build.hold(np.uint8(128))
+
+    def rounded(x: str) -> str:
+        quantised = build.node("QuantizeLinear", x, step, zero)
+        return build.node("DequantizeLinear", quantised, step, zero)
+
+    weight = torch.randint(-127, 128, (5, 3, 3, 3), generator=generator)
+    weight_scale = build.hold(torch.full((5,), 0.002))
+    held = _hold(build, weight, TensorProto.INT8)
+    kernel = build.node("DequantizeLinear", held, weight_scale, axis=0)
+    bias = _hold(
+        build, torch.randint(-2000, 2000, (5,), generator=generator), TensorProto.INT32, "b"
+    )
+    bias = build.node("DequantizeLinear", bias, build.hold(torch.full((5,), 1e-4)), axis=0)
+    x = rounded(build.node("Relu", build.node("Conv", rounded("input"), kernel, bias)))
+    x = build.node("Flatten", build.node("GlobalAveragePool", x))
+    model = build.model(build.node("MatMul", x, build.hold(torch.randn(5, 3), "head.weight")))
+    images = torch.randn(40, 3, 6, 6, generator=generator)
+    result = secateur.prune(model, images, sparsity=0.5, **{**QUICK, "method": "least-squares"})
+    w = next(layer for layer in result.report.layers if layer.name == "w")
+    after = {of.name: onnx.numpy_helper.to_array(of) for of in result.model.graph.initializer}
+    assert after["w"].dtype == np.int8
+    assert int((after["w"] == 0).sum()) == w.zeros >= 0.5 * 135 - 4
+    assert after["b"].dtype == np.int32
+    assert w.bytes == 135
+
+
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
 def test_files_of_half_precision_are_fitted_in_float32_and_stay_as_they_are(kind) -> None:
     """Inputs, weights and outputs; ONNX Runtime has hardly any operations in bfloat16."""
@@ -360,3 +408,38 @@ def test_files_of_half_precision_are_fitted_in_float32_and_stay_as_they_are(kind
         outputs(result.model, {"input": x}).float(), want.model(x), rtol=0.05, atol=0.05
     )
     assert open_model(model).precision == half
+
+
+@pytest.mark.parametrize("kind", ["standard", "of ONNX Runtime", "fused"])
+def test_attention_in_one_operation_is_left_whole_and_layers_around_it_are_pruned(kind) -> None:
+    generator = torch.Generator().manual_seed(10)
+    build = Builder(5, 8)
+
+    def hold(*shape: int, name: str) -> str:
+        return build.hold(torch.randn(shape, generator=generator) / 3, f"{name}.weight")
+
+    theirs = {"domain": "com.microsoft", "num_heads": 2}
+    if kind == "fused":
+        x = build.node("Attention", "input", hold(8, 24, name="qkv"), hold(24, name="b"), **theirs)
+    else:
+        parts = [build.node("MatMul", "input", hold(8, 8, name=name)) for name in "qkv"]
+        own = {"q_num_heads": 2, "kv_num_heads": 2}
+        x = (
+            build.node("Attention", *parts, **own)
+            if kind == "standard"
+            else build.node("MultiHeadAttention", *parts, **theirs)
+        )
+    x = build.node("MatMul", x, hold(8, 4, name="out"))
+    x = build.node("ReduceMean", x, build.hold(np.array([1])), keepdims=0)
+    domains = [] if kind == "standard" else [helper.make_opsetid("com.microsoft", 1)]
+    model = build.model(x, opset=23, ir_version=10, domains=domains)
+    try:
+        secateur.inspect(model)
+    except secateur.ModelError as error:
+        pytest.skip(f"the installed ONNX Runtime does not run it: {error}"[:200])
+    data = torch.randn(40, 5, 8, generator=generator)
+    report = secateur.prune(model, data, sparsity=0.5, **QUICK).report
+    names = [layer.name for layer in report.layers]
+    assert names == (["out"] if kind == "fused" else ["q", "k", "v", "out"])
+    reasons = {layer.name: layer.reason for layer in report.dense_layers}
+    assert (reasons.get("qkv") == "fused by ONNX Runtime") == (kind == "fused")

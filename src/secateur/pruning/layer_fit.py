@@ -125,7 +125,8 @@ class LayerFit:
         problem: Problem | None = None
         for columns, share in zip(bounds, shares, strict=True):
             problem = self.problem(method, _Columns(columns, new))
-            solutions.append(_named(self.layer, method.solve, problem, pattern, share))
+            solution = _named(self.layer, method.solve, problem, pattern, share)
+            solutions.append(self._as_stored(solution, problem, new, columns))
             new[..., columns] = solutions[-1].weight / self.scale.unsqueeze(-1)
         assert problem is not None
         note = f"{counted(self.layer.columns, 'column')} fitted in {counted(len(bounds), 'block')}"
@@ -144,7 +145,8 @@ class LayerFit:
         self, problem: Problem, method: Method, pattern: Pattern, kept: int
     ) -> LayerSolution:
         """Solves a layer in one piece."""
-        return self._solution([_named(self.layer, method.solve, problem, pattern, kept)], problem)
+        solution = _named(self.layer, method.solve, problem, pattern, kept)
+        return self._solution([self._as_stored(solution, problem, self.dense)], problem)
 
     def problem(self, method: Method, block: _Columns | None = None) -> Problem:
         """The problem of the layer, or of a block of its columns. Runs through the chunks."""
@@ -202,9 +204,7 @@ class LayerFit:
         result = LayerResult(
             layer=self.layer,
             kept=int(stages[-1][str(self.layer.parameter)].count_nonzero()),
-            relative_error=last.relative_error(
-                self._stored(final.weight, stages[-1]), _zero_if_left(final, self.layer)
-            ),
+            relative_error=last.relative_error(final.weight, _zero_if_left(final, self.layer)),
             damping=max(solution.damping for solution in solutions),
             samples=last.samples,
             notes=self._notes(solutions, notes),
@@ -222,13 +222,28 @@ class LayerFit:
             changes[layer.bias.name] = self.graph.parameters[layer.bias.name] + change
         return {name: self.graph.rounded(name, value) for name, value in changes.items()}
 
-    def _stored(self, solved: Tensor, changes: Mapping[str, Tensor]) -> Tensor:
-        """The weights that were solved last, in their last columns, as they will be stored."""
-        name = str(self.layer.parameter)
+    def _as_stored(
+        self, solution: Solution, problem: Problem, whole: Tensor, columns: slice = slice(None)
+    ) -> Solution:
+        """A solution with the weights that can be stored, and the bias that is best for these.
+
+        Args:
+            solution: of some columns.
+            problem: theirs.
+            whole: the layer's weights, with others there.
+            columns: which they are.
+        """
+        name, layer = str(self.layer.parameter), self.layer
         if name not in self.graph.rounding:
-            return solved
-        whole = self.geometry.matrix(changes[name]) * self.scale.unsqueeze(-1)
-        return whole[..., -solved.shape[-1] :]
+            return solution
+        whole = whole.clone()
+        whole[..., columns] = solution.weight / self.scale.unsqueeze(-1)
+        stored = self.graph.rounded(name, self.geometry.weight(whole, layer.shape))
+        weight = (self.geometry.matrix(stored) * self.scale.unsqueeze(-1))[..., columns]
+        bias = solution.bias
+        if bias is not None:
+            bias = bias + problem.bias(weight) - problem.bias(solution.weight)
+        return replace(solution, weight=weight, bias=bias)
 
     def _bounds(self) -> list[slice]:
         parts = math.ceil(self.layer.columns / self.sampling.max_columns)

@@ -39,6 +39,8 @@ from secateur.support.wording import counted
 _NO_WEIGHTS = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL, TensorProto.STRING)
 _UNSTEADY = ("NonMaxSuppression", "NonZero", "Compress", "Unique")  # rows depend on the values
 _AGREEMENT = 1e-3  # largest difference of graph and file, relative to the largest output
+_QUANTISED_AGREEMENT = 0.05  # where values are rounded to integers, which a last bit may tip
+_ROUNDS = ("QuantizeLinear", "DynamicQuantizeLinear")
 
 
 def trace(model: ModelProto, samples: Samples) -> Graph:
@@ -80,7 +82,9 @@ def trace(model: ModelProto, samples: Samples) -> Graph:
         except (ValueError, RuntimeError, IndexError) as error:  # for another number of images
             reason = error
             continue
-        if not difference > _AGREEMENT:  # NaN is told with its layer's name, by the walk
+        rounds = any(node.op_type in _ROUNDS for node in way.nodes.nodes)
+        limit = _QUANTISED_AGREEMENT if rounds else _AGREEMENT
+        if not difference > limit:  # NaN is told with its layer's name, by the walk
             return graph
         reason = f"its outputs differ by {difference:.2g} of the largest"
     if found.batch:

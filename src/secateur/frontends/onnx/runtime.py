@@ -15,8 +15,13 @@ from secateur.errors import ModelError
 from secateur.frontends.onnx.file import first_line
 
 
-def start(model: ModelProto) -> onnxruntime.InferenceSession:
+def start(model: ModelProto, *, literal: bool = False) -> onnxruntime.InferenceSession:
     """A session as many threads wide as PyTorch; threads that wait do not spin.
+
+    Args:
+        model: to run.
+        literal: whether quantised values are computed as the nodes say, in floats, where ONNX
+            Runtime would compute in integers and round otherwise.
 
     Raises:
         ModelError: ONNX Runtime refuses the model.
@@ -26,6 +31,7 @@ def start(model: ModelProto) -> onnxruntime.InferenceSession:
     options.intra_op_num_threads = torch.get_num_threads()
     options.enable_cpu_mem_arena = False  # many sessions, each of which would keep its peak
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.disable_quant_qdq", "1" if literal else "0")
     try:
         return onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]

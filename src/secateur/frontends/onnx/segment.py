@@ -120,7 +120,7 @@ class Segment:
         model = self._model(inputs)
         key = hashlib.sha256(model.SerializeToString(deterministic=True)).digest()
         if key not in self.sessions:
-            self.sessions[key] = start(model)
+            self.sessions[key] = start(model, literal=True)
         return self.sessions[key]
 
     def _model(self, inputs: list[Any]) -> ModelProto:

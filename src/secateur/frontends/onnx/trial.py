@@ -40,6 +40,7 @@ def run(model: bytes, feed: Arrays, threads: int, batch: int) -> Arrays:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.disable_quant_qdq", "1")  # as the nodes say it
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     count = len(next(iter(feed.values())))
 
