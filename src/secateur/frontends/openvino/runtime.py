@@ -34,24 +34,19 @@ _LAYERS = (
 
 
 class IR(Runnable):
-    """An OpenVINO model as a function from images to its first output, in float32.
+    """An OpenVINO model as a function from samples to its first output, in float32.
 
-    A fixed batch is kept to: images go through so many at a time, the last ones with copies.
+    A fixed batch is kept to: samples go through so many at a time, the last ones with copies.
 
     Attributes:
         model: the `openvino.Model`.
-        batch: how many images it takes at a time; 0 = any number.
+        batch: how many samples it takes at a time; 0 = any number.
 
     Raises:
-        ModelError: it takes several inputs, or OpenVINO refuses it.
+        ModelError: OpenVINO refuses it.
     """
 
     def __init__(self, model: Any) -> None:
-        if len(model.inputs) != 1:
-            raise ModelError(
-                f"the OpenVINO model takes {len(model.inputs)} inputs, expected one (a batch of "
-                "images): convert it with the others fixed"
-            )
         self.model, self.batch = model, batch_of(model)
         self._run = compiled(model)
         self._rows = RowsFirst(self._part)
@@ -64,38 +59,61 @@ class IR(Runnable):
     @property
     def signature(self) -> Signature:
         """See `Runnable.signature`."""
-        names = self.model.inputs[0].get_names()
-        name = min(names) if names else "0"
-        return Signature(names=(name,), required=(name,))
+        return signature_of(self.model)
 
     def __call__(self, samples: Samples) -> Tensor:
-        """The first output, with a row for each image where it has any."""
+        """The first output, with a row for each sample where it has any."""
+        samples = self.signature.bind(samples)
         if not self.batch:
             return self._rows(samples)
         return in_parts(self._part, samples, self.batch)
 
     def _part(self, samples: Samples) -> Tensor:
-        images = samples.only()
-        try:
-            found = self._run({0: images.cpu().contiguous().numpy()})[0]
-        except RuntimeError as error:
-            raise ModelError(
-                f"OpenVINO cannot run the model on images of shape {tuple(images.shape[1:])} "
-                f"({_reason(error)}), expected images like those it was made for: check size and "
-                "preprocess"
-            ) from error
-        return torch.from_numpy(np.array(found))
+        return run_model(self._run, samples)[0]
+
+
+def signature_of(model: Any) -> Signature:
+    """The inputs of an `openvino.Model`, by the names of their tensors, else by their place."""
+    given = [min(value.get_names(), default="") for value in model.inputs]
+    names = tuple(name or str(place) for place, name in enumerate(given))
+    return Signature(names=names, required=names)
+
+
+def run_model(session: Any, samples: Samples) -> list[Tensor]:
+    """The outputs of a compiled model for samples in the order of its inputs.
+
+    Raises:
+        ModelError: OpenVINO cannot run it on these.
+    """
+    tensors = list(samples.tensors.values())
+    try:
+        found = session([tensor.cpu().contiguous().numpy() for tensor in tensors])
+    except RuntimeError as error:
+        shapes = ", ".join(str(tuple(tensor.shape[1:])) for tensor in tensors)
+        raise ModelError(
+            f"OpenVINO cannot run the model on images of shape {shapes} ({reason(error)}), "
+            "expected images like those it was made for: check size and preprocess"
+        ) from error
+    return [torch.from_numpy(np.array(found[at])) for at in range(len(session.outputs))]
 
 
 def batch_of(model: Any) -> int:
-    """How many images an `openvino.Model` takes at a time; 0 = any number."""
-    shape = model.inputs[0].get_partial_shape()
-    free = shape.rank.is_dynamic or len(shape) == 0 or shape[0].is_dynamic
-    return 0 if free else shape[0].get_length()
+    """How many samples an `openvino.Model` takes at a time; 0 = any number."""
+    shapes = (value.get_partial_shape() for value in model.inputs)
+    first = next((of[0] for of in shapes if of.rank.is_static and len(of) > 0), None)
+    return 0 if first is None or first.is_dynamic else first.get_length()
 
 
 def read_ir(path: str | Path) -> IR:
+    """Reads an .xml file with the .bin file beside it, to be run; see `read_model`."""
+    return IR(read_model(path))
+
+
+def read_model(path: str | Path) -> Any:
     """Reads an .xml file with the .bin file beside it.
+
+    Returns:
+        An `openvino.Model`, which holds its weights: the files may change.
 
     Raises:
         ModelError: a file is missing, or OpenVINO refuses it.
@@ -106,11 +124,13 @@ def read_ir(path: str | Path) -> IR:
     for file, what in ((path, "an OpenVINO model"), (path.with_suffix(".bin"), "its weights")):
         if not file.is_file():
             raise ModelError(f"no such file: {file}, expected {what}: check the path")
+    core = openvino.Core()
+    core.set_property({"ENABLE_MMAP": False})
     try:
-        return IR(openvino.Core().read_model(path))
+        return core.read_model(path)
     except RuntimeError as error:
         raise ModelError(
-            f"{path} is not a readable OpenVINO file ({_reason(error)}), expected a whole one with "
+            f"{path} is not a readable OpenVINO file ({reason(error)}), expected a whole one with "
             "its .bin file: copy or convert it again"
         ) from error
 
@@ -132,7 +152,7 @@ def as_ir(model: Any) -> Any:
         apply_moc_transformations(made, cf=True)
     except RuntimeError as error:
         raise ModelError(
-            f"OpenVINO cannot convert the network ({_reason(error)}), expected one that it can: "
+            f"OpenVINO cannot convert the network ({reason(error)}), expected one that it can: "
             "leave out OpenVINO; the other outputs do not need it"
         ) from error
     _number_names(made, names_in(model))
@@ -223,7 +243,7 @@ def require_openvino(purpose: str, *, extra: str = "openvino") -> Any:
     return openvino
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """The last line of what OpenVINO says; those before tell where in its sources."""
     lines = [" ".join(line.split()) for line in str(error).splitlines()]
     return next(filter(None, reversed(lines)), type(error).__name__)[:300]
