@@ -18,6 +18,8 @@ from secateur.export.files import (
     differs,
     far_off,
     save_int8,
+    save_ir,
+    save_onnx,
     save_openvino,
     save_safetensors,
 )
@@ -38,9 +40,10 @@ from secateur.support.settings import check_arguments
 
 WEIGHTS, ONNX, INT8 = "model.safetensors", "model.onnx", "model-int8.onnx"
 PROGRAM = "model.pt2"  # of a network that came in such a file
+OWN_IR = "model.xml"  # of a network that came in such a file
 IR, INT8_IR = "openvino/model.xml", "openvino/model-int8.xml"
 REPORT, PAGE = "report.json", "report.html"
-_FILES = (WEIGHTS, ONNX, INT8, PROGRAM, IR, INT8_IR)
+_FILES = (WEIGHTS, ONNX, INT8, PROGRAM, OWN_IR, IR, INT8_IR)
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ class PruneResult:
     """What `prune` returns.
 
     Attributes:
-        model: the pruned copy of the network: a module in eval mode, or an `onnx.ModelProto` if
-            the network was one or an ONNX file.
+        model: the pruned copy of the network: a module in eval mode, or an `onnx.ModelProto` or
+            `openvino.Model` if the network was one or such a file.
         report: what happened to each layer, accuracy, size, settings and warnings.
         steps: for a recipe with several steps, the parameters that differ from the dense
             network's after each step, by name; see `after`.
@@ -99,9 +102,9 @@ class PruneResult:
         """Writes the network, `report.json` and `report.html` into a folder, or nothing.
 
         A module becomes `model.safetensors`, and `model.pt2` if it came in such a file or had to
-        become its traced program when channels left; an ONNX model becomes `model.onnx`. Each file
-        is read back, searched for every zero and compared with the network on a few images; the
-        report says what was found.
+        become its traced program when channels left; an ONNX model becomes `model.onnx`, an
+        OpenVINO model `model.xml` and `model.bin`. Each file is read back, searched for every zero
+        and compared with the network on a few images; the report says what was found.
 
         Example:
             >>> import tempfile
@@ -172,7 +175,15 @@ def file_names(own: str, is_program: bool, *, onnx: bool, openvino: bool, int8: 
         own: the ending of the file that the network itself is saved as.
         is_program: whether it came in a .pt2 file, or is the traced program of a module.
         onnx, openvino, int8: as for `PruneResult.save`.
+
+    Raises:
+        OptionError: an OpenVINO file is to be written in another format.
     """
+    if own == ".xml" and (onnx or openvino or int8):
+        raise OptionError(
+            "the network is an OpenVINO file, expected no other format than that for it: leave out "
+            "ONNX, OpenVINO and INT8 (--onnx, --openvino, --int8)"
+        )
     names = list(dict.fromkeys([f"model{own}", *[ONNX] * onnx]))
     names += [PROGRAM] * is_program + [INT8] * int8 + [IR] * openvino
     return names + [INT8_IR] * (openvino and int8)
@@ -266,7 +277,7 @@ def _writers(
             raise ModelError(result.missing["int8"])
         return save_int8(result.quantized, path, images, exported())
 
-    write_onnx = ONNX_WRITERS[network.suffix]
+    write_onnx = ONNX_WRITERS.get(network.suffix, save_onnx)
     return {
         WEIGHTS: lambda path: save_safetensors(
             result.model, path, parameters, shrunk=bool(result.report.channels)
@@ -277,6 +288,7 @@ def _writers(
             else save_program(result.model, path)
         ),
         ONNX: lambda path: write_onnx(result.model, path, images, parameters),
+        OWN_IR: lambda path: save_ir(result.model, path, images, parameters),
         INT8: write_int8,
         IR: lambda path: _write_openvino(result, exported(), path, None),
         INT8_IR: lambda path: _write_openvino(result, exported(), path, images),
@@ -309,7 +321,7 @@ def difference_warning(name: str, check: Mapping[str, Any]) -> str | None:
             f"{percent_text(check['output_error'])} of their variance: evaluate it before you "
             "ship it, or leave out INT8"
         )
-    if name in (ONNX, IR) and differs(check):
+    if name in (ONNX, OWN_IR, IR) and differs(check):
         return (
             f"{name} differs from the network's outputs by {check['largest_difference']:.2g}"
             ", more than rounding would: evaluate it before you ship it"

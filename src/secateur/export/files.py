@@ -23,6 +23,7 @@ from secateur.frontends.openvino.runtime import (
     ir_weights,
     names_in,
     read_ir,
+    write_copy,
     write_ir,
 )
 from secateur.frontends.torch.checkpoints import MARK, SHRUNK
@@ -310,6 +311,46 @@ def save_model(
     before, after = open_model(model).tensors(), held.tensors()
     return {
         "bytes": path.stat().st_size,
+        **(_told(*found) if found else {}),
+        "zeros": check_zeros(
+            _arrays({name: before[name] for name in parameters}),
+            _arrays({name: after[name] for name in parameters}),
+            path.name,
+        ),
+    }
+
+
+def save_ir(
+    model: Any, path: Path, images: Float[Tensor, "batch ..."], parameters: Sequence[str]
+) -> dict[str, Any]:
+    """Writes an `openvino.Model` as .xml and .bin, reads them back, checks them and runs them.
+
+    Args:
+        model: the pruned model.
+        path: of the .xml file to write.
+        images: some inputs; a few of them are run by OpenVINO and layer by layer.
+        parameters: names of the pruned weights, whose zeros are looked for in the files.
+
+    Returns:
+        As `save_model`; bytes are those of both files.
+
+    Raises:
+        ModelError: OpenVINO refuses the file, it holds other numbers than the model, or a zero was
+            lost.
+    """
+    from secateur.frontends.openvino.graph import output_difference
+
+    write_copy(model, path)
+    held = open_model(path)
+    before, after = open_model(model).tensors(), held.tensors()
+    if before.keys() != after.keys() or any(not before[of].equal(after[of]) for of in before):
+        raise ModelError(
+            f"{path.name} holds other numbers than the network, expected the same: please report "
+            "how the file was made that you have pruned"
+        )
+    found = output_difference(held.model, Samples({"images": images[:CHECKED_IMAGES].cpu()}))
+    return {
+        "bytes": path.stat().st_size + path.with_suffix(".bin").stat().st_size,
         **(_told(*found) if found else {}),
         "zeros": check_zeros(
             _arrays({name: before[name] for name in parameters}),

@@ -14,7 +14,7 @@ from torch import nn
 
 from secateur.errors import ModelError, OptionError
 from secateur.frontends.hubs import is_hub_name, load_from_hub
-from secateur.frontends.openvino.runtime import read_ir
+from secateur.frontends.openvino.runtime import require_openvino
 from secateur.frontends.protocol import Frontend, Runnable
 from secateur.frontends.torch.checkpoints import load_state, read_state, without_channels
 from secateur.frontends.torch.exported_programs import read_program
@@ -35,7 +35,10 @@ from secateur.support.file_kinds import (
 from secateur.support.import_string import call
 from secateur.support.settings import check_arguments
 
-_NETWORKS = "an .onnx or .pt2 file, file.py:callable, package.module:callable, timm:NAME or hf:PATH"
+_NETWORKS = (
+    "an .onnx, .xml (OpenVINO) or .pt2 file, file.py:callable, package.module:callable, timm:NAME "
+    "or hf:PATH"
+)
 _WEIGHTS = "weights as .safetensors, .pt or .pth"
 
 
@@ -43,8 +46,8 @@ def open(model: Any) -> Frontend:
     """A network that is to be pruned, behind the front-end of its kind.
 
     Args:
-        model: a module; an `onnx.ModelProto`; what `load_model` takes; or a front-end, which is
-            returned.
+        model: a module; an `onnx.ModelProto` or `openvino.Model`; what `load_model` takes; or a
+            front-end, which is returned.
 
     Raises:
         ModelError: it is nothing of these or cannot be read, or a module has no weights yet (lazy,
@@ -64,23 +67,24 @@ def open(model: Any) -> Frontend:
             )
         if kind is ONNX:
             return _onnx().read(model)
+        if kind is IR:
+            return _openvino().read(model)
         model = load_model(str(model))
     if isinstance(model, nn.Module):
         return TorchFrontend.of(model)
     if isinstance(model, getattr(sys.modules.get("onnx"), "ModelProto", ())):
         return _onnx().of(model)
+    if isinstance(model, getattr(sys.modules.get("openvino"), "Model", ())):
+        return _openvino()(model)
     raise ModelError(
         f"the model is a {type(model).__name__}, expected a torch.nn.Module or the path of an "
-        ".onnx file: pass the module itself, with its weights loaded"
+        ".onnx or .xml (OpenVINO) file: pass the module itself, with its weights loaded"
     )
 
 
 def open_to_run(model: Any) -> Runnable:
-    """As `open`, but also of an OpenVINO `.xml` file, which can be run."""
-    if isinstance(model, Runnable):
-        return model
-    is_ir = isinstance(model, str | Path) and _network_kind(str(model)) is IR
-    return read_ir(model) if is_ir else open(model)
+    """As `open`, but also of a network that can only be run, which is returned."""
+    return model if isinstance(model, Runnable) else open(model)
 
 
 def _onnx() -> Any:
@@ -89,9 +93,16 @@ def _onnx() -> Any:
     return importlib.import_module("secateur.frontends.onnx.frontend").OnnxFrontend
 
 
+def _openvino() -> Any:
+    """The front-end of OpenVINO models."""
+    require_openvino("reading an OpenVINO file")
+    return importlib.import_module("secateur.frontends.openvino.frontend").OpenVinoFrontend
+
+
 def saved_suffix(reference: str) -> str:
     """The ending of the file that a network given like this is saved as, before it is read."""
-    return ".onnx" if reference.lower().endswith(".onnx") else TorchFrontend.suffix
+    suffix = Path(reference.lower()).suffix
+    return suffix if suffix in (".onnx", ".xml") else TorchFrontend.suffix
 
 
 def is_program_file(reference: str) -> bool:
@@ -104,25 +115,26 @@ def load_model(reference: str, weights: str | Path | None = None) -> Any:
 
     Args:
         reference: a module, or a function or class without arguments that returns one; or the
-            path of an `.onnx` file, of which an `onnx.ModelProto` is returned, or of a `.pt2` file
-            that `torch.export.save` wrote, to be trusted like a Python file; or `timm:NAME` or
-            `hf:PATH`, see `secateur.frontends.hubs`.
+            path of an `.onnx` or `.xml` file, of which an `onnx.ModelProto` or `openvino.Model` is
+            returned, or of a `.pt2` file that `torch.export.save` wrote, to be trusted like a
+            Python file; or `timm:NAME` or `hf:PATH`, see `secateur.frontends.hubs`.
         weights: a `.safetensors` file or a checkpoint that `torch.load` reads without running
             code; see `secateur.frontends.torch.checkpoints`.
 
     Raises:
         ModelError: anything does not exist, is of another kind, is not a module, or does not fit.
         OptionError: weights are given for a network that has its own.
-        MissingExtraError: an ONNX file, and onnx or onnxruntime is not installed.
+        MissingExtraError: what reads the file is not installed.
     """
     kind = _network_kind(reference)
-    if kind is ONNX:
+    if kind in (ONNX, IR):
         if weights is not None:
+            what = kind.what.split(",")[0]
             raise OptionError(
-                f"got the weights {weights} for {reference}, expected none, for an ONNX file has "
-                "its own: leave them out"
+                f"got the weights {weights} for {reference}, expected none, for {what} has its "
+                "own: leave them out"
             )
-        return _onnx().read(reference).model
+        return (_onnx() if kind is ONNX else _openvino()).read(reference).model
     if kind is not None and kind is not PROGRAM:
         _check_readable(kind, reference)
         raise ModelError(kind.message(reference, _NETWORKS))
@@ -190,8 +202,8 @@ def load_network(reference: str, builder: str | None = None) -> Any:
     """A network to run, by any file that holds one.
 
     Args:
-        reference: an OpenVINO `.xml` file; weights (`.safetensors`, `.pt`, `.pth`), for the
-            network that `builder` builds; or what `load_model` takes.
+        reference: weights (`.safetensors`, `.pt`, `.pth`), for the network that `builder` builds;
+            or what `load_model` takes.
         builder: `file.py:callable` or `package.module:callable`.
 
     Raises:
@@ -200,8 +212,6 @@ def load_network(reference: str, builder: str | None = None) -> Any:
         MissingExtraError: what reads the file is not installed.
     """
     kind = _network_kind(reference)
-    if kind is IR:
-        return read_ir(reference)
     if kind not in (CHECKPOINT, SAFETENSORS):
         return load_model(reference)
     if builder is None:
@@ -228,8 +238,8 @@ def _network_kind(reference: str) -> FileKind | None:
         raise ModelError(
             f"{reference[:200]} cannot be read ({error.strerror}), expected {_NETWORKS}: check it"
         ) from error
-    if kind is None and reference.lower().endswith(".onnx"):
-        return ONNX  # its reader tells that there is none, or what is not installed
+    if kind is None and kind_named(path) in (ONNX, IR):
+        return kind_named(path)  # its reader tells that there is none, or what is not installed
     if kind is None and kind_named(path) not in (None, PYTHON):
         raise ModelError(f"no such file: {path}, expected {_NETWORKS}: check the path")
     return kind

@@ -21,6 +21,7 @@ import torch
 
 from secateur.errors import ModelError, OptionError
 from secateur.frontends.loading import open as open_model
+from secateur.frontends.openvino.runtime import write_copy
 from secateur.frontends.torch.onnx_export import exported
 from secateur.frontends.torch.signature import Arguments
 from secateur.hardware.latency import PROCESSES, interval
@@ -135,8 +136,13 @@ def file_for(model: Any, images: AnySamples, runtime: str, place: Path) -> Path:
         program = torch.export.export(module, given.args, dict(given.kwargs))
         torch.export.save(program, path)
         return path
+    network = open_model(model)
+    if runtime == "openvino" and network.suffix == ".xml":
+        path = place.with_suffix(".xml")
+        write_copy(network.model, path)
+        return path
     path = place.with_suffix(".onnx")
-    path.write_bytes(open_model(model).to_onnx(as_samples(images)[:2]).SerializeToString())
+    path.write_bytes(network.to_onnx(as_samples(images)[:2]).SerializeToString())
     return path
 
 

@@ -45,9 +45,8 @@ PROGRAM = FileKind(
     way_out="pass it in the place of the network",
 )
 IR = FileKind(
-    what="an OpenVINO file, which cannot be pruned",
-    way_out="pass the .onnx file or PyTorch module that it was made from, with --openvino to get "
-    "an OpenVINO file of the pruned network",
+    what="an OpenVINO file, which is a network with its weights",
+    way_out="pass it in the place of the network",
 )
 
 # what it cannot
@@ -108,7 +107,7 @@ GGUF = FileKind(
 )
 IR_WEIGHTS = FileKind(
     what="a .bin file that is no PyTorch checkpoint, such as the weights of an OpenVINO file",
-    way_out="pass the .onnx file or PyTorch module that it was made from",
+    way_out="pass the .xml file beside it",
 )
 PACKED = FileKind(
     what="a file that secateur pack wrote",

@@ -90,7 +90,7 @@ class OpenVinoFrontend(Frontend):
         """Not possible."""
         raise ModelError(
             "an OpenVINO file cannot be written as ONNX, expected a PyTorch module or an .onnx "
-            "file: prune what the file was made from, or leave out ONNX and INT8"
+            "file for other runtimes, and for INT8: prune what the file was made from"
         )
 
     def tensors(self) -> dict[str, Tensor]:

@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 
 from secateur.errors import ModelError
-from secateur.frontends.agreement import AGREEMENT, difference, growing
+from secateur.frontends.agreement import AGREEMENT, difference, growing, outputs_of
 from secateur.frontends.openvino.nodes import leading_to
 from secateur.frontends.openvino.operators import described
-from secateur.frontends.openvino.runtime import batch_of, compiled, reason, run_model
+from secateur.frontends.openvino.runtime import IR, batch_of, compiled, reason, run_model
 from secateur.frontends.openvino.segment import Cutter, Segment
 from secateur.frontends.openvino.translation import Translation, type_of
 from secateur.frontends.schedule import Schedule
 from secateur.network.graph import Graph
 from secateur.network.layers import uncounted
-from secateur.network.ops import Fused, Op, Shape, Shapes, Sizes
+from secateur.network.ops import Fused, Linear, Op, Shape, Sizes, Transpose
 from secateur.network.rows import images_apart, images_first
 from secateur.network.samples import Samples
 from secateur.support.wording import counted
@@ -75,6 +75,21 @@ def trace(model: Any, samples: Samples) -> Graph:
         f"gives ({told}), expected the same: a random model cannot be pruned; otherwise please "
         "report its operations"
     )
+
+
+def output_difference(model: Any, samples: Samples) -> tuple[float, float] | None:
+    """The first output of a model against that of its layers run one after the other.
+
+    Returns:
+        The largest difference, and the largest output; None where the values decide how many rows
+        the output has, and it has other numbers of them, or none.
+    """
+    wanted = IR(model)(samples.only())
+    graph = trace(model, samples)
+    found = outputs_of(graph, samples.named(graph.inputs))[0]
+    if wanted.shape != found.shape or not wanted.numel():
+        return None
+    return float((wanted - found).abs().max()), float(wanted.abs().max())
 
 
 def _own_outputs(model: Any, samples: Samples, batch: int) -> list[Tensor | None]:
@@ -153,6 +168,7 @@ def _build(
     inner = any(node.has_body for node in nodes.nodes)
     shapes = _shapes(translation, samples, one_by_one=one_by_one)
     shapes |= {name: Shape(tuple(value.shape)) for name, value in parameters.items()}
+    shapes = _with_turned(translation, shapes)
     cutter = Cutter(nodes)
     schedule = Schedule(
         reads=[node.reads for node in nodes.nodes],
@@ -224,6 +240,21 @@ def _shapes(translation: Translation, samples: Samples, *, one_by_one: bool) -> 
         for name, sizes in one.items()
     }
     return held | found | _flattened(translation)
+
+
+def _with_turned(translation: Translation, shapes: dict[str, Shape]) -> dict[str, Shape]:
+    """Shapes with those of values that only PyTorch has: turned, to be multiplied, and back."""
+    for op in (op for _, unit in sorted(translation.units.items()) for op in unit):
+        before = shapes.get(op.input)
+        if before is None or op.name in shapes:
+            continue
+        if isinstance(op, Transpose):
+            sizes = tuple(before.sizes[at] for at in op.permutation)
+            shapes[op.name] = Shape(sizes, tuple(before.growing[at] for at in op.permutation))
+        elif isinstance(op, Linear):
+            rows = shapes[op.weight].sizes[0]
+            shapes[op.name] = Shape((*before.sizes[:-1], rows), (*before.growing[:-1], False))
+    return shapes
 
 
 def _sizes(translation: Translation, samples: Samples) -> dict[str, Sizes]:

@@ -48,7 +48,7 @@ class Node:
     @property
     def name(self) -> str:
         """Its own name, which is that of its first output."""
-        return self.held.get_friendly_name()
+        return str(self.held.get_friendly_name())
 
     @property
     def has_body(self) -> bool:
@@ -166,7 +166,7 @@ class _Names:
     def of(self, value: Any) -> str:
         """Of a value."""
         name, at = value.get_node().get_friendly_name(), value.get_index()
-        return self.better.get((name, at), name)
+        return self.better.get((name, at), str(name))
 
     def fresh(self, name: str) -> str:
         """A new name like this one."""

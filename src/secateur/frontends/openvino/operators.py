@@ -11,6 +11,7 @@ from secateur.frontends.openvino.translation import Left, Translation, convoluti
 from secateur.network import ops
 from secateur.network.ops import Op, Shapes, Sizes
 
+_END = 2**31 - 1  # of a slice that goes on to the end
 _SHAPE_INPUTS = {"Reshape": 1, "Broadcast": 1, "Tile": 1, "Interpolate": 1}
 _HAND_SIZES_ON = (
     *("Gather", "Slice", "StridedSlice", "Concat", "Convert", "Reshape", "Squeeze", "Unsqueeze"),
@@ -201,7 +202,8 @@ def _slice(part: _Part) -> Op:
 
 def _strided_slice(part: _Part) -> Op:
     """Of one axis, or one place of it; other axes are whole."""
-    options, cuts = part.node.options, list[tuple[int, int, int, int]]()
+    options = part.node.options
+    cuts: list[tuple[int, int, int, int]] = []
     if any([*options["new_axis_mask"], *options["ellipsis_mask"]]):
         return _opaque(part)
     starts, stops = part.integers(1), part.integers(2)
@@ -209,13 +211,13 @@ def _strided_slice(part: _Part) -> Op:
     shrunk = [axis for axis, is_one in enumerate(options["shrink_axis_mask"]) if is_one]
     for axis, (start, stop, step) in enumerate(zip(starts, stops, steps, strict=True)):
         from_first, to_last = (_is_set(options[of], axis) for of in ("begin_mask", "end_mask"))
-        cut = (0 if from_first else start, 2**31 - 1 if to_last else stop, step)
-        if cut != (0, 2**31 - 1, 1) and (cut[0], cut[1], axis in shrunk) != (0, 0, False):
+        cut = (0 if from_first else start, _END if to_last else min(stop, _END), step)
+        if cut != (0, _END, 1) or axis in shrunk:
             cuts.append((axis, *cut))
-    if shrunk and [axis for axis, *_ in cuts] == shrunk and len(shrunk) == 1:
-        (axis, start, _, _) = cuts[0]
-        start %= part.sizes(part.node.reads[0])[axis]
-        return part.op(ops.Slice, part.x, axis=axis, start=start, stop=start + 1, keepdims=False)
+    if len(shrunk) == len(cuts) == 1:
+        axis, start = cuts[0][:2]
+        at = start % part.sizes(*part.x)[axis]
+        return part.op(ops.Slice, part.x, axis=axis, start=at, stop=at + 1, keepdims=False)
     return _opaque(part) if shrunk else _of_one_axis(part, cuts)
 
 
@@ -232,7 +234,7 @@ def _of_one_axis(part: _Part, cuts: Sequence[tuple[int, int, int, int]]) -> Op:
     axis %= part.rank
     size = part.sizes(part.node.reads[0])[axis]
     if part.shapes[part.node.reads[0]].shown[axis] == 0:  # as many images as there are
-        whole = (start, step) == (0, 1) and stop >= 2**31 - 1
+        whole = (start, step) == (0, 1) and stop >= _END
         return part.op(ops.Identity, part.x) if whole else _opaque(part)
     start, stop, step = slice(start, stop, step).indices(size)
     return part.op(ops.Slice, part.x, axis=axis, start=start, stop=stop, step=step)

@@ -196,6 +196,12 @@ def write_ir(model: Any, path: Path, given: Set[str]) -> None:
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
+def write_copy(model: Any, path: Path) -> None:
+    """Writes an `openvino.Model` as .xml and .bin, as it is."""
+    openvino = require_openvino("writing an OpenVINO file")
+    openvino.serialize(model, path, path.with_suffix(".bin"))
+
+
 def ir_weights(model: Any) -> dict[str, np.ndarray]:
     """The constant matrix or kernel of each layer of an `openvino.Model`, as it multiplies with it.
 

@@ -116,7 +116,8 @@ class Cutter:
                 if name in inputs:
                     node.held.input(at).replace_source_output(inputs[name].output(0))
         outputs = [self.values[name] for name in part.writes]
-        model = openvino.Model(outputs, list(inputs.values()))
+        make: Any = openvino.Model
+        model = make(outputs, list(inputs.values()))
         return Segment(model, part, key, self.sessions, elementwise)
 
     def _is_elementwise(self, nodes: Sequence[Node]) -> bool:

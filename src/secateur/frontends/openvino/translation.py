@@ -363,7 +363,8 @@ def constant_like(constant: Any, value: Tensor) -> Any:
     """
     kind = constant.get_element_type()
     array = value.detach().cpu().numpy().reshape(constant.get_output_shape(0))
-    made = openvino.op.Constant(kind, openvino.Shape(array.shape), array.ravel())
+    make: Any = openvino.op.Constant
+    made = make(kind, openvino.Shape(array.shape), array.ravel())
     if not np.isfinite(made.get_data(dtype=np.float32)).all():
         raise ModelError(
             f"a new weight of {constant.get_friendly_name()} is too large for "
