@@ -337,13 +337,11 @@ def test_a_folder_is_named_with_the_way_out(files, what, tmp_path) -> None:
         load_model(str(tmp_path))
 
 
-def test_an_openvino_file_cannot_be_pruned_and_says_so(tmp_path) -> None:
+def test_an_openvino_file_has_its_own_weights(tmp_path) -> None:
     path = tmp_path / "net.xml"
     path.write_text('<?xml version="1.0"?><net name="a" version="11"></net>')
-    with pytest.raises(ModelError, match=r"is an OpenVINO file, which cannot be pruned.*onnx"):
-        load_model(str(path))
-    with pytest.raises(ModelError, match=r"is an OpenVINO file, which cannot be pruned.*onnx"):
-        secateur.inspect(path)
+    with pytest.raises(OptionError, match="for an OpenVINO file has its own: leave them out"):
+        load_model(str(path), tmp_path / "weights.pt")
 
 
 @pytest.mark.parametrize("name", ["absent.pt", "absent.safetensors", "absent.onnx", "absent.xml"])

@@ -32,7 +32,7 @@ def images() -> torch.Tensor:
 @pytest.fixture(scope="module")
 def want(images) -> secateur.PruneResult:
     """The network, pruned as an ONNX file."""
-    return secateur.prune(as_onnx(network()), images, sparsity=0.6, include="*")
+    return secateur.prune(as_onnx(network()), images, **SIMPLE)
 
 
 def refused(says: str):
@@ -57,16 +57,26 @@ def _not_simplified(model):
     return openvino.Core().read_model(model.SerializeToString())
 
 
-@pytest.mark.parametrize("batch", ["n", 1, 5])
-def test_an_ir_gets_the_zeros_of_the_onnx_file_and_the_module(batch, images, want) -> None:
-    module = secateur.prune(network(), images, sparsity=0.6, include="*")
-    got = secateur.prune(as_ir(as_onnx(network(), batch=batch)), images, sparsity=0.6, include="*")
+def test_an_ir_gets_the_zeros_of_the_onnx_file_and_the_module(images) -> None:
+    networks = (network(), as_onnx(network()), as_ir(as_onnx(network())))
+    module, want, got = (secateur.prune(of, images, sparsity=0.6, include="*") for of in networks)
     assert shown(got) == shown(want) == shown(module)
     expected = masks(as_ir(want.model))
     for ours, theirs, layer in zip(masks(got.model), expected, module.report.layers, strict=True):
         same = module.model.get_submodule(layer.name).weight.ravel() != 0
         assert np.array_equal(ours, theirs)
         assert np.array_equal(ours, same.numpy())
+    ours, theirs = predict(got.model, images), predict(want.model, images)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_an_ir_for_some_images_gets_the_zeros_of_one_for_any_number(batch, images, want) -> None:
+    got = secateur.prune(as_ir(as_onnx(network(), batch=batch)), images, **SIMPLE)
+    assert shown(got) == shown(want)
+    for ours, theirs in zip(masks(got.model), masks(as_ir(want.model)), strict=True):
+        assert np.array_equal(ours, theirs)
+    assert got.model.inputs[0].get_partial_shape()[0].get_length() == batch
     ours, theirs = predict(got.model, images), predict(want.model, images)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
@@ -80,8 +90,7 @@ def test_an_ir_that_was_not_simplified_has_the_layers_of_the_onnx_file(images, w
             assert getattr(one, field) == getattr(other, field), field
         assert one.protected == other.protected
         assert (one.bn_scale is None) == (other.bn_scale is None)
-    got = secateur.prune(model, images, sparsity=0.6, include="*")
-    assert shown(got) == shown(want)
+    assert shown(secateur.prune(model, images, **SIMPLE)) == shown(want)
 
 
 def test_weights_in_half_precision_stay_so_and_get_the_zeros_of_the_rounded_ones(

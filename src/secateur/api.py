@@ -87,8 +87,8 @@ def prune(
         True
 
     Args:
-        model: any module that `torch.export` can trace, with its weights, or an ONNX model that
-            ONNX Runtime can run, as a path or an `onnx.ModelProto`; never modified. Of
+        model: any module that `torch.export` can trace, with its weights, or an ONNX or OpenVINO
+            model, as a path or an `onnx.ModelProto` or `openvino.Model`; never modified. Of
             `torch.compile(net)`, `DataParallel(net)`, `DistributedDataParallel(net)` and
             `AveragedModel(net)` the inner network is pruned and returned. Also
             "file.py:function" that returns a module, "timm:resnet18", or "hf:PATH".
@@ -311,8 +311,8 @@ def inspect(
 
     Args:
         model: as for `prune`; never modified.
-        shape: shape of one input, without the batch axis; of an ONNX file with several that of the
-            first. None = the shape in an ONNX file, with 3 channels, 224 pixels and 16 tokens for
+        shape: shape of one input, without the batch axis; of a file with several that of the
+            first. None = the shape in a file, with 3 channels, 224 pixels and 16 tokens for
             its free axes; for a network from a hub the shape that it prescribes; (3, 224, 224) for
             any other module.
         data: some inputs, as for `prune`, in place of a shape: for a network of several inputs, or

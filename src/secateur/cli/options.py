@@ -22,8 +22,8 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="Network: an .onnx or .pt2 file, file.py:callable, package.mod:callable, timm:NAME or "
-        "hf:PATH.",
+        help="Network: an .onnx, .xml (OpenVINO) or .pt2 file, file.py:callable, "
+        "package.mod:callable, timm:NAME or hf:PATH.",
     ),
 ]
 Weights = Annotated[
@@ -200,8 +200,9 @@ class Prune(Fit):
     Give exactly one target: --sparsity, --max-macs, --max-bytes, --max-drop or --max-latency (with
     --runtime). With --pattern channels the network itself becomes smaller. A PyTorch network
     is written as model.safetensors and, with --onnx, as model.onnx; a .pt2 file also as model.pt2;
-    an .onnx file as model.onnx, which is that file with other weights. INT8 files are calibrated
-    on the same images. Every zero stays a zero in each file.
+    an .onnx file as model.onnx and an OpenVINO .xml file as model.xml and model.bin, which are that
+    file with other weights. INT8 files are calibrated on the same images. Every zero stays a
+    zero in each file.
     """
 
     model: Model
@@ -386,7 +387,7 @@ class Inspect:
         typer.Option(
             parser=Numbers(kind=int, several=True).parse,
             metavar="C,H,W",
-            help="Shape of one input; default: the .onnx file's, or 3,224,224.",
+            help="Shape of one input; default: the file's, or 3,224,224.",
         ),
     ] = None
     data: Annotated[

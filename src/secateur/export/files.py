@@ -321,7 +321,7 @@ def save_model(
 
 
 def save_ir(
-    model: Any, path: Path, images: Float[Tensor, "batch ..."], parameters: Sequence[str]
+    model: Any, path: Path, images: AnySamples, parameters: Sequence[str]
 ) -> dict[str, Any]:
     """Writes an `openvino.Model` as .xml and .bin, reads them back, checks them and runs them.
 
@@ -348,7 +348,7 @@ def save_ir(
             f"{path.name} holds other numbers than the network, expected the same: please report "
             "how the file was made that you have pruned"
         )
-    found = output_difference(held.model, Samples({"images": images[:CHECKED_IMAGES].cpu()}))
+    found = output_difference(held.model, as_samples(images)[:CHECKED_IMAGES])
     return {
         "bytes": path.stat().st_size + path.with_suffix(".bin").stat().st_size,
         **(_told(*found) if found else {}),

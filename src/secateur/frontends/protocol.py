@@ -54,7 +54,8 @@ class Frontend(Runnable):
     """A network that can be pruned: a module, an ONNX model.
 
     Attributes:
-        model: what users have, a `torch.nn.Module` or an `onnx.ModelProto`; never modified.
+        model: what users have, a `torch.nn.Module`, an `onnx.ModelProto` or an `openvino.Model`;
+            never modified.
         suffix: of the file that it is saved as.
         notes: what a reader of the report should know of how the network was made.
         exporters: packages, besides those for ONNX, that writing it as ONNX needs.

@@ -107,7 +107,7 @@ GGUF = FileKind(
 )
 IR_WEIGHTS = FileKind(
     what="a .bin file that is no PyTorch checkpoint, such as the weights of an OpenVINO file",
-    way_out="pass the .xml file beside it",
+    way_out="pass the .xml file beside it, or the PyTorch module that it was made from",
 )
 PACKED = FileKind(
     what="a file that secateur pack wrote",

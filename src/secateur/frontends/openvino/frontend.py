@@ -14,12 +14,12 @@ from torch import Tensor
 from secateur.errors import ModelError
 from secateur.frontends.openvino import graph
 from secateur.frontends.openvino.nodes import distinct_names
-from secateur.frontends.openvino.runtime import IR, read_model
+from secateur.frontends.openvino.runtime import IR, read_model, signature_of
 from secateur.frontends.openvino.translation import Translation, constant_like, floats, type_of
 from secateur.frontends.protocol import Forward, Frontend
 from secateur.network.couplings import Removed
 from secateur.network.graph import Graph
-from secateur.network.samples import Samples
+from secateur.network.samples import AnySamples, Samples, Signature
 
 _FLOATS = ("f32", "f16", "bf16", "f64")
 _USUAL = (0, 3, 224, 224, 224)  # sizes where a file leaves them open
@@ -86,7 +86,7 @@ class OpenVinoFrontend(Frontend):
             ".onnx file: prune what the file was made from, or ask for zeros"
         )
 
-    def to_onnx(self, images: Tensor) -> Any:
+    def to_onnx(self, samples: AnySamples) -> Any:
         """Not possible."""
         raise ModelError(
             "an OpenVINO file cannot be written as ONNX, expected a PyTorch module or an .onnx "
@@ -104,6 +104,11 @@ class OpenVinoFrontend(Frontend):
         }
 
     @contextmanager
-    def running(self, example: Tensor) -> Iterator[Forward]:
-        """See `Runnable.running`; its first output with a row for each image."""
+    def running(self, example: Samples) -> Iterator[Forward]:
+        """See `Runnable.running`; its first output with a row for each sample."""
         yield IR(self.model)
+
+    @property
+    def signature(self) -> Signature:
+        """See `Runnable.signature`."""
+        return signature_of(self.model)

@@ -19,7 +19,14 @@ from secateur.errors import ModelError
 from secateur.frontends.agreement import AGREEMENT, difference, growing, outputs_of
 from secateur.frontends.openvino.nodes import leading_to
 from secateur.frontends.openvino.operators import described
-from secateur.frontends.openvino.runtime import IR, batch_of, compiled, reason, run_model
+from secateur.frontends.openvino.runtime import (
+    IR,
+    batch_of,
+    compiled,
+    reason,
+    run_model,
+    signature_of,
+)
 from secateur.frontends.openvino.segment import Cutter, Segment
 from secateur.frontends.openvino.translation import Translation, type_of
 from secateur.frontends.schedule import Schedule
@@ -39,13 +46,14 @@ def trace(model: Any, samples: Samples) -> Graph:
 
     Args:
         model: the `openvino.Model`; not changed.
-        samples: a few, in the order of the model's inputs; their device is where the layers run.
+        samples: a few; their device is where the layers run.
 
     Raises:
+        DataError: they are not what the model takes.
         ModelError: the model cannot be run on such samples, has a state, a weight is NaN or
             infinite, or the graph does not give what the model gives.
     """
-    batch = batch_of(model)
+    samples, batch = signature_of(model).bind(samples), batch_of(model)
     count = 4 if batch == 3 else 3  # a number that it was not made for shows whether any will do
     samples = samples.select([number % len(samples) for number in range(count)])
     own = _own_outputs(model, samples, batch)
@@ -84,8 +92,8 @@ def output_difference(model: Any, samples: Samples) -> tuple[float, float] | Non
         The largest difference, and the largest output; None where the values decide how many rows
         the output has, and it has other numbers of them, or none.
     """
-    wanted = IR(model)(samples.only())
-    graph = trace(model, samples)
+    samples = signature_of(model).bind(samples.to("cpu"))
+    wanted, graph = IR(model)(samples), trace(model, samples)
     found = outputs_of(graph, samples.named(graph.inputs))[0]
     if wanted.shape != found.shape or not wanted.numel():
         return None
@@ -94,11 +102,8 @@ def output_difference(model: Any, samples: Samples) -> tuple[float, float] | Non
 
 def _own_outputs(model: Any, samples: Samples, batch: int) -> list[Tensor | None]:
     """What the model itself gives for all samples; None for what has no axis of them."""
-    size = batch or len(samples)
-    numbers = range(-(-len(samples) // size) * size)
-    filled = samples.select([min(number, len(samples) - 1) for number in numbers])
-    whole = compiled(model)
-    runs = [run_model(whole, part) for part in filled.split(size)]
+    whole, size = compiled(model), batch or len(samples)
+    runs = [run_model(whole, part) for part in samples.filled(size).split(size)]
     return [_joined(parts, size) for parts in zip(*runs, strict=True)]
 
 
@@ -291,7 +296,9 @@ def _flattened(translation: Translation) -> dict[str, Shape]:
     return found
 
 
-def _described(ops: Sequence[Op], translation: Translation, shapes: Shapes) -> list[Op]:
+def _described(
+    ops: Sequence[Op], translation: Translation, shapes: Mapping[str, Shape]
+) -> list[Op]:
     """Operations with what segments are made of, as typed ones."""
     seen, done = set[int](), list[Op]()
     for op in ops:

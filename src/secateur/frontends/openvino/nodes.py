@@ -156,6 +156,9 @@ class _Names:
         self.taken = {of.get_friendly_name() for of in ordered}
         self.better: dict[tuple[str, int], str] = {}
         for node in ordered:
+            if node.get_type_name() == "Parameter":
+                self._name_input(node)
+        for node in ordered:
             if node.get_type_name() in LAYERS:
                 self._name_weights(node)
         for node in ordered:
@@ -177,6 +180,12 @@ class _Names:
             name += "'"
         self.taken.add(name)
         return name
+
+    def _name_input(self, node: Any) -> None:
+        """By what it is called when the model is run."""
+        own, name = node.get_friendly_name(), min(node.output(0).get_names(), default="")
+        if name not in ("", own):
+            self.better[own, 0] = self._free(name)
 
     def _name_weights(self, layer: Any) -> None:
         readers = list(layer.output(0).get_target_inputs())
