@@ -200,8 +200,10 @@ class LayerFinder:
 
     def _looks_up(self, op: Op) -> bool:
         """Whether an operation takes rows of a table, as those of words, by their numbers."""
-        table = isinstance(op, Take) and op.input in self.graph.constants
-        return table or op.operation.startswith("embedding")
+        source = next(iter(op.reads), "")
+        held = source not in self.makers and source not in self.graph.inputs
+        named = op.operation == "Gather" or op.operation.startswith("embedding")
+        return held and (isinstance(op, Take) or named)
 
     def users(self, parameter: str) -> list[Op]:
         """The operations that read a parameter as it is, transposed or in another shape."""
