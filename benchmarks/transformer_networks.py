@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from architectures import timm
 from torch import Tensor, nn
 
 from secateur.network.samples import Samples
@@ -144,9 +145,17 @@ class Attending(nn.Module):
         return hidden + self.rest(hidden)
 
 
+def _timm_vit() -> nn.Module:
+    return timm().create_model(
+        "vit_tiny_patch16_224",
+        **{"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 4},
+    )
+
+
 BY_HAND: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "nn.TransformerEncoder, fast path": (Patches, "text"),
     "nn.MultiheadAttention": (Attending, "tokens"),
+    "timm VisionTransformer": (_timm_vit, "picture"),
 }
 NAMES = (*_CONFIGURATIONS, *BY_HAND)
 
@@ -207,6 +216,7 @@ def _image(generator: torch.Generator) -> dict[str, Tensor]:
 _INPUTS: dict[str, Callable[[torch.Generator], dict[str, Tensor]]] = {
     "text": _text,
     "tokens": _tokens,
+    "picture": lambda generator: {"x": _image(generator)["pixel_values"]},
     "both": _both,
     "image": _image,
     "image and text": lambda generator: {**_text(generator), **_image(generator)},
