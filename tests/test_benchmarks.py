@@ -62,6 +62,30 @@ def test_the_table_of_architectures_has_a_line_for_each_network(tmp_path: Path) 
     assert "at most 3.0e-07" in shown
 
 
+def test_the_table_of_transformers_says_what_kept_one_from_being_pruned(tmp_path: Path) -> None:
+    table, tables = importlib.import_module("results_table"), importlib.import_module("tables")
+    row = {
+        **dict.fromkeys(table.MACHINE, "x"),
+        "network": "BertModel",
+        "prunable": "0.916",
+        "reasons": "1x weight also used by embedding.default",
+        "zeros": "0.500",
+        "zeros_result": "same",
+        "macs_left": "0.684",
+        "kind": "traced program",
+        "channels_result": "same",
+    }
+    stuck = row | {"network": "other", "macs_left": "", "channels_result": "cannot", "kind": ""}
+    odd = row | {"network": "odd", "zeros_result": "other outputs"}
+    table.write_rows(tmp_path / "transformer_calls.csv", [*row], [row, stuck, odd])
+    shown = tables.transformer_calls(tmp_path)
+    why = "weight also used by embedding.default"
+    assert f"| BertModel | 91.6% | 50% | 68% | traced program | {why} |" in shown
+    assert f"| other | 91.6% | 50% | cannot |  | {why} |" in shown
+    assert "| odd | 91.6% | 50%, other outputs | 68% |" in shown
+    assert "both networks of 1 give" in shown
+
+
 def test_tables_of_channels_show_what_was_measured(tmp_path: Path) -> None:
     table, tables = importlib.import_module("results_table"), importlib.import_module("tables")
     row = {
