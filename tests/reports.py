@@ -27,6 +27,7 @@ def layer(name: str, index: int = 0, **more: Any) -> LayerReport:
         name=name,
         kind="conv",
         shape=(8, 8, 1, 1),
+        columns=8,
         weights=1000,
         zeros=round(1000 * sparsity),
         sparsity=sparsity,

@@ -172,3 +172,25 @@ def test_other_products_stay_dense() -> None:
     reasons = {of.parameter: of.obstacle for of in trace(Constant(), samples()).layers}
     for name in ("fixed", "left", "scaled"):
         assert reasons[name] == "matrix product with a parameter"
+
+
+class Cross(nn.Module):
+    """Queries of one value, keys and values of another: parts of one weight make them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(16, 16)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        keys = self.first(x)
+        return self.attention(x, keys, keys, need_weights=False)[0]
+
+
+def test_the_reason_names_the_weight_that_a_part_is_of() -> None:
+    layers = trace(Cross(), samples()).layers
+    stuck = [of for of in layers if of.weights and of.obstacle]
+    parts = [f"attention.in_proj_weight[{rows}]" for rows in ("0:16", "16:48")]
+    assert [of.name for of in stuck] == parts
+    assert [of.weights for of in stuck] == [16 * 16, 2 * 16 * 16]
+    assert stuck[0].obstacle == f"weight computed on the fly: {parts[0]} is a part"

@@ -199,6 +199,7 @@ def _layer_report(
         name=layer.name,
         kind=layer.kind,
         shape=tuple(layer.shape),
+        columns=layer.columns,
         weights=layer.weights,
         zeros=zeros,
         sparsity=zeros / layer.weights,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
@@ -85,14 +84,14 @@ def gone(layers: Sequence[LayerReport], present: Sequence[int]) -> list[str]:
 
 def thin(layers: Sequence[LayerReport], images: int) -> list[str]:
     """What more images would be good for, where they would: layers with few samples."""
-    thin = [of for of in layers if of.samples < math.prod(of.shape[1:])]
+    thin = [of for of in layers if of.samples < of.columns]
     if not thin or not FEW_IMAGES <= images < MAX_IMAGES:
         return []
-    worst = min(thin, key=lambda of: of.samples / math.prod(of.shape[1:]))
+    worst = min(thin, key=lambda of: of.samples / of.columns)
     return [
         f"{counted(images, 'image gives', 'images give')} {len(thin)} of "
         f"{counted(len(layers), 'layer')} fewer samples than inputs "
-        f"({worst.name}: {worst.samples} for {math.prod(worst.shape[1:])}): more images, up to "
+        f"({worst.name}: {worst.samples} for {worst.columns}): more images, up to "
         f"{MAX_IMAGES}, would keep more accuracy"
     ]
 

@@ -18,6 +18,7 @@ class LayerReport:
         name: as in the state dict, without ".weight".
         kind: "conv" or "linear".
         shape: shape of the weight, in the dense network.
+        columns: inputs per output.
         weights, zeros: counts; with channels removed, zeros are the weights that are gone.
         shape_left: shape of the weight without the channels that left; None = the same.
         sparsity: zeros / weights.
@@ -38,6 +39,7 @@ class LayerReport:
     name: str
     kind: str
     shape: tuple[int, ...]
+    columns: int
     weights: int
     zeros: int
     sparsity: float

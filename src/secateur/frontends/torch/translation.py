@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +29,8 @@ from secateur.network.ops import (
 )
 
 aten = torch.ops.aten
+
+_CUTS = ("split", "split_with_sizes", "chunk", "slice")  # into parts along an axis
 
 # Traced in the default memory layout; values in channels-last have other strides.
 _ANY_LAYOUT: dict[Any, Any] = {
@@ -68,25 +71,42 @@ class Translator:
         held = [of for of in tree_leaves(list(typed.weights.values())) if of is not None]
         others = [of for of in node.all_input_nodes if of not in (*typed.inputs, *held)]
         others = [] if typed.compute else others
-        module = module_of(node)
+        module, part = module_of(node), None
         if typed.kind in (Convolution, Linear):
             why = self._why_computed(typed.weights["weight"], module)
             typed = replace(typed, settings={**typed.settings, "obstacle": why})
+            part = self._part(typed.weights["weight"])
         return typed.kind(
             name=self.keys[node],
             inputs=tuple(self.keys[of] for of in typed.inputs),
             others=tuple(self.keys[of] for of in others),
             compute=typed.compute or _computation(node, [*typed.inputs, *held, *others]),
             operation=str(node.target).removeprefix("aten."),
-            label=module or node.name,
+            label=part or module or node.name,
             **map_arg(typed.weights, self.keys.__getitem__),
             **typed.settings,
         )
 
     def _why_computed(self, weight: Node, module: str) -> str | None:
-        if self.keys[weight] in self.parameters or module not in self.computed:
+        if self.keys[weight] in self.parameters:
             return None
-        return f"{ON_THE_FLY}: {self.computed[module]}"
+        if part := self._part(weight):
+            return f"{ON_THE_FLY}: {part} is a part"
+        return f"{ON_THE_FLY}: {self.computed[module]}" if module in self.computed else None
+
+    def _part(self, weight: Node) -> str | None:
+        """The rows of a parameter that a weight is, such as those for the keys."""
+        taken = weight.target is operator.getitem
+        cut: Any = weight.args[0] if taken else weight
+        if short_name(cut) not in _CUTS:
+            return None
+        options = options_of(cut)
+        whole = self.keys.get(options["self"])
+        if options["dim"] != 0 or whole not in self.trained:
+            return None
+        before = cut.meta["val"][: weight.args[1]] if taken else []
+        start = sum(part.shape[0] for part in before) + (options.get("start") or 0)
+        return f"{whole}[{start}:{start + weight.meta['val'].shape[0]}]"
 
 
 def shape_of(node: Node, batch: int) -> Shape | None:
