@@ -437,7 +437,7 @@ MISTAKES = {
     "no weights at all": (None, {}, ["--weights", "{junk.pt}"], "cannot be read as weights"),
     "a whole module": (None, {}, ["--weights", "{whole.pt}"], "whole.pt holds a pickled module or"),
     "onnx as weights": (None, {}, ["--weights", "{net.onnx}"], "net.onnx is an ONNX file, which"),
-    "absent weights alone": ("sd.pt", {}, [], "no such file: sd.pt, expected an .onnx or"),
+    "absent weights alone": ("sd.pt", {}, [], "no such file: sd.pt, expected an .onnx, .xml"),
     "two channels": (None, {"data": "pngs"}, ["--channels", 2], "expected 1 (grey) or 3 (RGB)"),
     "no images wanted": (None, {}, ["--max-images", 0], "max_images is 0"),
     "no such device": (None, {}, ["--device", "gpu"], "device is 'gpu'"),

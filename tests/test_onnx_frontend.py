@@ -714,7 +714,7 @@ def test_what_is_no_file_is_one_sentence(tmp_path, own_process) -> None:
     for name in ("absent.onnx", "pipe.onnx"):
         with refused("no such file"):
             secateur.inspect(tmp_path / name)
-    with refused("is a folder, expected an .onnx or .pt2 file"):
+    with refused("is a folder, expected an .onnx, .xml .OpenVINO. or .pt2 file"):
         secateur.inspect(tmp_path / "folder.onnx")
     for name, content in {
         "empty.onnx": b"",

@@ -351,10 +351,9 @@ def test_training_an_onnx_graph_is_refused(tmp_path, network) -> None:
     pytest.importorskip("onnxruntime")
     from secateur.export.files import save_onnx
     from secateur.frontends.onnx import read
-    from secateur.frontends.onnx import trace as trace_onnx
 
     save_onnx(network, tmp_path / "net.onnx", images(2), [])
-    graph = trace_onnx(read(tmp_path / "net.onnx"), images(2))
+    graph = trace(read(tmp_path / "net.onnx"), images(2))
     with pytest.raises(ModelError, match="block reconstruction needs gradients"):
         BRIEF.reconstruct(graph, samples_of(graph, images(4)), graph.layers, {}, chunk=4)
 

@@ -436,7 +436,7 @@ def half_lazy() -> nn.Module:
 
 
 SENTENCES = {
-    "two inputs": (TwoInputs, "takes 2 inputs .image, mask., expected the same.*wrap"),
+    "two inputs": (TwoInputs, "takes (2 inputs .|the inputs )image, mask"),
     "keywords": (Keywords, r"takes keywords only \(\*\*inputs.*wrap it"),
     "cache": (Cached, r"a DynamicCache,.*use_cache = False"),
     "custom output": (Custom, r"an object of type .*Custom.Result, expected tensors.*wrap it"),
