@@ -144,6 +144,25 @@ torch.export.ExportedProgram.run_decompositions = _unmeasured(
 )
 torch.onnx.export = _unmeasured(torch.onnx.export)
 
+
+def _at_hand(model: bytes, images: Any, batch: int) -> Any:
+    """First runs of ONNX models here; a model that fails is run again in a process of its own.
+
+    Tests of models that may crash ask for `own_process`.
+    """
+    try:
+        return trial.run(model, images, 1, batch)
+    except Exception:
+        return _AT_ARMS_LENGTH(model, images, batch)
+
+
+try:
+    from secateur.frontends.onnx import first_run, trial
+except ImportError:  # without onnx there are no such models
+    first_run = None
+else:
+    _AT_ARMS_LENGTH, first_run.at_arms_length = first_run.at_arms_length, _at_hand
+
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -173,11 +192,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture
-def quick_first_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """First runs of ONNX models in this process, for models that the tests make."""
-    trial = pytest.importorskip("secateur.frontends.onnx.trial")
-
-    def here(model: bytes, images: Any, batch: int) -> Any:
-        return trial.run(model, images, 1, batch)
-
-    monkeypatch.setattr("secateur.frontends.onnx.first_run.at_arms_length", here)
+def own_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """First runs of ONNX models in a process of their own, as they are outside of tests."""
+    monkeypatch.setattr(first_run, "at_arms_length", _AT_ARMS_LENGTH)

@@ -21,8 +21,6 @@ from secateur.pruning.channels.costs import macs_cost
 from secateur.pruning.channels.space import find_space
 from secateur.pruning.sampling import Sampling
 
-pytestmark = pytest.mark.usefixtures("quick_first_runs")
-
 NETWORKS = networks()
 GROUPED = ("grouped", "repeated", "expanded")
 X = torch.randn(3, 3, 6, 6, generator=torch.Generator().manual_seed(1))

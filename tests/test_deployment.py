@@ -23,8 +23,7 @@ from secateur.export.files import far_off, save_int8, save_openvino
 from secateur.export.int8 import check_zeros, parts, quantize, recurrent_note, require_nncf
 from secateur.export.onnx_surgery import folded, upgraded
 from secateur.export.onnx_weights import layer_weights
-from secateur.frontends.onnx import first_run, read
-from secateur.frontends.onnx.trial import run
+from secateur.frontends.onnx import read
 from secateur.frontends.openvino.runtime import IR, as_ir, ir_weights, read_ir
 from secateur.network.samples import as_samples
 from secateur.result import difference_warning
@@ -44,13 +43,6 @@ WRITTEN = [
     "report.html",
     "report.json",
 ]
-
-
-@pytest.fixture(autouse=True)
-def quick_first_runs(monkeypatch):
-    """First runs in this process, for models made here."""
-    here = lambda model, images, batch: run(model, images, 1, batch)  # noqa: E731
-    monkeypatch.setattr(first_run, "at_arms_length", here)
 
 
 @pytest.fixture(autouse=True)

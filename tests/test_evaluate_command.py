@@ -18,8 +18,6 @@ from typer.testing import CliRunner
 import secateur
 from secateur.cli.app import app
 from secateur.evaluation.metrics import mcnemar
-from secateur.frontends.onnx import first_run
-from secateur.frontends.onnx.trial import run
 
 NETWORKS = "from onnx_models import network\n"
 
@@ -53,19 +51,6 @@ def save_class_folders(folder, count):
         (folder / name).mkdir(parents=True)
         pixels = rng.integers(0, 256, (11, 11, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / name / "1.png")
-
-
-@pytest.fixture(autouse=True)
-def quick_first_runs(request, monkeypatch):
-    """First runs in this process, for models made here; `own_process` leaves them as they are."""
-    if "own_process" not in request.fixturenames:
-        here = lambda model, images, batch: run(model, images, 1, batch)  # noqa: E731
-        monkeypatch.setattr(first_run, "at_arms_length", here)
-
-
-@pytest.fixture
-def own_process():
-    """Asked for by tests of models that fail."""
 
 
 @pytest.fixture(autouse=True)

@@ -30,8 +30,6 @@ if importlib.util.find_spec("nncf") is None:
 
 QUICK = {"method": "magnitude", "allocation": "uniform", "progress": False}
 
-pytestmark = pytest.mark.usefixtures("quick_first_runs")
-
 
 @pytest.fixture(scope="module")
 def images() -> Tensor:

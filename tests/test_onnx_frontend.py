@@ -26,24 +26,10 @@ from secateur.evaluation.inference import predict
 from secateur.frontends.first_runs import one_first_run
 from secateur.frontends.onnx import first_run, read
 from secateur.frontends.onnx.translation import FOLD
-from secateur.frontends.onnx.trial import run
 from secateur.network.layers import ON_THE_FLY, BiasParameter
 from secateur.network.stream import Stream
 
 NEWEST = min(onnx.defs.onnx_opset_version(), 26)  # the last that ONNX Runtime 1.31 runs
-
-
-@pytest.fixture(autouse=True)
-def quick_first_runs(request, monkeypatch) -> None:
-    """First runs in this process, for models made here; `own_process` leaves them as they are."""
-    if "own_process" not in request.fixturenames:
-        here = lambda model, images, batch: run(model, images, 1, batch)  # noqa: E731
-        monkeypatch.setattr(first_run, "at_arms_length", here)
-
-
-@pytest.fixture
-def own_process() -> None:
-    """Asked for by tests of models that may crash."""
 
 
 @pytest.fixture(scope="module")
@@ -822,7 +808,7 @@ def test_an_accident_in_the_first_run_is_one_sentence(
 
 
 @pytest.fixture
-def first_runs(monkeypatch, quick_first_runs) -> list[bytes]:
+def first_runs(monkeypatch) -> list[bytes]:
     """The models that are run at arm's length."""
     found, held = [], first_run.at_arms_length
 

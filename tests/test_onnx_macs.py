@@ -13,8 +13,6 @@ from secateur.network.layers import ACTIVATIONS
 
 STEPS, WIDTH = 6, 8
 
-pytestmark = pytest.mark.usefixtures("quick_first_runs")
-
 
 class Sequences(Builder):
     """Takes (batch, steps, width)."""

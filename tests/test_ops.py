@@ -21,8 +21,6 @@ from secateur.network.stream import Stream
 
 CHANNELS, SIZE = 6, 4
 
-pytestmark = pytest.mark.usefixtures("quick_first_runs")
-
 
 class Net(nn.Module):
     """A convolution, and then what is given, of (batch, 6, 4, 4)."""

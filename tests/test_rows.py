@@ -22,8 +22,6 @@ from secateur.report.model import Report
 TIME, CLASSES = 6, 5
 QUICK = {"method": "magnitude", "allocation": "uniform", "progress": False}
 
-pytestmark = pytest.mark.usefixtures("quick_first_runs")
-
 
 @pytest.fixture(scope="module")
 def images() -> Tensor:

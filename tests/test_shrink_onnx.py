@@ -20,8 +20,6 @@ from secateur import ModelError, frontends
 from secateur.network.couplings import find_couplings, gone
 from secateur.network.samples import Samples
 
-pytestmark = pytest.mark.usefixtures("quick_first_runs")
-
 
 def check_shrunk(model: ModelProto, x: Tensor, seed: int = 0) -> ModelProto:
     """A model without some of its units; the front-end compares it with the masked one."""
