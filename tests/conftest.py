@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import hashlib
 import io
 import pickle
+import pkgutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -143,6 +145,21 @@ torch.export.ExportedProgram.run_decompositions = _unmeasured(
     torch.export.ExportedProgram.run_decompositions
 )
 torch.onnx.export = _unmeasured(torch.onnx.export)
+
+
+def _called_once(owner: str, name: str) -> None:
+    """Keeps what a function of PyTorch's exporters gives, which is the same at each export.
+
+    Most of an export of a small network is there. The names are private: where a version of
+    PyTorch has none of them, exports take longer, and that is all.
+    """
+    with contextlib.suppress(ImportError, AttributeError):
+        held = pkgutil.resolve_name(owner)
+        setattr(held, name, staticmethod(functools.cache(getattr(held, name))))
+
+
+_called_once("torch.onnx._internal.exporter._registration:ONNXRegistry", "from_torchlib")
+_called_once("torch._export.utils", "_materialize_cpp_cia_ops")
 
 
 def _at_hand(model: bytes, images: Any, batch: int) -> Any:

@@ -17,8 +17,6 @@ from secateur.frontends.onnx.branches import Names
 from secateur.network.samples import Samples
 from secateur.network.stream import Stream
 
-pytestmark = pytest.mark.usefixtures("quick_first_runs")
-
 QUICK = {"method": "magnitude", "allocation": "uniform", "progress": False, "include": "*"}
 
 
