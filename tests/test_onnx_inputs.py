@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import secateur
 from secateur.frontends import open as open_model
 from secateur.frontends.onnx.branches import Names
+from secateur.network.couplings import find_couplings
 from secateur.network.samples import Samples
 from secateur.network.stream import Stream
 
@@ -161,7 +162,7 @@ def test_several_inputs_are_inspected_with_the_sizes_in_the_file() -> None:
 # given once
 
 
-def detector(state: list[int | str]) -> ModelProto:
+def detector(state: list[int | str], *, adds: bool = True) -> ModelProto:
     """A voice detector in small: one network for each rate, and a state that is added."""
     generator = torch.Generator().manual_seed(4)
 
@@ -176,9 +177,8 @@ def detector(state: list[int | str]) -> ModelProto:
     build = Builder(6)
     fast = build.node("Equal", "rate", build.hold(np.array(16000)))
     x = build.node("If", fast, then_branch=branch("fast"), else_branch=branch("slow"))
-    x = build.node(
-        "Add", build.node("Relu", x), build.node("ReduceSum", "state", _axis(build), keepdims=0)
-    )
+    x, total = build.node("Relu", x), build.node("ReduceSum", "state", _axis(build), keepdims=0)
+    x = build.node("Add", x, total) if adds else x
     x = build.node("MatMul", x, build.hold(torch.randn(5, 2, generator=generator), "head.weight"))
     rate: tuple[int, list[int | str]] = (TensorProto.INT64, [])
     return taking(build.model(x), state=(TensorProto.FLOAT, state), rate=rate)
@@ -214,6 +214,17 @@ def test_a_state_and_a_rate_are_given_once_and_the_branch_that_runs_is_pruned(ra
     assert any("1 branch of the file not run" in note for note in result.report.notes)
     want = ((x @ after[names[0]]).relu() + 0.5) @ after["head.weight"]
     torch.testing.assert_close(outputs(result.model, {"input": x}, **constants), want)
+
+
+def test_channels_of_a_branch_stay() -> None:
+    """The file keeps both of its networks."""
+    x = torch.randn(2, 6, generator=torch.Generator().manual_seed(5))
+    once = {"state": torch.zeros(2, 1, 5), "rate": torch.tensor(16000)}
+    graph = open_model(detector([2, "n", 5], adds=False)).trace(
+        Samples({"input": x}, constants=once)
+    )
+    reasons = [of.fixed for of in find_couplings(graph)]
+    assert any("is in a branch of the file" in str(why) for why in reasons), reasons
 
 
 def test_a_constant_is_checked() -> None:

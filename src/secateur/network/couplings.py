@@ -219,7 +219,7 @@ class _Collected:
     """What a pass has found, gathered by the layers that make the same units."""
 
     def __init__(self, done: Numbering) -> None:
-        self.parameters = done.graph.parameters
+        self.parameters, self.uncut = done.graph.parameters, done.graph.uncut
         self.roots = np.array([done.sets.find(of) for of in range(len(done.sets.parents))], int)
         self.made = [np.unique(self.roots[numbers]) for numbers in done.made]
         self.blocks = [self._rooted(numbers) for numbers in done.blocks]
@@ -284,7 +284,7 @@ class _Collected:
         return [list(dict.fromkeys(units)) for units in members.values()]
 
     def _coupling(self, units: list[int]) -> Coupling:
-        why = self.reasons.get(units[0]) or self._why_not_masked(units)
+        why = self.reasons.get(units[0]) or self._why_not_masked(units) or self._why_not_cut(units)
         keys = dict.fromkeys(key for unit in units for key in self.parts[unit])
         slices = tuple(
             Slices(*key, tuple(tuple(self.parts[unit].get(key, ())) for unit in units))
@@ -325,6 +325,12 @@ class _Collected:
         keys = (key for unit in units if not self._is_read(unit) for key in self.parts[unit])
         held = (name for name, _, _ in keys if name not in self.parameters)
         return next((f"{name} is a constant of the graph" for name in held), None)
+
+    def _why_not_cut(self, units: Sequence[int]) -> str | None:
+        """Why a part of units cannot leave what holds it."""
+        names = (name for unit in units for name, _, _ in self.parts[unit])
+        held = next((name for name in names if name in self.uncut), None)
+        return None if held is None else f"{held} {self.uncut[held]}"
 
     def _own_blocks(self, units: Sequence[int]) -> tuple[tuple[int, ...], ...]:
         """The smallest blocks that hold all of some units, each once."""

@@ -54,6 +54,7 @@ class Graph:
         has_gradients: whether operations can be differentiated by PyTorch.
         rounding: of parameters that are not stored as they are, such as integers with a scale, by
             name: the nearest values that can be stored. Zeros stay zeros.
+        uncut: why no channels can be cut out of parameters, by name.
     """
 
     ops: Sequence[Op]
@@ -69,6 +70,7 @@ class Graph:
     notes: Sequence[str] = ()
     has_gradients: bool = True
     rounding: Mapping[str, Rounding] = field(default_factory=dict[str, Rounding])
+    uncut: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @cached_property
     def layers(self) -> Sequence[Layer]:

@@ -58,6 +58,11 @@ class Names:
             for name, held in constants(scope.graph).items()
         }
 
+    def inner(self) -> set[str]:
+        """Constants in branches."""
+        scopes = [scope for scope in self.scopes if scope.path]
+        return {self.unique(of.path, name) for of in scopes for name in constants(of.graph)}
+
     def decisions(self, names: set[str]) -> Decisions:
         """What is decided where constants of these names are in use."""
         found: dict[str, bool] = {}

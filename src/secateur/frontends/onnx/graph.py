@@ -56,7 +56,8 @@ def trace(model: ModelProto, samples: Samples) -> Graph:
             graph does not give what the model gives.
     """
     samples = bound(model, samples)
-    kinds = {name: held.data_type for name, held in Names(model).constants().items()}
+    names = Names(model)
+    kinds = {name: held.data_type for name, held in names.constants().items()}
     model = widened(holding(model, samples.constants))
     example = several(model, samples)
     found = trial(model, example)
@@ -76,6 +77,7 @@ def trace(model: ModelProto, samples: Samples) -> Graph:
                 graph,
                 fixed=_fixed(way, kinds, plain.read_elsewhere),
                 rounding=way.rounding(kinds),
+                uncut=way.uncut() | dict.fromkeys(names.inner(), "is in a branch of the file"),
                 notes=[*graph.notes, *_notes(plain)],
             )
             difference = _difference(graph, way, example, found)

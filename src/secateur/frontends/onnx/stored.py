@@ -173,6 +173,11 @@ class WeightLayout:
             at = None if at is None else step.axis(at)
         return at
 
+    def rank(self, dims: Sequence[int]) -> int:
+        """How many axes the parameter has, of a constant of some sizes."""
+        shapes = [step.after for step in self.steps if isinstance(step, Reshaped)]
+        return len(shapes[-1] if shapes else dims)
+
     def scales_of(self, axis: int) -> Iterator[str]:
         """The constants that hold a number for each place on one of the parameter's axes."""
         at: int | None = axis

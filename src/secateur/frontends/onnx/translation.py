@@ -119,6 +119,15 @@ class Translation:
                 found[name] = partial(self._rounded, layout, half)
         return found
 
+    def uncut(self) -> dict[str, str]:
+        """Why no channels can be cut out of parameters, by name."""
+        return {
+            name: "is stored in another shape than the one in which it is used"
+            for name, layout in self.layouts.items()
+            if not layout.vector
+            and None in map(layout.axis, range(layout.rank(self.nodes.constants[name].dims)))
+        }
+
     def _rounded(self, layout: WeightLayout, half: torch.dtype | None, value: Tensor) -> Tensor:
         held = layout.write(value, self.constant)
         held = held if half is None else held.to(half)
