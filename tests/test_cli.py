@@ -725,7 +725,7 @@ def test_fractal_data_say_so_first(place, tmp_path):
     made = ("--size", 12, "--channels", 1, "--seed", 5, "--verbose")
     result = invoke(*prune_arguments(place, out, *made, data="fractal:40"))
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith("calibrated on synthetic images, no real ones: 40 fractal")
+    assert result.stdout.startswith("calibrated on synthetic data, no real ones: 40 fractal")
     lines = (out / "report.json").read_text().splitlines()
     assert lines[3] == '  "synthetic": "40 fractal images, seed 5",'
     report = Report.load(out / "report.json")

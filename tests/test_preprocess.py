@@ -3,6 +3,7 @@ and NumPy, and against both packages where they are at hand."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 
@@ -416,3 +417,47 @@ def prune(network, folder, name, *options):
     arguments += ["--method", "magnitude", "--allocation", "uniform", *options]
     arguments += ["-o", folder / name.partition(".")[0]]
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+# any value of any entry
+
+VALUES = [
+    None,
+    "a",
+    -1,
+    0,
+    1,
+    2**70,
+    0.5,
+    1e308,
+    5e-324,
+    math.nan,
+    math.inf,
+    [],
+    [1],
+    ["a"],
+    {},
+    True,
+]
+VALUES += [[1, 2, 3, 4], [0.0] * 3, {"height": 3}, {"height": "a", "width": None}, {"x": []}]
+TABLES = {
+    "timm": (Preprocess.from_timm, timm_config()),
+    "ViT": (Preprocess.from_hugging_face, vit()),
+    "CLIP": (Preprocess.from_hugging_face, clip()),
+    "ConvNext": (Preprocess.from_hugging_face, HUGGING_FACE["ConvNeXT"][0]),
+    "LeViT": (Preprocess.from_hugging_face, HUGGING_FACE["LeViT"][0]),
+    "PoolFormer": (Preprocess.from_hugging_face, HUGGING_FACE["PoolFormer"][0]),
+    "EfficientNet": (Preprocess.from_hugging_face, kind("EfficientNet", include_top=True)),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_any_value_of_an_entry_is_a_preprocess_or_one_sentence(name) -> None:
+    read, table = TABLES[name]
+    kinds = {"crop_pct", "pretrained_cfg", "rescale_offset", "default_to_square", "crop_mode"}
+    for entry in sorted({*table, *kinds}):
+        for value in VALUES:
+            with contextlib.suppress(OptionError):
+                assert isinstance(read(table | {entry: value}), Preprocess)
+        with contextlib.suppress(OptionError):
+            read({of: at for of, at in table.items() if of != entry})

@@ -429,12 +429,15 @@ def test_on_the_command_line(tokenizers, tmp_path) -> None:
         report = secateur.Report.load(tmp_path / name / "report.json")
         assert report.requested["preprocess"]["tokenizer"] == str(tmp_path / "tokenizer.json")
         assert (report.synthetic is None) == (name != "made")
+    more = ("--data", "text:3", "--tokenizer", tmp_path / "tokenizer.json", "--json")
+    shown = CliRunner().invoke(app, ["inspect", f"{network}:net", *map(str, more)])
+    assert len(json.loads(shown.stdout)["layers"]) == 2
 
 
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (("--max-length", 9), "got --max-length or --columns without --tokenizer"),
+        (("--max-length", 0), "got --max-length or --columns without --tokenizer"),
         (("--tokenizer", "t.json", "--size", 9), "which is for texts, and --size, for images"),
         (("--tokenizer", "t.json"), "t.json cannot be read (No such file or directory)"),
     ],

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from secateur.cli.options import Fit, Pictures
+from secateur.cli.options import Fit, Pictures, Texts
 from secateur.data.preprocess import ModelPreprocess, Preprocess, completed
 from secateur.data.sources import open_images
 from secateur.data.streams import ImageStream
@@ -20,38 +20,45 @@ from secateur.support.progress import Teller
 
 
 def asked_preprocess(options: Pictures) -> Preprocess | Text | None:
-    """The preprocessing that the options ask for; None where they say nothing."""
-    if options.tokenizer is not None or options.max_length or options.columns:
-        return _asked_text(options)
+    """The preprocessing that the options ask for; None where they say nothing.
+
+    Raises:
+        OptionError: some are for texts and others for images.
+    """
+    text = asked_text(options)
     settings = {
         "size": options.size,
         "resize": options.resize,
         "mean": options.mean,
         "std": options.std,
     }
+    given = {**settings, "preprocess": options.preprocess}
+    given = [f"--{name}" for name, value in given.items() if value is not None]
+    if text is not None and given:
+        raise OptionError(
+            f"got --tokenizer, which is for texts, and {', '.join(given)}, for images: pass those "
+            "of one kind"
+        )
+    if text is not None:
+        return text
     if all(value is None for value in settings.values()) and options.channels == 3:
         return None
     return Preprocess(**settings, channels=options.channels)
 
 
-def _asked_text(options: Pictures) -> Text:
-    """How texts become inputs.
+def asked_text(options: Texts) -> Text | None:
+    """How the options say that texts become inputs; None where they say nothing.
 
     Raises:
-        OptionError: there is no tokenizer, or there are options for images beside it.
+        OptionError: there are some, but no tokenizer.
     """
     if options.tokenizer is None:
-        raise OptionError(
-            "got --max-length or --columns without --tokenizer, expected all for texts: pass "
-            "--tokenizer tokenizer.json"
-        )
-    of_images = ("size", "resize", "mean", "std", "preprocess")
-    given = [f"--{name}" for name in of_images if getattr(options, name) is not None]
-    if given:
-        raise OptionError(
-            f"got --tokenizer, which is for texts, and {', '.join(given)}, for images: pass those "
-            "of one kind"
-        )
+        if options.max_length is not None or options.columns is not None:
+            raise OptionError(
+                "got --max-length or --columns without --tokenizer, expected all for texts: pass "
+                "--tokenizer tokenizer.json"
+            )
+        return None
     columns = [name.strip() for name in (options.columns or "").split(",") if name.strip()]
     length = MAX_LENGTH if options.max_length is None else options.max_length
     return Text(tokenizer=str(options.tokenizer), max_length=length, columns=columns)

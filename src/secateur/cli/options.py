@@ -64,7 +64,27 @@ Silent = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
+class Texts:
+    """How texts become inputs."""
+
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="The data are texts: tokenizer.json of the network, for them."
+        ),
+    ] = None
+    max_length: Annotated[
+        int | None,
+        typer.Option(parser=_whole, metavar="N", help="Tokens of a text at most; default: 128."),
+    ] = None
+    columns: Annotated[
+        str | None,
+        typer.Option(metavar="A[,B]", help="Columns of JSON lines with the texts; two make pairs."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures(Texts):
     """Preprocessing of images."""
 
     size: Size = None
@@ -101,20 +121,6 @@ class Pictures:
             help="Preprocessing as JSON: preprocessor_config.json of Transformers, or what timm "
             "has for a network; the options above replace it one by one.",
         ),
-    ] = None
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="The data are texts: tokenizer.json of the network, for them."
-        ),
-    ] = None
-    max_length: Annotated[
-        int | None,
-        typer.Option(parser=_whole, metavar="N", help="Tokens of a text at most; default: 128."),
-    ] = None
-    columns: Annotated[
-        str | None,
-        typer.Option(metavar="A[,B]", help="Columns of JSON lines with the texts; two make pairs."),
     ] = None
 
 
@@ -377,7 +383,7 @@ class Bench:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inspect:
+class Inspect(Texts):
     """List MODEL's layers, those that stay dense, and the runtimes that could be faster."""
 
     model: Model

@@ -19,6 +19,7 @@ from PIL import Image
 
 from secateur.errors import DataError, OptionError
 
+_LEAST = 1e-9  # of factors and shares
 _Sides = Sequence[int]  # height and width
 
 HUGGING_FACE_FILE = "preprocessor_config.json"
@@ -73,7 +74,7 @@ def timm_settings(config: Any) -> dict[str, Any]:
     mode, crop = held.get("crop_mode") or "center", held["crop_pct"] or _TIMM["crop_pct"]
     if mode not in ("center", "squash"):
         raise OptionError(f"crop_mode is {mode!r}, expected 'center' or 'squash': {_TRANSFORM}")
-    if not isinstance(crop, int | float) or not 0 < crop <= 1:
+    if not isinstance(crop, int | float) or not _LEAST < crop <= 1:
         raise OptionError(
             f"crop_pct is {crop!r}, expected a share of each side, in (0, 1]: {_TRANSFORM}"
         )
@@ -217,18 +218,18 @@ class _Asked:
             raise self._refused(f"has the size {list(sides)}")
         if sides[0] >= 384:
             return sides, "squash", None
-        return [int(side / self._number("crop_pct")) for side in sides], fit, sides
+        return [int(side / self._number("crop_pct", most=1)) for side in sides], fit, sides
 
     def _poolformer(self, sides: _Sides, fit: str) -> tuple[_Sides, str, None]:
         """It resizes to more than its size, and keeps the aspect ratio of what becomes a square."""
         if self.table.get("crop_pct") is None:
             return sides, fit, None
         fit = "cover" if len(set(sides)) == 1 else "squash"
-        return [int(side / self._number("crop_pct")) for side in sides], fit, None
+        return [int(side / self._number("crop_pct", most=1)) for side in sides], fit, None
 
-    def _number(self, name: str, default: float | None = None) -> float:
+    def _number(self, name: str, default: float | None = None, *, most: float = math.inf) -> float:
         value = self.table.get(name, default)
-        if not isinstance(value, int | float) or value <= 0:
+        if not isinstance(value, int | float) or not _LEAST < value <= most:
             raise self._lacking(name, value)
         return value
 

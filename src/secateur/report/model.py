@@ -188,7 +188,7 @@ class Report(Saved, Document):
         """The outcome in one line, for pipes and logs."""
         parts = [f"{self.sparsity:.2%} of the prunable weights are {self.gone}", self.left]
         if self.synthetic:
-            parts.append(f"calibrated on synthetic images ({self.synthetic})")
+            parts.append(f"calibrated on synthetic data ({self.synthetic})")
         return ", ".join([*parts, *self._accuracy()])
 
     @property

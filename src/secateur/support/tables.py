@@ -141,7 +141,7 @@ def plain(blocks: Sequence[Block]) -> str:
 
 def warnings_first(warnings: Sequence[str], synthetic: str | None = None) -> list[Notice]:
     """What has to be read before any figure."""
-    images = [f"calibrated on synthetic images, no real ones: {synthetic}"] if synthetic else []
+    images = [f"calibrated on synthetic data, no real ones: {synthetic}"] if synthetic else []
     return [*map(Notice, images), *(Notice(f"! {warning}") for warning in warnings)]
 
 
