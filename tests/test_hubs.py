@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from texts import WORDS, Words
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -109,7 +110,7 @@ class Text(nn.Module):
 
     def __init__(self, config: object) -> None:
         super().__init__()
-        self.words, self.head = nn.Embedding(20, 8), nn.Linear(8, 70)
+        self.words, self.head = nn.Embedding(300, 8), nn.Linear(8, 70)
 
     @classmethod
     def from_pretrained(cls, name: str, *, output_loading_info: bool) -> tuple:
@@ -149,10 +150,16 @@ def transformers(monkeypatch, tmp_path):
         "disable_progress_bar": lambda: None,
         "enable_progress_bar": lambda: None,
     }
+
+    def cached_file(name: str, file: str) -> str:
+        if name != "Text":
+            raise OSError(f"{name} has no {file}")
+        return str(tmp_path / file)
+
     vars(fake).update(
         AutoConfig=AutoConfig,
         image_processing_base=base,
-        utils=types.SimpleNamespace(logging=types.SimpleNamespace(**bars)),
+        utils=types.SimpleNamespace(logging=types.SimpleNamespace(**bars), cached_file=cached_file),
         **{kind.__name__: kind for kind in (Vision, Detector, Lacking, Text)},
     )
     monkeypatch.setitem(sys.modules, "transformers", fake)
@@ -207,6 +214,37 @@ def test_a_network_of_tokens_from_a_hub_takes_them_by_name_or_alone(transformers
         result = secateur.prune(model, data, sparsity=0.5, allocation="uniform")
         assert result.report.sparsity == pytest.approx(0.5, abs=0.01)
     assert [layer.name for layer in secateur.inspect(model, data=ids).layers] == ["head"]
+
+
+def test_a_network_of_tokens_from_a_hub_brings_its_tokenizer(
+    transformers, tmp_path, monkeypatch
+) -> None:
+    """Texts are taken with it, all other data without."""
+    tokenizers = types.ModuleType("tokenizers")
+    vars(tokenizers)["Tokenizer"] = Words
+    monkeypatch.setitem(sys.modules, "tokenizers", tokenizers)
+    (tmp_path / "tokenizer.json").write_text(Words().to_str())
+    lines = [f"{one} {other}" for one in WORDS[:6] for other in WORDS[:6]]
+    (tmp_path / "lines.txt").write_text("\n".join(lines))
+    (tmp_path / "code.py").write_text(f"def texts():\n    return {lines!r}\n")
+    own = own_preprocess(load_model("hf:Text"))
+    assert own.tokenizer == str(tmp_path / "tokenizer.json")
+    rows = [{"text": line} for line in lines]
+    for data in (lines, str(tmp_path / "lines.txt"), f"{tmp_path / 'code.py'}:texts", rows):
+        found = secateur.load_images(data, preprocess=own)
+        assert len(found.samples) == len(lines)
+        assert set(found.samples.tensors) > {"input_ids", "attention_mask"}
+    assert secateur.load_images("text:40", preprocess=own).synthetic.startswith("40 texts")
+    ids = torch.randint(20, (40, 6), generator=torch.Generator().manual_seed(0))
+    torch.save(ids, tmp_path / "ids.pt")
+    code = f"import torch\ndef ids():\n    return torch.load({str(tmp_path / 'ids.pt')!r})\n"
+    (tmp_path / "ids.py").write_text(code)
+    for data in (ids, {"input_ids": ids}, f"{tmp_path / 'ids.py'}:ids"):
+        (found,) = secateur.load_images(data, preprocess=own).samples.tensors.values()
+        assert torch.equal(found, ids)
+    result = prune("hf:Text", tmp_path / "lines.txt", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "texts are tokenized as the network says" in result.stderr
 
 
 def test_arguments_of_timm_stand_behind_the_name(timm) -> None:

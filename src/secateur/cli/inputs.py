@@ -11,7 +11,7 @@ from secateur.cli.options import Fit, Pictures, Texts
 from secateur.data.preprocess import ModelPreprocess, Preprocess, completed
 from secateur.data.sources import open_images
 from secateur.data.streams import ImageStream
-from secateur.data.text import MAX_LENGTH, Text
+from secateur.data.text import MAX_LENGTH, ModelText, Text
 from secateur.errors import OptionError
 from secateur.frontends.hubs import own_preprocess
 from secateur.network.samples import Signature
@@ -80,6 +80,9 @@ def with_own(
         own, who = ModelPreprocess.load(file), str(file)
     else:
         own, who = next(filter(None, map(own_preprocess, networks)), None), "the network"
+    if isinstance(own, ModelText):
+        typer.echo(f"secateur: note: texts are tokenized as {who} says ({own})", err=True)
+        return own if asked is None else asked
     if own is not None:
         typer.echo(
             f"secateur: note: pictures are prepared as {who} says ({own}), but for what "

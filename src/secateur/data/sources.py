@@ -59,9 +59,9 @@ from secateur.data.streams import (
     few_classes,
     joined,
 )
-from secateur.data.text import Text
+from secateur.data.text import ModelText, Text
 from secateur.data.text_sources import SYNTHETIC as SYNTHETIC_TEXT
-from secateur.data.text_sources import text_stream
+from secateur.data.text_sources import are_texts, followed, text_stream
 from secateur.errors import DataError
 from secateur.network.samples import Samples, Signature, as_samples
 from secateur.support.choices import did_you_mean
@@ -220,6 +220,10 @@ class _Source:
             return data
         if isinstance(data, Images):
             return _stream_of(data)
+        if isinstance(self.preprocess, ModelText):
+            name, data = name or (data if isinstance(data, str) else ""), followed(data)
+            if not are_texts(data):
+                return replace(self, preprocess=None).read(data, name)
         if isinstance(self.preprocess, Text):
             return text_stream(
                 data,

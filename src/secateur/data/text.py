@@ -22,6 +22,7 @@ from secateur.support.settings import at_least, check_settings
 from secateur.support.wording import counted
 
 MAX_LENGTH = 128  # tokens
+TOKENS = "input_ids"
 TOKENIZER_FILE = "tokenizer.json"
 _PADDING = ("[PAD]", "<pad>", "<|endoftext|>", "</s>")  # what tokenizers call it
 
@@ -75,7 +76,7 @@ class Text:
         self.room(max(map(len, texts)))
         codes = self._encoder.encode_batch([row[0] if len(row) == 1 else row for row in texts])
         fields = {
-            "input_ids": [code.ids for code in codes],
+            TOKENS: [code.ids for code in codes],
             "attention_mask": [code.attention_mask for code in codes],
             "token_type_ids": [code.type_ids for code in codes],
         }
@@ -120,6 +121,14 @@ class Text:
                 f"{counted(special, 'special token')} of each sample: raise it"
             )
         return room
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelText(Text):
+    """The tokenizer that comes with a network; data that are no texts skip it."""
+
+    def __str__(self) -> str:
+        return f"{self.tokenizer}, at most {counted(self.max_length, 'token')} of a text"
 
 
 def _tokenizer(given: Any) -> Any:

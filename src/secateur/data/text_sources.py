@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from secateur.data.batches import LABEL_KEYS
 from secateur.data.streams import ImageStream, Part
 from secateur.data.synthetic_text import synthetic_texts
-from secateur.data.text import Text, Texts
+from secateur.data.text import TOKENS, Text, Texts
 from secateur.errors import DataError
 from secateur.network.samples import Samples, Signature
 from secateur.support.import_string import call, is_reference
@@ -67,9 +68,7 @@ def text_stream(
         OptionError, MissingExtraError: as for `Text`.
     """
     name = str(data) if isinstance(data, str | Path) else type(data).__name__
-    if isinstance(data, str | Path) and is_reference(name) and not _is_made(name):
-        data = call(name, DataError)
-    found = open_texts(data, how, seed=seed)
+    found = open_texts(followed(data), how, seed=seed)
     rows, notes = choice(len(found.texts))
     samples, cut = how.encoded([found.texts[row] for row in rows.tolist()])
     taken = [name for name in samples.tensors if name in takes.names] or [*samples.tensors]
@@ -100,6 +99,27 @@ def open_texts(data: Any, how: Text, *, seed: int = 0) -> TextSource:
     if _is_made(str(data)):
         return _made(str(data).partition(":")[2], how, seed)
     return _read(Path(data), how.columns)
+
+
+def followed(data: Any) -> Any:
+    """What a reference to a function gives; other data as they are."""
+    if not isinstance(data, str | Path) or not is_reference(str(data)) or _is_made(str(data)):
+        return data
+    return call(str(data), DataError)
+
+
+def are_texts(data: Any) -> bool:
+    """Whether data look like texts, for networks that take tokens as well."""
+    if isinstance(data, str | Path):
+        return _is_made(str(data)) or (Path(data).is_file() and Path(data).suffix != ".npz")
+    rows = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    if not rows or isinstance(data, Tensor | np.ndarray | Mapping) or not len(data):
+        return False
+    row = data[0]
+    if isinstance(row, Mapping):
+        return TOKENS not in row and any(isinstance(of, str) for of in row.values())
+    row = [row] if isinstance(row, str) else row
+    return isinstance(row, list | tuple) and all(isinstance(of, str) for of in row)
 
 
 def _is_made(text: str) -> bool:

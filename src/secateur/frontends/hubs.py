@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.data.preprocess import ModelPreprocess
+from secateur.data.text import TOKENIZER_FILE, TOKENS, ModelText
 from secateur.errors import (
     MissingExtraError,
     ModelError,
@@ -68,15 +69,17 @@ def load_from_hub(reference: str, *, pretrained: bool = True) -> nn.Module:
     return model
 
 
-def own_preprocess(model: Any) -> ModelPreprocess | None:
-    """How a network from a hub wants its images, as far as it tells; None of any other one."""
+def own_preprocess(model: Any) -> ModelPreprocess | ModelText | None:
+    """How a network from a hub wants images or texts, if it tells; None of any other one."""
     return vars(model).get(_PREPROCESS) if isinstance(model, nn.Module) else None
 
 
 def own_input_shape(model: Any) -> tuple[int, ...] | None:
     """Of one image, as a network from a hub wants it; None of any other one."""
     own = own_preprocess(model)
-    return None if own is None or own.shape is None else (own.channels, *own.shape)
+    if not isinstance(own, ModelPreprocess) or own.shape is None:
+        return None
+    return own.channels, *own.shape
 
 
 def _loaded(hub: str, name: str, options: Mapping[str, Any], reference: str) -> nn.Module:
@@ -148,7 +151,10 @@ def _hugging_face(name: str, options: Mapping[str, Any]) -> nn.Module:
         )
     bars = transformers.utils.logging
     model = _with_weights(kind, name, bars) if options["pretrained"] else kind(config)
-    setattr(model, _PREPROCESS, _hugging_face_preprocess(transformers, name))
+    own = _hugging_face_preprocess(transformers, name)
+    if own is None and kind.main_input_name == TOKENS:
+        own = _hugging_face_tokenizer(transformers, name)
+    setattr(model, _PREPROCESS, own)
     return _tensors_only(model)
 
 
@@ -192,6 +198,14 @@ def _hugging_face_preprocess(transformers: Any, name: str) -> ModelPreprocess | 
     except OSError:  # it has none
         return None
     return _prescribed(ModelPreprocess.from_hugging_face, table)
+
+
+def _hugging_face_tokenizer(transformers: Any, name: str) -> ModelText | None:
+    try:
+        path = transformers.utils.cached_file(name, TOKENIZER_FILE)
+    except OSError:  # it has none, or one that only code of Transformers reads
+        return None
+    return None if path is None else ModelText(tokenizer=str(path))
 
 
 def _prescribed(
