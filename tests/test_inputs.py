@@ -385,3 +385,124 @@ def test_padding_does_not_count_where_networks_are_judged() -> None:
         result = secateur.prune(net, TOKENS, sparsity=0.5, evaluation=longer, allocation="uniform")
     judged = result.report.evaluation["pruned"].output_error
     assert judged == pytest.approx(result.report.calibration.output_error, rel=1e-3)
+
+
+class Branches(nn.Module):
+    """Tokens with a mask, and patches beside them that happen to be as many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.seen, self.more = made(Encoder), nn.Linear(7, 16), nn.Linear(16, 5)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, patches: Tensor) -> Tensor:
+        seen = self.more(self.seen(patches).relu().mean(1))
+        return self.encoder(input_ids, attention_mask) + seen
+
+
+def test_a_mask_is_about_its_own_input_alone() -> None:
+    patches = torch.randn(COUNT, LENGTH, 7, generator=torch.Generator().manual_seed(5))
+    data = {**TOKENS, "patches": patches}
+    how = {"sparsity": 0.5, "allocation": "uniform", "include": "*"}
+    report = secateur.prune(made(Branches), data, **how).report
+    samples = {layer.name: layer.samples for layer in report.layers}
+    assert samples["seen"] == COUNT * LENGTH
+    assert samples["encoder.up"] == int(TOKENS["attention_mask"].sum())
+
+
+def test_batches_are_padded_on_the_side_where_they_are_padded() -> None:
+    mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
+    parts = [
+        {"ids": torch.tensor([[0, 5, 6], [7, 8, 9]]), "attention_mask": mask},
+        {"ids": torch.tensor([[3, 4]]), "attention_mask": torch.ones(1, 2).long()},
+    ]
+    joined = Samples.joined([Samples(part) for part in parts])
+    assert joined.tensors["ids"].tolist() == [[0, 5, 6], [7, 8, 9], [0, 3, 4]]
+    flipped = [Samples({name: of.flip(1) for name, of in part.items()}) for part in parts]
+    assert Samples.joined(flipped).tensors["ids"].tolist() == [[6, 5, 0], [9, 8, 7], [4, 3, 0]]
+    added = Samples({"attention_mask": torch.tensor([[0.0, -1e4]])})  # to be added to scores
+    assert added.mask is not None
+    assert added.mask.tolist() == [[True, False]]
+
+
+LABELS = torch.arange(COUNT) % 4
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        (BOTH, LABELS),
+        ((IMAGE, NUMBERS), LABELS),
+        DataLoader(TensorDataset(IMAGE, NUMBERS, LABELS), batch_size=9),
+        [({"image": IMAGE, "numbers": NUMBERS}, LABELS)],
+    ],
+    ids=["mapping and labels", "tuple and labels", "loader", "batches of pairs"],
+)
+def test_labels_stand_behind_the_inputs(data) -> None:
+    expected = secateur.evaluate(made(Two), BOTH, LABELS)
+    assert secateur.evaluate(made(Two), data).top1 == expected.top1
+    assert same(weights(made(Two), data), weights(made(Two), BOTH))
+
+
+class Masked(Encoder):
+    """A network whose mask has a default, as those of Transformers."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return super().forward(input_ids, mask)
+
+
+def test_tokens_come_from_loaders_and_with_a_mask_that_has_a_default() -> None:
+    ids, mask = TOKENS.values()
+    expected, without = weights(made(Masked), TOKENS), weights(made(Masked), ids)
+    assert not same(expected, without)
+    for data in ((ids, mask), DataLoader(TensorDataset(ids, mask), batch_size=48)):
+        assert same(weights(made(Masked), data), expected)
+    for data in ([ids[:20], ids[20:]], DataLoader(TensorDataset(ids), batch_size=20)):
+        assert same(weights(made(Masked), data), without)
+    rows = [
+        {name: of[row, : int(mask[row].sum())].tolist() for name, of in TOKENS.items()}
+        for row in range(COUNT)
+    ]
+    loader = DataLoader(rows, batch_size=7, collate_fn=list)  # type: ignore[arg-type]
+    for data in (rows, loader):
+        assert same(weights(made(Masked), data), expected)
+
+
+def test_what_cannot_be_meant_is_told() -> None:
+    ids, mask = TOKENS.values()
+    ragged = [[1, 2], [1, 2, 3]] * 24
+    with pytest.raises(DataError, match=r"input_ids of 2 to 3 positions.*attention_mask"):
+        load_images({"input_ids": ragged}, takes=_SIGNATURE)
+    with pytest.raises(DataError, match="numbers holds complex numbers"):
+        secateur.prune(made(Two), {**BOTH, "numbers": NUMBERS + 1j}, sparsity=0.5)
+    with pytest.raises(secateur.ModelError, match=r"the network fails on the inputs .*numbers"):
+        secateur.prune(
+            made(Encoder), {"input_ids": ids + 100, "attention_mask": mask}, sparsity=0.5
+        )
+    found = load_images({**BOTH, "labels": LABELS[:5]}, labelled=True)
+    assert any("expected one class number per sample" in text for text in found.warnings)
+    marked = {"ids": [[1, 2, 3], [1]], "pad": [[0, 0, 0], [0]]}
+    takes = Signature(names=("ids", "pad"), required=("ids", "pad"), masked_by="~pad")
+    mask = load_images(marked, takes=takes).samples.mask
+    assert mask is not None
+    assert mask.tolist() == [[True] * 3, [True, False, False]]
+
+
+class Changing(nn.Module):
+    """Changes its inputs in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x += 1
+        return self.b(self.a(x).relu())
+
+
+def test_data_stay_as_they_are_where_a_network_changes_its_inputs() -> None:
+    net, data = made(Changing), NUMBERS.clone()
+    found = secateur.evaluate(net, data, reference=net)
+    assert (found.agreement, found.kl) == (100.0, 0.0)
+    secateur.prune(net, data, sparsity=0.5, include="*")
+    assert torch.equal(data, NUMBERS)

@@ -62,7 +62,7 @@ def as_tensor(value: Any) -> Tensor:
         _check_whole(value)
         return value
     try:
-        return torch.as_tensor(np.ascontiguousarray(value))
+        return torch.as_tensor(np.asarray(value, order="C"))
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(
             f"got an array of {getattr(value, 'dtype', type(value).__name__)}, expected numbers: "

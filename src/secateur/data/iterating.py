@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
@@ -66,5 +66,13 @@ def is_indexed(data: Any) -> TypeGuard[Indexed]:
 
 
 def gives_rows(data: Any) -> bool:
-    """Whether an iterable gives single samples: a dataset of Hugging Face."""
-    return type(data).__module__.partition(".")[0] == "datasets"
+    """Whether an iterable gives single samples: a dataset of Hugging Face, or a list of such rows.
+
+    In a list these are mappings with a flat list of numbers in each entry that is a list.
+    """
+    if type(data).__module__.partition(".")[0] == "datasets":
+        return True
+    first = data[0] if isinstance(data, list) and data else None
+    entries = first.values() if isinstance(first, Mapping) else ()
+    lists = [of for of in entries if isinstance(of, list)]
+    return bool(lists) and not any(isinstance(of, list) for entry in lists for of in entry)

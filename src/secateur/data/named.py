@@ -7,7 +7,7 @@ mapping or a tuple holds besides may be labels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from secateur.data.arrays import PIXELS, as_tensor
-from secateur.data.batches import LABEL_KEYS
+from secateur.data.batches import LABEL_KEYS, class_numbers
 from secateur.errors import DataError
 from secateur.network.samples import MASK, Samples, Signature
 from secateur.support.wording import counted
@@ -52,8 +52,10 @@ class Named:
         Raises:
             DataError: they are of different numbers of samples, or no numbers.
         """
+        pads = masked_by.removeprefix("~") if masked_by.startswith("~") else ""
+        self._check_lengths(source, masked_by.removeprefix("~"))
         found = {
-            name: _tensor(value, name, to_inputs, single=single)
+            name: _tensor(value, name, to_inputs, single=single, padding=int(name == pads))
             for name, value in self.values.items()
             if name not in self.once
         }
@@ -75,26 +77,66 @@ class Named:
             )
         return Samples(found, masked_by, constants)
 
+    def _check_lengths(self, source: str, mask: str) -> None:
+        """Raises where lists differ in length and no mask says which positions are real."""
+        if mask in self.values:
+            return
+        for name, value in self.values.items():
+            rows = value if isinstance(value, list | tuple) else ()
+            lengths = {len(row) for row in rows if isinstance(row, list | tuple)}
+            if len(lengths) > 1:
+                raise DataError(
+                    f"{source} has {name} of {min(lengths)} to {max(lengths)} positions, expected "
+                    f"as many in each, or an input {mask} that says which are real: pad them"
+                )
 
-def named(value: Any, takes: Signature | None) -> Named | None:
+
+def named(value: Any, takes: Signature | None, *, whole: bool = False) -> Named | None:
     """The inputs that a value holds by name or in their order; None where it holds one of floats.
 
     Args:
         value: all data, a batch or a sample.
         takes: what the network takes; None = unknown: all that a mapping has but labels.
+        whole: whether it is all data, of which a list may be several batches.
     """
     if isinstance(value, Mapping):
         return _of_mapping(value, takes)
-    needed = () if takes is None else takes.required
-    if not isinstance(value, tuple | list) or not 1 < len(needed) <= len(value):
+    if not isinstance(value, tuple | list) or takes is None:
         return None
-    arrays = value[: len(needed)]
-    if not all(isinstance(of, Tensor | np.ndarray) for of in arrays):
+    return _with_labels(value, takes) or _by_place(value, takes, whole=whole)
+
+
+def _with_labels(value: Sequence[Any], takes: Signature) -> Named | None:
+    """(inputs, labels), the inputs by name or in a tuple of their own."""
+    if len(value) != 2 or not isinstance(value[0], Mapping | tuple | list):
         return None
-    if isinstance(value, list) and len({tuple(of.shape) for of in value}) == 1 < len(value) - 1:
-        return None  # a list of batches
-    once = () if takes is None else takes.once
-    return Named(dict(zip(needed, arrays, strict=True)), value[len(needed) :], once)
+    found = named(value[0], takes)
+    return None if found is None else replace(found, others=[*found.others, value[1]])
+
+
+def _by_place(value: Sequence[Any], takes: Signature, *, whole: bool) -> Named | None:
+    """Arrays in the order of the inputs; class numbers behind those that are needed are labels.
+
+    Inputs with a default count where several are needed, or the first holds whole numbers.
+    """
+    needed = max(1, len(takes.required))
+    if len(value) < needed or not all(map(_is_array, value)):
+        return None
+    if needed < 2 and not (len(value) > 1 and len(takes.names) > 1 and _is_whole(value[0])):
+        return None
+    if whole and isinstance(value, list) and (needed < 2 or len(value) > needed + 1):
+        return None  # batches
+    end = len(value)
+    if end > needed and class_numbers(value[-1], len(value[0])) is not None:
+        end -= 1
+    names = (*takes.required, *(of for of in takes.names if of not in takes.required))
+    places = takes.names if takes.names[:needed] == takes.required else names
+    count = min(end, len(places))
+    return Named(dict(zip(places, value[:count], strict=False)), value[count:], takes.once)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, Tensor | np.ndarray)
 
 
 def _of_mapping(value: Mapping[Any, Any], takes: Signature | None) -> Named | None:
@@ -105,7 +147,7 @@ def _of_mapping(value: Mapping[Any, Any], takes: Signature | None) -> Named | No
         chosen = [
             name
             for name in names
-            if name in takes.names and (name in takes.required or name not in LABEL_KEYS)
+            if name in takes.names and (name in takes.required or not _is_label(name, value))
         ]
     several = takes is not None and len(takes.required) > 1
     if not chosen or (len(chosen) == 1 and not several and not _is_whole(value[chosen[0]])):
@@ -113,6 +155,14 @@ def _of_mapping(value: Mapping[Any, Any], takes: Signature | None) -> Named | No
     rest = {name: value[name] for name in names if name not in chosen}
     once = () if takes is None else takes.once
     return Named({name: value[name] for name in chosen}, [rest] * bool(rest), once)
+
+
+def _is_label(name: str, value: Mapping[Any, Any]) -> bool:
+    """Whether an entry is class numbers, by its name and its values."""
+    if name not in LABEL_KEYS:
+        return False
+    count = len(value[name]) if hasattr(value[name], "__len__") and np.ndim(value[name]) else 1
+    return class_numbers(value[name], count) is not None
 
 
 def whole_numbers(tensor: Tensor) -> bool:
@@ -145,17 +195,21 @@ def _is_numbers(value: Any) -> bool:
     )
 
 
-def _tensor(value: Any, name: str, to_inputs: ToInputs, *, single: bool) -> Tensor:
+def _tensor(
+    value: Any, name: str, to_inputs: ToInputs, *, single: bool, padding: int = 0
+) -> Tensor:
     """An input as the network takes it: floats in float32, pixels of images preprocessed."""
     pictures = isinstance(value, Image.Image) or (
         isinstance(value, list | tuple) and bool(value) and isinstance(value[0], Image.Image)
     )
     if pictures:
         return to_inputs([value] if isinstance(value, Image.Image) else list(value))
-    tensor = _padded(value, name) if isinstance(value, list | tuple) else as_tensor(value)
+    tensor = _padded(value, name, padding) if isinstance(value, list | tuple) else as_tensor(value)
     tensor = tensor.detach()
     if single:
         tensor = tensor[None]
+    if tensor.is_complex():
+        raise DataError(f"{name} holds complex numbers, expected real ones: pass two inputs")
     if tensor.dim() == 0:
         raise DataError(
             f"{name} is a single number, expected one for each sample: repeat it for all samples"
@@ -167,8 +221,8 @@ def _tensor(value: Any, name: str, to_inputs: ToInputs, *, single: bool) -> Tens
     return tensor if tensor.dtype in (torch.bool, torch.int32) else tensor.long()
 
 
-def _padded(value: Sequence[Any], name: str) -> Tensor:
-    """A list of numbers, or of lists of these, with zeros behind the shorter ones."""
+def _padded(value: Sequence[Any], name: str, padding: int) -> Tensor:
+    """A list of numbers, or of lists of these, with padding behind the shorter ones."""
     rows = [as_tensor(of) for of in value]
     if not rows or rows[0].dim() == 0:
         return as_tensor(value)
@@ -181,4 +235,4 @@ def _padded(value: Sequence[Any], name: str) -> Tensor:
             f"{name} holds {counted(len(rows), 'sample')} of {min(lengths)} to {max(lengths)} "
             f"positions, expected as many in each, or whole numbers and an input {MASK}: pad them"
         )
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)

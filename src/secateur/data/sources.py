@@ -43,7 +43,7 @@ from secateur.data.arrays import (
     own_memory,
     rows_of,
 )
-from secateur.data.batches import IMAGE_KEYS, class_numbers, read_batch
+from secateur.data.batches import IMAGE_KEYS, LABEL_KEYS, class_numbers, in_words, read_batch
 from secateur.data.folders import folder_labels, image_files, open_image
 from secateur.data.fractals import fractal_images
 from secateur.data.iterating import Indexed, Replay, gives_rows, guarded, is_indexed
@@ -239,7 +239,7 @@ class _Source:
 
     def _arrays(self, data: Any, name: str) -> ImageStream | None:
         """What is in memory as a whole; None where it is something else."""
-        if (found := named(data, self.takes)) is not None:
+        if (found := named(data, self.takes, whole=True)) is not None:
             return self._named(found, name or "tensors")
         if isinstance(data, np.ndarray | Tensor):
             return self._array(as_tensor(data), None, name or "tensor")
@@ -377,10 +377,28 @@ class _Source:
         if not len(samples):
             raise DataError(f"{name} holds no samples, expected at least one: add some")
         labels = self._labels(found, len(samples))
+        warnings = self._no_labels(found, name) if labels is None else []
         rows, notes = self.choice(len(samples))
         numbers = None if labels is None else labels[rows]
         part = Part(name, samples.select(rows) if notes else samples, numbers)
-        return ImageStream(source=name, parts=lambda: [part], notes=notes, constant=True)
+        return ImageStream(
+            source=name, parts=lambda: [part], notes=notes, warnings=warnings, constant=True
+        )
+
+    def _no_labels(self, found: Named, name: str) -> list[str]:
+        """A warning where what came with some inputs may have been meant as labels."""
+        suspects = [
+            value
+            for other in found.others
+            for key, value in (other if isinstance(other, Mapping) else {"label": other}).items()
+            if key in LABEL_KEYS and value is not None
+        ]
+        if not self.labelled or not suspects:
+            return []
+        return [
+            f"{_NO_LABELS} of {name} were used: beside the inputs it gives "
+            f"{' and '.join(map(in_words, suspects))}, expected one class number per sample"
+        ]
 
     @property
     def _masked_by(self) -> str:
@@ -465,7 +483,9 @@ class _Source:
             array = as_tensor(found.images)
             if array.dtype in PIXELS:
                 _add(warnings, *self._unscaled())
-            images = own_memory(as_inputs(array, self.preprocess, source), array)
+            tokens = whole_numbers(array)
+            inputs = array if tokens else as_inputs(array, self.preprocess, source)
+            images = own_memory(inputs, array)
         labels = found.labels if self.labelled else None
         return Part(name, as_samples(images), None if labels is None else labels.clone())
 

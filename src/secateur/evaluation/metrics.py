@@ -260,7 +260,8 @@ def kl_divergence(
     """Mean KL(softmax(reference) || softmax(logits)), in nats; of probabilities as they are."""
     reference, logits = as_scores(reference, logits)
     pairs = zip(reference.split(_ROWS), logits.split(_ROWS), strict=True)
-    return max(0.0, sum(_kl_sum(one, other) for one, other in pairs) / len(logits))
+    found = sum(_kl_sum(one, other) for one, other in pairs) / len(logits)
+    return found if math.isnan(found) else max(0.0, found)
 
 
 def _kl_sum(reference: Tensor, logits: Tensor) -> float:

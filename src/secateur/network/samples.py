@@ -81,7 +81,26 @@ class Samples:
         mask = next((of for name, of in self.tensors.items() if plain(name) == wanted), None)
         if mask is None or mask.dim() != 2:
             return None
+        if mask.is_floating_point() and bool((mask < 0).any()):  # to be added to scores
+            return mask == 0
         return mask == 0 if self.masked_by.startswith("~") else mask != 0
+
+    def masked_inputs(self) -> list[str]:
+        """The inputs that the mask is about: those of whole numbers that have its shape.
+
+        Where there are none, all that have its positions, such as embeddings or sound.
+        """
+        mask = self.mask
+        if mask is None:
+            return []
+        shaped = [name for name, of in self.tensors.items() if of.shape[:2] == mask.shape]
+        whole = [
+            name
+            for name in shaped
+            if not self.tensors[name].is_floating_point() and self.tensors[name].dim() == 2
+        ]
+        own = [name for name in whole if plain(name) != self.masked_by.removeprefix("~")]
+        return own or shaped
 
     def only(self) -> Tensor:
         """The tensor, where there is one.
@@ -144,8 +163,8 @@ class Samples:
         """With copies of the last sample, until their number is a multiple of a size."""
         return self.select([*range(len(self)), *[len(self) - 1] * (-len(self) % size)])
 
-    def padded(self, length: int) -> Samples:
-        """With padding behind the positions that the mask counts, up to so many: zeros."""
+    def padded(self, length: int, *, left: bool = False) -> Samples:
+        """With padding behind (or before) the positions that the mask counts, up to so many."""
         mask = self.mask
         if mask is None or mask.shape[1] == length:
             return self
@@ -153,16 +172,20 @@ class Samples:
         ones = ones if self.masked_by.startswith("~") else ""
 
         def change(name: str, tensor: Tensor) -> Tensor:
-            return _padded(tensor, now, length, value=int(plain(name) == ones))
+            return _padded(tensor, now, length, value=int(plain(name) == ones), left=left)
 
         return self.with_each(change)
 
     @classmethod
     def joined(cls, parts: Sequence[Samples]) -> Samples:
-        """The samples of several parts, behind each other; where a mask says so, padded."""
+        """The samples of several parts, behind each other; where a mask says so, padded.
+
+        On the side where they have padding already; behind, where they have none.
+        """
         masks = [part.mask for part in parts]
         lengths = [0 if mask is None else mask.shape[1] for mask in masks]
-        parts = [part.padded(max(lengths)) for part in parts]
+        left = any(mask is not None and _pads_left(mask) for mask in masks)
+        parts = [part.padded(max(lengths), left=left) for part in parts]
         names = parts[0].tensors
         whole = {name: torch.cat([part.tensors[name] for part in parts]) for name in names}
         return replace(parts[0], tensors=whole)
@@ -173,12 +196,17 @@ def plain(name: str) -> str:
     return name.removeprefix("%")
 
 
-def _padded(tensor: Tensor, now: int, length: int, *, value: int) -> Tensor:
-    """A tensor with a value behind its second axis, if that has the positions of the mask."""
+def _pads_left(mask: Tensor) -> bool:
+    """Whether padding stands before the real positions."""
+    return bool(mask[:, -1].all()) and not bool(mask[:, 0].all())
+
+
+def _padded(tensor: Tensor, now: int, length: int, *, value: int, left: bool) -> Tensor:
+    """A tensor with a value along its second axis, if that has the positions of the mask."""
     if tensor.dim() < 2 or tensor.shape[1] != now:
         return tensor
     room = tensor.new_full((len(tensor), length - now, *tensor.shape[2:]), value)
-    return torch.cat([tensor, room], 1)
+    return torch.cat([room, tensor] if left else [tensor, room], 1)
 
 
 AnySamples: TypeAlias = Samples | Tensor | Mapping[str, Tensor]

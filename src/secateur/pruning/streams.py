@@ -18,6 +18,7 @@ from torch import Tensor
 
 from secateur.network.graph import Graph
 from secateur.network.layers import Layer, LayerCall
+from secateur.network.ops import expanded
 from secateur.network.sample_layout import Layout, Layouts, find_layouts
 from secateur.network.samples import Samples
 from secateur.network.store import ValueStore
@@ -143,6 +144,7 @@ class DualStream:
         store: the values.
         sizes: samples in each chunk.
         masks: which positions of these are real, where the samples have an attention mask.
+        masked: the values that depend on inputs that the mask is about.
     """
 
     def __init__(
@@ -171,6 +173,7 @@ class DualStream:
         parts = samples.split(chunk)
         self.sizes = [len(part) for part in parts]
         self.masks = [None if part.mask is None else part.mask.cpu() for part in parts]
+        self.masked = _read_from(graph, samples.masked_inputs())
         self.dense = [self.stream("dense", number, part) for number, part in enumerate(parts)]
         self.pruned: dict[int, Stream] = {}
         self._pruned_parameters = ChainMap(self.changes, dict(graph.parameters))
@@ -261,8 +264,17 @@ class DualStream:
             outputs=dense.values[self.graph.ops[call.op].name],
             dense_inputs=dense_inputs,
             bias=bias,
-            mask=self.masks[number],
+            mask=self.masks[number] if call.input in self.masked else None,
         )
+
+
+def _read_from(graph: Graph, inputs: Collection[str]) -> set[str]:
+    """Some inputs, and all values that are computed from one of them."""
+    found = set(inputs)
+    for _, op in expanded(graph.ops) if found else ():
+        if not found.isdisjoint(op.reads):
+            found.add(op.name)
+    return found
 
 
 class LayerChunks:

@@ -74,7 +74,15 @@ def trace(model: nn.Module, example: Samples) -> Graph:
 
 def _check_agreement(graph: Graph, module: nn.Module, example: Samples, tolerance: float) -> None:
     with torch.no_grad():
-        outputs = _tensors(Arguments.of(module, example).call(module))
+        given = Arguments.of(module, example.map(Tensor.clone))
+        try:
+            outputs = list(_tensors(given.call(module)))
+        except Exception as error:  # whatever a network raises
+            said = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ModelError(
+                f"the network fails on the inputs ({said}), expected some like those it was made "
+                "for: check their sizes and, of tokens, their numbers"
+            ) from error
         expected = [t.detach() for t in outputs if t.is_floating_point()]
         values = dict(graph.parameters) | dict(example.named(graph.inputs).tensors)
         for index, op in enumerate(graph.ops):

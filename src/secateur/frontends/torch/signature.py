@@ -98,8 +98,8 @@ def signature_of(module: nn.Module) -> Signature:
 
 
 def cast(samples: Samples, device: torch.device, kind: torch.dtype) -> Samples:
-    """Samples on a device, their floats in another precision."""
-    return samples.to(device).floats(lambda tensor: tensor.to(kind))
+    """Copies of samples, for a network may change them, on a device, floats in some precision."""
+    return samples.to(device).floats(lambda tensor: tensor.to(kind)).map(Tensor.clone)
 
 
 def _beginning(names: list[str], given: Mapping[str, Tensor]) -> list[str]:
