@@ -15,9 +15,10 @@ from secateur.errors import ModelError
 from secateur.frontends.openvino import graph
 from secateur.frontends.openvino.nodes import distinct_names
 from secateur.frontends.openvino.runtime import IR, read_model, signature_of
+from secateur.frontends.openvino.shrink import shrink
 from secateur.frontends.openvino.translation import Translation, constant_like, floats, type_of
-from secateur.frontends.protocol import Forward, Frontend
-from secateur.network.couplings import Removed
+from secateur.frontends.protocol import Forward, Frontend, check_same
+from secateur.network.couplings import Removed, masked, rescaled
 from secateur.network.graph import Graph
 from secateur.network.samples import AnySamples, Samples, Signature
 
@@ -81,10 +82,11 @@ class OpenVinoFrontend(Frontend):
 
     def shrunk(self, removed: Removed, example: Samples) -> OpenVinoFrontend:
         """See `Frontend.shrunk`."""
-        raise ModelError(
-            "channels cannot be taken out of an OpenVINO file, expected a PyTorch module or an "
-            ".onnx file: prune what the file was made from, or ask for zeros"
-        )
+        traced = self.trace(example)
+        mended = self.edited(rescaled(traced.parameters, removed)).model
+        smaller = OpenVinoFrontend(shrink(mended, traced, removed))
+        check_same(smaller, self.edited(masked(traced.parameters, removed)), example)
+        return smaller
 
     def to_onnx(self, samples: AnySamples) -> Any:
         """Not possible."""

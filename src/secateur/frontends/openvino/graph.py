@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import openvino
@@ -37,6 +38,7 @@ from secateur.network.rows import images_apart, images_first
 from secateur.network.samples import Samples
 from secateur.support.wording import counted
 
+_HALF = {"f16": torch.float16, "bf16": torch.bfloat16}
 _NO_WEIGHTS = ("i64", "i32", "i16", "boolean", "string", "u64", "u32", "u16")
 _UNSTEADY = ("NonZero", "Unique", "NonMaxSuppression", "MatrixNms", "MulticlassNms")
 
@@ -204,9 +206,19 @@ def _build(
         unsteady=_unsteady(translation, ops),
         notes=notes,
         has_gradients=False,  # OpenVINO gives none
+        rounding={
+            name: partial(_rounded, _HALF[layout.kind])
+            for name, layout in translation.layouts.items()
+            if layout.kind in _HALF
+        },
     )
     graph = replace(graph, notes=[*graph.notes, *uncounted(graph)])
     return images_first(images_apart(graph))
+
+
+def _rounded(kind: torch.dtype, value: Tensor) -> Tensor:
+    """A parameter as it is once it is stored in another type."""
+    return value.to(kind).to(value)
 
 
 def _each(op: Op, each: Mapping[str, int]) -> Op:
@@ -296,9 +308,7 @@ def _flattened(translation: Translation) -> dict[str, Shape]:
     return found
 
 
-def _described(
-    ops: Sequence[Op], translation: Translation, shapes: Mapping[str, Shape]
-) -> list[Op]:
+def _described(ops: Sequence[Op], translation: Translation, shapes: dict[str, Shape]) -> list[Op]:
     """Operations with what segments are made of, as typed ones."""
     seen, done = set[int](), list[Op]()
     for op in ops:

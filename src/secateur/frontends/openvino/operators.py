@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from secateur.frontends.openvino.nodes import Node, Nodes
 from secateur.frontends.openvino.translation import Left, Translation, convolution_geometry
 from secateur.network import ops
-from secateur.network.ops import Op, Shapes, Sizes
+from secateur.network.ops import Op, Shape, Sizes
 
 _END = 2**31 - 1  # of a slice that goes on to the end
 _SHAPE_INPUTS = {"Reshape": 1, "Broadcast": 1, "Tile": 1, "Interpolate": 1}
@@ -19,12 +19,15 @@ _HAND_SIZES_ON = (
 )
 
 
-def described(translation: Translation, shapes: Shapes, numbers: Sequence[int]) -> Iterator[Op]:
+def described(
+    translation: Translation, shapes: dict[str, Shape], numbers: Sequence[int]
+) -> Iterator[Op]:
     """Nodes as operations; one of several outputs is followed by what takes it apart.
 
     Args:
         translation: of the model that they are in.
-        shapes: of values and constants, as far as they are known.
+        shapes: of values and constants, as far as they are known; those of values between several
+            operations of one node are added.
         numbers: of the nodes.
     """
     nodes = translation.nodes
@@ -33,14 +36,15 @@ def described(translation: Translation, shapes: Shapes, numbers: Sequence[int]) 
         single = not any(node.writes[1:])
         name = node.writes[0] if single else nodes.fresh(node.writes[0])
         part = _Part(name, node, nodes, shapes, translation.left.get(index))
-        yield _typed(part) if single or node.kind in _SEVERAL else _opaque(part)
+        made = _typed(part) if single or node.kind in _SEVERAL else _opaque(part)
+        yield from [made] if isinstance(made, Op) else made
         if not single:
             for at, output in enumerate(node.writes):
                 if output:
                     yield ops.GetItem(name=output, inputs=(name,), index=at)
 
 
-def _typed(part: _Part) -> Op:
+def _typed(part: _Part) -> Op | list[Op]:
     make = _MAKERS.get(part.node.kind)
     try:
         return make(part) if make else _opaque(part)
@@ -58,7 +62,7 @@ class _Part:
     name: str
     node: Node
     nodes: Nodes
-    shapes: Shapes
+    shapes: dict[str, Shape]
     left: Left | None
 
     def op(self, kind: type[Op], inputs: Iterable[str], **settings: object) -> Op:
@@ -101,7 +105,7 @@ class _Part:
         return values
 
 
-Maker = Callable[[_Part], Op]
+Maker = Callable[[_Part], Op | list[Op]]
 
 
 def _opaque(part: _Part) -> Op:
@@ -193,15 +197,14 @@ def _concatenate(part: _Part) -> Op:
     return part.op(ops.Concatenate, part.node.reads, axis=axis)
 
 
-def _slice(part: _Part) -> Op:
-    """Of one axis."""
+def _slice(part: _Part) -> Op | list[Op]:
     starts, stops, steps = (part.integers(at) for at in (1, 2, 3))
     axes = part.integers(4) if len(part.node.reads) > 4 else [*range(len(starts))]
-    return _of_one_axis(part, [*zip(axes, starts, stops, steps, strict=True)])
+    return _of_axes(part, [*zip(axes, starts, stops, steps, strict=True)])
 
 
-def _strided_slice(part: _Part) -> Op:
-    """Of one axis, or one place of it; other axes are whole."""
+def _strided_slice(part: _Part) -> Op | list[Op]:
+    """Of some axes, or one place of one; others are whole."""
     options = part.node.options
     cuts: list[tuple[int, int, int, int]] = []
     if any([*options["new_axis_mask"], *options["ellipsis_mask"]]):
@@ -218,26 +221,43 @@ def _strided_slice(part: _Part) -> Op:
         axis, start = cuts[0][:2]
         at = start % part.sizes(*part.x)[axis]
         return part.op(ops.Slice, part.x, axis=axis, start=at, stop=at + 1, keepdims=False)
-    return _opaque(part) if shrunk else _of_one_axis(part, cuts)
+    return _opaque(part) if shrunk else _of_axes(part, cuts)
 
 
 def _is_set(mask: Sequence[int], axis: int) -> bool:
     return axis < len(mask) and bool(mask[axis])
 
 
-def _of_one_axis(part: _Part, cuts: Sequence[tuple[int, int, int, int]]) -> Op:
-    if not cuts:
+def _of_axes(part: _Part, cuts: Sequence[tuple[int, int, int, int]]) -> Op | list[Op]:
+    """One operation for each axis that is cut: its start, stop and step."""
+    shape, found = part.shapes[part.x[0]], list[Op]()
+    sizes = list(shape.sizes)
+    for axis, start, stop, step in cuts:
+        axis %= part.rank
+        whole = (start, step) == (0, 1) and stop >= min(sizes[axis], _END)
+        if step < 1 or (shape.shown[axis] == 0 and not ((start, step) == (0, 1) and stop >= _END)):
+            return _opaque(part)  # as many images as there are
+        if whole:
+            continue
+        start, stop, step = slice(start, stop, step).indices(sizes[axis])
+        sizes[axis] = len(range(start, stop, step))
+        found.append(
+            ops.Slice(
+                name=part.nodes.fresh(part.name),
+                inputs=(found[-1].name,) if found else tuple(part.x),
+                others=part.node.reads[1:],
+                operation=part.node.kind,
+                label=part.node.name,
+                axis=axis,
+                start=start,
+                stop=stop,
+                step=step,
+            )
+        )
+        part.shapes[found[-1].name] = Shape(tuple(sizes), shape.growing)
+    if not found:
         return part.op(ops.Identity, part.x)
-    if len(cuts) > 1 or cuts[0][3] < 1:
-        return _opaque(part)
-    axis, start, stop, step = cuts[0]
-    axis %= part.rank
-    size = part.sizes(part.node.reads[0])[axis]
-    if part.shapes[part.node.reads[0]].shown[axis] == 0:  # as many images as there are
-        whole = (start, step) == (0, 1) and stop >= _END
-        return part.op(ops.Identity, part.x) if whole else _opaque(part)
-    start, stop, step = slice(start, stop, step).indices(size)
-    return part.op(ops.Slice, part.x, axis=axis, start=start, stop=stop, step=step)
+    return [*found[:-1], replace(found[-1], name=part.name)]
 
 
 def _gather(part: _Part) -> Op:
