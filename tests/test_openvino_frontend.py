@@ -9,6 +9,7 @@ import pytest
 import torch
 from inputs import trace
 from onnx_models import as_onnx, network
+from torch import nn
 from typer.testing import CliRunner
 
 import secateur
@@ -343,6 +344,45 @@ def test_nodes_between_layers_are_typed() -> None:
     assert not [
         each.operation for _, each in expanded(graph.ops) if isinstance(each, Opaque | Fused)
     ]
+
+
+def test_an_ir_of_several_inputs_gets_the_zeros_of_the_module(tmp_path) -> None:
+    """Token numbers and floats, by their names."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.first = nn.Embedding(20, 8), nn.Linear(8, 12)
+            self.second, self.head = nn.Linear(6, 12), nn.Linear(12, 5)
+
+        def forward(self, ids: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+            return self.head((self.first(self.table(ids)).mean(1) + self.second(x)).relu())
+
+    torch.manual_seed(0)
+    net = Two().eval().requires_grad_(False)
+    ids = op.parameter([-1, 7], np.int64, name="ids")
+    x = op.parameter([-1, 6], np.float32, name="x")
+    for given in (ids, x):
+        given.output(0).set_names({given.get_friendly_name()})
+    held = {name: op.constant(of.numpy(), name=name) for name, of in net.state_dict().items()}
+
+    def linear(value, name):
+        product = op.matmul(value, held[f"{name}.weight"], False, True)
+        return op.add(product, held[f"{name}.bias"])
+
+    y = linear(op.gather(held["table.weight"], ids, np.array(0)), "first")
+    y = op.add(op.reduce_mean(y, np.array([1]), False), linear(x, "second"))
+    model = openvino.Model([linear(op.relu(y), "head")], [ids, x], "two")
+    data = {"ids": torch.randint(0, 20, (60, 7)), "x": torch.randn(60, 6)}
+    want, got = (secateur.prune(of, data, **SIMPLE) for of in (net, model))
+    assert [of.name for of in got.report.layers] == [of.name for of in want.report.layers]
+    assert [of.zeros for of in got.report.layers] == [of.zeros for of in want.report.layers]
+    weights = {of.get_friendly_name(): of for of in got.model.get_ordered_ops()}
+    for name, tensor in want.model.state_dict().items():
+        assert np.array_equal(weights[name].data == 0, tensor.numpy() == 0), name
+    write_copy(got.model, tmp_path / "two.xml")
+    found = secateur.evaluate(tmp_path / "two.xml", data, reference=want.model)
+    assert found.kl == pytest.approx(0, abs=1e-6)
 
 
 # what is refused

@@ -23,10 +23,10 @@ from secateur.frontends.openvino.operators import described
 from secateur.frontends.openvino.runtime import (
     IR,
     batch_of,
+    bound,
     compiled,
     reason,
     run_model,
-    signature_of,
 )
 from secateur.frontends.openvino.segment import Cutter, Segment
 from secateur.frontends.openvino.translation import Translation, type_of
@@ -55,7 +55,7 @@ def trace(model: Any, samples: Samples) -> Graph:
         ModelError: the model cannot be run on such samples, has a state, a weight is NaN or
             infinite, or the graph does not give what the model gives.
     """
-    samples, batch = signature_of(model).bind(samples), batch_of(model)
+    samples, batch = bound(model, samples), batch_of(model)
     count = 4 if batch == 3 else 3  # a number that it was not made for shows whether any will do
     samples = samples.select([number % len(samples) for number in range(count)])
     own = _own_outputs(model, samples, batch)
@@ -94,7 +94,7 @@ def output_difference(model: Any, samples: Samples) -> tuple[float, float] | Non
         The largest difference, and the largest output; None where the values decide how many rows
         the output has, and it has other numbers of them, or none.
     """
-    samples = signature_of(model).bind(samples.to("cpu"))
+    samples = bound(model, samples.to("cpu"))
     wanted, graph = IR(model)(samples), trace(model, samples)
     found = outputs_of(graph, samples.named(graph.inputs))[0]
     if wanted.shape != found.shape or not wanted.numel():

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from secateur.errors import ModelError
+from secateur.errors import DataError, ModelError
 from secateur.frontends.protocol import Forward, Runnable
 from secateur.network.rows import RowsFirst, in_parts
 from secateur.network.samples import Samples, Signature
@@ -24,6 +24,11 @@ from secateur.support.extras import require
 from secateur.support.signal_stack import kept_signal_stack
 
 _MADE_UP = re.compile(r"[A-Za-z]\w*_\d+")  # such as Constant_1234
+_KINDS = {
+    **{"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "f64": torch.float64},
+    **{"i64": torch.int64, "i32": torch.int32, "i8": torch.int8, "u8": torch.uint8},
+    "boolean": torch.bool,
+}
 _LAYERS = (
     "Convolution",
     "ConvolutionBackpropData",
@@ -63,7 +68,7 @@ class IR(Runnable):
 
     def __call__(self, samples: Samples) -> Tensor:
         """The first output, with a row for each sample where it has any."""
-        samples = self.signature.bind(samples)
+        samples = bound(self.model, samples)
         if not self.batch:
             return self._rows(samples)
         return in_parts(self._part, samples, self.batch)
@@ -76,7 +81,25 @@ def signature_of(model: Any) -> Signature:
     """The inputs of an `openvino.Model`, by the names of their tensors, else by their place."""
     given = [min(value.get_names(), default="") for value in model.inputs]
     names = tuple(name or str(place) for place, name in enumerate(given))
-    return Signature(names=names, required=names)
+    types = (value.get_element_type().get_type_name() for value in model.inputs)
+    kinds = {name: _KINDS[of] for name, of in zip(names, types, strict=True) if of in _KINDS}
+    return Signature(names=names, required=names, kinds=kinds)
+
+
+def bound(model: Any, samples: Samples) -> Samples:
+    """Samples by the names of a model's inputs, in their order and types.
+
+    Raises:
+        DataError: an input is missing, unknown, of another type, or given once for all samples.
+    """
+    samples = signature_of(model).bind(samples)
+    if samples.constants:
+        names = ", ".join(samples.constants)
+        raise DataError(
+            f"the inputs {names} are given once for all samples, expected a row for each sample of "
+            "every input of an OpenVINO model: repeat them, or convert it with them fixed"
+        )
+    return samples
 
 
 def run_model(session: Any, samples: Samples) -> list[Tensor]:

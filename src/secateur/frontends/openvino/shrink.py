@@ -198,8 +198,8 @@ class _Mending:
         """Where among the bounds of a slice those of an axis are."""
         if node.kind == "Gather":
             return 0
-        axes = _integers(held.input_value(4)) if len(node.reads) > 4 else None
         rank = len(self.narrowing.graph.shapes[node.reads[0]].sizes)
+        axes = _integers(held.input_value(4)) if len(node.reads) > 4 else None
         return axis if axes is None else [of % rank for of in axes].index(axis)
 
     def _mend_split(self, node: Node, held: Any) -> None:
