@@ -582,12 +582,13 @@ def deployed(rows: Sequence[Row]) -> str:
 @table_of("third_party.csv")
 def third_party(rows: Sequence[Row]) -> str:
     """Third-party ONNX files, pruned."""
-    heads = ["package", "file", "input", "layers pruned", "zeros", "output error", "result"]
+    heads = ["package", "file", "inputs", "samples", "layers pruned", "zeros", "output error"]
     lines = [
         [
             f"{row['package']} {row['version']}",
             f"`{row['file']}`",
             row["shape"] or "-",
+            row["images"] or "-",
             f"{row['pruned_layers']} of {row['layers']}" if row["layers"] else "-",
             f"{int(row['zeros']):,} of {int(row['weights']):,}" if row["zeros"] else "-",
             f"{float(row['output_error']):.2g}" if row["output_error"] else "-",
@@ -595,12 +596,12 @@ def third_party(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
-    images = max((row["images"] for row in rows), key=lambda count: int(count or 0))
     return (
-        f"{_markdown(heads, lines)}\n\nPruned to 50 % zeros on {images} fractals; zeros counted "
-        "in the written file. Output error: squared error of the first output / its variance, on "
-        "16 other fractals. These are unlike the networks' own images: the error shows that the "
-        f"file runs, not how accurate it is. {_machine(rows)}"
+        f"{_markdown([*heads, 'result'], lines)}\n\nPruned to 50 % zeros on fractals, or on what "
+        "the file takes in their place: sounds of many harmonics, the bytes of files, random "
+        "tokens; zeros counted in the written file. Output error: squared error of the first "
+        "output / its variance, on 16 other samples. These are unlike the networks' own: the "
+        f"error shows that the file runs, not how accurate it is. {_machine(rows)}"
     )
 
 
