@@ -631,7 +631,7 @@ def test_a_disk_that_cannot_hold_the_weights_is_told_before_the_work(
     usage = shutil.disk_usage(tmp_path)._replace(free=needed - 4)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     monkeypatch.setattr(
-        "secateur.cli.commands.prune.load_images", lambda *_, **__: pytest.fail("too late")
+        "secateur.cli.commands.prune.calibration_images", lambda *_, **__: pytest.fail("too late")
     )
     result = invoke(*prune_arguments(place, tmp_path / "out", *options))
     assert_mistake(result, "bytes left, expected", tmp_path / "out")

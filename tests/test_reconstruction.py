@@ -160,25 +160,32 @@ def test_padding_is_no_part_of_what_a_block_should_give() -> None:
     assert goal.error(Samples({"x": noisy})) == pytest.approx(expected, rel=1e-5)
 
 
-def test_training_brings_the_network_closer_and_keeps_the_zeros(network) -> None:
-    plain, trained = pruned(network, None), pruned(network, BRIEF)
+@pytest.fixture(scope="module")
+def plain(network: Network) -> secateur.PruneResult:
+    return pruned(network, None)
+
+
+@pytest.fixture(scope="module")
+def result(network: Network) -> secateur.PruneResult:
+    return pruned(network, BRIEF)
+
+
+def test_training_brings_the_network_closer_and_keeps_the_zeros(network, plain, result) -> None:
     held_back = images(96)[BRIEF.held_back - 1 :: BRIEF.held_back]
     dense = predict(network, held_back)
     errors = [
-        float((predict(result.model, held_back) - dense).square().mean())
-        for result in (plain, trained)
+        float((predict(of.model, held_back) - dense).square().mean()) for of in (plain, result)
     ]
     assert errors[1] < errors[0]
-    before, after = plain.model.state_dict(), trained.model.state_dict()
+    before, after = plain.model.state_dict(), result.model.state_dict()
     for layer in plain.report.layers:
         name = f"{layer.name}.weight"
         assert torch.equal(before[name] == 0, after[name] == 0)
     assert torch.equal(after["stem.weight"], network.state_dict()["stem.weight"])
-    assert any("blocks trained" in note for note in trained.report.notes)
+    assert any("blocks trained" in note for note in result.report.notes)
 
 
-def test_the_report_measures_the_trained_network(network) -> None:
-    result = pruned(network, BRIEF)
+def test_the_report_measures_the_trained_network(network, result) -> None:
     dense = predict(network, images(96))
     found = secateur.evaluate(result.model, images(96), reference=network)
     assert dense.shape == (96, 5)
@@ -190,9 +197,8 @@ def test_a_seed_gives_the_same_bytes(network) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_block_that_gets_worse_stays_as_it_was_fitted(network) -> None:
-    wild = replace(BRIEF, rate=50.0, steps=5)
-    plain, after_training = pruned(network, None), pruned(network, wild)
+def test_a_block_that_gets_worse_stays_as_it_was_fitted(network, plain) -> None:
+    after_training = pruned(network, replace(BRIEF, rate=50.0, steps=5))
     assert any("left as they were fitted" in note for note in after_training.report.notes)
     before, after = plain.model.state_dict(), after_training.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -263,7 +263,7 @@ def test_the_division_is_measured_once_and_all_walks_are_shown(network, test_ima
         network,
         example.calibration()[:60],
         max_drop=5,
-        evaluation=test_images,
+        evaluation=tuple(of[:300] for of in test_images),
         recipe=secateur.Recipe(method=secateur.Magnitude(), allocation=allocation),
         progress=lambda *call: seen.append(call),
     ).report
@@ -301,7 +301,7 @@ def test_a_recipe_of_several_levels_goes_through_them_at_every_try(network, test
         network,
         example.calibration()[:60],
         max_drop=5,
-        evaluation=test_images,
+        evaluation=tuple(of[:300] for of in test_images),
         recipe=recipe,
         allocation="normalized-magnitude",
         inputs="dense",

@@ -9,7 +9,7 @@ import typer
 
 from secateur.cli.options import Fit, Pictures, Texts
 from secateur.data.preprocess import ModelPreprocess, Preprocess, completed
-from secateur.data.sources import open_images
+from secateur.data.sources import Images, load_images, open_images
 from secateur.data.streams import ImageStream
 from secateur.data.text import MAX_LENGTH, ModelText, Text
 from secateur.errors import OptionError
@@ -90,6 +90,19 @@ def with_own(
             err=True,
         )
     return completed(asked, own)
+
+
+def calibration_images(
+    options: Fit, preprocess: Preprocess | Text | None, takes: Signature
+) -> Images:
+    """The images of --data, read."""
+    return load_images(
+        options.data,
+        preprocess=preprocess,
+        max_images=options.max_images,
+        seed=options.seed,
+        takes=takes,
+    )
 
 
 def evaluation_images(

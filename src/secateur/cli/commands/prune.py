@@ -12,10 +12,15 @@ from torch.nn.parameter import is_lazy
 
 from secateur import api
 from secateur.cli import options
-from secateur.cli.inputs import asked_preprocess, asked_recipe, common_arguments, with_own
+from secateur.cli.inputs import (
+    asked_preprocess,
+    asked_recipe,
+    calibration_images,
+    common_arguments,
+    with_own,
+)
 from secateur.cli.output import list_files, working
 from secateur.data.preprocess import Preprocess
-from secateur.data.sources import load_images
 from secateur.data.text import Text
 from secateur.errors import IncompleteError, OptionError
 from secateur.export.files import rehearse
@@ -119,13 +124,7 @@ def _read(
         check_space(asked.out, _least_bytes(network, files))
     teller.step("reading the images")
     takes = network.signature.masking(asked.mask)
-    images = load_images(
-        asked.data,
-        preprocess=preprocess,
-        max_images=asked.max_images,
-        seed=asked.seed,
-        takes=takes,
-    )
+    images = calibration_images(asked, preprocess, takes)
     common = common_arguments(asked, recipe, preprocess, takes, teller)
     return network, images, {"quantize": quantize, **_target(asked), **_runtime(asked), **common}
 

@@ -7,9 +7,14 @@ from pathlib import Path
 
 from secateur.api import check_sparsities, sweep
 from secateur.cli import options
-from secateur.cli.inputs import asked_preprocess, asked_recipe, common_arguments, with_own
+from secateur.cli.inputs import (
+    asked_preprocess,
+    asked_recipe,
+    calibration_images,
+    common_arguments,
+    with_own,
+)
 from secateur.cli.output import list_files, sizes, working
-from secateur.data.sources import load_images
 from secateur.errors import DataError
 from secateur.frontends.loading import load_model
 from secateur.frontends.loading import open as open_model
@@ -35,13 +40,7 @@ def run(asked: options.Sweep) -> None:
         preprocess = with_own(preprocess, asked.preprocess, network)
         takes = open_model(network).signature.masking(asked.mask)
         teller.step("reading the images")
-        images = load_images(
-            asked.data,
-            preprocess=preprocess,
-            max_images=asked.max_images,
-            seed=asked.seed,
-            takes=takes,
-        )
+        images = calibration_images(asked, preprocess, takes)
         common = common_arguments(asked, recipe, preprocess, takes, teller)
         with output_folder(asked.out, overwrite=asked.force) as folder:
             result = sweep(network, images, sparsities=sparsities, **common)

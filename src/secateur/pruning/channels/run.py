@@ -232,9 +232,13 @@ class ChannelRun(PruningRun):
         spent = cost.at(removed)
         if spent <= allowed * (1 + 1e-6):
             return []
+        asked = f"{target.value:g} asks for"
+        if isinstance(target, MaxLatency) and self.time_share is not None:
+            of_whole = f"{target.value:g} of the whole network's time"
+            asked = f"the {self.time_share:.4f} of the layers' time that {of_whole} comes to"
         return [
             f"{spent / cost.dense:.4f} of the dense network's is left by the measure of "
-            f"{target.name}, more than {target.value:g} asks for: no more channels can leave"
+            f"{target.name}, more than {asked}: no more channels can leave"
         ]
 
     @cached_property
