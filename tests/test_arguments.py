@@ -85,6 +85,9 @@ PRUNING: dict[str, list[Any]] = {
     "seed": SEEDS,
     "device": [2.5, "gpu", [], "meta", object()],
     "mask": [5, "no such input", "~", ["mask"], object()],
+    "output": [2.5, -1, True, "no such output", 7, [0], object()],
+    "judge": [5, "cosine", True, ["classes"], "tokens"],
+    "metric": [5, "top1", lambda: 1.0, object()],
     "progress": [5, "bar", lambda: None, lambda done: None, [], object()],
 }
 TARGETS: dict[str, list[Any]] = {
@@ -115,6 +118,9 @@ TABLE: dict[str, dict[str, list[Any]]] = {
         "reference": [wrong for wrong in MODELS if wrong is not None],
         "batch_size": [*WHOLE, None],
         "preprocess": PREPROCESS,
+        "output": [2.5, -1, True, "no such output", 7, [0], object()],
+        "judge": [5, "cosine", True, ["classes"], "tokens"],
+        "metric": [5, "top1", lambda: 1.0, lambda net: None, object()],
     },
     "quantize": {
         "model": MODELS,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.core.methods import Method, MethodName
+from secateur.core.outputs import Judge
 from secateur.core.patterns import Pattern, PatternName
 from secateur.data.preprocess import Transform
 from secateur.data.sources import MAX_IMAGES, Data, open_images
@@ -69,6 +70,9 @@ def prune(
     max_columns: int = Sampling.max_columns,
     seed: int = 0,
     mask: str | None = None,
+    output: str | int | None = None,
+    judge: Judge | None = None,
+    metric: Callable[[Any], float] | None = None,
     device: torch.device | str | None = None,
     progress: bool | Callable[[int, int, str], Any] | None = None,
 ) -> PruneResult:
@@ -102,8 +106,10 @@ def prune(
         max_bytes: size of a packed file (one bit per weight, and the kept weights) as a fraction
             of the dense network's, in (0, 1]; with `pattern="channels"` of a plain file.
         max_drop: points of top-1 to lose at most, in [0, 100). Finds the largest sparsity within
-            it in at most 6 tries. Without labels: points of agreement with the dense network.
-            Without evaluation data: measured on a quarter of `data`, held back.
+            it in at most 6 tries. Without labels: points of agreement with the dense network. Per
+            token, of scores at each position; of embeddings, hundredths of mean cosine; with
+            `metric`, in its own unit. Without evaluation data: measured on a quarter of `data`,
+            held back.
         max_latency: time for one input on a runtime, as a fraction of the dense network's, in
             (0, 1]. Whole channels are removed (`pattern="channels"`). Layers are measured here,
             in a minute or so, at several widths, and the whole network at the end: keep the
@@ -141,6 +147,14 @@ def prune(
         mask: the input, (samples, positions), that says which positions are real and which are
             padding, to be left out of the statistics: 0 is padding; where 1 is, write ~ before
             the name, as "~src_key_padding_mask". None = "attention_mask", if there is one.
+        output: the output that the network is judged by: its name, such as "last_hidden_state", or
+            its number from 0 on. None = the first that has a row for each sample.
+        judge: what that output is judged by: "classes" (scores, a row for each sample), "tokens"
+            (scores at each position), "embeddings" (by the cosine of their angle) or "values" (by
+            their relative error). None = found out: see `secateur.core.outputs.judge_of`.
+        metric: your own function of the network, a module or an `onnx.ModelProto`, that gives a
+            number, larger for a better one. It is measured on the dense network and on the result,
+            and at each try for `max_drop`, which then is in the metric's own unit.
         device: where to compute; None = where the model is (an ONNX model on the CPU).
         progress: None shows a bar on a terminal and nothing elsewhere. True shows a bar on a
             terminal and prints a line now and then elsewhere, on standard error. False shows
@@ -182,7 +196,9 @@ def prune(
             job.watch.lap("zeros")
         teller.step("measuring what the steps have contributed")
         steps = job.run.account(walked, target, job.original, job.aligned)
-        found = step_reports(network, steps, job.run.samples, walked.dense, job.evaluation_set)
+        found = step_reports(
+            network, steps, lambda of: job.compared(walked.dense, of), job.evaluate
+        )
         job.watch.lap("steps")
         exported, integers, missing = None, Quantized(model=None), {}
         if quantize is not None:
@@ -252,6 +268,9 @@ def plan(
     max_columns: int = Sampling.max_columns,
     seed: int = 0,
     mask: str | None = None,
+    output: str | int | None = None,
+    judge: Judge | None = None,
+    metric: Callable[[Any], float] | None = None,
     device: torch.device | str | None = None,
     progress: bool | Callable[[int, int, str], Any] | None = None,
 ) -> Plan:
@@ -353,6 +372,9 @@ def sweep(
     max_columns: int = Sampling.max_columns,
     seed: int = 0,
     mask: str | None = None,
+    output: str | int | None = None,
+    judge: Judge | None = None,
+    metric: Callable[[Any], float] | None = None,
     device: torch.device | str | None = None,
     progress: bool | Callable[[int, int, str], Any] | None = None,
 ) -> Sweep:

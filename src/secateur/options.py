@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 
+from secateur.core.outputs import Judge
 from secateur.core.patterns import Channels
 from secateur.data.preprocess import Transform
 from secateur.errors import OptionError
+from secateur.evaluation.metric import check_metric
 from secateur.export.int8 import Precision
 from secateur.pruning.allocations import Sensitivity
 from secateur.pruning.recipe import Recipe, choose_recipe
@@ -38,6 +40,9 @@ class Options:
     seed: int = 0
     device: torch.device | str | int | None = None
     mask: str | None = None
+    output: str | int | None = None
+    judge: Judge | None = None
+    metric: Callable[[Any], float] | None = None
     quantize: Precision | None = None
     runtime: RuntimeName | None = None
     threads: int = 1
@@ -46,9 +51,16 @@ class Options:
     def __post_init__(self) -> None:
         least = at_least(1)
         check_settings(
-            self, named=False, max_images=least, max_columns=least, seed=SEEDS, threads=least
+            self,
+            named=False,
+            max_images=least,
+            max_columns=least,
+            seed=SEEDS,
+            threads=least,
+            output=at_least(0),
         )
         check_device(self.device)
+        check_metric(self.metric)
         if self.then_sparsity is not None:
             object.__setattr__(self, "then_sparsity", self._zeros_after(self.then_sparsity))
 
@@ -118,6 +130,9 @@ class Options:
             "quantize": self.quantize,
             "device": str(device),
             **({} if self.mask is None else {"mask": self.mask}),
+            **({} if self.output is None else {"output": self.output}),
+            **({} if self.judge is None else {"judge": self.judge}),
+            **({} if self.metric is None else {"metric": describe(self.metric)}),
             **({} if self.runtime is None else {"runtime": self.runtime, "threads": self.threads}),
             **({} if self.then_sparsity is None else {"then_sparsity": self.then_sparsity}),
         }

@@ -13,7 +13,7 @@ from secateur.frontends import Frontend
 from secateur.frontends import open as open_model
 from secateur.hardware.compare_latency import Ratio
 from secateur.network.layers import Layer
-from secateur.report.build import compared_with, cost_left
+from secateur.report.build import cost_left
 from secateur.report.model import Report
 from secateur.report.parts import INT8, PartReport
 from secateur.session import Job
@@ -64,8 +64,8 @@ def _between(
         name=name,
         macs_fraction=macs,
         bytes_fraction=size,
-        calibration=compared_with(dense, network, job.images.samples),
-        evaluation=job.evaluation_set and job.evaluation_set.evaluate(network),
+        calibration=job.compared(dense, network),
+        evaluation=job.evaluate(network),
     )
 
 
@@ -85,6 +85,6 @@ def _in_int8(job: Job, int8: Any, dense: Tensor | None, report: Report) -> PartR
         name=INT8,
         macs_fraction=report.macs_fraction,
         bytes_fraction=int8.ByteSize() / job.run.costs.bytes.dense,
-        calibration=compared_with(dense, open_model(int8), job.images.samples),
+        calibration=job.compared(dense, open_model(int8)),
         evaluation=report.evaluation.get("int8"),
     )

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from secateur.core.outputs import has_one_answer, is_scores
+from secateur.core.outputs import has_one_answer, is_scores, rows_of
 from secateur.core.patterns import Channels, Unstructured
 from secateur.data.preprocess import Transform
 from secateur.data.sources import Data, Images, load_images, open_images
 from secateur.data.streams import ImageStream
 from secateur.errors import DataError, OptionError
 from secateur.evaluation.evaluation_set import EvaluationSet
+from secateur.evaluation.metric import DenseMetric
 from secateur.evaluation.metrics import one_answer
 from secateur.frontends import Frontend, asked_or_own
 from secateur.network import judging
@@ -77,6 +78,15 @@ def prepare(
     traced = trace(model, images, options)
     watch.lap("trace")
 
+    metric = None
+    if options.metric is not None and not planning:
+        watch.begin("measuring the metric of the dense network")
+        metric = DenseMetric.of(options.metric, model)
+    elif options.metric is not None and isinstance(options.target, MaxDrop):
+        raise OptionError(
+            "max_drop of a metric cannot be planned, for that measures no network, expected "
+            "another target: plan a sparsity instead, or prune"
+        )
     baseline, warnings = None, list(images.warnings)
     if judged is not None:
         watch.begin("running the dense network on the images to judge by")
@@ -110,6 +120,8 @@ def prepare(
         original=traced.graph,
         aligned=conditioned.aligned,
         run=run,
+        output=traced.output,
+        metric=metric,
         timing=timing,
         warnings=tuple(dict.fromkeys(warnings)),  # a folder of both kinds tells them once
         watch=watch,
@@ -161,7 +173,7 @@ def read(
     )
     if evaluation is not None:
         return images, open_images(evaluation, preprocess=options.preprocess, takes=takes)
-    if isinstance(options.target, MaxDrop) and not planning:
+    if isinstance(options.target, MaxDrop) and options.metric is None and not planning:
         images, held_back = hold_back(images)
         return images, open_images(held_back)
     return images, None
@@ -175,11 +187,13 @@ class Traced:
         graph: with the output first that it is judged by.
         samples: the calibration inputs.
         rows: whether that output has a row for each image, not by chance only.
+        output: name or number of the output that was asked for; None = none was.
     """
 
     graph: Graph
     samples: Samples
     rows: bool
+    output: str | int | None = None
 
 
 def trace(model: Frontend, images: Images, options: Options) -> Traced:
@@ -192,8 +206,26 @@ def trace(model: Frontend, images: Images, options: Options) -> Traced:
     samples = samples.map(to_channels_last).map(_ordinary)
     graph = model.trace(samples.select(slice(2)))
     samples = samples.named(graph.inputs)
-    judged = judging.judged(graph, samples)
-    return Traced(graph=judged, samples=samples, rows=judged.outputs[0] in graph.outputs)
+    judged = judging.judged(graph, samples, output=options.output, judge=options.judge)
+    return Traced(
+        graph=judged,
+        samples=samples,
+        rows=judged.outputs[0] in graph.outputs,
+        output=_output(model, graph, options.output),
+    )
+
+
+def _output(model: Frontend, graph: Graph, asked: str | int | None) -> str | int | None:
+    """The output that is asked for, as networks made of this one know it.
+
+    By number, for files that modules are exported to have names of their own. Of files by name: a
+    graph has only outputs that depend on its inputs.
+    """
+    if asked is None:
+        return None
+    number = judging.output_number(graph, asked)
+    name = graph.output_names[number] if model.chooses and graph.output_names else ""
+    return name or number
 
 
 def run_dense(
@@ -211,12 +243,15 @@ def run_dense(
             "expected a row for each image to evaluate it: leave out the evaluation images, or "
             "wrap it in a module that returns what the selection is made from"
         )
-    baseline = EvaluationSet.of(model, images)
-    warnings = images.warnings_for(baseline.dense.shape[1] if is_scores(baseline.dense) else 0)
-    if isinstance(options.target, MaxDrop):
+    baseline = EvaluationSet.of(model, images, output=traced.output, judge=options.judge)
+    warnings = images.warnings_for(
+        baseline.dense.shape[1] if baseline.judge == "classes" and is_scores(baseline.dense) else 0
+    )
+    if isinstance(options.target, MaxDrop) and options.metric is None:
         _check_answers(baseline)
     elif baseline.labels is None:
-        warnings += one_answer(baseline.dense, "evaluation images")
+        judge, weight = baseline.judge, baseline.weight
+        warnings += one_answer(baseline.dense, "evaluation images", judge=judge, weight=weight)
     return baseline, warnings
 
 
@@ -304,12 +339,15 @@ def with_channels(run: PruningRun, model: Frontend, traced: Traced, options: Opt
 
 def _check_answers(baseline: EvaluationSet) -> None:
     """Raises where there are no answers to count, or all are the same."""
-    if not is_scores(baseline.dense):
+    if baseline.judge == "embeddings":
+        return
+    if baseline.judge == "values":
         raise OptionError(
             f"max_drop counts answers, and the network returns {tuple(baseline.dense.shape)}, "
-            "expected scores of shape (batch, classes): ask for a sparsity"
+            "expected scores of shape (batch, classes): ask for a sparsity, pass a metric, or say "
+            "by judge what the output is"
         )
-    if baseline.labels is None and has_one_answer(baseline.dense):
+    if baseline.labels is None and has_one_answer(rows_of(baseline.dense, baseline.weight)):
         images = counted(len(baseline.dense), "image")
         raise OptionError(
             f"max_drop counts answers, and the network gives the same answer for all {images} that "

@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from torch import Tensor
+
 from secateur.data.sources import Images
 from secateur.evaluation.evaluation_set import EvaluationSet
+from secateur.evaluation.metric import DenseMetric
 from secateur.evaluation.results import Evaluation, Loss, Measure
 from secateur.frontends import Frontend
+from secateur.frontends import open as open_model
 from secateur.hardware.compare_latency import Ratio
 from secateur.network.graph import Graph
 from secateur.network.layers import Layer
@@ -23,7 +27,7 @@ from secateur.pruning.search import Try
 from secateur.pruning.search import search as search_sparsity
 from secateur.pruning.targets import MaxDrop, Sparsity, Target
 from secateur.pruning.walk import WalkResult
-from secateur.report.build import build_report
+from secateur.report.build import build_report, compared_with
 from secateur.report.latency import LatencyReport
 from secateur.report.model import Report, SearchReport, StepReport
 from secateur.support.progress import Teller
@@ -84,6 +88,8 @@ class Job:
         original: the network as traced, before it was aligned.
         aligned: what aligning it changed.
         run: the recipe on the aligned network.
+        output: name or number of the output that networks are judged by; None = the first.
+        metric: the user's own, with what it says of the dense network; None = none was given.
         timing: the network's times on the runtime that it is pruned for; None = none was asked for.
         warnings: what may be wrong with the images.
         watch: runs since the call.
@@ -97,6 +103,8 @@ class Job:
     original: Graph
     aligned: Alignment
     run: PruningRun
+    output: str | int | None = None
+    metric: DenseMetric | None = None
     timing: Timing | None = None
     warnings: Sequence[str] = ()
     watch: Stopwatch = field(default_factory=Stopwatch)
@@ -165,10 +173,27 @@ class Job:
         """The layers of the network after a walk; None where they are the dense one's."""
         return pruned.trace(self.run.samples.select(slice(2))).layers if walked.removed else None
 
+    def evaluate(self, network: Frontend) -> Evaluation | None:
+        """A network on the evaluation data and by the metric; None where there are neither."""
+        found = self.evaluation_set and self.evaluation_set.evaluate(network)
+        return found if self.metric is None else self.metric.added(found, network)
+
+    def compared(self, dense: Tensor | None, network: Frontend) -> Evaluation | None:
+        """A network against the dense one's output on the calibration images."""
+        return compared_with(
+            dense,
+            network,
+            self.images.samples,
+            judge=self.run.graph.judge,
+            output=self.output,
+        )
+
     def evaluations(self, pruned: Any, int8: Any = None) -> dict[str, Evaluation]:
         """The networks on the evaluation data; none where there are no such data."""
         self.watch.begin("evaluating")
         found = self.evaluation_set.evaluations(pruned, int8) if self.evaluation_set else {}
+        if self.metric is not None:
+            found = self.metric.added_to_all(found, pruned, int8 and open_model(int8))
         self.watch.lap("evaluation")
         return found
 
@@ -199,6 +224,7 @@ class Job:
             evaluation=evaluation,
             latency=latency,
             then=then,
+            output=self.output,
             left=left,
         )
 
@@ -228,7 +254,6 @@ class Job:
         self.watch.begin("pruning")
         if not isinstance(run.target, MaxDrop):
             return run.prune_to(run.target), run.target, None
-        assert self.search_set is not None
         measures: list[Measure] = []
 
         def attempt(sparsity: float) -> tuple[Try, WalkResult]:
@@ -243,18 +268,21 @@ class Job:
         best, walked, tries = search_sparsity(
             attempt,
             run.target.value,
-            run.predicted_loss(),
+            run.predicted_loss().counted_in(1.0 if self.metric is None else self.metric.point),
             run.reconstructed_from,
             lambda of: measures[0].with_unit(of.drop, of.error),
         )
-        kind = "evaluation" if self.evaluation_set else "held-back calibration"
+        judged_on, images = "the metric's own data", 0
+        if self.metric is None and self.search_set is not None:
+            kind = "evaluation" if self.evaluation_set else "held-back calibration"
+            judged_on, images = f"{kind} images", len(self.search_set.dense)
         return (
             walked,
             Sparsity(best.sparsity),
             SearchReport(
                 measure=measures[0].name,
-                judged_on=f"{kind} images",
-                images=len(self.search_set.dense),
+                judged_on=judged_on,
+                images=images,
                 sparsity=best.sparsity,
                 drop=best.drop,
                 error=best.error,
@@ -263,7 +291,11 @@ class Job:
         )
 
     def _lost(self, network: Frontend) -> Loss:
-        assert self.search_set is not None
-        lost = self.search_set.evaluate(network).lost
-        assert lost is not None  # otherwise refused before
-        return lost
+        found = None
+        if self.metric is not None:
+            found = self.metric.added(None, network)
+        elif self.search_set is not None:
+            found = self.search_set.evaluate(network)
+        assert found is not None  # otherwise refused before
+        assert found.lost is not None
+        return found.lost

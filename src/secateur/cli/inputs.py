@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from secateur.cli.options import Fit, Pictures, Texts
+from secateur.core.outputs import JUDGES, Judge
 from secateur.data.preprocess import ModelPreprocess, Preprocess, completed
 from secateur.data.sources import Images, load_images, open_images
 from secateur.data.streams import ImageStream
@@ -16,6 +17,7 @@ from secateur.errors import OptionError
 from secateur.frontends.hubs import own_preprocess
 from secateur.network.samples import Signature
 from secateur.pruning.recipe import Recipe, choose_recipe
+from secateur.support.choices import did_you_mean
 from secateur.support.progress import Teller
 
 
@@ -62,6 +64,20 @@ def asked_text(options: Texts) -> Text | None:
     columns = [name.strip() for name in (options.columns or "").split(",") if name.strip()]
     length = MAX_LENGTH if options.max_length is None else options.max_length
     return Text(tokenizer=str(options.tokenizer), max_length=length, columns=columns)
+
+
+def asked_judge(name: str | None) -> Judge | None:
+    """What a network is to be judged by.
+
+    Raises:
+        OptionError: there is no such way.
+    """
+    known: dict[str, Judge] = {of: of for of in JUDGES}
+    if name is not None and name not in known:
+        raise OptionError(
+            f"judge is {name!r}, expected one of {', '.join(JUDGES)}{did_you_mean(name, JUDGES)}"
+        )
+    return None if name is None else known[name]
 
 
 def with_own(
@@ -141,6 +157,8 @@ def common_arguments(
         "max_columns": options.max_columns,
         "seed": options.seed,
         "mask": options.mask,
+        "output": options.output,
+        "judge": options.judge,
         "device": options.device,
         "progress": teller,
     }

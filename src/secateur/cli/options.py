@@ -61,6 +61,21 @@ Quiet = Annotated[
     ),
 ]
 Silent = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|N",
+        help="Output that the network is judged by: a name, or a number from 0 on; default: the "
+        "first with a row for each sample.",
+    ),
+]
+Judge = Annotated[
+    str | None,
+    typer.Option(
+        help="What that output is judged by: classes, tokens, embeddings or values; default: "
+        "found out."
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +207,8 @@ class Fit(Pictures):
         ),
     ] = 8192
     seed: Seed = 0
+    output: Output = None
+    judge: Judge = None
     device: Annotated[str | None, typer.Option(help="Device to compute on, e.g. cpu or cuda.")] = (
         None
     )
@@ -242,7 +259,8 @@ class Prune(Fit):
         typer.Option(
             parser=_number,
             metavar="POINTS",
-            help="Points of top-1 to lose at most (without labels, of agreement).",
+            help="Points of top-1 to lose at most (without labels, of agreement; of embeddings, "
+            "hundredths of mean cosine).",
         ),
     ] = None
     max_latency: Annotated[
@@ -413,8 +431,8 @@ class Inspect(Texts):
 class Evaluate(Pictures):
     """Measure FILE's top-1 on labelled images, and compare it with OTHER.
 
-    Without labels it shows only the agreement with OTHER, or the error of the first output if the
-    network gives no class scores. OTHER may be anything that FILE may be; --model serves both.
+    Without labels it shows only the agreement with OTHER, the mean cosine of embeddings, or the
+    error of an output of another kind. OTHER may be anything that FILE may be; --model serves both.
     """
 
     file: Annotated[
@@ -439,6 +457,8 @@ class Evaluate(Pictures):
         str | None,
         typer.Option(metavar="OTHER", help="Network to compare with, on the same images."),
     ] = None
+    output: Output = None
+    judge: Judge = None
     json: Json = False
     quiet: Silent = False
 

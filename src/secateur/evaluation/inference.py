@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from secateur.core.outputs import is_scores, of_one_length
 from secateur.data.streams import BATCH, ImageStream
 from secateur.errors import DataError, ModelError, OptionError, SecateurError
 from secateur.frontends import open_to_run
+from secateur.network.returned import asked_output, named_leaves
 from secateur.network.rows import RowsFirst, judged_output
 from secateur.network.samples import AnySamples, Samples, as_samples
 from secateur.support.wording import counted
@@ -48,19 +48,27 @@ def first_output(
     images: AnySamples,
     *,
     batch_size: int = BATCH,
+    output: str | int | None = None,
 ) -> Float[Tensor, "batch ..."]:
     """A model's first output with a row for each image; float32 on the CPU.
 
     Of a model that returns an object with `logits` it is these. How many rows a selection or
     NonMaxSuppression gives depends on the images, so that such outputs are passed over.
 
+    Args:
+        model: as for `evaluate`.
+        images: samples.
+        batch_size: of them per forward pass.
+        output: name or number of another output.
+
     Raises:
+        OptionError: there is no such output.
         ModelError: no output is a tensor with a row for each image, or the model fails.
     """
     samples = as_samples(images)
     if len(samples) == 0:
         raise DataError("got no images to evaluate, expected at least one: check the source")
-    with torch.no_grad(), running(model, samples[:2]) as run:
+    with torch.no_grad(), running(model, samples[:2], output) as run:
         return torch.cat([run(part) for part in samples.split(batch_size)])
 
 
@@ -72,11 +80,13 @@ class Answers:
         outputs: of each network the first output, as of `first_output`.
         labels: class numbers of the images, where the source has them.
         weight: which positions of each sample are real, where a mask says so.
+        name: what the last network's users call its output.
     """
 
     outputs: Sequence[Float[Tensor, "batch ..."]]
     labels: Int[Tensor, " batch"] | None = None
     weight: Tensor | None = None
+    name: str = ""
 
     @property
     def images(self) -> int:
@@ -95,6 +105,7 @@ def answer(
     *,
     batch_size: int = BATCH,
     needs_labels: bool = False,
+    output: str | int | None = None,
 ) -> Answers:
     """Runs networks on images that are read once, batch by batch; `first_output` of each.
 
@@ -103,6 +114,7 @@ def answer(
         images: those of a source.
         batch_size: images per forward pass.
         needs_labels: whether images without labels are refused.
+        output: name or number of another output.
 
     Raises:
         DataError: the images cannot be read or have no labels.
@@ -124,7 +136,7 @@ def answer(
             "(--against)" + "".join(f"; {of}" for of in images.warnings if "labels" in of)
         )
     with torch.no_grad(), ExitStack() as stack:
-        runs = [stack.enter_context(running(model, first.samples[:2])) for model in models]
+        runs = [stack.enter_context(running(model, first.samples[:2], output)) for model in models]
         for part in itertools.chain([first], batches):
             for run, found in zip(runs, outputs, strict=True):
                 found.append(run(part.samples))
@@ -134,54 +146,78 @@ def answer(
         [torch.cat(of_one_length(found)[0]) for found in outputs],
         torch.cat(labels) if labels else None,
         torch.cat(of_one_length(masks)[0]) if masks else None,
+        runs[-1].name,
     )
 
 
 @contextmanager
-def running(model: Any, example: Samples) -> Iterator[Callable[[Samples], Tensor]]:
-    """A model as a function from samples to its first output; a module is in eval mode meanwhile.
+def running(
+    model: Any, example: Samples, output: str | int | None = None
+) -> Iterator[JudgedOutput]:
+    """A model as a function from samples to one output; a module is in eval mode meanwhile.
 
     Args:
         model: as for `evaluate`.
         example: one sample or two.
+        output: name or number of the output; None = as of `first_output`.
     """
-    with open_to_run(model).running(example) as forward:
-        chosen: list[int] = []  # the output that counts, once for all
-
-        def output(samples: Samples) -> Any:
-            given = forward(samples)
-            found = _tensors(given)
-            if len(found) < 2:
-                return found[0] if found else given
-            if not chosen:
-                chosen.append(judged_output(lambda part: _tensors(forward(part)), samples[:2]))
-            return found[chosen[0]]
-
-        rows = RowsFirst(output)
-
-        def run(samples: Samples) -> Tensor:
-            try:
-                found = rows(samples)
-                if len(samples) == 1 and not _has_rows(found, 1):  # squeezed, perhaps
-                    found = _first_of_two(rows, samples)
-                return _with_rows(found, len(samples))
-            except SecateurError:
-                raise
-            except Exception as error:  # whatever a network raises
-                said = next(iter(str(error).splitlines()), type(error).__name__)
-                shapes = " and ".join(map(str, samples.shapes.values()))
-                raise ModelError(
-                    f"the model fails on images of shape {shapes}: {said}; "
-                    "expected images like those it was made for: check size and preprocess"
-                ) from error
-
-        yield run
+    network = open_to_run(model)
+    with network.running(example, output) as forward:
+        yield JudgedOutput(forward, None if network.chooses else output)
 
 
-def _tensors(output: Any) -> list[Tensor]:
-    """All tensors of what a model returns, or its `logits`."""
-    leaves = tree_leaves(getattr(output, "logits", output))
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+class JudgedOutput:
+    """A network as a function from samples to the output that it is judged by.
+
+    Attributes:
+        name: what its users call the output, once it has run; "" = it has no name.
+    """
+
+    def __init__(self, forward: Callable[[Samples], Any], asked: str | int | None) -> None:
+        self.forward, self.asked = forward, asked
+        self.name: str = getattr(forward, "name", "")
+        self._number: int | None = None  # of the output that counts, once for all
+        self._rows = RowsFirst(self._output)
+
+    def __call__(self, samples: Samples) -> Tensor:
+        """The output, with a row for each sample."""
+        try:
+            found = self._rows(samples)
+            if len(samples) == 1 and not _has_rows(found, 1):  # squeezed, perhaps
+                found = _first_of_two(self._rows, samples)
+            return _with_rows(found, len(samples))
+        except SecateurError:
+            raise
+        except Exception as error:  # whatever a network raises
+            said = next(iter(str(error).splitlines()), type(error).__name__)
+            shapes = " and ".join(map(str, samples.shapes.values()))
+            raise ModelError(
+                f"the model fails on images of shape {shapes}: {said}; "
+                "expected images like those it was made for: check size and preprocess"
+            ) from error
+
+    def _output(self, samples: Samples) -> Any:
+        given = self.forward(samples)
+        found = self._tensors(given)
+        if self._number is None:
+            self._number = self._chosen(list(found), samples)
+            self.name = self.name or (list(found)[self._number] if found else "")
+        return list(found.values())[self._number] if found else given
+
+    def _chosen(self, names: Sequence[str], samples: Samples) -> int:
+        if self.asked is not None:
+            return asked_output(self.asked, names)
+        if len(names) < 2:
+            return 0
+        return judged_output(
+            lambda part: list(self._tensors(self.forward(part)).values()), samples[:2]
+        )
+
+    def _tensors(self, given: Any) -> dict[str, Tensor]:
+        """All tensors of what a model returns, or its `logits`, by their names."""
+        logits = getattr(given, "logits", None) if self.asked is None else None
+        leaves = named_leaves(given) if logits is None else named_leaves(logits, "logits")
+        return {name: leaf for name, leaf in leaves if isinstance(leaf, Tensor)}
 
 
 def _has_rows(found: Any, count: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -23,7 +23,13 @@ _ROUNDING = 1e-4  # of outputs of float32, relative to the largest of them
 
 
 class Runnable(ABC):
-    """A network that can be run as a whole."""
+    """A network that can be run as a whole.
+
+    Attributes:
+        chooses: whether, run for one of its outputs, it gives that alone.
+    """
+
+    chooses: ClassVar[bool] = False
 
     @property
     def preprocess(self) -> Transform | None:
@@ -31,11 +37,17 @@ class Runnable(ABC):
         return None
 
     @abstractmethod
-    def running(self, example: Samples) -> AbstractContextManager[Forward]:
+    def running(
+        self, example: Samples, output: str | int | None = None
+    ) -> AbstractContextManager[Forward]:
         """The network as a function from samples to whatever it returns.
 
         Args:
             example: one sample or two.
+            output: name or number of the output that is needed; None = what counts, as a rule.
+
+        Raises:
+            OptionError: there is no such output, where it `chooses`.
         """
 
     @property

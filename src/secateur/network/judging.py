@@ -73,7 +73,7 @@ def _chosen(graph: Graph, values: Values, asked: str | int | None) -> tuple[str,
     unsteady = set(graph.unsteady)
     steady = [name for name in graph.outputs if name in values and name not in unsteady]
     if asked is not None:
-        number = asked_output(asked, graph.output_names or [""] * len(graph.outputs))
+        number = output_number(graph, asked)
         if graph.outputs[number] not in steady:
             raise OptionError(
                 f"output is {asked!r}, which has no row of numbers for each sample, expected one "
@@ -96,6 +96,11 @@ def _chosen(graph: Graph, values: Values, asked: str | int | None) -> tuple[str,
         )
     value = source.lstrip("%")
     return source, [f"judged by the value {value}, which the outputs are selected from"]
+
+
+def output_number(graph: Graph, asked: str | int) -> int:
+    """The number of the output that is asked for; OptionError if there is none."""
+    return asked_output(asked, graph.output_names or [""] * len(graph.outputs))
 
 
 def _option(graph: Graph, number: int) -> str:

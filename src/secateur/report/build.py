@@ -6,15 +6,15 @@ import dataclasses
 import math
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from secateur.core.outputs import Judge
 from secateur.data.sources import Images
 from secateur.errors import ModelError
-from secateur.evaluation.evaluation_set import EvaluationSet
 from secateur.evaluation.inference import first_output
 from secateur.evaluation.metrics import compare
 from secateur.evaluation.results import Evaluation
@@ -54,6 +54,7 @@ def build_report(
     latency: LatencyReport | None = None,
     then: WalkResult | None = None,
     left: Sequence[Layer] | None = None,
+    output: str | int | None = None,
 ) -> Report:
     """Puts together what a walk did; zeros are counted in the pruned model itself.
 
@@ -64,6 +65,7 @@ def build_report(
         steps, search, evaluation, latency: see `Report`.
         then: zeros that were made in what channels have left.
         left: layers of the pruned network, where channels have left it; None = the dense one's.
+        output: name or number of the output that it is judged by; None = the first.
     """
     tensors, asked = pruned.tensors(), settings["target"]
     layers = [_layer_report(result, tensors, curve) for result, curve in run.outcomes(walked, then)]
@@ -74,7 +76,10 @@ def build_report(
     cast = any(of.is_floating_point() and of.dtype != torch.float32 for of in tensors.values())
     same = then is None and not cast  # the walk's are those of float32 weights
     outputs = walked.pruned if same else None
-    calibration = compared_with(walked.dense, pruned, images.samples, outputs)
+    judge = run.graph.judge
+    calibration = compared_with(
+        walked.dense, pruned, images.samples, outputs, judge=judge, output=output
+    )
     return Report(
         synthetic=images.synthetic,
         sparsity=sum(layer.zeros for layer in layers) / sum(layer.weights for layer in layers),
@@ -115,7 +120,9 @@ def build_report(
             *cautions.undecided(search, run.target.value),
             *cautions.gone(layers, _present(run, layers)),
             *cautions.doubtful(calibration),
-            *cautions.same_answers(calibration, walked.dense, evaluation),
+            *cautions.same_answers(
+                calibration, walked.dense, evaluation, judge, images.samples.mask
+            ),
         ],
         notes=[
             *run.graph.notes,
@@ -243,39 +250,51 @@ def _zero_share(tensors: Any) -> float:
 def step_reports(
     model: Frontend,
     steps: Mapping[str, Mapping[str, Tensor]],
-    samples: Samples,
-    dense: Tensor | None,
-    evaluation_set: EvaluationSet | None = None,
+    compared: Callable[[Frontend], Evaluation | None],
+    evaluated: Callable[[Frontend], Evaluation | None],
 ) -> list[StepReport]:
     """Compares the network after each step with the dense one.
 
     Args:
         model: the dense network.
         steps: changed parameters after each step, by its name.
-        samples: calibration inputs.
-        dense: the dense network's first output for them.
-        evaluation_set: evaluation data, where there are any.
+        compared: a network with the dense one on the calibration inputs.
+        evaluated: a network on evaluation data; None where there are none.
     """
     reports = []
     for name, changes in steps.items():
         network = model.edited(changes)
-        near = compared_with(dense, network, samples)
-        far = None if evaluation_set is None else evaluation_set.evaluate(network)
+        near, far = compared(network), evaluated(network)
         reports.append(StepReport(name=name, calibration=near, evaluation=far))
     return reports
 
 
 def compared_with(
-    dense: Tensor | None, network: Frontend, samples: Samples, outputs: Tensor | None = None
+    dense: Tensor | None,
+    network: Frontend,
+    samples: Samples,
+    outputs: Tensor | None = None,
+    *,
+    judge: Judge | None = None,
+    output: str | int | None = None,
 ) -> Evaluation | None:
-    """A network against the dense one's first output, from its own or from a forward pass.
+    """A network against the dense one's output, from its own or from a forward pass.
 
     None where these are no tensors of one shape with a row for each image.
+
+    Args:
+        dense: what the dense network is judged by.
+        network: the other.
+        samples: that both are run on.
+        outputs: what the other gives; None = it is run.
+        judge: what they are judged by.
+        output: name or number of the output; None = the first.
     """
     if dense is None or dense.dim() == 0 or len(dense) != len(samples):
         return None
     try:
-        outputs = first_output(network, samples) if outputs is None else outputs
-        return compare(outputs.float(), reference=dense.float(), weight=samples.mask)
+        if outputs is None:
+            outputs = first_output(network, samples, output=output)
+        return compare(outputs.float(), reference=dense.float(), judge=judge, weight=samples.mask)
     except ModelError:  # the warnings say so
         return None

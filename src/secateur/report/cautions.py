@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from secateur.core.outputs import Judge
 from secateur.data.sources import FEW_IMAGES, MAX_IMAGES
 from secateur.data.streams import digests
 from secateur.evaluation.metrics import one_answer
@@ -128,12 +129,16 @@ def doubtful(calibration: Evaluation | None) -> list[str]:
 
 
 def same_answers(
-    calibration: Evaluation | None, dense: Tensor | None, evaluation: Mapping[str, Evaluation]
+    calibration: Evaluation | None,
+    dense: Tensor | None,
+    evaluation: Mapping[str, Evaluation],
+    judge: Judge | None = None,
+    weight: Tensor | None = None,
 ) -> list[str]:
     """A warning where agreement on the calibration images, and no other figure, means nothing."""
     if calibration is None or dense is None or evaluation:
         return []
-    return one_answer(dense, "calibration images")
+    return one_answer(dense, "calibration images", judge=judge, weight=weight)
 
 
 def slow(latency: LatencyReport | None, target: Target) -> list[str]:

@@ -60,7 +60,7 @@ class SearchReport:
     Attributes:
         measure: what a drop is: points of "top-1" or of "disagreement" with the dense network,
             the same "per token", hundredths of mean "cosine", or the user's own "metric".
-        judged_on: "evaluation images", "held-back calibration images", or "the metric".
+        judged_on: "evaluation images", "held-back calibration images", or "the metric's own data".
         images: number of images; 0 where the metric has its own.
         sparsity, drop, error: of the result; `error` is the standard error of the drop, None
             where it is not known.
@@ -236,12 +236,17 @@ class Report(Saved, Document):
         most = "most channels' weights removed" if self.channels else "most zeros"
         return f"the {most} that lose at most {search.counted_in.amount(limit)}"
 
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether there were evaluation images."""
+        return any(of.images for of in self.evaluation.values())
+
     def evaluation_table(self) -> Table:
         """The networks on the evaluation images."""
         return evaluation_table(
             list(self.evaluation.items()),
             name="evaluation",
-            title="On the evaluation images",
+            title="On the evaluation images" if self.is_evaluated else "By your own metric",
             note="The network was not fitted to these images. The number after ± is the standard "
             "error: with other images of the same kind, two out of three results fall within it.",
         )

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import typer
 
 from secateur.cli import options
-from secateur.cli.inputs import asked_preprocess, with_own
+from secateur.cli.inputs import asked_judge, asked_preprocess, with_own
 from secateur.cli.output import working
+from secateur.core.outputs import judge_of
 from secateur.data.sources import open_images
 from secateur.errors import SecateurWarning
 from secateur.evaluation.inference import answer
@@ -22,7 +23,7 @@ from secateur.frontends.loading import load_network, open_to_run
 
 def run(asked: options.Evaluate) -> None:
     """Prints how good a network is, and how it compares with another."""
-    preprocess = asked_preprocess(asked)
+    preprocess, judge = asked_preprocess(asked), asked_judge(asked.judge)
     with working(asked.quiet) as teller:
         teller.step("loading")
         network = load_network(asked.file, asked.model)
@@ -31,17 +32,20 @@ def run(asked: options.Evaluate) -> None:
         teller.step("evaluating")
         takes = open_to_run(network).signature
         images = open_images(asked.eval_data, preprocess=preprocess, takes=takes)
-        answers = answer([network, *others], images, needs_labels=not others)
+        answers = answer([network, *others], images, needs_labels=not others, output=asked.output)
     output, *references = answers.outputs
     reference = references[0] if references else None
-    evaluations = [(asked.file, compare(output, answers.labels, reference, weight=answers.weight))]
-    cautions = images.warnings_for(answers.classes)
-    if reference is not None and answers.labels is None:
-        cautions += one_answer(reference, "images")
+    labels, weight = answers.labels, answers.weight
+    judge = judge or judge_of(answers.outputs[-1], name=answers.name, labels=labels)
+    found = compare(output, labels, reference, judge=judge, weight=weight)
+    evaluations = [(asked.file, found)]
+    cautions = images.warnings_for(answers.classes if judge == "classes" else 0)
+    if reference is not None and labels is None:
+        cautions += one_answer(reference, "images", judge=judge, weight=weight)
     for warning in cautions:
         warnings.warn(warning, SecateurWarning, stacklevel=2)
     if reference is not None and asked.against is not None:
-        other = compare(reference, answers.labels, reference, weight=answers.weight)
+        other = compare(reference, labels, reference, judge=judge, weight=weight)
         evaluations.append((asked.against, other))
     typer.echo(_json(evaluations) if asked.json else "\n".join(verdict_lines(evaluations)))
 

@@ -37,6 +37,7 @@ class OnnxFrontend(Frontend):
 
     model: ModelProto
     suffix = ".onnx"
+    chooses = True
 
     @classmethod
     def of(cls, model: ModelProto) -> OnnxFrontend:
@@ -140,6 +141,6 @@ class OnnxFrontend(Frontend):
         return found
 
     @contextmanager
-    def running(self, example: Samples) -> Iterator[Forward]:
+    def running(self, example: Samples, output: str | int | None = None) -> Iterator[Forward]:
         """See `Runnable.running`; its first output with a row for each sample."""
-        yield Whole(self.model, example)
+        yield Whole(self.model, example, output)

@@ -10,6 +10,7 @@ from secateur.frontends.onnx.first_run import batch_of
 from secateur.frontends.onnx.runtime import as_tensor, call, start
 from secateur.frontends.onnx.signature import fed, inputs, several, signature
 from secateur.frontends.onnx.widening import runnable
+from secateur.network.returned import asked_output
 from secateur.network.rows import RowsFirst, in_parts, judged_output
 from secateur.network.samples import Samples
 
@@ -22,13 +23,15 @@ class Whole:
     A fixed batch is kept to: samples go through so many at a time, the last ones with copies.
     """
 
-    def __init__(self, model: ModelProto, example: Samples) -> None:
+    def __init__(
+        self, model: ModelProto, example: Samples, output: str | int | None = None
+    ) -> None:
         self.takes = signature(inputs(model))
         example = self.takes.bind(example)
         self.model = runnable(holding(model, example.constants))
         self.batch = batch_of(self.model, several(self.model, example))
         self.session = start(self.model)
-        self.name = self._judged(example)
+        self.name = self._judged(example) if output is None else self._asked(output)
         self.rows = RowsFirst(self._run)
 
     def __call__(self, samples: Samples) -> Tensor:
@@ -43,6 +46,10 @@ class Whole:
 
     def _outputs(self, samples: Samples, names: list[str]) -> list[Tensor]:
         return [as_tensor(of) for of in call(self.session, fed(self.model, samples), names)]
+
+    def _asked(self, output: str | int) -> str:
+        names = [of.name for of in self.session.get_outputs()]
+        return names[asked_output(output, names)]
 
     def _judged(self, example: Samples) -> str:
         """The output that the model is judged by; of a fixed batch the first of a fixed shape."""

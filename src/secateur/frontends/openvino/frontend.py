@@ -14,12 +14,13 @@ from torch import Tensor
 from secateur.errors import ModelError
 from secateur.frontends.openvino import graph
 from secateur.frontends.openvino.nodes import distinct_names
-from secateur.frontends.openvino.runtime import IR, read_model, signature_of
+from secateur.frontends.openvino.runtime import IR, output_names, read_model, signature_of
 from secateur.frontends.openvino.shrink import shrink
 from secateur.frontends.openvino.translation import Translation, constant_like, floats, type_of
 from secateur.frontends.protocol import Forward, Frontend, check_same
 from secateur.network.couplings import Removed, masked, rescaled
 from secateur.network.graph import Graph
+from secateur.network.returned import asked_output
 from secateur.network.samples import AnySamples, Samples, Signature
 
 _FLOATS = ("f32", "f16", "bf16", "f64")
@@ -32,6 +33,7 @@ class OpenVinoFrontend(Frontend):
 
     model: Any
     suffix = ".xml"
+    chooses = True
 
     @classmethod
     def read(cls, path: str | Path) -> OpenVinoFrontend:
@@ -106,9 +108,10 @@ class OpenVinoFrontend(Frontend):
         }
 
     @contextmanager
-    def running(self, example: Samples) -> Iterator[Forward]:
-        """See `Runnable.running`; its first output with a row for each sample."""
-        yield IR(self.model)
+    def running(self, example: Samples, output: str | int | None = None) -> Iterator[Forward]:
+        """See `Runnable.running`; its first output, or the one that is asked for."""
+        number = 0 if output is None else asked_output(output, output_names(self.model))
+        yield IR(self.model, number)
 
     @property
     def signature(self) -> Signature:

@@ -25,6 +25,7 @@ from secateur.frontends.openvino.runtime import (
     batch_of,
     bound,
     compiled,
+    output_names,
     reason,
     run_model,
 )
@@ -195,10 +196,12 @@ def _build(
     notes = ["layers inside control flow (If, Loop, TensorIterator) stay dense"] * inner
     notes += ["the file takes one image at a time: what is between layers was run so"] * one_by_one
     held = {name: type_of(of.output(0)) for name, of in nodes.constants.items()}
+    called = dict(zip(nodes.outputs, output_names(nodes.model), strict=True))
     graph = Graph(
         ops=_described(ops, translation, shapes),
         inputs=nodes.inputs,
         outputs=translation.outputs,
+        output_names=[called[name] for name in translation.outputs],
         parameters=parameters,
         shapes=shapes,
         constants={name for name, kind in held.items() if kind not in _NO_WEIGHTS},

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from secateur.errors import DataError, ModelError
 from secateur.frontends.protocol import Forward, Runnable
+from secateur.network.returned import asked_output
 from secateur.network.rows import RowsFirst, in_parts
 from secateur.network.samples import Samples, Signature
 from secateur.support.extras import require
@@ -39,27 +40,33 @@ _LAYERS = (
 
 
 class IR(Runnable):
-    """An OpenVINO model as a function from samples to its first output, in float32.
+    """An OpenVINO model as a function from samples to one of its outputs, in float32.
 
     A fixed batch is kept to: samples go through so many at a time, the last ones with copies.
 
     Attributes:
         model: the `openvino.Model`.
         batch: how many samples it takes at a time; 0 = any number.
+        output: the number of the output that it gives.
 
     Raises:
         ModelError: OpenVINO refuses it.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.model, self.batch = model, batch_of(model)
+    chooses = True
+
+    def __init__(self, model: Any, output: int = 0) -> None:
+        self.model, self.batch, self.output = model, batch_of(model), output
         self._run = compiled(model)
         self._rows = RowsFirst(self._part)
 
     @contextmanager
-    def running(self, example: Samples) -> Iterator[Forward]:
-        """Itself; see `Runnable.running`."""
-        yield self
+    def running(self, example: Samples, output: str | int | None = None) -> Iterator[Forward]:
+        """Itself, for its first output or another; see `Runnable.running`."""
+        if output is None:
+            yield self
+            return
+        yield IR(self.model, asked_output(output, output_names(self.model)))
 
     @property
     def signature(self) -> Signature:
@@ -74,7 +81,7 @@ class IR(Runnable):
         return in_parts(self._part, samples, self.batch)
 
     def _part(self, samples: Samples) -> Tensor:
-        return run_model(self._run, samples)[0]
+        return run_model(self._run, samples)[self.output]
 
 
 def signature_of(model: Any) -> Signature:
@@ -100,6 +107,11 @@ def bound(model: Any, samples: Samples) -> Samples:
             "every input of an OpenVINO model: repeat them, or convert it with them fixed"
         )
     return samples
+
+
+def output_names(model: Any) -> list[str]:
+    """What the outputs of an `openvino.Model` are called; "" where one has no name."""
+    return [min(value.get_names(), default="") for value in model.outputs]
 
 
 def run_model(session: Any, samples: Samples) -> list[Tensor]:

@@ -146,7 +146,7 @@ class TorchFrontend(Frontend):
         return list({one.data_ptr() or id(one): one for one in self.model.parameters()}.values())
 
     @contextmanager
-    def running(self, example: Samples) -> Iterator[Forward]:
+    def running(self, example: Samples, output: str | int | None = None) -> Iterator[Forward]:
         """See `Runnable.running`; the module is as in `modes` meanwhile."""
         device = self.device
         layouts = (to_channels_last, Tensor.contiguous)
