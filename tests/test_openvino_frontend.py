@@ -16,6 +16,7 @@ import secateur
 from secateur.cli.app import app
 from secateur.evaluation.inference import predict
 from secateur.frontends.openvino.runtime import as_ir, ir_weights, read_model, write_copy
+from secateur.hardware.compare_latency import file_for
 from secateur.network.couplings import find_couplings
 from secateur.network.ops import Fused, Opaque, expanded
 
@@ -178,6 +179,15 @@ def test_inspect_evaluate_and_sweep_take_an_ir(images, tmp_path) -> None:
 
 def _uniform() -> dict:
     return {"allocation": secateur.Uniform(), "method": secateur.LeastSquares()}
+
+
+def test_other_runtimes_than_its_own_are_refused(images, tmp_path) -> None:
+    model = as_ir(as_onnx(network()))
+    assert file_for(model, images, "openvino", tmp_path / "0").suffix == ".xml"
+    with refused("cannot be written as ONNX"):
+        file_for(model, images, "onnxruntime", tmp_path / "1")
+    with refused("expected a PyTorch module for PyTorch"):
+        file_for(model, images, "torch", tmp_path / "2")
 
 
 # layers

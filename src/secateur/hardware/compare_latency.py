@@ -129,6 +129,12 @@ def file_for(model: Any, images: AnySamples, runtime: str, place: Path) -> Path:
                 f"{ENGINES[runtime]}: check the path"
             )
         return Path(model).resolve()
+    network = open_model(model)
+    if runtime == "torch" and network.suffix in (".onnx", ".xml"):
+        raise ModelError(
+            f"the network is an {network.suffix} file, expected a PyTorch module for PyTorch: name "
+            "another runtime, or pass the module that the file was made from"
+        )
     if runtime == "torch":
         path = place.with_suffix(".pt2")
         module, few = exported(model, as_samples(images))
@@ -136,7 +142,6 @@ def file_for(model: Any, images: AnySamples, runtime: str, place: Path) -> Path:
         program = torch.export.export(module, given.args, dict(given.kwargs))
         torch.export.save(program, path)
         return path
-    network = open_model(model)
     if runtime == "openvino" and network.suffix == ".xml":
         path = place.with_suffix(".xml")
         write_copy(network.model, path)
