@@ -21,6 +21,7 @@ from secateur.frontends.loading import load_model
 from secateur.frontends.openvino.frontend import OpenVinoFrontend
 from secateur.frontends.openvino.runtime import as_ir
 from secateur.network.samples import Samples, Signature, as_samples
+from secateur.render.sentences import data_sentence
 
 COUNT, LENGTH, WORDS = 48, 9, 40
 
@@ -326,6 +327,8 @@ def test_the_report_says_how_much_is_padding() -> None:
     report = secateur.prune(made(Encoder), TOKENS, sparsity=0.5, allocation="uniform").report
     share = 1 - float(TOKENS["attention_mask"].float().mean())
     assert f"{share:.0%} of the samples' 9 positions are padding" in " ".join(report.notes)
+    assert "48 samples from tensors" in str(report)
+    assert "48 samples of shape 9 input_ids and 9 attention_mask" in data_sentence(report)
     with pytest.raises(secateur.OptionError, match="mask is 'nothing', expected an input of"):
         secateur.prune(made(Encoder), TOKENS, sparsity=0.5, mask="nothing")
 

@@ -122,10 +122,11 @@ def speed_sentence(report: Report) -> str:
 def data_sentence(report: Report | Sweep) -> str:
     """Which images the layers were fitted to."""
     data = report.data
-    many = "" if data.images == 1 else "s"
     real = "" if report.synthetic is None else "synthetic "
+    shapes = data.inputs or {"": data.shape}
+    shape = " and ".join(f"{shape_text(of)} {name}".strip() for name, of in shapes.items())
     return (
-        f"{data.images:,} {real}image{many} of shape {shape_text(data.shape)} from {data.source}. "
-        "The network was fitted to these images. On images of another kind it may be less "
-        "accurate, which this page cannot show."
+        f"{counted(data.images, f'{real}{data.noun}')} of shape {shape} from {data.source}. "
+        f"The network was fitted to these {data.noun}s. On {data.noun}s of another kind it may be "
+        "less accurate, which this page cannot show."
     )

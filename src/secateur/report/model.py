@@ -37,6 +37,11 @@ class DataReport:
     inputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    @property
+    def noun(self) -> str:
+        """What a sample is called: an image, where the network takes nothing but such a tensor."""
+        return "image" if len(self.shape) > 1 and not self.inputs else "sample"
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
@@ -220,7 +225,7 @@ class Report(Saved, Document):
         elif search is not None:
             yield f"{search.lost} on {search.on_text}"
         elif self.calibration is not None:
-            images = counted(self.data.images, "calibration image")
+            images = counted(self.data.images, f"calibration {self.data.noun}")
             difference = self.calibration.difference_text
             yield f"{difference} on the {images} that the layers were fitted to (optimistic)"
         for name, of in self.evaluation.items():
@@ -337,7 +342,7 @@ class Report(Saved, Document):
             "",
             f"{self.sparsity:.2%} of {counted(weights, 'prunable weight')} are {self.gone}"
             f"{of_all}; {self.left}; "
-            f"{counted(self.data.images, 'image')} from {self.data.source}, "
+            f"{counted(self.data.images, self.data.noun)} from {self.data.source}, "
             f"{self.seconds.get('total', 0.0):.1f} s",
         ]
         if self.calibration is not None:
