@@ -149,7 +149,7 @@ def test_an_output_error_is_told_in_plain_digits(share, text) -> None:
 
 @pytest.mark.parametrize(("share", "told"), [(0.9, False), (1.5, True)])
 def test_outputs_further_off_than_their_mean_are_a_warning(share, told, monkeypatch) -> None:
-    near = lambda *_: Evaluation(images=40, output_error=share)  # noqa: E731
+    near = lambda *_, **__: Evaluation(images=40, output_error=share)  # noqa: E731
     monkeypatch.setattr("secateur.report.build.compared_with", near)
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
     with warnings.catch_warnings():

@@ -710,7 +710,7 @@ def test_what_is_no_file_is_one_sentence(tmp_path, own_process) -> None:
         (tmp_path / name).write_bytes(content)
         with refused(name):
             secateur.inspect(tmp_path / name)
-    with refused(r"no such file: net\.pt, expected an \.onnx or \.pt2 file, file\.py:callable"):
+    with refused(r"no such file: net\.pt, expected an \.onnx, \.xml .OpenVINO. or \.pt2 file"):
         secateur.inspect("net.pt")
     with refused("is a dict, expected"):
         secateur.prune({}, torch.randn(40, 3, 6, 6), sparsity=0.5)

@@ -20,7 +20,6 @@ from secateur.frontends.openvino.runtime import as_ir
 from secateur.network.couplings import gone
 
 pytest.importorskip("openvino")
-pytestmark = pytest.mark.usefixtures("quick_first_runs")
 
 
 def check_shrunk(model: Any, x: Tensor, seed: int = 0) -> Any:
