@@ -136,3 +136,15 @@ class Narrowing:
     def bound(self, op: Op, axis: int, place: int) -> int:
         """Where a place along an axis of an operation's input is, counted in what is left."""
         return int(self.kept(op.input)[axis][:place].sum())
+
+
+def mended(entry: int, change: tuple[int, int] | None, name: str) -> int:
+    """An entry of a shape: 0, -1 and 1 follow by themselves, others as sizes of several samples."""
+    if change is None or entry < 2 or change[0] == change[1]:
+        return entry
+    if entry % change[0]:
+        raise ModelError(
+            f"{name} makes an axis of {entry} places of {change[0]} channels, expected a multiple: "
+            "its shape cannot be mended; leave its channels in"
+        )
+    return entry // change[0] * change[1]

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from onnx import ModelProto, TensorProto
 from torch import Tensor
 
 from secateur.errors import ModelError
+from secateur.frontends.agreement import AGREEMENT, difference, growing, outputs_of
 from secateur.frontends.onnx.branches import InLine, Names, in_line
 from secateur.frontends.onnx.constant_inputs import holding
 from secateur.frontends.onnx.file import first_line, has_body, inlined, reads
-from secateur.frontends.onnx.first_run import Trial, known_branches, trial
+from secateur.frontends.onnx.first_run import known_branches, trial
 from secateur.frontends.onnx.nodes import leading_to
 from secateur.frontends.onnx.operators import described
 from secateur.frontends.onnx.schedule import schedule
@@ -38,7 +39,6 @@ from secateur.support.wording import counted
 
 _NO_WEIGHTS = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL, TensorProto.STRING)
 _UNSTEADY = ("NonMaxSuppression", "NonZero", "Compress", "Unique")  # rows depend on the values
-_AGREEMENT = 1e-3  # largest difference of graph and file, relative to the largest output
 _QUANTISED_AGREEMENT = 0.05  # where values are rounded to integers, which a last bit may tip
 _ROUNDS = ("QuantizeLinear", "DynamicQuantizeLinear")
 
@@ -80,15 +80,16 @@ def trace(model: ModelProto, samples: Samples) -> Graph:
                 uncut=way.uncut() | dict.fromkeys(names.inner(), "is in a branch of the file"),
                 notes=[*graph.notes, *_notes(plain)],
             )
-            difference = _difference(graph, way, example, found)
+            own = dict(zip((of.name for of in way.model.graph.output), found.outputs, strict=True))
+            off = difference(graph, way.outputs, example, own)
         except (ValueError, RuntimeError, IndexError) as error:  # for another number of images
             reason = error
             continue
         rounds = any(node.op_type in _ROUNDS for node in way.nodes.nodes)
-        limit = _QUANTISED_AGREEMENT if rounds else _AGREEMENT
-        if not difference > limit:  # NaN is told with its layer's name, by the walk
+        limit = _QUANTISED_AGREEMENT if rounds else AGREEMENT
+        if not off > limit:  # NaN is told with its layer's name, by the walk
             return graph
-        reason = f"its outputs differ by {difference:.2g} of the largest"
+        reason = f"its outputs differ by {off:.2g} of the largest"
     if found.batch:
         raise ModelError(
             f"the ONNX model works on {counted(found.batch, 'image')} at a time only "
@@ -112,7 +113,7 @@ def output_difference(model: ModelProto, samples: Samples) -> tuple[float, float
     whole = Whole(model, samples[:2])
     wanted = whole(samples)
     index = Translation(model).outputs.index(whole.name)
-    found = _outputs(trace(model, samples[:2]), samples)[index]
+    found = outputs_of(trace(model, samples[:2]), samples)[index]
     if wanted.shape != found.shape or not wanted.numel():
         return None
     return float((wanted - found).abs().max()), float(wanted.abs().max())
@@ -207,13 +208,6 @@ def _one_by_one(graph: Graph, example: Samples) -> Graph:
 
 
 @torch.no_grad()
-def _outputs(graph: Graph, samples: Samples) -> list[Any]:
-    stream = Stream(graph, graph.parameters, dict(samples.tensors))
-    stream.advance(len(graph.ops))
-    return [stream.value(name) for name in graph.outputs]
-
-
-@torch.no_grad()
 def _sizes(graph: Graph, examples: Sequence[Samples]) -> list[dict[str, Sizes]]:
     """The shapes of all values for some batches of samples, those within segments included."""
     streams = [Stream(graph, graph.parameters, dict(samples.tensors)) for samples in examples]
@@ -244,17 +238,10 @@ def _with_shapes(graph: Graph, translation: Translation, example: Samples) -> Gr
     one, more = _sizes(graph, [example[:1], example])
     fixed = translation.nodes.fixed
     shapes = {
-        name: Shape(sizes, _growing(sizes, more.get(name), name in fixed))
+        name: Shape(sizes, growing(sizes, more.get(name), fixed=name in fixed))
         for name, sizes in one.items()
     }
     return replace(graph, shapes={**graph.shapes, **shapes})
-
-
-def _growing(one: Sizes, more: Sizes | None, fixed: bool) -> tuple[bool, ...]:
-    """Which axes grow with the number of images: the first, where nothing is known."""
-    if more is None:
-        return tuple(axis == 0 and not fixed for axis in range(len(one)))
-    return tuple(a != b for a, b in zip(one, (*more, *one[len(more) :]), strict=False))
 
 
 def _described(graph: Graph, translation: Translation) -> Graph:
@@ -271,22 +258,3 @@ def _described(graph: Graph, translation: Translation) -> Graph:
             op = replace(op, permutation=(*before, end, last))
         ops.append(op)
     return replace(graph, ops=ops)
-
-
-def _difference(graph: Graph, translation: Translation, example: Samples, found: Trial) -> float:
-    """The largest difference to the file's own outputs, as a share of the largest of them."""
-    names = [value.name for value in translation.model.graph.output]
-    own, worst = dict(zip(names, found.outputs, strict=True)), 0.0
-    outputs = zip(translation.outputs, graph.outputs, _outputs(graph, example), strict=True)
-    for name, new, got in outputs:
-        want = own[name]
-        if want is None or not want.is_floating_point() or want.numel() == 0:
-            continue
-        axes = [0] if new == name else range(1, want.dim())  # where the file has the images
-        rows = [want.movedim(axis, 0)[: len(got)].to(got.device) for axis in axes]
-        differences = [float((of - got).abs().max()) for of in rows if of.shape == got.shape]
-        if differences:
-            worst = max(worst, min(differences) / max(1.0, float(want.abs().max())))
-        elif name not in graph.unsteady:  # there a score may be on the edge of a selection
-            raise ModelError(f"output {name} has shape {tuple(got.shape)}, not {tuple(want.shape)}")
-    return worst

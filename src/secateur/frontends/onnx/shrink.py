@@ -21,7 +21,7 @@ from secateur.frontends.onnx.nodes import is_node, option
 from secateur.frontends.onnx.stored import WeightLayout
 from secateur.network.couplings import Removed, gone
 from secateur.network.graph import Graph
-from secateur.network.narrowing import Narrowing
+from secateur.network.narrowing import Narrowing, mended
 from secateur.network.ops import Padding, Sizes, Slice, Split, expanded
 
 
@@ -204,9 +204,9 @@ class _Mending:
         """The name of a shape with some entries changed: of one that is computed its constants."""
         values = self._integers(name)
         if values is not None:
-            return self._hold(
-                name, [_mended(of, changes.get(at), node) for at, of in enumerate(values)]
-            )
+            called = node.name or node.output[0]
+            entries = [mended(of, changes.get(at), called) for at, of in enumerate(values)]
+            return self._hold(name, entries)
         maker = self.makers.get(name)
         if maker is None or not is_node(maker, "Concat"):
             return name  # made of the sizes that values have
@@ -304,18 +304,6 @@ class _Mending:
             new += "'"
         self.taken.add(new)
         return new
-
-
-def _mended(entry: int, change: tuple[int, int] | None, node: NodeProto) -> int:
-    """An entry of a shape: 0, -1 and 1 follow by themselves, others as sizes of several images."""
-    if change is None or entry < 2 or change[0] == change[1]:
-        return entry
-    if entry % change[0]:
-        raise ModelError(
-            f"{node.name or node.output[0]} makes an axis of {entry} places of {change[0]} "
-            "channels, expected a multiple: its shape cannot be mended; leave its channels in"
-        )
-    return entry // change[0] * change[1]
 
 
 def _set(node: NodeProto, name: str, value: int | Iterable[int]) -> None:

@@ -20,7 +20,7 @@ from secateur.frontends.openvino.nodes import Node, distinct_names
 from secateur.frontends.openvino.translation import Translation, WeightLayout
 from secateur.network.couplings import Removed, gone
 from secateur.network.graph import Graph
-from secateur.network.narrowing import Narrowing
+from secateur.network.narrowing import Narrowing, mended
 from secateur.network.ops import Padding, Slice, Split, expanded
 
 Changes = Mapping[int, tuple[int, int]]  # sizes before and after, by axis
@@ -228,18 +228,6 @@ class _Mending:
             by_axis = dict(zip(op.axes, amounts, strict=True))
             entries = [by_axis.get(axis, 0) for axis in range(rank)]
             self._replace(held, at, _constant(entries, like=held.input_value(at)))
-
-
-def mended(entry: int, change: tuple[int, int] | None, name: str) -> int:
-    """An entry of a shape: 0, -1 and 1 follow by themselves, others as sizes of several samples."""
-    if change is None or entry < 2 or change[0] == change[1]:
-        return entry
-    if entry % change[0]:
-        raise ModelError(
-            f"{name} makes an axis of {entry} places of {change[0]} channels, expected a multiple: "
-            "its shape cannot be mended; leave its channels in"
-        )
-    return entry // change[0] * change[1]
 
 
 def _integers(value: Any) -> list[int] | None:
