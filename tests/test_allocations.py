@@ -27,6 +27,7 @@ from secateur.pruning.allocations import (
 from secateur.pruning.allocations.normalized_magnitude import FittedMagnitude
 from secateur.pruning.allocations.sensitivity import FittedSensitivity, enough_to_judge
 from secateur.pruning.allocations.uniform import FittedUniform
+from secateur.pruning.judged import Judged
 
 
 def fitted_allocations(sizes: list[int], seed: int) -> list:
@@ -183,6 +184,23 @@ def test_a_second_look_takes_damage_from_the_first(lopsided) -> None:
     later = sensitivity.fit(inputs_of(network, images, weights=pruned, previous=first))
     assert later.curves[1].loss_increase[0] < 0.9 * first.curves[1].loss_increase[0]
     assert later.curves[0].loss_increase == pytest.approx(first.curves[0].loss_increase, rel=1e-6)
+
+
+def test_a_level_that_is_not_run_lies_between_those_that_are(lopsided, monkeypatch) -> None:
+    network, images = lopsided
+    loss, runs = Judged.loss, list[int]()
+    counted = lambda self, *args: runs.append(1) or loss(self, *args)  # noqa: E731
+    monkeypatch.setattr(Judged, "loss", counted)
+    run = Sensitivity(estimated=()).fit(inputs_of(network, images))
+    all_levels, runs[:] = len(runs), []
+    some = Sensitivity(estimated=(0.75,)).fit(inputs_of(network, images))
+    assert 4 * len(runs) == 3 * all_levels
+    for one, other in zip(run.curves, some.curves, strict=True):
+        assert [other.loss_increase[at] for at in (0, 2, 3)] == pytest.approx(
+            [one.loss_increase[at] for at in (0, 2, 3)], rel=1e-6
+        )
+        assert other.loss_increase[1] == pytest.approx(one.loss_increase[1], rel=0.4)
+        assert other.loss_increase[0] < other.loss_increase[1] < other.loss_increase[2]
 
 
 def test_small_layers_are_not_run_and_say_so(lopsided) -> None:

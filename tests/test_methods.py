@@ -320,6 +320,17 @@ def test_an_indefinite_gram_matrix_escalates_then_raises() -> None:
         system.factor(0.1)
 
 
+@pytest.mark.parametrize("rows", [2, 3, 40])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_many_rows_and_few_are_solved_alike(rows: int, groups: int) -> None:
+    system = NormalEquations.of(problem(rows=rows, cols=6, groups=groups), 0.1)
+    solve, shift = system.solver(0.1, rows)
+    solved = solve(system.cross)
+    assert shift == 0.1
+    product = solved @ system.gram + shift * solved
+    torch.testing.assert_close(product, system.cross)
+
+
 def test_conjugate_gradients_that_do_not_converge_are_noted() -> None:
     held = problem(rows=3, cols=40, samples=100)
     solution = LeastSquares(damping=1e-9, tolerance=1e-12, iterations=2).solve(

@@ -33,6 +33,21 @@ def test_streaming_equals_one_shot_for_any_split(cuts: list[int], groups: int) -
     assert one.samples == many.samples == 60
 
 
+@pytest.mark.parametrize(("samples", "groups"), [(60, 1), (60, 2), (3, 1)])
+def test_products_with_outputs_follow_from_the_weights_that_made_them(
+    samples: int, groups: int
+) -> None:
+    x, weight = correlated(samples, 5, groups=groups), random_weight(groups, 3, 5)
+    y = x @ weight.mT + 2.0
+    summed, derived = ChunkSums.of(x, y), ChunkSums.of(x, y, weight=weight)
+    assert summed is not None
+    assert derived is not None
+    torch.testing.assert_close(derived.cross, summed.cross)
+    other = ChunkSums.of(x, y, weight=2 * weight)
+    assert other is not None
+    assert torch.allclose(other.cross, summed.cross) == (samples < 5)  # too few: they are summed
+
+
 @given(order=st.permutations(range(6)), shared=st.integers(0, 6))
 @settings(deadline=None, max_examples=25)
 def test_the_order_and_the_sharing_out_of_chunks_do_not_change_a_byte(

@@ -39,8 +39,8 @@ def choose_damping(
 ) -> float:
     """The relative damping whose fit to either half of the samples errs least on the other.
 
-    Goes from the strongest down while the error falls; fits start from the dense weights, which
-    have not seen either half. How much a fit to a few hundred images
+    Goes from the strongest down while the error falls; the first fits start from the dense
+    weights, the others from the last one to the same half. How much a fit to a few hundred images
     can be trusted differs from layer to layer: on EfficientNet-Lite0 the best damping is 0.1 in
     the first layers, where images give thousands of samples, and 3 in the last.
 
@@ -57,14 +57,16 @@ def choose_damping(
     step = -(-mask.shape[-2] // rows)
     first, second = (fold.rows(slice(None, None, step)) for fold in problem.folds)
     mask = mask[:, ::step]
+    halves = ((first, second), (second, first))
+    weights = [first.weight, second.weight]
     best, least = max(candidates), math.inf
     for damping in sorted(candidates, reverse=True):
         error = 0.0
-        for fitted, judged in ((first, second), (second, first)):
-            weight, _ = NormalEquations.of(fitted, damping).fit(
-                fitted.weight, mask, tolerance=1e-2, iterations=50
+        for half, (fitted, judged) in enumerate(halves):
+            weights[half], _ = NormalEquations.of(fitted, damping).fit(
+                weights[half], mask, tolerance=1e-2, iterations=50
             )
-            error += float(judged.loss(weight, fitted.bias(weight)).sum())
+            error += float(judged.loss(weights[half], fitted.bias(weights[half])).sum())
         if error >= least:
             break
         best, least = damping, error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from secateur.errors import NumericalError
 from secateur.support.wording import counted
 
 _CROWDED = 0.8  # share of rows still active at which the others leave
+_MANY_ROWS = 2  # this many times the rows, where there are more than columns: the inverse
 _GROWTH, _ATTEMPTS = 10.0, 5  # how damping escalates where a Cholesky factorisation fails
 
 
@@ -60,6 +61,26 @@ class NormalEquations:
             f"the Gram matrix is not positive definite even with damping {shift / _GROWTH:.2g} "
             "of its diagonal; look for extreme values in the images or weights"
         )
+
+    def solver(self, shift: float, rows: int) -> tuple[Callable[[Tensor], Tensor], float]:
+        """Solves with gram + shift * I for right-hand sides (groups, rows, cols).
+
+        Args:
+            shift: at least; more where the matrix is not positive definite.
+            rows: of the right-hand sides. For many of them the inverse is worth its cost: products
+                with it were 2.5 to 3 times as fast as triangular solves (one thread, AVX-512).
+
+        Returns:
+            right -> right (gram + shift I)^-1, and the shift that it took.
+
+        Raises:
+            NumericalError: as `factor`.
+        """
+        factor, shift = self.factor(shift)
+        if _MANY_ROWS * rows >= factor.shape[-1]:
+            inverse = torch.cholesky_inverse(factor)
+            return lambda right: right @ inverse, shift
+        return lambda right: torch.cholesky_solve(right.mT, factor).mT, shift
 
     def fit(
         self,

@@ -64,14 +64,18 @@ class ChunkSums:
         inputs: Float[Tensor, "groups samples cols"],
         outputs: Float[Tensor, "groups samples rows"],
         dense: Float[Tensor, "groups samples rows"] | None = None,
+        weight: Float[Tensor, "groups rows cols"] | None = None,
     ) -> ChunkSums | None:
         """Sums over some samples; None where there are none.
 
         Args:
             inputs, outputs: what is given, and what the layer is to make of it.
             dense: what the dense layer makes of it in all, where `outputs` are a part of that.
+            weight: of a layer that makes these outputs of these inputs, but for a bias, where
+                there is one: then sum (y - m_y)(x - m_x)^T is its product with the Gram matrix.
 
-        Cost: one product of cols x samples x (cols + rows).
+        Cost: one product of cols x samples x (cols + rows), or, with `weight`, of
+        cols x samples x cols and of rows x cols x cols, whichever is less.
         """
         if inputs.shape[1] == 0:
             return None
@@ -85,7 +89,10 @@ class ChunkSums:
             energy=widened(y.square().sum(1)),
             dense_energy=widened(whole.square().sum(1)),
         )
-        return cls(vectors=vectors, gram=x.mT @ x, cross=y.mT @ x)
+        gram = x.mT @ x
+        if weight is None or x.shape[1] <= x.shape[2]:
+            return cls(vectors=vectors, gram=gram, cross=y.mT @ x)
+        return cls(vectors=vectors, gram=gram, cross=weight @ gram)
 
 
 def _centred(values: Tensor) -> tuple[Tensor, Tensor]:

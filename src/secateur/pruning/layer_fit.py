@@ -311,10 +311,11 @@ class _Gathering:
             y = y - x[..., : columns.start] @ new[..., : columns.start].mT
             y -= sampled.dense_inputs[..., columns.stop :] @ self.fit.dense[..., columns.stop :].mT
             x = x[..., columns]
+        weight = self.fit.dense if sampled.is_dense and self.block is None else None
         middle = sampled.middle if len(self.folds) == 2 else x.shape[1]
         for fold, at in zip(self.folds, (slice(middle), slice(middle, None)), strict=False):
             part = None if whole is None else whole[:, at]
-            fold.include(chunk.number, ChunkSums.of(x[:, at], y[:, at], part))
+            fold.include(chunk.number, ChunkSums.of(x[:, at], y[:, at], part, weight))
         if len(sampled.patches):
             kept = x[:, sampled.patches], y[:, sampled.patches]
             self.patches[chunk.call.op, chunk.first] = kept

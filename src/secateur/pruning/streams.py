@@ -36,6 +36,7 @@ class SampledPositions(NamedTuple):
     outputs: Tensor  # less the bias
     middle: int  # where those of the second fold begin
     patches: Tensor  # which of them are stored
+    is_dense: bool  # the inputs are those of the dense network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,8 @@ class LayerChunk:
         y = y if self.bias is None else y - geometry.rows(self.bias).unsqueeze(1)
         stored = sample[:0] if patches is None else _within(sample, self._own(patches))
         middle = len(odd) if self.is_shared else int((odd == 0).sum())
-        return SampledPositions(x, dense, y, middle, order.argsort()[stored].to(x.device))
+        patch = order.argsort()[stored].to(x.device)
+        return SampledPositions(x, dense, y, middle, patch, is_dense=inputs_alike)
 
     def _own(self, draw: Draw) -> Draw:
         """The part of a choice that is about this chunk: by sample, where these are known."""

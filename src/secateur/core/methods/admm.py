@@ -89,7 +89,7 @@ class ADMM:
         return bool(self.dampings)
 
     def solve(self, problem: Problem, pattern: Pattern, kept: int) -> Solution:
-        """Cost: a Cholesky factor (cols^3 / 3) per third step, a solve (rows cols^2) per step."""
+        """Cost: a Cholesky factor or an inverse (cols^3) per third step, a solve per step."""
         damping, notes = self._damping(problem, pattern, kept)
         system = NormalEquations.of(problem, damping)
         if kept >= problem.present:
@@ -141,13 +141,13 @@ class ADMM:
         mask = previous = problem.mask(pattern, sparse.abs(), kept)
         sparse = sparse * mask
         dual = torch.zeros_like(sparse)
-        factor, rho = system.factor(self.rho)
+        solve, rho = system.solver(self.rho, problem.weight.shape[1])
         moved = 1.0
         if rho > self.rho:
             notes = (f"rho raised from {self.rho:g} to {rho:g}: Cholesky failed",)
         for step in range(1, self.steps + 1):
             right = (sparse - dual).mul_(rho).add_(system.cross)
-            target = torch.cholesky_solve(right.mT, factor).mT.add_(dual)
+            target = solve(right).add_(dual)
             mask = problem.mask(pattern, target.abs(), kept)
             sparse = target * mask
             dual = target.sub_(sparse)
@@ -156,8 +156,8 @@ class ADMM:
                 if moved <= self.settled:
                     return mask, sparse / system.column_scale, notes
                 previous, old = mask, rho
-                del factor  # before the next one is made
-                factor, rho = system.factor(rho * _growth(moved))
+                del solve  # before the next one is made
+                solve, rho = system.solver(rho * _growth(moved), problem.weight.shape[1])
                 dual.mul_(old / rho)  # the dual is held divided by rho
         left = f"{moved:.1%} of the mask still moving after {self.steps} ADMM steps"
         return mask, sparse / system.column_scale, (*notes, left)
