@@ -74,7 +74,7 @@ PRUNING: dict[str, list[Any]] = {
     "evaluation": [wrong for wrong in IMAGES_GIVEN if wrong is not None],
     "preprocess": PREPROCESS,
     "recipe": [5, {}, None, Recipe, nn.Linear, ["paper"], "papre", Path("paper"), "no.toml"],
-    "pattern": [5, "structured", nn.Linear, NoMethod, NoMethod(), {}],
+    "pattern": [5, "structured", "4:2", "0x4", nn.Linear, NoMethod, NoMethod(), {}],
     "method": [5, "obs", nn.Linear, Needy, NoMethod, NoMethod(), {}, ["admm"]],
     "allocation": [5, "equal", nn.Linear, NoMethod, NoMethod(), {}],
     "inputs": [5, "both", True, ["dense"]],
@@ -109,6 +109,7 @@ TABLE: dict[str, dict[str, list[Any]]] = {
         "shape": [28, "28", (), (3, 0, 8), (3, 8.5, 8), (3, "8", 8), {}, [None], 2.5],
         "data": [wrong for wrong in IMAGES_GIVEN if wrong is not None],
         "preprocess": PREPROCESS,
+        "pattern": PRUNING["pattern"],
         "device": PRUNING["device"],
     },
     "evaluate": {

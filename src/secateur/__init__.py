@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # for type checkers and editors; _HOME says the same at run t
         Magnitude,
         WeightCorrection,
     )
-    from secateur.core.patterns import Channels, Unstructured
+    from secateur.core.patterns import NM, Block, Channels, Unstructured
     from secateur.data.fractals import fractal_images
     from secateur.data.preprocess import Preprocess
     from secateur.data.sources import Data, load_images
@@ -61,10 +61,12 @@ if TYPE_CHECKING:  # for type checkers and editors; _HOME says the same at run t
 
 __all__ = [
     "ADMM",
+    "NM",
     "RECIPES",
     "AdamCalibration",
     "Bench",
     "BiasCorrection",
+    "Block",
     "BlockReconstruction",
     "ChannelAlignment",
     "Channels",
@@ -121,6 +123,7 @@ _HOME = {
     "Bench": "secateur.hardware.latency",
     "bench": "secateur.hardware.bench",
     "BiasCorrection": "secateur.core.methods",
+    "Block": "secateur.core.patterns",
     "BlockReconstruction": "secateur.pruning.reconstruction",
     "ChannelAlignment": "secateur.pruning.alignment",
     "Channels": "secateur.core.patterns",
@@ -140,6 +143,7 @@ _HOME = {
     "Magnitude": "secateur.core.methods",
     "MissingExtraError": "secateur.errors",
     "ModelError": "secateur.errors",
+    "NM": "secateur.core.patterns",
     "NormalizedMagnitude": "secateur.pruning.allocations",
     "NumericalError": "secateur.errors",
     "OptionError": "secateur.errors",

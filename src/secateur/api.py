@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from secateur.core.methods import Method, MethodName
 from secateur.core.outputs import Judge
-from secateur.core.patterns import Pattern, PatternName
+from secateur.core.patterns import Pattern, PatternName, choose_pattern
 from secateur.data.preprocess import Transform
 from secateur.data.sources import MAX_IMAGES, Data, open_images
 from secateur.errors import ModelError, OptionError, SecateurWarning
@@ -60,7 +60,7 @@ def prune(
     quantize: Precision | None = None,
     preprocess: Transform | None = None,
     recipe: Recipe | RecipeName | str | Path = "default",
-    pattern: Pattern | PatternName | None = None,
+    pattern: Pattern | PatternName | str | None = None,
     method: Method | MethodName | None = None,
     allocation: Allocation | AllocationName | None = None,
     inputs: Inputs | None = None,
@@ -78,7 +78,8 @@ def prune(
 ) -> PruneResult:
     """Prunes a trained network without retraining it.
 
-    Give exactly one target: `sparsity`, `max_macs`, `max_bytes`, `max_drop` or `max_latency`.
+    Give exactly one target: `sparsity`, `max_macs`, `max_bytes`, `max_drop` or `max_latency`; with
+    a pattern n:m one at most.
 
     Example:
         >>> import secateur
@@ -100,6 +101,8 @@ def prune(
             other batches, a folder, an `.npz` file, "file.py:callable", "fractal:300" for synthetic
             images if you have none, or any other source (`secateur.Data`). Use 300 to 1000.
         sparsity: fraction of zeros among the weights of the pruned layers, in [0, 1); met exactly.
+            With a pattern n:m leave it out: every layer that fits gets the pattern; with a smaller
+            fraction the allocation chooses which layers get it.
         max_macs: multiply-accumulates with nonzero weights, as a fraction of the dense
             network's, in (0, 1]. Only some runtimes skip the others; with `pattern="channels"`
             there are no others.
@@ -129,8 +132,11 @@ def prune(
             what a network from a hub prescribes; no preprocessing for any other network.
         recipe: all settings: an object, "default", "tuned" or "paper" (`RECIPES`), or a TOML
             file. The next four arguments override single settings.
-        pattern: which zeros are allowed: an object, or "unstructured". "channels" removes whole
-            channels: the network returned is smaller, and faster on every runtime.
+        pattern: which zeros are allowed: an object, or "unstructured"; "2:4" (or any n:m): at most
+            2 of each 4 weights of neighbouring input channels stay; "1x4" (or any block): weights
+            become zero in blocks of 1 output by 4 inputs. Layers that a pattern does not fit stay
+            dense. "channels" removes whole channels: the network returned is smaller, and faster
+            on every runtime.
         method: chooses the weights to remove and fits the others: an object, or "admm",
             "least-squares", "magnitude", "weight-correction", "bias-correction" or
             "adam-calibration".
@@ -258,7 +264,7 @@ def plan(
     quantize: Precision | None = None,
     preprocess: Transform | None = None,
     recipe: Recipe | RecipeName | str | Path = "default",
-    pattern: Pattern | PatternName | None = None,
+    pattern: Pattern | PatternName | str | None = None,
     method: Method | MethodName | None = None,
     allocation: Allocation | AllocationName | None = None,
     inputs: Inputs | None = None,
@@ -318,6 +324,7 @@ def inspect(
     *,
     data: Data | None = None,
     preprocess: Transform | None = None,
+    pattern: Pattern | PatternName | str | None = None,
     device: torch.device | str | None = None,
 ) -> Inspection:
     """Lists a network's layers, those that `prune` leaves dense, and runtimes that could be faster.
@@ -337,6 +344,7 @@ def inspect(
         data: some inputs, as for `prune`, in place of a shape: for a network of several inputs, or
             of whole numbers. Two samples are used.
         preprocess: of these, as for `prune`.
+        pattern: of the zeros, as for `prune`: layers that it does not fit are told. None = any.
         device: where to trace; None = where the model is.
 
     Returns:
@@ -349,7 +357,7 @@ def inspect(
     check_device(device)
     network = open_model(model)
     few = example(network, shape, data, preprocess).to(device or network.device)
-    return Inspection.of(network.trace(few))
+    return Inspection.of(network.trace(few), choose_pattern(pattern))
 
 
 @one_first_run()
@@ -362,7 +370,7 @@ def sweep(
     evaluation: Data | None = None,
     preprocess: Transform | None = None,
     recipe: Recipe | RecipeName | str | Path = "default",
-    pattern: Pattern | PatternName | None = None,
+    pattern: Pattern | PatternName | str | None = None,
     method: Method | MethodName | None = None,
     allocation: Allocation | AllocationName | None = None,
     inputs: Inputs | None = None,

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from secateur.core.outputs import Judge
-from secateur.core.patterns import Channels
+from secateur.core.patterns import Channels, UnitPattern
 from secateur.data.preprocess import Transform
 from secateur.errors import OptionError
 from secateur.evaluation.metric import check_metric
@@ -18,7 +18,7 @@ from secateur.export.int8 import Precision
 from secateur.pruning.allocations import Sensitivity
 from secateur.pruning.recipe import Recipe, choose_recipe
 from secateur.pruning.sampling import Sampling
-from secateur.pruning.targets import MaxDrop, Target, choose_target
+from secateur.pruning.targets import EveryLayer, MaxDrop, Target, choose_target
 from secateur.report.build import describe
 from secateur.support.choices import check_device, check_sparsity, did_you_mean
 from secateur.support.settings import SEEDS, at_least, check_settings, shown
@@ -100,17 +100,20 @@ class Options:
         **others: Any,
     ) -> Options:
         """From the arguments of `secateur.prune`; `others` are fields of this class."""
-        target = choose_target(
-            sparsity=sparsity,
-            max_macs=max_macs,
-            max_bytes=max_bytes,
-            max_drop=max_drop,
-            max_latency=max_latency,
-        )
         _check_runtime(runtime, is_needed=max_latency is not None)
         chosen = choose_recipe(
             recipe, pattern=pattern, method=method, allocation=allocation, inputs=inputs
         )
+        targets = {
+            "sparsity": sparsity,
+            "max_macs": max_macs,
+            "max_bytes": max_bytes,
+            "max_drop": max_drop,
+            "max_latency": max_latency,
+        }
+        is_told = any(of is not None for of in targets.values())
+        of_pattern = None if is_told else _sparsity_of(chosen.pattern)
+        target = choose_target(**targets) if of_pattern is None else EveryLayer(of_pattern)
         if max_latency is not None and pattern is None and type(chosen.pattern) is not Channels:
             chosen = replace(chosen, pattern=Channels())  # zeros alone would not do
         _check_allocation(allocation, chosen)
@@ -136,6 +139,12 @@ class Options:
             **({} if self.runtime is None else {"runtime": self.runtime, "threads": self.threads}),
             **({} if self.then_sparsity is None else {"then_sparsity": self.then_sparsity}),
         }
+
+
+def _sparsity_of(pattern: Any) -> float | None:
+    """The sparsity of a pattern that fixes it; None = it has to be asked for."""
+    share = pattern.share if isinstance(pattern, UnitPattern) else None
+    return None if share is None else 1 - share
 
 
 def _check_allocation(asked: Any, recipe: Recipe) -> None:

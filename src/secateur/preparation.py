@@ -26,7 +26,7 @@ from secateur.network.samples import Samples, Signature
 from secateur.options import Options
 from secateur.pruning.alignment import Alignment
 from secateur.pruning.channels.run import ChannelRun, channel_run
-from secateur.pruning.layer_selection import layers_to_fit, matching, select_layers
+from secateur.pruning.layer_selection import in_pattern, layers_to_fit, matching, select_layers
 from secateur.pruning.recalibration import Recalibration, recalibrate
 from secateur.pruning.recipe import Recipe
 from secateur.pruning.run import PruningRun
@@ -295,10 +295,11 @@ def select(
     """
     graph = conditioned.folding.graph
     is_channels = isinstance(options.recipe.pattern, Channels)
+    every = in_pattern(graph.layers, options.recipe.pattern)
     layers = (
         layers_to_fit(graph.layers, options.exclude)
         if is_channels
-        else select_layers(graph.layers, options.include, options.exclude)
+        else select_layers(graph.layers, options.include, options.exclude, options.recipe.pattern)
     )
     run = PruningRun(
         recalibration=conditioned.recalibration,
@@ -306,7 +307,7 @@ def select(
         samples=traced.samples,
         layers=layers,
         target=options.target,
-        costs=Costs.of(graph.layers, layers, model.saved_tensors()),
+        costs=Costs.of(every, layers, model.saved_tensors()),
         recipe=options.recipe,
         sampling=Sampling(max_columns=options.max_columns, seed=options.seed),
         chunk=chunk,

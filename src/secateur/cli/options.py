@@ -157,8 +157,10 @@ class Fit(Pictures):
     pattern: Annotated[
         str | None,
         typer.Option(
-            help="What becomes zero: unstructured (any weight), or channels, which leave the "
-            "network (overrides the recipe)."
+            metavar="NAME|N:M|RxC",
+            help="What becomes zero: unstructured (any weight); 2:4 or any n:m (at most n of each "
+            "m neighbouring inputs stay); 1x4 or any block of outputs x inputs; or channels, "
+            "which leave the network (overrides the recipe).",
         ),
     ] = None
     method: Annotated[
@@ -221,11 +223,11 @@ class Prune(Fit):
     """Prune MODEL and write the result, report.json and report.html to OUT.
 
     Give exactly one target: --sparsity, --max-macs, --max-bytes, --max-drop or --max-latency (with
-    --runtime). With --pattern channels the network itself becomes smaller. A PyTorch network
-    is written as model.safetensors and, with --onnx, as model.onnx; a .pt2 file also as model.pt2;
-    an .onnx file as model.onnx and an OpenVINO .xml file as model.xml and model.bin, which are that
-    file with other weights. INT8 files are calibrated on the same images. Every zero stays a
-    zero in each file.
+    --runtime); a --pattern such as 2:4 needs none. With --pattern channels the network itself
+    becomes smaller. A PyTorch network is written as model.safetensors and, with --onnx, as
+    model.onnx; a .pt2 file also as model.pt2; an .onnx file as model.onnx and an OpenVINO .xml file
+    as model.xml and model.bin, which are that file with other weights. INT8 files are calibrated on
+    the same images. Every zero stays a zero in each file.
     """
 
     model: Model
@@ -417,6 +419,12 @@ class Inspect(Texts):
     data: Annotated[
         str | None,
         typer.Option(metavar="DATA", help="Inputs in place of a shape, as for prune."),
+    ] = None
+    pattern: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|N:M|RxC", help="Also tell which layers a pattern such as 2:4 fits."
+        ),
     ] = None
     size: Size = None
     channels: Channels = 3

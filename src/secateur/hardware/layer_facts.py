@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from secateur.network.geometry import ConvolutionGeometry
 from secateur.network.layers import Layer
 
 
@@ -40,7 +38,7 @@ class LayerFacts:
         return cls(
             kind=layer.kind,
             shape=tuple(layer.shape),
-            groups=_groups(layer),
+            groups=layer.groups,
             dtype=dtype,
             sparsity=None if known is None else float((known == 0).double().mean()),
             two_of_four=None if known is None else _two_of_four(layer, known.float()),
@@ -55,14 +53,9 @@ class LayerFacts:
         return f"{'x'.join(map(str, self.shape[2:]))} convolution{groups}"
 
 
-def _groups(layer: Layer) -> int:
-    geometry = layer.calls[0].geometry if layer.calls else None
-    return geometry.groups if isinstance(geometry, ConvolutionGeometry) else 1
-
-
 def _two_of_four(layer: Layer, weight: Tensor) -> bool:
     """Whether at least two of each four neighbours along the inputs are zero."""
-    if not layer.calls or layer.columns // math.prod(layer.shape[2:]) % 4:
+    if not layer.calls or layer.inputs % 4:
         return False
     matrix = layer.calls[0].geometry.matrix(weight)  # columns: the inputs lie side by side
     return bool(((matrix != 0).reshape(-1, 4).sum(1) <= 2).all())

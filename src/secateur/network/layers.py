@@ -118,6 +118,19 @@ class Layer:
         return self.shape[1 if self.is_turned else 0]
 
     @property
+    def groups(self) -> int:
+        """Independent groups of its channels; 1 for all but grouped convolutions."""
+        geometry = self.calls[0].geometry if self.calls else None
+        return geometry.groups if isinstance(geometry, ConvolutionGeometry) else 1
+
+    @property
+    def inputs(self) -> int:
+        """Input channels of each group: columns without the taps of a kernel."""
+        geometry = self.calls[0].geometry if self.calls else None
+        taps = math.prod(geometry.kernel) if isinstance(geometry, ConvolutionGeometry) else 1
+        return self.columns // taps
+
+    @property
     def is_turned(self) -> bool:
         """Whether the weight is held as (in, out)."""
         geometry = self.calls[0].geometry if self.calls else None

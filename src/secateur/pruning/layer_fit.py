@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secateur.core.methods import Method, needs_folds, stored_patches
-from secateur.core.patterns import Pattern
+from secateur.core.patterns import Pattern, UnitPattern, Unstructured
 from secateur.core.problem import Problem, Solution
 from secateur.core.statistics import ChunkSums, Statistics, merged
 from secateur.errors import NumericalError
@@ -116,10 +116,12 @@ class LayerFit:
         """Gathers statistics and solves, block of columns by block of columns."""
         if not self.in_blocks:
             return self.solve_problem(self.problem(method), method, pattern, kept)
-        bounds = self._bounds()
+        pattern, bounds = self._pattern(pattern, kept), self._bounds(pattern)
         size = (self.matrix * self.scale.unsqueeze(-1)).abs()
         kept = min(kept, int(self.free.sum()))
-        shares = _shares(torch.where(self.free, size, -1.0), bounds, kept)
+        chosen = pattern.mask(torch.where(self.free, size, -1.0), kept) & self.free
+        shares = [int(chosen[..., columns].sum()) for columns in bounds]
+        del size, chosen
         new = self.dense.clone()
         solutions: list[Solution] = []
         problem: Problem | None = None
@@ -145,6 +147,7 @@ class LayerFit:
         self, problem: Problem, method: Method, pattern: Pattern, kept: int
     ) -> LayerSolution:
         """Solves a layer in one piece."""
+        pattern = self._pattern(pattern, kept)
         solution = _named(self.layer, method.solve, problem, pattern, kept)
         return self._solution([self._as_stored(solution, problem, self.dense)], problem)
 
@@ -168,6 +171,11 @@ class LayerFit:
             no_folds=no_folds,
             samples=min(problem.samples, self._different),
         )
+
+    def _pattern(self, pattern: Pattern, kept: int) -> Pattern:
+        """The pattern, but for a layer that keeps all its weights: it is not in the pattern."""
+        dense = isinstance(pattern, UnitPattern) and kept >= int(self.free.sum())
+        return Unstructured() if dense else pattern
 
     @property
     def _different(self) -> int:
@@ -245,9 +253,12 @@ class LayerFit:
             bias = bias + problem.bias(weight) - problem.bias(solution.weight)
         return replace(solution, weight=weight, bias=bias)
 
-    def _bounds(self) -> list[slice]:
-        parts = math.ceil(self.layer.columns / self.sampling.max_columns)
-        width = math.ceil(self.layer.columns / parts)
+    def _bounds(self, pattern: Pattern) -> list[slice]:
+        """Blocks of columns, cut between the units of a pattern."""
+        unit = pattern.unit[1] if isinstance(pattern, UnitPattern) else 1
+        units = self.layer.columns // unit
+        parts = math.ceil(units / max(1, self.sampling.max_columns // unit))
+        width = math.ceil(units / parts) * unit
         return [slice(at, at + width) for at in range(0, self.layer.columns, width)]
 
     def _check(self, problem: Problem, statistics: Statistics) -> None:
@@ -365,15 +376,6 @@ def _zero_if_left(solution: Solution, layer: Layer) -> Tensor | None:
     if solution.bias is not None and layer.bias is not None:
         return solution.bias
     return torch.zeros_like(solution.weight[..., 0])
-
-
-def _shares(size: Tensor, bounds: list[slice], kept: int) -> list[int]:
-    """Kept weights per block of columns: as many as the whole layer's largest have in it."""
-    if len(bounds) == 1:
-        return [kept]
-    chosen = torch.zeros(size.numel(), dtype=torch.bool, device=size.device)
-    chosen[torch.topk(size.flatten(), kept, sorted=False).indices] = True
-    return [int(chosen.view_as(size)[..., columns].sum()) for columns in bounds]
 
 
 def _named(layer: Layer, solve: Callable[..., Solution], *arguments: Any) -> Solution:

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from secateur.core.patterns import Pattern, UnitPattern
 from secateur.errors import ModelError, OptionError
 from secateur.network.layers import DEPTHWISE, ON_THE_FLY, Layer, Shares
-from secateur.support.choices import did_you_mean
+from secateur.support.choices import did_you_mean, name_of
+
+
+def in_pattern(layers: Sequence[Layer], pattern: Pattern) -> list[Layer]:
+    """The layers, those that a pattern does not fit with the reason as their obstacle."""
+    return [replace(layer, obstacle=layer.obstacle or misfit(layer, pattern)) for layer in layers]
+
+
+def misfit(layer: Layer, pattern: Pattern) -> str | None:
+    """Why a layer cannot be pruned in a pattern; None when it can."""
+    if not isinstance(pattern, UnitPattern) or layer.parameter is None or not layer.calls:
+        return None
+    return pattern.obstacle(layer.rows // layer.groups, layer.inputs)
 
 
 def select_layers(
     layers: Sequence[Layer],
     include: str | Collection[str] | None = None,
     exclude: str | Collection[str] | None = None,
+    pattern: Pattern | None = None,
 ) -> list[Layer]:
     """The layers to prune, in execution order.
 
@@ -23,11 +38,15 @@ def select_layers(
         include: names or globs of the layers to prune, protected ones too; None = all that
             are not protected. A layer's exact name selects that layer, whatever is in it.
         exclude: names or globs of layers to leave dense.
+        pattern: of the zeros; layers that it does not fit stay dense. None = any zeros.
 
     Raises:
-        OptionError: a name or glob matches nothing that could be pruned.
+        OptionError: a name or glob matches nothing that could be pruned, or the pattern fits none.
         ModelError: no layer is left to prune.
     """
+    if pattern is not None:
+        every, layers = layers, in_pattern(layers, pattern)
+        _check_fits(every, layers, pattern)
     prunable = [layer for layer in layers if layer.obstacle is None]
     if include is None:
         chosen = {layer.name for layer in prunable if layer.protected is None}
@@ -39,6 +58,21 @@ def select_layers(
     if not selected:
         raise ModelError(_nothing_to_prune(layers, include, exclude))
     return selected
+
+
+def _check_fits(before: Sequence[Layer], layers: Sequence[Layer], pattern: Pattern) -> None:
+    """Raises OptionError where a pattern fits none of the layers that could be pruned."""
+    reasons = [
+        f"{layer.name}: {layer.obstacle}"
+        for old, layer in zip(before, layers, strict=True)
+        if old.obstacle is None and layer.obstacle
+    ]
+    if reasons and all(layer.obstacle for layer in layers):
+        more = f"; and {len(reasons) - 3} more" * (len(reasons) > 3)
+        raise OptionError(
+            f"pattern is {name_of(pattern)}, expected one that fits a layer: ask for another "
+            f"({'; '.join(reasons[:3])}{more})"
+        )
 
 
 def layers_to_fit(

@@ -27,7 +27,7 @@ from secateur.core.methods import (
     WeightCorrection,
     stages,
 )
-from secateur.core.patterns import PATTERNS, Pattern, Unstructured
+from secateur.core.patterns import PATTERNS, Pattern, UnitPattern, Unstructured, choose_pattern
 from secateur.errors import OptionError
 from secateur.pruning.alignment import ChannelAlignment
 from secateur.pruning.allocations import ALLOCATIONS, Allocation, NormalizedMagnitude, Sensitivity
@@ -100,14 +100,19 @@ class Recipe:
         relaxed = (target.relaxed(by) for by in self.schedule[:-1])
         return [*(easier for easier in relaxed if easier), target]
 
-    def summary(self, *, reconstructed: bool, allocation: Any = None) -> list[str]:
+    def summary(
+        self, *, reconstructed: bool, allocates: bool = True, allocation: Any = None
+    ) -> list[str]:
         """What it does, in sentences for readers new to pruning.
 
         Args:
             reconstructed: whether blocks were trained.
+            allocates: whether the allocation had anything to choose.
             allocation: what divided the target among layers; None = the recipe's own.
         """
-        parts = [self.alignment, allocation or self.allocation, *stages(self.method)]
+        parts = [self.alignment, *stages(self.method)]
+        parts[1:1] = [allocation or self.allocation] * allocates
+        parts[1:1] = [self.pattern] * isinstance(self.pattern, UnitPattern)
         parts += [self.reconstruction] if reconstructed else []
         return [summary_of(part) for part in parts if part is not None]
 
@@ -175,11 +180,18 @@ def choose_recipe(recipe: Recipe | RecipeName | str | Path | Any, **changes: Any
             f"{', '.join(RECIPES)} or a .toml file: Recipe.of makes an object of plain settings"
         )
     given = {
-        name: choose(name, value, _TABLES[name]) if name in _TABLES else value
+        name: _chosen(name, value) if name in _TABLES else value
         for name, value in changes.items()
         if value is not None
     }
     return dataclasses.replace(chosen, **given)
+
+
+def _chosen(setting: str, value: Any) -> Any:
+    """An object for a setting given as an object, a class or a name."""
+    if setting == "pattern":
+        return choose_pattern(value)
+    return choose(setting, value, _TABLES[setting])
 
 
 def summary_of(part: Any) -> str:
@@ -194,6 +206,8 @@ def _plain(setting: Any, *, unset: bool = True) -> Any:
         return list(setting)
     if not dataclasses.is_dataclass(setting):
         return setting
+    if isinstance(setting, UnitPattern):
+        return {"name": name_of(setting)}  # which says all of it
     values = {item.name: getattr(setting, item.name) for item in dataclasses.fields(setting)}
     plain = {
         name: _plain(value, unset=unset)
@@ -213,6 +227,10 @@ def _named(kind: type, value: Any) -> Any:
         raise OptionError(
             f"expected a name or a table with a name, one of {', '.join(table)}, got {value!r}"
         )
+    if kind is Pattern and isinstance(chosen := choose_pattern(name), UnitPattern):
+        if settings:
+            raise OptionError(f"the pattern {name} has no settings, got {', '.join(settings)}")
+        return chosen
     part: object = choose("name", name, table)
     return from_plain(type(part), settings, named=_named, plain=_plain)
 

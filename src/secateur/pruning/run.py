@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from secateur.core.methods import Magnitude, stages
+from secateur.core.patterns import UnitPattern, Unstructured
 from secateur.network.folding import Folding
 from secateur.network.graph import Graph
 from secateur.network.layers import Layer
@@ -20,10 +21,14 @@ from secateur.network.sample_layout import Layouts, find_layouts
 from secateur.network.samples import Samples
 from secateur.pruning.alignment import Alignment
 from secateur.pruning.allocations import AllocationInputs, Curve, FittedAllocation
+from secateur.pruning.allocations.uniform import FittedUniform
+from secateur.pruning.allocations.units import block_of
 from secateur.pruning.groups import ChannelGroup
 from secateur.pruning.layer_fit import folded_weight
+from secateur.pruning.layer_selection import in_pattern
 from secateur.pruning.recalibration import Recalibration
 from secateur.pruning.recipe import Recipe
+from secateur.pruning.room import PatternRoom
 from secateur.pruning.sampling import Sampling
 from secateur.pruning.search import WALKS, PredictedLoss
 from secateur.pruning.targets import Costs, MaxDrop, MaxMacs, Sparsity, Target
@@ -80,7 +85,8 @@ class PruningRun:
     @property
     def measured(self) -> int:
         """How often layers are visited by the allocation, each time that it is fitted."""
-        return getattr(self.recipe.allocation, "visits", 0) * len(self.layers)
+        visits = getattr(self.recipe.allocation, "visits", 0) if self.allocates else 0
+        return visits * len(self.layers)
 
     @property
     def visits(self) -> int:
@@ -115,7 +121,8 @@ class PruningRun:
             walked,
             previous=[f"{step.name} {step.value:g}" for step in previous],
             notes=[f"no block reconstruction: {self.cannot_reconstruct}"] * left_out
-            + self.zeros_before(),
+            + self.zeros_before()
+            + self.room.note(walked.kept, walked.target, self.costs),
         )
         return self._unfold(walked)
 
@@ -130,15 +137,36 @@ class PruningRun:
             OptionError: nothing that is pruned could meet the target; names what could.
         """
         self.target.budget(self.costs)
+        self.room.check(self.target, self.costs, self.recipe.allocation)
+
+    @cached_property
+    def room(self) -> PatternRoom:
+        """What the recipe's pattern allows in the layers."""
+        free = [
+            layer.calls[0].geometry.matrix(self.graph.parameters[str(layer.parameter)]) != 0
+            for layer in self.layers
+        ]
+        return PatternRoom.of(self.recipe.pattern, free)
+
+    @property
+    def every_layer(self) -> list[Layer]:
+        """All layers of the network, with the reason where the pattern does not fit one."""
+        return in_pattern(self.graph.layers, self.recipe.pattern)
+
+    @property
+    def allocates(self) -> bool:
+        """Whether the allocation has anything to choose: a pattern may fix the zeros of layers."""
+        return not self.room.takes_all(self.target, self.costs)
 
     @property
     def largest_sparsity(self) -> float:
         """What can be asked for at most."""
-        return 1.0
+        least = self.room.least
+        return 1 - sum(least) / sum(self.costs.sizes) if least else 1.0
 
     def summary(self, *, reconstructed: bool) -> list[str]:
         """What was done, in sentences for readers new to pruning."""
-        return self.recipe.summary(reconstructed=reconstructed)
+        return self.recipe.summary(reconstructed=reconstructed, allocates=self.allocates)
 
     def shortfall(self) -> list[str]:
         """A warning where no choice of layers could meet the target."""
@@ -160,6 +188,8 @@ class PruningRun:
     def schedule(self, target: Target) -> list[Target]:
         """The targets to go through on the way, the given one last."""
         *before, last = self.recipe.targets(target)
+        if self.room.least:
+            return [last]  # less zeros are fewer layers, not an easier problem in each
         return [*(step for step in before if self._is_worth_a_walk(step)), last]
 
     def reconstructs(self, target: Target) -> bool:
@@ -258,6 +288,8 @@ class PruningRun:
     def _fit_allocation(
         self, graph: Graph, layers: Sequence[Layer], weights: Changes
     ) -> FittedAllocation:
+        if not self.allocates:
+            return FittedUniform(self.room.present)
         inputs = AllocationInputs(
             graph=graph,
             samples=self.samples,
@@ -275,14 +307,12 @@ class PruningRun:
 
     def kept(self, fitted: FittedAllocation, target: Target) -> list[int]:
         """Weights to keep in each layer, none more than it has."""
-        kept = fitted.kept(target.budget(self.costs))
-        return [min(count, there) for count, there in zip(kept, self.present, strict=True)]
+        return self.room.kept(fitted, target, self.costs)
 
-    @cached_property
-    def present(self) -> list[int]:
+    @property
+    def present(self) -> Sequence[int]:
         """Weights of each layer that are not zero in the dense network."""
-        names = [str(layer.parameter) for layer in self.layers]
-        return [int(self.graph.parameters[name].count_nonzero()) for name in names]
+        return self.room.present
 
     @property
     def curves(self) -> Sequence[Curve]:
@@ -331,12 +361,14 @@ class PruningRun:
                 f"{before / total:.2%} of the weights of the pruned layers are zero in the network "
                 f"given, more than {asked} asks for: they stay zero, and no others were added"
             ]
+        block = block_of(self.recipe.pattern) if before else 1  # that may hold zeros already
         fewer = [
             layer.name
             for layer, count, planned in zip(self.layers, kept, walked.kept, strict=True)
-            if count != planned
+            if not planned - block < count <= planned
         ]
-        exact = budget.costs is not None or sum(walked.kept) == allowed
+        in_units = isinstance(self.recipe.pattern, UnitPattern)  # of which `room.note` tells
+        exact = budget.costs is not None or in_units or sum(walked.kept) == allowed
         if not fewer and exact:
             return []
         why = "the allocation did not divide it exactly"
@@ -421,6 +453,12 @@ class PruningRun:
         dense = {name: original.parameters[name] for name in changed}
         return {name: {**dense, **changes} for name, changes in cumulative.items()}
 
+    def _mask(self, sizes: Tensor, kept: int) -> Tensor:
+        """The pattern's mask of the largest weights; all of a layer that stays dense."""
+        there = int((sizes > 0).sum())
+        pattern = Unstructured() if kept >= there else self.recipe.pattern
+        return pattern.mask(torch.where(sizes > 0, sizes, -1.0), min(kept, there))
+
     def _magnitude(self, original: Graph, target: Target) -> Changes:
         """Magnitude pruning without alignment: the network that the first step starts from."""
         chosen = {layer.name for layer in self.layers}
@@ -429,7 +467,7 @@ class PruningRun:
         fitted = self._fit_allocation(original, layers, {})
         for layer, kept in zip(layers, self.kept(fitted, target), strict=True):
             name, geometry = str(layer.parameter), layer.calls[0].geometry
-            mask = self.recipe.pattern.mask(folded_weight(original, layer).abs(), kept)
+            mask = self._mask(folded_weight(original, layer).abs(), kept)
             matrix = geometry.matrix(original.parameters[name]) * mask
             changes[name] = geometry.weight(matrix, layer.shape)
         return changes

@@ -1,6 +1,7 @@
 """What is asked of the pruned network: a sparsity, a share of its dense cost, or a loss at most.
 
     Sparsity(0.7)     70 % of the pruned layers' weights are zero
+    EveryLayer(0.5)   the same, where a pattern such as 2:4 fixes it in every layer
     MaxMacs(0.3)      at most 30 % of the dense network's multiply-accumulates are left
     MaxBytes(0.3)     a packed file takes at most 30 % of the dense one's bytes
     MaxDrop(1.0)      the largest sparsity that loses at most one point; see `search`
@@ -154,6 +155,13 @@ class Sparsity:
     def relaxed(self, by: float) -> Sparsity | None:
         """A lower sparsity; None at 0 and below."""
         return Sparsity(self.value - by) if self.value > by else None
+
+
+@dataclass(frozen=True)
+class EveryLayer(Sparsity):
+    """The sparsity of a pattern that fixes it, in every layer that the pattern fits."""
+
+    meaning: ClassVar[str] = "the pattern in every layer that it fits"
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def build_report(
     kept = [layer.weights - layer.zeros for layer in layers]
     macs, size = run.costs.shares(kept) if left is None else cost_left(pruned, left, run)
     chosen = {layer.name for layer in layers}
-    others = [layer for layer in run.graph.layers if layer.name not in chosen]
+    others = [layer for layer in run.every_layer if layer.name not in chosen]
     cast = any(of.is_floating_point() and of.dtype != torch.float32 for of in tensors.values())
     same = then is None and not cast  # the walk's are those of float32 weights
     outputs = walked.pruned if same else None

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from secateur.core.patterns import NM, Pattern, Unstructured
 from secateur.hardware.layer_facts import LayerFacts
 from secateur.hardware.machine import Machine
 from secateur.hardware.requirements import Requirement, RuntimeReport, requirements, survey
@@ -15,6 +16,7 @@ from secateur.network.graph import Graph
 from secateur.network.layers import Layer
 from secateur.pruning.channels.space import find_space
 from secateur.pruning.groups import ChannelGroup
+from secateur.pruning.layer_selection import in_pattern
 from secateur.pruning.sampling import Sampling
 from secateur.report.channels import free_table, stuck_table
 from secateur.support.tables import Block, Column, Document, Table, shape_text
@@ -39,16 +41,21 @@ class Inspection(Document):
     channels: Sequence[ChannelGroup] = ()
 
     @classmethod
-    def of(cls, graph: Graph) -> Inspection:
-        """The layers of a traced network, against the runtimes on this machine."""
-        layers = tuple(graph.layers)
+    def of(cls, graph: Graph, pattern: Pattern | None = None) -> Inspection:
+        """The layers of a traced network, against the runtimes on this machine.
+
+        Args:
+            graph: the network.
+            pattern: of the zeros; None = zeros anywhere.
+        """
+        layers = tuple(in_pattern(graph.layers, pattern or Unstructured()))
         weights = [graph.parameters.get(str(layer.parameter)) for layer in layers]
         facts = [
             LayerFacts.of(layer, weight, pruned=False)
             for layer, weight in zip(layers, weights, strict=True)
         ]
-        # no pattern of this version makes 2:4 zeros
-        asked = [requirements(dataclasses.replace(of, two_of_four=False)) for of in facts]
+        fits = isinstance(pattern, NM) and pattern.makes_two_of_four
+        asked = [requirements(dataclasses.replace(of, two_of_four=fits)) for of in facts]
         return cls(layers, asked, survey(asked, Machine.here()), _groups(graph))
 
     def data(self) -> dict[str, Any]:

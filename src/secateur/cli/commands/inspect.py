@@ -24,7 +24,9 @@ def run(asked: options.Inspect) -> None:
         teller.step("loading the network")
         network = load_model(asked.model, asked.weights)
         teller.step("tracing the network")
-        inspection = api.inspect(network, shape, data=asked.data, preprocess=text)
+        inspection = api.inspect(
+            network, shape, data=asked.data, preprocess=text, pattern=asked.pattern
+        )
     if asked.json:
         typer.echo(json.dumps(inspection.data(), indent=2, ensure_ascii=False))
     else:

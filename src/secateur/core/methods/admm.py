@@ -93,8 +93,8 @@ class ADMM:
         damping, notes = self._damping(problem, pattern, kept)
         system = NormalEquations.of(problem, damping)
         if kept >= problem.present:
-            everything = torch.ones_like(problem.weight)
-            mask, start = problem.mask(pattern, everything, problem.present), problem.weight
+            start = problem.weight
+            mask = problem.mask(pattern, start.abs(), problem.present)
         else:
             mask, start, mask_notes = self._mask(system, problem, pattern, kept)
             notes += mask_notes

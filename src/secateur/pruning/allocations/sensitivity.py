@@ -19,6 +19,7 @@ from secateur.network.layers import Layer
 from secateur.network.samples import Samples
 from secateur.network.stream import Stream
 from secateur.pruning.allocations.protocol import AllocationInputs, Budget, Curve, remove_in_order
+from secateur.pruning.allocations.units import block_of, kept_in_pattern, share_of
 from secateur.pruning.judged import Judged
 from secateur.pruning.layer_fit import LayerFit, is_wide
 from secateur.pruning.streams import DualStream
@@ -28,6 +29,7 @@ _POWER = 3.0  # the loss grows like sparsity to this power below the first measu
 _MANY = 128  # values in an output from which on it says much of a sample
 _FEW = 16  # samples at least that are run then
 _STEPS = 400  # sparsities at which a curve is looked up
+_LEAST = 1e-6  # sparsity of a layer that is in its pattern already
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,20 +98,24 @@ class Sensitivity:
         if isinstance(previous, FittedSensitivity) and previous.errors:
             dense = previous
         small = _smallest(inputs, self.small)
+        levels: list[Sequence[float]] = []
         errors: list[list[float]] = []
         losses: list[list[float] | None] = []
         for index, layer in enumerate(inputs.layers):
-            changes, own_errors = study.fits(index, layer, self.levels, self.method)
+            levels.append(self._levels(inputs, index))
+            changes, own_errors = study.fits(index, layer, levels[-1], self.method)
             errors.append(own_errors)
             if dense is not None:
                 losses.append(dense.loss_of(index, own_errors))
             else:
                 is_run = index not in small
-                losses.append(self._losses(study, layer, changes, own_errors) if is_run else None)
+                losses.append(
+                    self._losses(study, layer, changes, own_errors, levels[-1]) if is_run else None
+                )
             inputs.on_layer(layer.name)
         curves = [
-            _curve(self.levels, loss, error, losses, errors)
-            for loss, error in zip(losses, errors, strict=True)
+            _curve(level, loss, error, losses, errors)
+            for level, loss, error in zip(levels, losses, errors, strict=True)
         ]
         if dense is not None:
             curves = [replace(curve, measured=False) for curve in curves]
@@ -121,10 +127,11 @@ class Sensitivity:
         layer: Layer,
         changes: Sequence[Mapping[str, Tensor]],
         errors: Sequence[float],
+        levels: Sequence[float],
     ) -> list[float]:
         """The network's loss at each level, and an estimate where it is not run."""
-        run = [at for at, level in enumerate(self.levels) if level not in self.estimated]
-        run = run or list(range(len(self.levels)))
+        run = [at for at, level in enumerate(levels) if level not in self.estimated]
+        run = run or list(range(len(levels)))
         losses = [study.loss(layer, changes[at]) for at in run]
         if len(run) == len(errors):
             return losses
@@ -132,6 +139,13 @@ class Sensitivity:
         for at, loss in zip(run, losses, strict=True):
             estimates[at] = loss
         return estimates
+
+    def _levels(self, inputs: AllocationInputs, index: int) -> Sequence[float]:
+        """Where a layer is measured: in a pattern that fixes its sparsity, there alone."""
+        if share_of(inputs.pattern) is None:
+            return self.levels
+        least = kept_in_pattern(inputs.pattern, inputs.free[index])
+        return (max(1 - least / max(1, inputs.present[index]), _LEAST),)
 
 
 @dataclass(frozen=True)
@@ -203,7 +217,8 @@ class _Study:
         fit = LayerFit(
             self.graph, chunks, index=index, sampling=inputs.sampling, start=inputs.weights
         )
-        kept = [_kept(inputs.present[index], level) for level in levels]
+        block = block_of(inputs.pattern)
+        kept = [_kept(inputs.present[index], level, block) for level in levels]
         solutions = fit.solve_all(method, inputs.pattern, kept)
         errors = [solution.result.relative_error for solution in solutions]
         return [solution.changes[-1] for solution in solutions], errors
@@ -262,8 +277,9 @@ def _loss_from_error(
     return np.exp(wanted + np.interp(wanted, known[order], ratios[order])).tolist()
 
 
-def _kept(present: int, level: float) -> int:
-    return min(present, max(1, present - round(present * level)))
+def _kept(present: int, level: float, block: int) -> int:
+    """Weights left at a level: whole blocks, one at least."""
+    return min(present, max(block, (present - round(present * level)) // block * block))
 
 
 def _curve(
