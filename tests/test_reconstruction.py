@@ -216,6 +216,22 @@ def test_steps_that_are_too_large_are_taken_smaller(network) -> None:
     assert "larger steps" not in steady.note()
 
 
+def test_a_fifth_of_the_steps_tells_their_size(network, monkeypatch) -> None:
+    steps = list[tuple[int, float]]()
+    train = BlockReconstruction.train
+    monkeypatch.setattr(
+        BlockReconstruction,
+        "train",
+        lambda self, *args: steps.append((self.steps, self.rate)) or train(self, *args),
+    )
+    trained(network, replace(BRIEF, rate=2.0))
+    asked = [rate for count, rate in steps if count == BRIEF.steps]
+    tried = [rate for count, rate in steps if count == BRIEF.steps // 5]
+    assert tried == [2.0 / 4**at for at in range(len(tried))]
+    assert asked[0] in (tried[-1], 2.0 / 16)
+    assert len(tried) + len(asked) == len(steps)
+
+
 def test_steps_become_a_sixteenth_at_least(network, monkeypatch) -> None:
     monkeypatch.setattr(reconstruction.Goal, "error", lambda goal, outputs: 1.0)
     *_, result = trained(network, replace(BRIEF, steps=1))
@@ -277,7 +293,7 @@ def test_the_network_is_judged_on_images_held_back(network) -> None:
 
 
 def test_a_network_that_gets_worse_stays_as_it_was_fitted(network, monkeypatch) -> None:
-    answers = iter([1.0, 0.5] * 4)  # each block is better, the network is not
+    answers = iter([1.0, 0.5, 0.5, *[1.0, 0.5] * 3])  # a trial, then each block is better
     monkeypatch.setattr(reconstruction.Goal, "error", lambda goal, outputs: next(answers))
     monkeypatch.setattr(reconstruction, "network_errors", lambda *_: [1.0, 2.0, 2.0, 2.0, 2.0])
     _, _, changes, found, result = trained(network, BRIEF)
@@ -289,7 +305,7 @@ def test_a_network_that_gets_worse_stays_as_it_was_fitted(network, monkeypatch) 
 
 
 def test_the_network_is_taken_as_it_was_when_it_was_best(network, monkeypatch) -> None:
-    answers = iter([1.0, 0.5] * 4)
+    answers = iter([1.0, 0.5, 0.5, *[1.0, 0.5] * 3])
     monkeypatch.setattr(reconstruction.Goal, "error", lambda goal, outputs: next(answers))
     monkeypatch.setattr(reconstruction, "network_errors", lambda *_: [1.0, 1.2, 0.5, 0.7, 0.6])
     _, _, changes, found, result = trained(network, BRIEF)

@@ -26,7 +26,7 @@ import math
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,6 +45,7 @@ Changes = dict[str, Tensor]
 
 _SMALLER = 4  # times smaller are the steps where larger ones made a block no better
 _SMALLEST = 1 / 16  # of the first step size
+_TRIAL = 5  # times fewer steps in the trials of step sizes
 _NEGLIGIBLE = 1e-6  # an output's largest weight, relative to the layer's
 
 
@@ -61,7 +62,7 @@ class BlockReconstruction:
         batch: images in each step.
         rate: first step size, relative to the root mean square of a tensor's remaining weights;
             it falls to 0 along half a cosine. A quarter of it, and a sixteenth, where a block would
-            be no better on images held back.
+            be no better on images held back; a fifth of the steps tells which, in the first block.
         held_back: one in this many images is held back to compare networks on.
     """
 
@@ -118,8 +119,9 @@ class BlockReconstruction:
             DataError: too few samples to hold one back.
 
         Cost: for each block steps * batch samples forward and backward, which is
-        3 * steps * batch / samples forward passes of the whole network. Twice more for a block at
-        most, in the whole network, where steps turn out to be too large.
+        3 * steps * batch / samples forward passes of the whole network, and at most two fifths of
+        the first block's more for the trials of step sizes. Twice more for a block at most, in the
+        whole network, where steps turn out to be too large later on.
         Memory: the values at two cuts for all samples, dense and pruned, and what back-propagation
         through a block needs of a batch.
         """
@@ -134,7 +136,7 @@ class BlockReconstruction:
                 f"{self.held_back}, of which one is held back: give more images, or leave out the "
                 "reconstruction"
             )
-        generator = torch.Generator().manual_seed(seed)
+        generator, trials = (torch.Generator().manual_seed(seed + at) for at in range(2))
         current: Changes = dict(changes)
         parameters = ChainMap(current, dict(graph.parameters))
         judged = torch.arange(len(samples)) % self.held_back == self.held_back - 1
@@ -142,36 +144,56 @@ class BlockReconstruction:
         dense = pruned = samples
         done: list[BlockResult] = []
         stages = [dict(changes)]
-        rate = self.rate
+        rate: float | None = None
         for block in blocks(graph, samples, layers, least):
             target = block.run(graph.parameters, dense, chunk)
             goal = Goal.of(target, block, samples.mask)
-            inputs, wanted = pruned.select(judged), goal.select(judged)
-            before = wanted.error(block.run(parameters, inputs, chunk))
-            fitted, expected = pruned.select(~judged), goal.select(~judged)
-            while True:
-                smaller = replace(self, rate=rate)
-                new = smaller._trained(block, parameters, fitted, expected, generator)
-                trained = ChainMap(new, *parameters.maps)
-                after = wanted.error(block.run(trained, inputs, chunk))
-                if after < before or not new or rate <= self.rate * _SMALLEST:
-                    break
-                rate /= _SMALLER
-            if after < before:
-                current.update(new)
+            training = _Training(block, parameters, pruned, goal, judged, chunk)
+            rate = self._rate(training, trials) if rate is None else rate
+            new, result = self._reconstructed(training, rate, generator)
+            rate = result.rate
+            current.update(new)
             stages.append(dict(current))
-            names = tuple(layer.name for layer in block.layers)
-            done.append(BlockResult(names, before, after, after < before, rate))
+            done.append(result)
             dense, pruned = target, block.run(parameters, pruned, chunk)
             for layer in block.layers:
                 on_layer(layer)
         errors = network_errors(graph, samples.select(judged), stages, chunk)
         last = errors.index(min(errors))
         left = [replace(block, kept=False) for block in done[last:]]
-        result = ReconstructionResult((*done[:last], *left), errors[0], errors[last])
+        result = ReconstructionResult((*done[:last], *left), errors[0], errors[last], self.rate)
         return stages[last], result
 
-    def _trained(
+    def _rate(self, training: _Training, generator: torch.Generator) -> float:
+        """The first step size: the largest whose first steps make a block better.
+
+        A whole training with steps that turn out to be too large would cost five times as much.
+        """
+        rate, brief = self.rate, max(1, self.steps // _TRIAL)
+        while rate > self.rate * _SMALLEST:
+            if (
+                training.run(replace(self, rate=rate, steps=brief), generator).after
+                < training.before
+            ):
+                break
+            rate /= _SMALLER
+        return rate
+
+    def _reconstructed(
+        self, training: _Training, rate: float, generator: torch.Generator
+    ) -> tuple[Changes, BlockResult]:
+        """Trains a block, again with smaller steps where it gets no better."""
+        while True:
+            trained = training.run(replace(self, rate=rate), generator)
+            better = trained.after < training.before
+            if better or not trained.changes or rate <= self.rate * _SMALLEST:
+                break
+            rate /= _SMALLER
+        names = tuple(layer.name for layer in training.block.layers)
+        result = BlockResult(names, training.before, trained.after, better, rate)
+        return trained.changes if better else {}, result
+
+    def train(
         self,
         block: Block,
         parameters: Mapping[str, Tensor],
@@ -179,7 +201,7 @@ class BlockReconstruction:
         goal: Goal,
         generator: torch.Generator,
     ) -> Changes:
-        """New values of what can be trained in a block."""
+        """New values of what can be trained in a block, where its outputs come closer to a goal."""
         names = [name for layer in block.layers for name in _trainable(layer)]
         if not names:
             return {}
@@ -228,6 +250,39 @@ class BlockReconstruction:
         return 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
+class _Trained(NamedTuple):
+    """Changes, and the error they leave on the samples held back."""
+
+    changes: Changes
+    after: float
+
+
+class _Training:
+    """A block to train: on some samples, judged on those held back."""
+
+    def __init__(
+        self,
+        block: Block,
+        parameters: ChainMap[str, Tensor],
+        inputs: Samples,
+        goal: Goal,
+        judged: Tensor,
+        chunk: int,
+    ) -> None:
+        self.block, self.parameters, self.chunk = block, parameters, chunk
+        self.inputs, self.goal = inputs.select(~judged), goal.select(~judged)
+        self.held_back, self.wanted = inputs.select(judged), goal.select(judged)
+        self.before = self._error(parameters)
+
+    def run(self, settings: BlockReconstruction, generator: torch.Generator) -> _Trained:
+        """What training makes of the block."""
+        new = settings.train(self.block, self.parameters, self.inputs, self.goal, generator)
+        return _Trained(new, self._error(ChainMap(new, *self.parameters.maps)))
+
+    def _error(self, parameters: Mapping[str, Tensor]) -> float:
+        return self.wanted.error(self.block.run(parameters, self.held_back, self.chunk))
+
+
 @dataclass(frozen=True)
 class BlockResult:
     """What training did to a block.
@@ -255,11 +310,13 @@ class ReconstructionResult:
         blocks: block by block.
         before, after: error of the network's outputs on the samples held back, relative to their
             variance.
+        rate: the step size asked for; blocks that it made worse have a smaller one.
     """
 
     blocks: tuple[BlockResult, ...]
     before: float
     after: float
+    rate: float
 
     @property
     def kept(self) -> bool:
@@ -281,9 +338,9 @@ class ReconstructionResult:
         note = f"{kept} of {counted(len(self.blocks), 'block')} trained ({error})"
         if kept < len(self.blocks):
             note += "; training the others made nothing better"
-        rates = [block.rate for block in self.blocks]
-        if min(rates) < max(rates):
-            note += f"; larger steps made a block worse, so that they became {min(rates):.2g}"
+        least = min(block.rate for block in self.blocks)
+        if least < self.rate:
+            note += f"; larger steps made a block worse, so that they became {least:.2g}"
         return note
 
 
