@@ -130,6 +130,22 @@ TABLE: dict[str, dict[str, list[Any]]] = {
         "max_images": WHOLE,
         "seed": SEEDS,
     },
+    "accelerate": {
+        "model": [*MODELS, "hf:"],
+        "data": IMAGES_GIVEN,
+        "runtime": [5, "onnxruntime", True, None],
+        "batch": [*WHOLE, None],
+        "kernels": [5, None, [], ["fast"], "fast", [5]],
+        "exclude": NAMES,
+        "preprocess": PREPROCESS,
+        "max_images": WHOLE,
+        "mask": [5, "no such input", "~", ["mask"], object()],
+        "seed": SEEDS,
+    },
+    "load_accelerated": {
+        "model": [5, None, nn.Linear, "net.onnx", {}],
+        "path": [*PATHS, "no such.safetensors", Path("no such.safetensors")],
+    },
     "load": {
         "model": [5, None, nn.Linear, "net.onnx", {}],
         "weights": [*PATHS, "no such.safetensors", Path("no such.safetensors")],
@@ -188,6 +204,8 @@ def right(function: str) -> dict[str, Any]:
         "inspect": {"model": network(), "shape": (3, 8, 8)},
         "evaluate": {"model": network(), "data": IMAGES, "reference": network()},
         "quantize": {"model": network(), "data": IMAGES},
+        "accelerate": {"model": network(), "data": IMAGES},
+        "load_accelerated": {"model": network(), "path": "net.safetensors"},
         "load": {"model": network(), "weights": "net.safetensors"},
         "load_images": {"data": IMAGES},
         "fractal_images": {"count": 1, "size": 8},
@@ -203,7 +221,11 @@ def with_wrong(function: str, argument: str, wrong: Any) -> dict[str, Any]:
     arguments = {**right(function), argument: wrong}
     if argument in ("max_macs", "max_bytes", "max_drop", "max_latency"):
         arguments.pop("sparsity", None)
-    if function != "bench" and argument in ("max_latency", "runtime", "threads"):
+    if function not in ("bench", "accelerate") and argument in (
+        "max_latency",
+        "runtime",
+        "threads",
+    ):
         arguments.pop("sparsity", None)
         arguments = {"max_latency": 0.9, "runtime": "onnxruntime", **arguments}
     if argument == "then_sparsity":

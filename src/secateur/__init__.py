@@ -46,6 +46,9 @@ if TYPE_CHECKING:  # for type checkers and editors; _HOME says the same at run t
     from secateur.export.int8 import quantize
     from secateur.export.packing import PackedSize, pack, unpack
     from secateur.frontends.loading import load
+    from secateur.hardware.acceleration.report import AccelerationReport
+    from secateur.hardware.acceleration.run import Acceleration, accelerate
+    from secateur.hardware.acceleration.saved import load_accelerated
     from secateur.hardware.bench import bench
     from secateur.hardware.latency import Bench
     from secateur.pruning.alignment import ChannelAlignment
@@ -63,6 +66,8 @@ __all__ = [
     "ADMM",
     "NM",
     "RECIPES",
+    "Acceleration",
+    "AccelerationReport",
     "AdamCalibration",
     "Bench",
     "BiasCorrection",
@@ -100,12 +105,14 @@ __all__ = [
     "UserError",
     "WeightCorrection",
     "__version__",
+    "accelerate",
     "bench",
     "compare_reports",
     "evaluate",
     "fractal_images",
     "inspect",
     "load",
+    "load_accelerated",
     "load_images",
     "pack",
     "plan",
@@ -118,6 +125,9 @@ __all__ = [
 
 # Where each name is, read on first use: PyTorch alone takes more than a second to import.
 _HOME = {
+    "accelerate": "secateur.hardware.acceleration.run",
+    "Acceleration": "secateur.hardware.acceleration.run",
+    "AccelerationReport": "secateur.hardware.acceleration.report",
     "AdamCalibration": "secateur.core.methods",
     "ADMM": "secateur.core.methods",
     "Bench": "secateur.hardware.latency",
@@ -139,6 +149,7 @@ _HOME = {
     "inspect": "secateur.api",
     "LeastSquares": "secateur.core.methods",
     "load": "secateur.frontends.loading",
+    "load_accelerated": "secateur.hardware.acceleration.saved",
     "load_images": "secateur.data.sources",
     "Magnitude": "secateur.core.methods",
     "MissingExtraError": "secateur.errors",

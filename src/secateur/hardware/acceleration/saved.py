@@ -1,0 +1,150 @@
+"""Accelerated modules as files: integers, scales and what each layer runs, without pickles."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from secateur.errors import ModelError
+from secateur.frontends.torch.modules import copy_module
+from secateur.hardware.acceleration.candidates import find
+from secateur.hardware.acceleration.kernels import Codes
+from secateur.hardware.acceleration.layers import Int8Layer, Integers, SharedInput
+from secateur.hardware.acceleration.replacing import replaced
+from secateur.support.files import write_file
+from secateur.support.settings import check_arguments
+
+_KEY = "secateur.acceleration"
+_VERSION = 1
+
+
+def save_accelerated(model: nn.Module, path: str | Path, *, overwrite: bool = False) -> None:
+    """Writes an accelerated module's tensors and what each layer runs, as .safetensors.
+
+    Raises:
+        ModelError: it has no accelerated layers, or tensors that share memory.
+        OutputError: the file exists and `overwrite` is not given, or it cannot be written.
+    """
+    check_arguments(save_accelerated, locals())
+    layers = int8_layers(model)
+    if not layers:
+        raise ModelError(
+            "the module has no accelerated layers, expected what secateur.accelerate returned"
+        )
+    groups = {id(of.shared): number for number, of in enumerate(layers.values())}
+    table = {name: _facts(of, groups[id(of.shared)]) for name, of in layers.items()}
+    metadata = {_KEY: json.dumps({"version": _VERSION, "layers": table})}
+    tensors = {name: of.detach().contiguous() for name, of in _once(model).items()}
+    write_file(Path(path), save(tensors, metadata), overwrite=overwrite)
+
+
+def int8_layers(model: nn.Module) -> dict[str, Int8Layer]:
+    """The layers of a module that run integers, by name."""
+    return {name: of for name, of in model.named_modules() if isinstance(of, Int8Layer)}
+
+
+def _once(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a state dict, those that share memory once."""
+    kept: dict[tuple[Any, ...], str] = {}
+    tensors = model.state_dict()
+    for name, of in tensors.items():
+        kept.setdefault((of.data_ptr(), of.shape, of.dtype) if of.numel() else (name,), name)
+    return {name: tensors[name] for name in kept.values()}
+
+
+def _facts(layer: Int8Layer, group: int) -> dict[str, Any]:
+    return {
+        "kernel": layer.kernel,
+        "input": asdict(layer.shared.codes),
+        "output": asdict(layer.output),
+        "group": group,
+    }
+
+
+def load_accelerated(model: nn.Module, path: str | Path) -> nn.Module:
+    """The accelerated module of a file, in a process of its own or on another machine.
+
+    Args:
+        model: the module in floats, as it was given to `accelerate`; with any weights, and not
+            changed.
+        path: what `Acceleration.save` wrote.
+
+    Raises:
+        ModelError: the file is none of these, or of another network; or PyTorch has no such
+            kernels on this machine.
+    """
+    check_arguments(load_accelerated, locals())
+    table, tensors = _read(Path(path))
+    twin = copy_module(model).eval()
+    candidates = {of.name: of for of in find(twin).candidates}
+    shared: dict[int, SharedInput] = {}
+    for name, facts in table.items():
+        if name not in candidates or f"{name}.weight_int8" not in tensors:
+            raise ModelError(
+                f"{path} has a layer {name}, which the network does not have, expected the file "
+                "of this network: pass the module that was accelerated"
+            )
+        of, held = candidates[name], tensors.get(f"{name}.bias")
+        weight = tensors[f"{name}.weight_int8"]
+        _check_shape(path, name, weight, of.matrix)
+        integers = Integers(
+            weight=weight,
+            scale=tensors[f"{name}.weight_scale"],
+            bias=held,
+            output=Codes(**facts["output"]),
+            factor=tensors.get(f"{name}.output_factor"),
+        )
+        factor = tensors.get(f"{name}.input_factor")
+        group = shared.setdefault(facts["group"], SharedInput(Codes(**facts["input"]), factor))
+        replaced(twin, of.module, of.made(integers, facts["kernel"], group))
+    _load_rest(twin, tensors, path)
+    return twin
+
+
+def _read(path: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, "pt") as file:
+            held = json.loads((file.metadata() or {}).get(_KEY, "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise ModelError(f"no such file: {path}, expected an accelerated module") from error
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ModelError(
+            f"{path} cannot be read ({error}), expected an accelerated module: check the path"
+        ) from error
+    if held.get("version") != _VERSION:
+        raise ModelError(
+            f"{path} holds no accelerated module of this version of secateur, expected what "
+            "Acceleration.save wrote"
+        )
+    return held["layers"], tensors
+
+
+def _check_shape(path: str | Path, name: str, weight: Tensor, matrix: Tensor) -> None:
+    if weight.shape != matrix.shape:
+        raise ModelError(
+            f"{path} has a layer {name} of {tuple(weight.shape)}, the network one of "
+            f"{tuple(matrix.shape)}, expected the same: pass the module that was accelerated"
+        )
+
+
+def _load_rest(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Everything that is no integer layer's; tensors that share memory were saved once."""
+    own = _once(model)
+    missing = sorted(own.keys() - tensors.keys())
+    if missing or tensors.keys() - model.state_dict().keys():
+        name = next(iter([*missing, *(tensors.keys() - model.state_dict().keys())]))
+        raise ModelError(
+            f"{path} does not fit the network (at {name}), expected the file of this network: "
+            "pass the module that was accelerated"
+        )
+    for name, of in model.state_dict().items():
+        if name in tensors and not name.endswith((".weight_int8", ".weight_scale")):
+            of.copy_(tensors[name])
