@@ -7,7 +7,7 @@ comes with a network of Hugging Face, and a network of any other kind can have o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -48,11 +48,16 @@ class Text:
         max_length: tokens of a sample, the special ones included; what is longer is cut.
         columns: of JSON lines, those with the texts; two make pairs. None named = the only one
             that holds text.
+        masked_head: a network that draws the words of `text:300` from what it expects beside each
+            other: a module with a masked-language head, such as Transformers'
+            `AutoModelForMaskedLM`; see `secateur.data.masked_head`. None = words by their rank in
+            the vocabulary, in random order.
     """
 
     tokenizer: Any
     max_length: int = MAX_LENGTH
     columns: Sequence[str] = ()
+    masked_head: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_settings(self, max_length=at_least(1))

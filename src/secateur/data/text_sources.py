@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from secateur.data.batches import LABEL_KEYS
+from secateur.data.masked_head import MaskedHead
 from secateur.data.streams import ImageStream, Part
 from secateur.data.synthetic_text import synthetic_texts
 from secateur.data.text import TOKENS, Text, Texts
@@ -71,6 +72,9 @@ def text_stream(
     found = open_texts(followed(data), how, seed=seed)
     rows, notes = choice(len(found.texts))
     samples, cut = how.encoded([found.texts[row] for row in rows.tolist()])
+    if found.synthetic is not None and how.masked_head is not None:
+        head = MaskedHead.of(how.masked_head, how.loaded)
+        samples = head.rewritten(samples, TOKENS, seed=seed)
     taken = [name for name in samples.tensors if name in takes.names] or [*samples.tensors]
     samples = Samples({name: samples.tensors[name] for name in taken}, takes.masked_by)
     labels = found.labels[rows] if labelled and found.labels is not None else None
@@ -143,6 +147,9 @@ def _made(number: str, how: Text, seed: int) -> TextSource:
     count, texts = int(number), max(1, len(how.columns))
     made = synthetic_texts(how.loaded, count, longest=how.room(texts), texts=texts, seed=seed)
     what = f"{counted(count, 'text')} of words of the tokenizer in random order, seed {seed}"
+    if how.masked_head is not None:
+        kind = type(how.masked_head).__name__
+        what = f"{counted(count, 'text')} drawn from the masked-language head {kind}, seed {seed}"
     return TextSource(texts=made, synthetic=what)
 
 

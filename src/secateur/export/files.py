@@ -188,7 +188,7 @@ def save_int8(model: Any, path: Path, images: AnySamples, pruned: Any) -> dict[s
     Raises:
         ModelError: the file is refused by onnx.checker or ONNX Runtime, or a zero was lost.
     """
-    path.write_bytes(model.SerializeToString())
+    write_model(model, path)
     held = open_model(path).model
     found = _onnx_weights(held)
     return {
@@ -281,6 +281,13 @@ def _onnx_weights(model: Any) -> Any:
     return layer_weights(model)
 
 
+def write_model(model: Any, path: Path) -> None:
+    """Writes an `onnx.ModelProto`; one over 2 GB with a file of its weights beside it."""
+    from secateur.frontends.onnx import write
+
+    write(model, path)
+
+
 def _output_difference(model: Any, images: Samples) -> tuple[float, float] | None:
     from secateur.frontends.onnx import output_difference
 
@@ -294,7 +301,7 @@ def save_model(
 
     Args:
         model: the pruned model.
-        path: where to write.
+        path: where to write; the weights of a model over 2 GB go to a file beside it.
         images: some inputs; a few of them are run by ONNX Runtime and layer by layer.
         parameters: names of the pruned weights, whose zeros are looked for in the file.
 
@@ -305,12 +312,12 @@ def save_model(
     Raises:
         ModelError: the file is refused by onnx.checker or ONNX Runtime, or a zero was lost.
     """
-    path.write_bytes(model.SerializeToString())
+    write_model(model, path)
     held = open_model(path)
     found = _output_difference(held.model, as_samples(images)[:CHECKED_IMAGES])
     before, after = open_model(model).tensors(), held.tensors()
     return {
-        "bytes": path.stat().st_size,
+        "bytes": sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")),
         **(_told(*found) if found else {}),
         "zeros": check_zeros(
             _arrays({name: before[name] for name in parameters}),

@@ -112,6 +112,11 @@ def in_int8(model: Any, samples: Samples) -> Quantized:
     from secateur.frontends import onnx as frontend
 
     model = open_model(model).to_onnx(samples)
+    if frontend.is_large(model):
+        raise ModelError(
+            "the network is over 2 GB, expected less for INT8: leave out INT8; the other outputs "
+            "do not need it"
+        )
     plain = onnx_surgery.unshared(onnx_surgery.folded(onnx_surgery.upgraded(model)))
     bound = open_model(plain).signature.bind(samples)
     made = quantized(plain, parts(bound, frontend.declared_batch(plain)))

@@ -147,7 +147,9 @@ def file_for(model: Any, images: AnySamples, runtime: str, place: Path) -> Path:
         write_copy(network.model, path)
         return path
     path = place.with_suffix(".onnx")
-    path.write_bytes(network.to_onnx(as_samples(images)[:2]).SerializeToString())
+    from secateur.frontends.onnx import write
+
+    write(network.to_onnx(as_samples(images)[:2]), path)
     return path
 
 

@@ -2,6 +2,7 @@
 
 from secateur.frontends.onnx.file import check, read
 from secateur.frontends.onnx.graph import output_difference, trace
+from secateur.frontends.onnx.large import is_large, loadable, write
 from secateur.frontends.onnx.signature import bound, declared_batch, images_input, input_shape
 from secateur.frontends.onnx.whole import Whole
 
@@ -12,7 +13,10 @@ __all__ = [
     "declared_batch",
     "images_input",
     "input_shape",
+    "is_large",
+    "loadable",
     "output_difference",
     "read",
     "trace",
+    "write",
 ]

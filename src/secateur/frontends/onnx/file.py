@@ -7,11 +7,12 @@ the model's folder, sizes fit what is there, functions end. Nothing is run here.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,15 +24,16 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 from torch import Tensor
 
 from secateur.errors import ModelError
+from secateur.frontends.onnx.large import changed, content, is_large, without_numbers
+from secateur.frontends.onnx.messages import within
 from secateur.support.model_files import steady
 
 _MOST_BYTES = 2**31 - 1  # protobuf's limit for one message
+_MOST_MEMORY = 0.5  # of the machine's, for external data
 _MOST_NODES = 1_000_000  # of a model whose functions are expanded
 _DEEPEST = 100  # calls within each other, which onnx follows on the stack
 _BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}  # of types under a byte
 _SMALL_INTEGERS = [getattr(TensorProto, name, -1) for name in ("INT4", "UINT4", "INT2", "UINT2")]
-
-_Kind = TypeVar("_Kind", bound=Message)
 
 
 def read(path: str | Path) -> ModelProto:
@@ -42,8 +44,9 @@ def read(path: str | Path) -> ModelProto:
             from nowhere else.
 
     Raises:
-        ModelError: no such file, not ONNX, broken, over 2 GB with its weights, or with external
-            data that are missing, too short or outside its folder.
+        ModelError: no such file, not ONNX, broken, over 2 GB without its external data, or with
+            external data that are missing, too short, outside its folder or more than half of the
+            memory.
     """
     path = Path(path)
     if not path.is_file():
@@ -75,10 +78,12 @@ def check(model: ModelProto, name: str = "the ONNX model") -> None:
             f"{name} has weights in other files that were not loaded, expected them within: "
             "pass the file's path, or load it with onnx.load"
         )
-    _check_size(model.ByteSize(), name)
+    large = is_large(model)
+    if not large:
+        _check_size(len(content(model)), name)
     _check_texts(model, name)
     try:
-        onnx.checker.check_model(_with_output_shapes(model))
+        onnx.checker.check_model(_with_output_shapes(without_numbers(model) if large else model))
     except Exception as error:  # ValidationError, and what protobuf raises
         raise ModelError(
             f"{name} is not valid ONNX ({first_line(error)}), expected a file that onnx.checker "
@@ -102,7 +107,10 @@ def _check_references(model: ModelProto, name: str) -> None:
 
 def _check_size(size: int, name: str) -> None:
     if size > _MOST_BYTES:
-        raise ModelError(f"{name} holds {size / 1e9:.1f} GB, expected at most 2 GB: split it")
+        raise ModelError(
+            f"{name} holds {size / 1e9:.1f} GB, expected at most 2 GB in a file: "
+            "write it with external data (onnx.save and save_as_external_data=True)"
+        )
 
 
 def _check_texts(model: ModelProto, name: str) -> None:
@@ -119,23 +127,9 @@ def _check_texts(model: ModelProto, name: str) -> None:
                     )
 
 
-def within(message: Message, kind: type[_Kind]) -> Iterator[_Kind]:
-    """All messages of a kind within one, itself included: those in bodies and functions too."""
-    waiting: list[Message] = [message]
-    while waiting:
-        inner = waiting.pop()
-        if isinstance(inner, kind):
-            yield inner
-        if isinstance(inner, TensorProto) and not issubclass(Message, kind):
-            continue  # listing its fields would copy its numbers
-        for field, value in inner.ListFields():
-            if field.type == FieldDescriptor.TYPE_MESSAGE:
-                waiting.extend(value if hasattr(value, "extend") else [value])
-
-
 def inlined(model: ModelProto) -> ModelProto:
     """The model without functions of its own: itself, or a copy with them expanded."""
-    return onnx.inliner.inline_local_functions(model) if model.functions else model
+    return changed(model, onnx.inliner.inline_local_functions) if model.functions else model
 
 
 def constants(graph: GraphProto) -> dict[str, TensorProto]:
@@ -239,12 +233,12 @@ def _load_external(model: ModelProto, path: Path) -> None:
     tensors = within(model, TensorProto)
     outside = [held for held in tensors if held.data_location == TensorProto.EXTERNAL]
     sizes = [_bytes(held, path) for held in outside]
-    if model.ByteSize() + sum(sizes) > _MOST_BYTES:
-        raise ModelError(
-            f"{path} holds {sum(sizes) / 1e9:.1f} GB in external data, expected at most 2 GB: "
-            "split the model"
-        )
     places = [_place(held, path) for held in outside]
+    if sum(sizes) > (most := _MOST_MEMORY * _memory()):
+        raise ModelError(
+            f"{path} holds {sum(sizes) / 1e9:.1f} GB in external data, expected at most half of "
+            f"this machine's memory ({most / 1e9:.1f} GB): prune it on a larger machine"
+        )
     with ExitStack() as files:
         for place in dict.fromkeys(places):
             files.enter_context(steady(place, ModelError))
@@ -252,6 +246,13 @@ def _load_external(model: ModelProto, path: Path) -> None:
             held.raw_data = _external_bytes(held, size, place, path)
             held.data_location = TensorProto.DEFAULT
             del held.external_data[:]
+
+
+def _memory() -> float:
+    """Bytes of this machine's memory; infinity where the system does not tell."""
+    with suppress(AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return math.inf
 
 
 def _bytes(stored: TensorProto, path: Path) -> int:

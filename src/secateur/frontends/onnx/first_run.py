@@ -23,6 +23,7 @@ from secateur.errors import ModelError
 from secateur.frontends import first_runs
 from secateur.frontends.onnx.branches import conditions
 from secateur.frontends.onnx.file import constants, first_line, reads
+from secateur.frontends.onnx.large import apart, digest, loadable
 from secateur.frontends.onnx.nodes import leading_to
 from secateur.frontends.onnx.signature import check_shapes, declared_batch, described, fed
 from secateur.frontends.onnx.translation import Translation
@@ -65,9 +66,9 @@ def trial(model: ModelProto, samples: Samples) -> Trial:
     samples = samples.filled(declared) if declared else samples
     key, known = _key(model, samples), first_runs.known()
     known = {} if known is None else known
-    content, feed = model.SerializeToString(), fed(model, samples)
     how = _here if key in known else at_arms_length
-    arrays = how(content, feed, known.get(key, declared))
+    with loadable(model) as held:
+        arrays = how(held, fed(model, samples), known.get(key, declared))
     found = [arrays.get(f"output{index}") for index in range(len(model.graph.output))]
     batch = int(arrays["batch"])
     batch = declared or (batch if batch != len(samples) else 0)
@@ -126,21 +127,19 @@ def _key(model: ModelProto, samples: Samples) -> bytes:
     """
     if first_runs.known() is None:
         return b""
-    twin = ModelProto()
-    twin.CopyFrom(model)
-    held = constants(twin.graph)
     try:
         layouts = Translation(model).layouts
     except Exception:  # the first run, which is at arm's length, tells what is wrong
         return b""
+    twin, weights = apart(model)
+    held = constants(twin.graph)
     for name in layouts.keys() & held.keys():
-        held[name].ClearField("raw_data")
-        held[name].ClearField("float_data")
-    content = twin.SerializeToString(deterministic=True)
-    return hashlib.sha256(content + repr(samples.shapes).encode()).digest()
+        held[name].CopyFrom(TensorProto(name=held[name].name, dims=held[name].dims))
+    content = digest(twin, weights) + repr(samples.shapes).encode()
+    return hashlib.sha256(content).digest()
 
 
-def _here(model: bytes, feed: Arrays, batch: int) -> Mapping[str, np.ndarray]:
+def _here(model: bytes | str, feed: Arrays, batch: int) -> Mapping[str, np.ndarray]:
     """Runs a model in this process."""
     try:
         return run(model, feed, torch.get_num_threads(), batch)
@@ -151,15 +150,15 @@ def _here(model: bytes, feed: Arrays, batch: int) -> Mapping[str, np.ndarray]:
         ) from error
 
 
-def at_arms_length(model: bytes, feed: Arrays, batch: int) -> Mapping[str, np.ndarray]:
-    """Runs a model in a process of its own; see `trial.py` for what goes in and comes out."""
+def at_arms_length(model: bytes | str, feed: Arrays, batch: int) -> Mapping[str, np.ndarray]:
+    """Runs a model, or the file of one, in a process of its own; see `trial.py`."""
     file = io.BytesIO()
     np.savez(file, **feed)  # type: ignore[arg-type]
-    numbers = [str(torch.get_num_threads()), str(len(model)), str(batch)]
+    held, path = (b"", [model]) if isinstance(model, str) else (model, [])
+    options = [str(torch.get_num_threads()), str(len(held)), str(batch), *path]
+    content = held + file.getvalue()
     try:
-        done = run_program(
-            _PROGRAM, numbers, seconds=_TIMEOUT_SECONDS, content=model + file.getvalue()
-        )
+        done = run_program(_PROGRAM, options, seconds=_TIMEOUT_SECONDS, content=content)
     except subprocess.TimeoutExpired as error:
         count = counted(len(next(iter(feed.values()))), "image" if len(feed) == 1 else "sample")
         raise ModelError(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from secateur.errors import ModelError
 from secateur.frontends.onnx.file import first_line
+from secateur.frontends.onnx.large import loadable
 
 
 def start(model: ModelProto, *, literal: bool = False) -> onnxruntime.InferenceSession:
@@ -33,9 +34,8 @@ def start(model: ModelProto, *, literal: bool = False) -> onnxruntime.InferenceS
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.disable_quant_qdq", "1" if literal else "0")
     try:
-        return onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        with loadable(model) as held:
+            return onnxruntime.InferenceSession(held, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own kinds
         raise ModelError(
             f"ONNX Runtime cannot load the model ({first_line(error)}), expected one that it runs: "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from secateur.errors import ModelError
 from secateur.frontends.onnx.file import has_body
+from secateur.frontends.onnx.large import digest
 from secateur.frontends.onnx.nodes import renamed
 from secateur.frontends.onnx.operators import ELEMENTWISE
 from secateur.frontends.onnx.runtime import as_array, as_tensor, call, start
@@ -118,7 +118,7 @@ class Segment:
 
     def _start(self, inputs: list[Any]) -> Any:
         model = self._model(inputs)
-        key = hashlib.sha256(model.SerializeToString(deterministic=True)).digest()
+        key = digest(model)
         if key not in self.sessions:
             self.sessions[key] = start(model, literal=True)
         return self.sessions[key]

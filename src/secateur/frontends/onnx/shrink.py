@@ -17,6 +17,7 @@ from onnx import ModelProto, NodeProto
 
 from secateur.errors import ModelError
 from secateur.frontends.onnx.file import constants, inlined, reads
+from secateur.frontends.onnx.large import changed
 from secateur.frontends.onnx.nodes import is_node, option
 from secateur.frontends.onnx.stored import WeightLayout
 from secateur.network.couplings import Removed, gone
@@ -48,7 +49,7 @@ def shrink(
     _drop_unread(twin)
     if twin.graph.value_info:
         del twin.graph.value_info[:]
-        twin = onnx.shape_inference.infer_shapes(twin)
+        twin = changed(twin, onnx.shape_inference.infer_shapes)
     return twin
 
 

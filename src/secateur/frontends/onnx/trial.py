@@ -5,8 +5,9 @@ zero), and others never end or ask for all memory. So the first run of a model i
 started by `first_run.trial`; it imports neither torch nor secateur, and takes 0.2 s more than the
 run.
 
-    python trial.py THREADS MODEL_BYTES BATCH < model and inputs (.npz) > outputs (.npz)
+    python trial.py THREADS MODEL_BYTES BATCH [FILE] < model and inputs (.npz) > outputs (.npz)
 
+FILE is that of a model over 2 GB, which does not come by standard input (MODEL_BYTES = 0).
 BATCH is the number of samples per run; 0 = all at once or, where the model cannot, one by one.
 Exit status 3 with one line on standard error: onnxruntime's reason why it cannot run the model.
 """
@@ -33,8 +34,8 @@ def limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (half, half))
 
 
-def run(model: bytes, feed: Arrays, threads: int, batch: int) -> Arrays:
-    """Outputs for all samples, and how many were run at a time."""
+def run(model: bytes | str, feed: Arrays, threads: int, batch: int) -> Arrays:
+    """Outputs of a model or a file for all samples, and how many were run at a time."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -79,8 +80,9 @@ def main() -> None:
     result = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     limit_memory()
-    threads, size, batch = (int(text) for text in sys.argv[1:])
-    model = sys.stdin.buffer.read(size)
+    threads, size, batch = (int(text) for text in sys.argv[1:4])
+    model: bytes | str = sys.stdin.buffer.read(size)
+    model = sys.argv[4] if len(sys.argv) > 4 else model
     with np.load(io.BytesIO(sys.stdin.buffer.read()), allow_pickle=False) as held:
         feed = {name: held[name] for name in held.files}
     try:

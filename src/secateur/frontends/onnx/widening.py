@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from onnx import AttributeProto, ModelProto, TensorProto, TypeProto
 
-from secateur.frontends.onnx.file import put, tensor_of, within
+from secateur.frontends.onnx.file import put, tensor_of
+from secateur.frontends.onnx.messages import within
 
 HALF: dict[int, torch.dtype] = {
     TensorProto.FLOAT16: torch.float16,

@@ -182,8 +182,11 @@ def as_ir(model: Any) -> Any:
     openvino = require_openvino("writing an OpenVINO file")
     from openvino._offline_transformations import apply_moc_transformations
 
+    from secateur.frontends.onnx import loadable
+
     try:
-        made = openvino.Core().read_model(model.SerializeToString())
+        with loadable(model) as held:
+            made = openvino.Core().read_model(held)
         apply_moc_transformations(made, cf=True)
     except RuntimeError as error:
         raise ModelError(
