@@ -146,6 +146,7 @@ TABLE: dict[str, dict[str, list[Any]]] = {
         "model": [5, None, nn.Linear, "net.onnx", {}],
         "path": [*PATHS, "no such.safetensors", Path("no such.safetensors")],
     },
+    "runtimes": {},
     "load": {
         "model": [5, None, nn.Linear, "net.onnx", {}],
         "weights": [*PATHS, "no such.safetensors", Path("no such.safetensors")],

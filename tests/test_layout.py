@@ -75,7 +75,7 @@ def test_files_import_each_other_in_no_circle():
 
 
 # what need not be installed, or not on every system; those of ours import onnx
-OPTIONAL = {"onnx", "openvino", "onnxruntime", "resource"}
+OPTIONAL = {"onnx", "openvino", "onnxruntime", "resource", "deepsparse"}
 OPTIONAL |= {"secateur.frontends.onnx", "secateur.frontends.openvino.graph"}
 OPTIONAL |= {"secateur.export.onnx_surgery", "secateur.export.onnx_weights"}
 

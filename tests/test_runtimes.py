@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -9,9 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from test_cli import invoke
 from torch import nn
 
 import secateur
+from secateur.core.patterns import choose_pattern
+from secateur.hardware.bench_worker import example
 from secateur.hardware.layer_facts import LayerFacts
 from secateur.hardware.machine import Machine, read_cpu
 from secateur.hardware.requirements import (
@@ -20,8 +25,9 @@ from secateur.hardware.requirements import (
     speed_up_expected,
     survey,
 )
-from secateur.hardware.runtimes import RUNTIMES
+from secateur.hardware.runtimes import BY_KEY, RUNTIMES, deepsparse
 from secateur.hardware.runtimes.openvino import SPARSE_RATE
+from secateur.hardware.runtimes.protocol import EngineOptions
 from secateur.hardware.runtimes.pytorch import TORCH_SIZES
 from secateur.report.inspection import Inspection
 
@@ -31,6 +37,8 @@ FIT = {
     "PyTorch, CUDA": LayerFacts(
         kind="linear", shape=(64, 128), dtype="float16", sparsity=0.5, two_of_four=True
     ),
+    "PyTorch, INT8 on x86": LayerFacts(kind="linear", shape=(8, 8), sparsity=0.7, zero_blocks=0.7),
+    "DeepSparse": LayerFacts(kind="conv", shape=(8, 8, 3, 3), sparsity=0.8),
     "TensorRT": LayerFacts(kind="conv", shape=(8, 8, 3, 3), sparsity=0.5, two_of_four=True),
     "XNNPACK (LiteRT)": LayerFacts(kind="conv", shape=(8, 8, 1, 1), sparsity=0.7),
 }
@@ -44,6 +52,10 @@ LACKS = [
     ("PyTorch, CUDA", {"shape": (64, 96)}, "multiples of 32 and 64"),
     ("PyTorch, CUDA", {"dtype": "float64"}, "float64 weights"),
     ("PyTorch, CUDA", {"two_of_four": False}, "only the 2:4 pattern"),
+    ("PyTorch, INT8 on x86", {"zero_blocks": 0.4}, "40.0% of the 1x4 blocks are zero: half"),
+    ("PyTorch, INT8 on x86", {"kind": "conv", "shape": (8, 8, 3, 3)}, "3x3 convolution: only"),
+    ("DeepSparse", {"groups": 2}, "2 groups"),
+    ("DeepSparse", {"dtype": "int8"}, "int8 weights: only float32"),
     ("TensorRT", {"two_of_four": False}, "only the 2:4 pattern"),
     ("TensorRT", {"groups": 8}, "8 groups"),
     ("TensorRT", {"kind": "conv_transpose2d"}, "conv_transpose2d: only conv and linear"),
@@ -55,7 +67,10 @@ LACKS = [
 FAST = Machine(
     cpu="a fast one",
     flags=frozenset({"amx_int8"}),
-    versions={"openvino": "1", "torch": "1", "tensorrt": "1", "xnnpack": "1", "onnxruntime": "1"},
+    versions=dict.fromkeys(
+        ("openvino", "torch", "tensorrt", "xnnpack", "onnxruntime", "deepsparse"), "1"
+    ),
+    quantized=frozenset({"fbgemm"}),
     settings={"openvino": frozenset({SPARSE_RATE})},
     cuda=(9, 0),
 )
@@ -98,6 +113,8 @@ def test_onnx_runtime_never_gains(layer: LayerFacts) -> None:
         ("OpenVINO, CPU", {"versions": {}}, "not installed"),
         ("PyTorch, CUDA", {"cuda": None}, "no CUDA GPU"),
         ("PyTorch, CUDA", {"cuda": (7, 5)}, "capability 7.5, 8.0 needed"),
+        ("PyTorch, INT8 on x86", {"quantized": frozenset()}, "no fbgemm engine"),
+        ("DeepSparse", {"versions": {}}, "name the Python of an environment"),
         ("TensorRT", {"cuda": (7, 5)}, "capability 7.5, 8.0 needed"),
         ("TensorRT", {"versions": {}}, "not installed"),
         ("XNNPACK (LiteRT)", {"versions": {}}, "not installed"),
@@ -117,7 +134,8 @@ def test_what_the_machine_lacks_is_told(runtime: str, change: dict[str, Any], sa
 
 def test_where_no_requirement_is_met_no_speed_up_is_expected() -> None:
     plain = LayerFacts(kind="conv", shape=(8, 8, 3, 3), sparsity=0.9, two_of_four=False)
-    found = survey([requirements(plain)], FAST)
+    versions = {name: of for name, of in FAST.versions.items() if name != "deepsparse"}
+    found = survey([requirements(plain)], replace(FAST, versions=versions))
     assert not speed_up_expected(found)
     assert all(of.reason.startswith(NO_SPEED_UP) for of in found)
     assert speed_up_expected(survey([requirements(FIT["TensorRT"])], FAST))
@@ -198,4 +216,91 @@ def test_inspect_says_first_what_zeros_are_good_for_here(monkeypatch: pytest.Mon
     assert "TensorRT" not in str(shown)
     monkeypatch.setattr(Machine, "here", lambda: FAST)
     first = str(secateur.inspect(network, (3, 9, 9))).splitlines()[0]
-    assert "may make faster: XNNPACK (LiteRT) (from two thirds zeros on)." in first
+    assert "may make faster: DeepSparse (any zeros), XNNPACK (LiteRT) (from two thirds" in first
+
+
+def test_users_can_name_every_runtime_and_see_what_pays_there() -> None:
+    found = {of.key: of for of in secateur.runtimes().runtimes}
+    patterns = {key: of.pattern for key, of in found.items()}
+    assert patterns == {
+        "onnxruntime": "channels",
+        "openvino": "channels",
+        "torch": "channels",
+        "torch-int8-sparse": "1x4",
+        "torch-cuda-2:4": "2:4",
+        "tensorrt": "2:4",
+        "deepsparse": "unstructured",
+        "openvino-amx": "unstructured",
+        "xnnpack-arm": "unstructured",
+        "storage": "unstructured",
+    }
+    assert found["torch"].obstacle == found["storage"].obstacle == ""
+    assert "on Arm" in found["xnnpack-arm"].obstacle
+    assert all(of.prepared and of.feature and of.precision for of in found.values())
+    assert all(str(choose_pattern(of)) for of in patterns.values())
+
+
+def test_the_command_lists_them() -> None:
+    assert "torch-int8-sparse" in invoke("runtimes").output
+    listed = json.loads(invoke("runtimes", "--json").output)["runtimes"]
+    assert [of["key"] for of in listed] == [of.key for of in secateur.runtimes().runtimes]
+
+
+def test_what_fits_is_told_of_a_layer_that_is_not_pruned_yet() -> None:
+    linear = LayerFacts(kind="linear", shape=(128, 64))
+    grouped = LayerFacts(kind="conv", shape=(8, 2, 3, 3), groups=4)
+    assert BY_KEY["torch-int8-sparse"].fits(linear) is None
+    assert BY_KEY["openvino-amx"].fits(linear) is None
+    assert BY_KEY["torch-int8-sparse"].fits(grouped) is not None
+    assert BY_KEY["tensorrt"].fits(grouped) == "4 groups: only convolutions of one group"
+    assert BY_KEY["storage"].fits(grouped) is None
+
+
+FAKE = """
+import sys, types
+class Engine:
+    def run(self, values):
+        self.shapes = [of.shape for of in values]
+def compile_model(path, batch_size, num_cores, input_shapes):
+    if "broken" in path:
+        raise RuntimeError("no such operation")
+    print("a banner")
+    return Engine()
+module = types.ModuleType("deepsparse")
+module.compile_model = compile_model
+sys.modules["deepsparse"] = module
+import runpy
+runpy.run_path(sys.argv[-1], run_name="__main__")
+"""
+
+
+def test_deepsparse_runs_in_an_environment_of_its_own(tmp_path: Path, monkeypatch: Any) -> None:
+    onnx = pytest.importorskip("onnx")
+    build = onnx.helper
+    value = [build.make_tensor_value_info(name, 1, ["n", 3]) for name in ("x", "y")]
+    graph = build.make_graph([build.make_node("Relu", ["x"], ["y"])], "g", value[:1], value[1:])
+    for name in ("net.onnx", "broken.onnx"):
+        onnx.save(build.make_model(graph), tmp_path / name)
+    (tmp_path / "fake.py").write_text(FAKE)
+    script = tmp_path / "python"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} {tmp_path}/fake.py "$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv(deepsparse.PYTHON, str(script))
+    options = EngineOptions(threads=1, rate=1.0, batch=2)
+    engine = deepsparse.RUNTIME.engines["DeepSparse"](tmp_path / "net.onnx", options)
+    assert [(of.name, of.shape, of.dtype) for of in engine.inputs] == [("x", (2, 3), "float32")]
+    for _ in range(2):
+        engine.run(example(engine.inputs, 0))
+    with pytest.raises(secateur.ModelError, match="no such operation"):
+        deepsparse.RUNTIME.engines["DeepSparse"](tmp_path / "broken.onnx", options)
+
+
+def test_deepsparse_is_not_there_unless_users_say_where(monkeypatch: Any) -> None:
+    monkeypatch.delenv(deepsparse.PYTHON, raising=False)
+    assert deepsparse.RUNTIME.found is not None
+    assert not deepsparse.RUNTIME.found()
+    monkeypatch.setenv(deepsparse.PYTHON, sys.executable)
+    has = any(of.metadata["Name"] == "deepsparse" for of in metadata.distributions())
+    assert deepsparse.RUNTIME.found() == has
+    monkeypatch.setenv(deepsparse.PYTHON, "/no/such/python")
+    assert not deepsparse.RUNTIME.found()

@@ -50,6 +50,7 @@ if TYPE_CHECKING:  # for type checkers and editors; _HOME says the same at run t
     from secateur.hardware.acceleration.run import Acceleration, accelerate
     from secateur.hardware.acceleration.saved import load_accelerated
     from secateur.hardware.bench import bench
+    from secateur.hardware.catalogue import runtimes
     from secateur.hardware.latency import Bench
     from secateur.pruning.alignment import ChannelAlignment
     from secateur.pruning.allocations import NormalizedMagnitude, Sensitivity, Uniform
@@ -118,6 +119,7 @@ __all__ = [
     "plan",
     "prune",
     "quantize",
+    "runtimes",
     "save_page",
     "sweep",
     "unpack",
@@ -170,6 +172,7 @@ _HOME = {
     "Recipe": "secateur.pruning.recipe",
     "RECIPES": "secateur.pruning.recipe",
     "Report": "secateur.report.model",
+    "runtimes": "secateur.hardware.catalogue",
     "save_page": "secateur.render.page",
     "SecateurError": "secateur.errors",
     "SecateurWarning": "secateur.errors",

@@ -32,6 +32,7 @@ COMMANDS: dict[str, type] = {
     "compare": options.Compare,
     "bench": options.Bench,
     "inspect": options.Inspect,
+    "runtimes": options.Runtimes,
     "evaluate": options.Evaluate,
     "recipe": options.Recipe,
     "fractals": options.Fractals,

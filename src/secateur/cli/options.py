@@ -472,6 +472,13 @@ class Evaluate(Pictures):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Runtimes:
+    """List the runtimes that prune --runtime knows, with what this machine can do."""
+
+    json: Json = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Show a recipe as TOML, to be edited and passed to --recipe."""
 

@@ -15,6 +15,7 @@ import os
 import statistics
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ def _takes(path: Path, runtime: Runtime) -> bool:
 def _runtimes(paths: Sequence[Path]) -> list[Runtime]:
     """Those that are installed and take one of the files."""
     able = [of for of in RUNTIMES if any(_takes(path, of) for path in paths)]
-    installed = [of for of in able if is_installed(of.package)]
+    installed = [of for of in able if (of.found or partial(is_installed, of.package))()]
     if not installed:
         wanted = next((of for of in able if all(_takes(path, of) for path in paths)), able[0])
         raise MissingExtraError(wanted.package, wanted.extra, "bench")
@@ -280,6 +281,8 @@ def _notes(timings: Sequence[Timing]) -> list[str]:
     for runtime in (of for of in RUNTIMES if of.engines):
         own = [of for of in timings if of.runtime in runtime.engines]
         name = next(iter(runtime.engines))
+        if not own and not runtime.extra:
+            continue  # never installed by us, so that nobody misses it
         if not own:
             only = f", and give {runtime.formats[0]} files" if len(runtime.formats) == 1 else ""
             notes.append(f"{name} was not measured: {install_line(runtime.extra)}{only}")

@@ -88,7 +88,8 @@ def trial(path: str, engine: str, options: Mapping[str, Any]) -> dict[str, Any]:
         `inputs`, `precision`, `layers` and `sparse_layers` of `Engine`, and `peak`: the growth of
         the process's peak memory in bytes; None = the system does not tell.
     """
-    __import__(runtime_of(engine).package)
+    if runtime_of(engine).found is None:  # else it is in another process
+        __import__(runtime_of(engine).package)
     before = _memory("VmRSS")
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts from what is held now
@@ -102,7 +103,9 @@ def trial(path: str, engine: str, options: Mapping[str, Any]) -> dict[str, Any]:
         "precision": started.precision,
         "layers": started.layers,
         "sparse_layers": started.sparse_layers,
-        "peak": None if before is None or after is None else after - before,
+        "peak": None
+        if before is None or after is None or runtime_of(engine).found is not None
+        else after - before,
     }
 
 

@@ -21,6 +21,8 @@ class LayerFacts:
         sparsity: the fraction of zeros; None = not pruned yet.
         two_of_four: whether at least two of each four weights in a row are zero; None = not
             known.
+        zero_blocks: the fraction of blocks of four neighbouring inputs that are zero throughout;
+            None = not known.
     """
 
     kind: str
@@ -29,6 +31,7 @@ class LayerFacts:
     dtype: str = "float32"
     sparsity: float | None = None
     two_of_four: bool | None = None
+    zero_blocks: float | None = None
 
     @classmethod
     def of(cls, layer: Layer, weight: Tensor | None, *, pruned: bool) -> LayerFacts:
@@ -42,6 +45,7 @@ class LayerFacts:
             dtype=dtype,
             sparsity=None if known is None else float((known == 0).double().mean()),
             two_of_four=None if known is None else _two_of_four(layer, known.float()),
+            zero_blocks=None if known is None else _zero_blocks(layer, known.float()),
         )
 
     @property
@@ -55,7 +59,19 @@ class LayerFacts:
 
 def _two_of_four(layer: Layer, weight: Tensor) -> bool:
     """Whether at least two of each four neighbours along the inputs are zero."""
+    fours = _fours(layer, weight)
+    return fours is not None and bool((fours.sum(1) <= 2).all())
+
+
+def _zero_blocks(layer: Layer, weight: Tensor) -> float:
+    """Which share of the blocks of four neighbours along the inputs is zero."""
+    fours = _fours(layer, weight)
+    return 0.0 if fours is None else float((~fours.any(1)).double().mean())
+
+
+def _fours(layer: Layer, weight: Tensor) -> Tensor | None:
+    """Which weights are not zero, four inputs in a row; None where they do not fit."""
     if not layer.calls or layer.inputs % 4:
-        return False
+        return None
     matrix = layer.calls[0].geometry.matrix(weight)  # columns: the inputs lie side by side
-    return bool(((matrix != 0).reshape(-1, 4).sum(1) <= 2).all())
+    return (matrix != 0).reshape(-1, 4)

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 
 from secateur.hardware.runtimes import RUNTIMES
+from secateur.hardware.runtimes.deepsparse import python
+from secateur.hardware.runtimes.deepsparse import version as version_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,7 @@ class Machine:
         versions: of the installed runtimes, by `Runtime.package`.
         settings: names of the settings that an installed runtime has here, by `Runtime.package`;
             a runtime without an entry was not asked.
+        quantized: engines of PyTorch's INT8 kernels.
         cuda: compute capability of the first GPU that PyTorch can use; None = no such GPU.
     """
 
@@ -31,6 +34,7 @@ class Machine:
     flags: frozenset[str] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    quantized: frozenset[str] = frozenset()
     cuda: tuple[int, int] | None = None
 
     @classmethod
@@ -44,6 +48,7 @@ class Machine:
             flags=flags,
             versions=versions,
             settings=_settings(versions),
+            quantized=frozenset(torch.backends.quantized.supported_engines),
             cuda=torch.cuda.get_device_capability() if torch.cuda.is_available() else None,
         )
 
@@ -59,6 +64,8 @@ def installed_versions() -> dict[str, str]:
                 continue
             found[runtime.package] = version if name == runtime.package else f"{name} {version}"
             break
+    if python() and version_in(python()):
+        found["deepsparse"] = version_in(python())
     return found
 
 

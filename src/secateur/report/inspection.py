@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from secateur.core.patterns import NM, Pattern, Unstructured
+from secateur.core.patterns import Block as Blocks
 from secateur.hardware.layer_facts import LayerFacts
 from secateur.hardware.machine import Machine
 from secateur.hardware.requirements import Requirement, RuntimeReport, requirements, survey
@@ -55,7 +56,11 @@ class Inspection(Document):
             for layer, weight in zip(layers, weights, strict=True)
         ]
         fits = isinstance(pattern, NM) and pattern.makes_two_of_four
-        asked = [requirements(dataclasses.replace(of, two_of_four=fits)) for of in facts]
+        blocks = None if isinstance(pattern, Blocks) and pattern.cols % 4 == 0 else 0.0
+        asked = [
+            requirements(dataclasses.replace(of, two_of_four=fits, zero_blocks=blocks))
+            for of in facts
+        ]
         return cls(layers, asked, survey(asked, Machine.here()), _groups(graph))
 
     def data(self) -> dict[str, Any]:

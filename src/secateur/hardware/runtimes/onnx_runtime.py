@@ -83,4 +83,7 @@ RUNTIME = Runtime(
     engines={"ONNX Runtime": _start},
     formats=(".onnx",),
     extra="onnx",
+    key="onnxruntime",
+    pattern="channels",
+    prepared="written as an ONNX file; INT8 (quantize='int8') is faster still",
 )

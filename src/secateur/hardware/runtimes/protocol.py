@@ -7,7 +7,7 @@ only the runtimes are.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +100,12 @@ class Runtime:
         extra: that installs it.
         sparse_path: what a layer needs for its zeros to be left out, where the executed model
             tells whether they were.
+        key: what users call it in options; empty = they cannot.
+        pattern: what makes a network faster or smaller there: the name of a pattern.
+        dtype: what weights have to be in there, such as "int8".
+        prepared: how a network is made ready for it, in a sentence.
+        unmeasured: why a network's time there cannot be measured on a machine; empty where it can.
+        found: whether it is there, where Python does not find it as `package`; None = it does.
     """
 
     name: str
@@ -115,6 +121,27 @@ class Runtime:
     formats: tuple[str, ...] = ()
     extra: str = ""
     sparse_path: str = ""
+    key: str = ""
+    pattern: str = ""
+    dtype: str = "float32"
+    prepared: str = ""
+    unmeasured: Callable[[Machine], str] | None = None
+    found: Callable[[], bool] | None = None
+
+    def fits(self, layer: LayerFacts) -> str | None:
+        """Why zeros in a layer would bring nothing there once it is pruned; None where they would.
+
+        Args:
+            layer: before it is pruned, in floats.
+        """
+        obstacles = self.layer(replace(layer, dtype=self.dtype, sparsity=None, zero_blocks=None))
+        return "; ".join(obstacles) or None
+
+    def obstacle_here(self, machine: Machine) -> str:
+        """Why a network's time there cannot be measured on a machine; empty where it can."""
+        if self.unmeasured is not None:
+            return self.unmeasured(machine)
+        return "; ".join(self.machine(machine))
 
 
 def unless(holds: bool, obstacle: str) -> list[str]:

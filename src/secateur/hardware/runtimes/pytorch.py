@@ -44,4 +44,8 @@ RUNTIME = Runtime(
     machine=_machine,
     layer=_layer,
     source="https://docs.pytorch.org/docs/stable/sparse.html",
+    key="torch-cuda-2:4",
+    pattern="2:4",
+    dtype="float16",
+    prepared="moved to the GPU in float16, its weights by torch.sparse.to_sparse_semi_structured",
 )

@@ -36,4 +36,12 @@ RUNTIME = Runtime(
     layer=_layer,
     source="https://docs.nvidia.com/deeplearning/tensorrt/10.16.1/"
     "inference-library/io-formats-sparsity.html",
+    key="tensorrt",
+    pattern="2:4",
+    dtype="float16",
+    prepared="written as an ONNX file and built with SPARSE_WEIGHTS; whether TensorRT took sparse "
+    "kernels, its log of the build says",
+    unmeasured=lambda machine: (
+        "; ".join(_machine(machine)) or "building a network for TensorRT is not part of Secateur"
+    ),
 )

@@ -34,4 +34,10 @@ RUNTIME = Runtime(
     layer=_layer,
     zeros="two thirds",
     source="https://github.com/google/XNNPACK",
+    key="xnnpack-arm",
+    pattern="unstructured",
+    prepared="exported with explicit padding, for the sparse kernels are taken only in a row of "
+    "layers: first a 3x3 convolution of 3 channels and stride 2, then 1x1 and depthwise ones, and "
+    "a global average pooling in the end",
+    unmeasured=lambda _: "XNNPACK runs sparse kernels on Arm, not on x86 processors with AVX",
 )
