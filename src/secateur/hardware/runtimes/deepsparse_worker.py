@@ -31,7 +31,7 @@ def load(message):
                 for axis, size in enumerate(sizes)
             ]
         )
-    engine = deepsparse.compile_model(
+    engine = deepsparse.compile_model(  # pyright: ignore[reportAttributeAccessIssue]
         message["path"],
         batch_size=shapes[0][0],
         num_cores=message["threads"],
