@@ -232,6 +232,8 @@ def prune(
             job, networks, integers.model, walked.dense, times, report, left
         )
     report.notes.extend(integers.notes)
+    if job.metric is not None and integers.model is not None:
+        report.warnings.extend(job.metric.left_out(open_model(integers.model)))
     report.warnings.extend(unmeasured)
     report.warnings.extend(f"no INT8 network was made: {why}" for why in missing.values())
     for warning in report.warnings:
@@ -243,6 +245,7 @@ def prune(
         steps=steps,
         quantized=integers.model,
         evaluation_set=job.evaluation_set,
+        output=job.output,
         exported=exported,
         missing=missing,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +14,7 @@ from secateur.core.patterns import Channels, Unstructured
 from secateur.data.preprocess import Transform
 from secateur.data.sources import Data, Images, load_images, open_images
 from secateur.data.streams import ImageStream
-from secateur.errors import DataError, OptionError
+from secateur.errors import DataError, ModelError, OptionError
 from secateur.evaluation.evaluation_set import EvaluationSet
 from secateur.evaluation.metric import DenseMetric
 from secateur.evaluation.metrics import one_answer
@@ -22,6 +23,7 @@ from secateur.network import judging
 from secateur.network.folding import Folding, fold
 from secateur.network.graph import Graph
 from secateur.network.layout import to_channels_last
+from secateur.network.lookups import check_numbers
 from secateur.network.samples import Samples, Signature
 from secateur.options import Options
 from secateur.pruning.alignment import Alignment
@@ -204,8 +206,9 @@ def trace(model: Frontend, images: Images, options: Options) -> Traced:
         .to(options.device or model.device)
     )
     samples = samples.map(to_channels_last).map(_ordinary)
-    graph = model.trace(samples.select(slice(2)))
+    graph = _traced(model, samples)
     samples = samples.named(graph.inputs)
+    check_numbers(graph, samples)
     judged = judging.judged(graph, samples, output=options.output, judge=options.judge)
     return Traced(
         graph=judged,
@@ -213,6 +216,19 @@ def trace(model: Frontend, images: Images, options: Options) -> Traced:
         rows=judged.outputs[0] in graph.outputs,
         output=_output(model, graph, options.output),
     )
+
+
+def _traced(model: Frontend, samples: Samples) -> Graph:
+    """The network as a graph; tokens that it does not have are told as such."""
+    few = samples.select(slice(2))
+    try:
+        return model.trace(few)
+    except ModelError:
+        known = few.map(lambda tensor: tensor if tensor.is_floating_point() else tensor * 0)
+        with suppress(ModelError):
+            graph = model.trace(known)
+            check_numbers(graph, few.named(graph.inputs))
+        raise
 
 
 def _output(model: Frontend, graph: Graph, asked: str | int | None) -> str | int | None:
@@ -251,7 +267,8 @@ def run_dense(
         _check_answers(baseline)
     elif baseline.labels is None:
         judge, weight = baseline.judge, baseline.weight
-        warnings += one_answer(baseline.dense, "evaluation images", judge=judge, weight=weight)
+        called = f"evaluation {baseline.noun}s"
+        warnings += one_answer(baseline.dense, called, judge=judge, weight=weight)
     return baseline, warnings
 
 
@@ -349,7 +366,7 @@ def _check_answers(baseline: EvaluationSet) -> None:
             "by judge what the output is"
         )
     if baseline.labels is None and has_one_answer(rows_of(baseline.dense, baseline.weight)):
-        images = counted(len(baseline.dense), "image")
+        images = counted(len(baseline.dense), baseline.noun)
         raise OptionError(
             f"max_drop counts answers, and the network gives the same answer for all {images} that "
             "it is judged on, expected several: pass evaluation images of several classes or with "
@@ -363,23 +380,26 @@ def _fitted_to(judged: ImageStream, count: int, images: Images) -> list[str]:
     if not same:
         return []
     are = "is a calibration image" if same == 1 else "are calibration images"
-    return [
+    text = (
         f"{same} of {counted(count, 'evaluation image')} {are} too, which the layers are fitted "
         "to: what is lost on others is more; evaluate on others"
-    ]
+    )
+    return [images.samples.called(text)]
 
 
 def hold_back(images: Images) -> tuple[Images, Images]:
     """Images to fit to, and every fourth one, to judge on."""
     count = len(images.samples)
     if count < 2 * _HELD_BACK:
-        raise DataError(
+        text = (
             f"got {counted(count, 'calibration image')}, expected at least {2 * _HELD_BACK}, a "
             "quarter of which are held back to measure the drop on: add images, or pass evaluation "
             "images"
         )
+        raise DataError(images.samples.called(text))
     judged = torch.arange(count) % _HELD_BACK == _HELD_BACK - 1
-    note = f"{int(judged.sum())} of {counted(count, 'image')} held back to measure the drop on"
+    of = counted(count, images.samples.noun)
+    note = f"{int(judged.sum())} of {of} held back to measure the drop on"
     return (
         replace(images, samples=images.samples.select(~judged), notes=[*images.notes, note]),
         replace(images, samples=images.samples.select(judged), labels=None),

@@ -58,6 +58,8 @@ class PruneResult:
             network's after each step, by name; see `after`.
         quantized: the pruned network in INT8, an `onnx.ModelProto`, if requested.
         evaluation_set: the evaluation data with the dense network's outputs; None without data.
+        output: name or number of the output by which files are compared with the network; None =
+            the one that it is judged by.
         exported: the pruned network as an `onnx.ModelProto`, from which `quantized` was made.
         missing: results that were requested and could not be made ("int8"), with the reason.
         file_remarks: what `save` has added to the report's warnings and notes about its files; the
@@ -72,6 +74,7 @@ class PruneResult:
     steps: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     quantized: Any = None
     evaluation_set: EvaluationSet | None = None
+    output: str | int | None = None
     exported: Any = None
     missing: Mapping[str, str] = field(default_factory=dict)
     file_remarks: list[str] = field(default_factory=list, repr=False, compare=False)
@@ -275,8 +278,9 @@ def _writers(
     def write_int8(path: Path) -> dict[str, Any]:
         if result.quantized is None:
             raise ModelError(result.missing["int8"])
-        return save_int8(result.quantized, path, images, exported())
+        return save_int8(result.quantized, path, images, exported(), output=output)
 
+    output = result.output
     write_onnx = ONNX_WRITERS.get(network.suffix, save_onnx)
     return {
         WEIGHTS: lambda path: save_safetensors(
@@ -287,8 +291,8 @@ def _writers(
             if result.report.channels
             else save_program(result.model, path)
         ),
-        ONNX: lambda path: write_onnx(result.model, path, images, parameters),
-        OWN_IR: lambda path: save_ir(result.model, path, images, parameters),
+        ONNX: lambda path: write_onnx(result.model, path, images, parameters, output=output),
+        OWN_IR: lambda path: save_ir(result.model, path, images, parameters, output=output),
         INT8: write_int8,
         IR: lambda path: _write_openvino(result, exported(), path, None),
         INT8_IR: lambda path: _write_openvino(result, exported(), path, images),
@@ -304,7 +308,7 @@ def _write_openvino(
     result: PruneResult, pruned: Any, path: Path, calibration: Samples | None
 ) -> dict[str, Any]:
     """Writes an IR file, in INT8 where there are images to fit it to, and evaluates it."""
-    check = save_openvino(pruned, path, result.images, int8=calibration)
+    check = save_openvino(pruned, path, result.images, int8=calibration, output=result.output)
     if calibration is not None and (note := recurrent_note(read_ir(path).model, INT8_IR)):
         _remark(result, result.report.notes, note)
     if result.evaluation_set is not None:

@@ -69,6 +69,14 @@ Output = Annotated[
         "first with a row for each sample.",
     ),
 ]
+Mask = Annotated[
+    str | None,
+    typer.Option(
+        metavar="INPUT",
+        help="Input that is 0 where there is padding, or ~INPUT that is 1 there "
+        "(default: attention_mask).",
+    ),
+]
 Judge = Annotated[
     str | None,
     typer.Option(
@@ -191,14 +199,7 @@ class Fit(Pictures):
         list[str] | None,
         typer.Option(metavar="GLOB", help="Names or globs of layers to leave dense; repeatable."),
     ] = None
-    mask: Annotated[
-        str | None,
-        typer.Option(
-            metavar="INPUT",
-            help="Input that is 0 where there is padding, or ~INPUT that is 1 there "
-            "(default: attention_mask).",
-        ),
-    ] = None
+    mask: Mask = None
     max_images: Annotated[
         int, typer.Option(parser=_whole, metavar="N", help="Use at most this many images.")
     ] = 1000
@@ -465,6 +466,7 @@ class Evaluate(Pictures):
         str | None,
         typer.Option(metavar="OTHER", help="Network to compare with, on the same images."),
     ] = None
+    mask: Mask = None
     output: Output = None
     judge: Judge = None
     json: Json = False

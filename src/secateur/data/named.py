@@ -119,6 +119,8 @@ def _by_place(value: Sequence[Any], takes: Signature, *, whole: bool) -> Named |
 
     Inputs with a default count where several are needed, or the first holds whole numbers.
     """
+    if takes.any_number and not takes.names:
+        return _by_number(value, whole=whole)
     needed = max(1, len(takes.required))
     if len(value) < needed or not all(map(_is_array, value)):
         return None
@@ -135,13 +137,24 @@ def _by_place(value: Sequence[Any], takes: Signature, *, whole: bool) -> Named |
     return Named(dict(zip(places, value[:count], strict=False)), value[count:], takes.once)
 
 
+def _by_number(value: Sequence[Any], *, whole: bool) -> Named | None:
+    """A tuple of arrays for a network that takes any number of them; class numbers come last."""
+    batches = whole and isinstance(value, list)
+    if batches or len(value) < 2 or not all(map(_is_array, value)):
+        return None
+    end = len(value) - (class_numbers(value[-1], len(value[0])) is not None)
+    if end < 2:
+        return None
+    return Named(dict(zip(map(str, range(end)), value[:end], strict=True)), value[end:])
+
+
 def _is_array(value: Any) -> bool:
     return isinstance(value, Tensor | np.ndarray)
 
 
 def _of_mapping(value: Mapping[Any, Any], takes: Signature | None) -> Named | None:
     names = [name for name in value if isinstance(name, str) and value[name] is not None]
-    if takes is None:
+    if takes is None or (takes.any_number and not takes.names):
         chosen = [name for name in names if name not in LABEL_KEYS and _is_numbers(value[name])]
     else:
         chosen = [

@@ -359,15 +359,30 @@ class _Source:
             raise DataError(f"{path} is not a readable .npz file: {error}") from error
         if (found := named(arrays, self.takes or Signature())) is not None:
             return self._named(found, str(path))
-        images = arrays.get("images", next(iter(arrays.values())) if len(arrays) == 1 else None)
+        own = () if self.takes is None else self.takes.required
+        only = next(iter(arrays.values())) if len(arrays) == 1 else None
+        images = next((arrays[name] for name in ("images", *own) if name in arrays), only)
         if images is None:
             raise DataError(
-                f"{path} holds the arrays {', '.join(arrays) or 'none'}, expected one named "
-                "'images' (and, for evaluation, 'labels'): save it with np.savez(images=...)"
+                f"{path} holds the arrays {', '.join(arrays) or 'none'}, expected "
+                f"{self._arrays_named}"
             )
         labels = arrays.get("labels") if self.labelled else None
         tensor = as_tensor(images)
         return self._array(tensor, None if labels is None else as_tensor(labels), str(path))
+
+    @property
+    def _arrays_named(self) -> str:
+        """What an .npz file has to hold for the network."""
+        names = () if self.takes is None else (self.takes.required or self.takes.names[:1])
+        shown = ", ".join(f"{name}=..." for name in names)
+        if len(names) > 1:
+            return f"the network's inputs ({', '.join(names)}): save them with np.savez({shown})"
+        or_own = f", or the network's input, {names[0]}" if names else ""
+        return (
+            f"one named 'images' (and, for evaluation, 'labels'){or_own}: save it with "
+            f"np.savez({shown or 'images=...'})"
+        )
 
     def _named(self, found: Named, name: str) -> ImageStream:
         """Inputs by name, in memory."""

@@ -266,8 +266,9 @@ def check_shapes(part: Part, first: Part) -> None:
             f"{part.name} gives the inputs {', '.join(part.samples.tensors)} and {first.name} "
             f"{', '.join(first.samples.tensors)}, or others types, expected the same in each"
         )
-    one, other = _sizes(part.samples), _sizes(first.samples)
-    wrong = next((name for name in one if one[name] != other[name]), None)
+    one, other = part.samples.shapes, first.samples.shapes
+    lengths = [_length(of.samples) for of in (part, first)]
+    wrong = next((name for name in one if not _fit([one[name], other[name]], lengths)), None)
     if wrong is None:
         return
     if len(one) == 1 and first.samples.first.is_floating_point():
@@ -286,16 +287,16 @@ def _dtypes(part: Part) -> list[torch.dtype]:
     return [tensor.dtype for tensor in part.samples.tensors.values()]
 
 
-def _sizes(samples: Samples) -> dict[str, tuple[int, ...]]:
-    """Shapes of one sample, with 0 for the length that a mask counts."""
-    mask = samples.mask
-    if mask is None:
-        return samples.shapes
-    length = mask.shape[1]
-    return {
-        name: (0, *shape[1:]) if shape[:1] == (length,) else shape
-        for name, shape in samples.shapes.items()
-    }
+def _length(samples: Samples) -> int | None:
+    """The positions that a mask counts."""
+    return None if samples.mask is None else samples.mask.shape[1]
+
+
+def _fit(shapes: Sequence[tuple[int, ...]], lengths: Sequence[int | None]) -> bool:
+    """Whether the shapes of an input in two parts are equal, but for the length of each part."""
+    one, other = shapes
+    positions = [shape[:1] == (of,) for shape, of in zip(shapes, lengths, strict=True)]
+    return one == other or (all(positions) and one[1:] == other[1:])
 
 
 def check_finite(samples: Samples, source: str, start: int = 0) -> None:

@@ -38,6 +38,7 @@ def evaluate(
     preprocess: Transform | None = None,
     output: str | int | None = None,
     judge: Judge | None = None,
+    mask: str | None = None,
     metric: Callable[[Any], float] | None = None,
 ) -> Evaluation:
     """Evaluates a network, alone or against a reference (usually the dense network).
@@ -67,7 +68,7 @@ def evaluate(
         batch_size: images per forward pass.
         preprocess: from images to inputs, see `Preprocess`; for folders and uint8 data. None =
             what a network from a hub prescribes; no preprocessing for any other network.
-        output, judge: as for `prune`.
+        output, judge, mask: as for `prune`.
         metric: your own function of the network, as for `prune`; told beside everything else.
 
     Raises:
@@ -86,7 +87,8 @@ def evaluate(
         _check_count(numbers, len(data))
     models = [open_to_run(of) for of in (model, *[reference] * (reference is not None))]
     how = asked_or_own(preprocess, *models)
-    stream = open_images(data, preprocess=how, labelled=labels is None, takes=models[0].signature)
+    takes = models[0].signature.masking(mask)
+    stream = open_images(data, preprocess=how, labelled=labels is None, takes=takes)
     answers = answer(
         models,
         stream,
@@ -96,20 +98,22 @@ def evaluate(
     )
     numbers = answers.labels if numbers is None else numbers
     if numbers is not None:
-        _check_count(numbers, answers.images)
+        _check_count(numbers, answers.images, answers.noun)
     judge = judge or judge_of(answers.outputs[-1], name=answers.name, labels=numbers)
     cautions = stream.warnings_for(answers.classes if judge == "classes" else 0)
     if numbers is None and reference is not None:
-        cautions += one_answer(answers.outputs[1], "images", judge=judge, weight=answers.weight)
+        images = f"{answers.noun}s"
+        cautions += one_answer(answers.outputs[1], images, judge=judge, weight=answers.weight)
     for warning in cautions:
         warnings.warn(warning, SecateurWarning, stacklevel=2)
     dense = None if reference is None else answers.outputs[1]
     found = compare(answers.outputs[0], numbers, dense, judge=judge, weight=answers.weight)
+    found = replace(found, noun=answers.noun)
     if metric is None:
         return found
     if reference is None:
         return replace(found, metric=measured(metric, models[0]))
-    return DenseMetric.of(metric, models[1]).added(found, models[0]) or found
+    return DenseMetric.of(metric, models[1]).compared(found, models[0])
 
 
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -135,9 +139,9 @@ def label_numbers(labels: Any) -> Int[Tensor, "batch ..."]:
     return found
 
 
-def _check_count(labels: Tensor, images: int) -> None:
+def _check_count(labels: Tensor, images: int, noun: str = "image") -> None:
     if len(labels) != images:
-        got = f"{counted(len(labels), 'label')} for {counted(images, 'image')}"
+        got = f"{counted(len(labels), 'label')} for {counted(images, noun)}"
         raise DataError(f"got {got}, expected one each")
 
 
@@ -154,6 +158,7 @@ class EvaluationSet:
         weight: which positions of each sample are real; None = all.
         output: name or number of the output; None = the first with a row for each sample.
         judge: what it is judged by; None = found out.
+        noun: what a sample is called.
     """
 
     images: ImageStream
@@ -162,6 +167,7 @@ class EvaluationSet:
     weight: Tensor | None = None
     output: str | int | None = None
     judge: Judge | None = None
+    noun: str = "image"
 
     @classmethod
     def of(
@@ -188,14 +194,15 @@ class EvaluationSet:
         except (DataError, ModelError) as error:
             raise DataError(f"evaluation images from {images.source}: {error}") from error
         images.check_repeats()
-        return cls(images, dense, labels, answers.weight, output, judge)
+        return cls(images, dense, labels, answers.weight, output, judge, answers.noun)
 
     def evaluate(self, model: Any) -> Evaluation:
         """A network against the dense one. Cost: a forward pass over the images."""
         return self._compared(answer([model], self.images, output=self.output).outputs[0])
 
     def _compared(self, found: Tensor) -> Evaluation:
-        return compare(found, self.labels, self.dense, judge=self.judge, weight=self.weight)
+        how = {"judge": self.judge, "weight": self.weight}
+        return replace(compare(found, self.labels, self.dense, **how), noun=self.noun)
 
     def evaluations(self, pruned: Any, int8: Any = None) -> dict[str, Evaluation]:
         """The dense network's, the pruned one's and, where there is one, that in INT8."""

@@ -81,12 +81,14 @@ class Answers:
         labels: class numbers of the images, where the source has them.
         weight: which positions of each sample are real, where a mask says so.
         name: what the last network's users call its output.
+        noun: what a sample is called.
     """
 
     outputs: Sequence[Float[Tensor, "batch ..."]]
     labels: Int[Tensor, " batch"] | None = None
     weight: Tensor | None = None
     name: str = ""
+    noun: str = "image"
 
     @property
     def images(self) -> int:
@@ -147,6 +149,7 @@ def answer(
         torch.cat(labels) if labels else None,
         torch.cat(of_one_length(masks)[0]) if masks else None,
         runs[-1].name,
+        first.samples.noun,
     )
 
 
@@ -191,10 +194,13 @@ class JudgedOutput:
         except Exception as error:  # whatever a network raises
             said = next(iter(str(error).splitlines()), type(error).__name__)
             shapes = " and ".join(map(str, samples.shapes.values()))
-            raise ModelError(
-                f"the model fails on images of shape {shapes}: {said}; "
-                "expected images like those it was made for: check size and preprocess"
-            ) from error
+            wrong = samples.called(
+                f"the model fails on images of shape {shapes}: {said}; expected images like those "
+                "it was made for: check size and preprocess"
+            )
+            if "index out of range" in said:  # in a table
+                wrong += ", and of tokens their numbers"
+            raise ModelError(wrong) from error
 
     def _output(self, samples: Samples) -> Any:
         given = self.forward(samples)

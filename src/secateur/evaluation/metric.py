@@ -51,7 +51,20 @@ class DenseMetric:
         """An evaluation with the metric; as it is of a network of another kind."""
         if not isinstance(network, self.kind):
             return found
+        return self.compared(found, network)
+
+    def compared(self, found: Evaluation | None, network: Any) -> Evaluation:
+        """An evaluation with the metric, whatever kind of network it is of."""
         return self._with(found, measured(self.function, network))
+
+    def left_out(self, int8: Any) -> list[str]:
+        """A warning where the network in INT8 is of a kind that the metric is no function of."""
+        if isinstance(int8, self.kind):
+            return []
+        return [
+            "metric was not measured on the network in INT8, which is an onnx.ModelProto and not "
+            "what prune was given: call it with result.quantized, if it takes that"
+        ]
 
     def added_to_all(
         self, found: Mapping[str, Evaluation], pruned: Any, int8: Any = None

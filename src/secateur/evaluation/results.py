@@ -108,6 +108,7 @@ class Evaluation:
             variance, each channel by its own (see `secateur.core.distance`).
         metric: what the user's own function says of the network.
         metric_drop: the dense network's metric minus this one.
+        noun: what a sample is called.
     """
 
     images: int
@@ -126,6 +127,7 @@ class Evaluation:
     output_error: float | None = None
     metric: float | None = None
     metric_drop: float | None = None
+    noun: str = "image"
 
     def __post_init__(self) -> None:
         pairs = (
@@ -201,7 +203,7 @@ class Evaluation:
         if not self.images:
             return ""
         tokens = "" if self.tokens is None else f" with {counted(self.tokens, 'token')}"
-        return f" on {counted(self.images, 'image')}{tokens}"
+        return f" on {counted(self.images, self.noun)}{tokens}"
 
     def __str__(self) -> str:
         parts = []
@@ -323,6 +325,6 @@ def _difference_line(name: str, other: str, first: Evaluation) -> str:
     if first.cosine is not None:
         error = f"{first.cosine:.4f} ± {first.cosine_error:.4f}"
         return f"{name} against {other}: mean cosine {error}{first.on_text}"
-    what, count = ("image", first.images) if first.tokens is None else ("token", first.tokens)
+    what, count = (first.noun, first.images) if first.tokens is None else ("token", first.tokens)
     same = f"the same answer for {first.agreement:.2f} % of {counted(count, what)}"
     return f"{same}, KL({other} || {name}) {first.kl:.4f} nats"

@@ -90,7 +90,12 @@ def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
 
 
 def save_onnx(
-    model: nn.Module, path: Path, images: AnySamples, parameters: Sequence[str]
+    model: nn.Module,
+    path: Path,
+    images: AnySamples,
+    parameters: Sequence[str],
+    *,
+    output: str | int | None = None,
 ) -> dict[str, Any]:
     """Writes an ONNX file with a dynamic batch and compares it with the module.
 
@@ -99,6 +104,7 @@ def save_onnx(
         path: where to write; weights over 2 GB go to a file beside it.
         images: some inputs; a few of them are run through both.
         parameters: names of the pruned weights, whose zeros are looked for in the file.
+        output: name or number of the output that is compared; None = the one that it is judged by.
 
     Returns:
         bytes, the largest absolute difference of the outputs, and zeros of the pruned weights, all
@@ -109,11 +115,11 @@ def save_onnx(
         ModelError: the exporter or ONNX Runtime refuses the module, or zeros were lost.
     """
     module, few = exported(model, as_samples(images))
-    found = write_onnx(module, path, few, open_model(model).precision)
+    found = write_onnx(module, path, few, open_model(model).precision, output)
     held = sum(entry.stat().st_size for entry in path.parent.glob(f"{path.name}*"))
     return {
         "bytes": held,
-        **_difference(found.float(), _judged(module, few)),
+        **_difference(found.float(), _judged(module, few, output)),
         "zeros": _check_zeros(path, named_tensors(module), parameters),
     }
 
@@ -173,7 +179,9 @@ def _check_float32(precision: torch.dtype, what: str) -> None:
         )
 
 
-def save_int8(model: Any, path: Path, images: AnySamples, pruned: Any) -> dict[str, Any]:
+def save_int8(
+    model: Any, path: Path, images: AnySamples, pruned: Any, *, output: str | int | None = None
+) -> dict[str, Any]:
     """Writes a quantised `onnx.ModelProto`, reads it back and looks for every zero.
 
     Args:
@@ -181,6 +189,7 @@ def save_int8(model: Any, path: Path, images: AnySamples, pruned: Any) -> dict[s
         path: where to write.
         images: some inputs; a few of them are run through both.
         pruned: the `onnx.ModelProto` that it was made from.
+        output: as for `save_onnx`.
 
     Returns:
         As `save_openvino`.
@@ -193,13 +202,18 @@ def save_int8(model: Any, path: Path, images: AnySamples, pruned: Any) -> dict[s
     found = _onnx_weights(held)
     return {
         "bytes": path.stat().st_size,
-        **_differences(held, pruned, images),
+        **_differences(held, pruned, images, output),
         "zeros": check_zeros(_onnx_weights(pruned), found, path.name),
     }
 
 
 def save_openvino(
-    model: Any, path: Path, images: AnySamples, *, int8: AnySamples | None = None
+    model: Any,
+    path: Path,
+    images: AnySamples,
+    *,
+    int8: AnySamples | None = None,
+    output: str | int | None = None,
 ) -> dict[str, Any]:
     """Writes OpenVINO IR, reads it back, runs it against ONNX Runtime and looks for every zero.
 
@@ -210,6 +224,7 @@ def save_openvino(
         path: of the .xml file to write; weights go into the .bin file beside it.
         images: some inputs; a few of them are run through both.
         int8: calibration images to quantise on, as `secateur.quantize` takes them; None = float32.
+        output: as for `save_onnx`.
 
     Returns:
         bytes of both files, the largest absolute difference from the outputs that ONNX Runtime
@@ -231,7 +246,7 @@ def save_openvino(
     held = read_ir(path)
     return {
         "bytes": path.stat().st_size + path.with_suffix(".bin").stat().st_size,
-        **_differences(held, model, images),
+        **_differences(held, model, images, output),
         "zeros": check_zeros(_onnx_weights(model), ir_weights(held.model), path.name),
     }
 
@@ -244,16 +259,18 @@ def _feed(model: Any, samples: Samples) -> list[Any]:
     return feed
 
 
-def _differences(held: Any, pruned: Any, images: AnySamples) -> dict[str, float]:
+def _differences(
+    held: Any, pruned: Any, images: AnySamples, output: str | int | None
+) -> dict[str, float]:
     """How far what a file gives is from what ONNX Runtime gives for the pruned network."""
     few = as_samples(images)[:CHECKED_IMAGES].to("cpu")
-    return _difference(_judged(held, few), _judged(pruned, few))
+    return _difference(_judged(held, few, output), _judged(pruned, few, output))
 
 
-def _judged(model: Any, images: Samples) -> Tensor | None:
+def _judged(model: Any, images: Samples, output: str | int | None) -> Tensor | None:
     """The output by which a network is judged; None where none has a row for each image."""
     try:
-        return first_output(model, images)
+        return first_output(model, images, output=output)
     except NoRowsError:
         return None
 
@@ -288,14 +305,21 @@ def write_model(model: Any, path: Path) -> None:
     write(model, path)
 
 
-def _output_difference(model: Any, images: Samples) -> tuple[float, float] | None:
+def _output_difference(
+    model: Any, images: Samples, output: str | int | None
+) -> tuple[float, float] | None:
     from secateur.frontends.onnx import output_difference
 
-    return output_difference(model, images)
+    return output_difference(model, images, output)
 
 
 def save_model(
-    model: Any, path: Path, images: AnySamples, parameters: Sequence[str]
+    model: Any,
+    path: Path,
+    images: AnySamples,
+    parameters: Sequence[str],
+    *,
+    output: str | int | None = None,
 ) -> dict[str, Any]:
     """Writes an `onnx.ModelProto`, reads it back, checks it and runs it.
 
@@ -304,6 +328,7 @@ def save_model(
         path: where to write; the weights of a model over 2 GB go to a file beside it.
         images: some inputs; a few of them are run by ONNX Runtime and layer by layer.
         parameters: names of the pruned weights, whose zeros are looked for in the file.
+        output: as for `save_onnx`.
 
     Returns:
         bytes, the largest absolute difference of the outputs, also as a share of the largest
@@ -314,7 +339,7 @@ def save_model(
     """
     write_model(model, path)
     held = open_model(path)
-    found = _output_difference(held.model, as_samples(images)[:CHECKED_IMAGES])
+    found = _output_difference(held.model, as_samples(images)[:CHECKED_IMAGES], output)
     before, after = open_model(model).tensors(), held.tensors()
     return {
         "bytes": sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")),
@@ -328,7 +353,12 @@ def save_model(
 
 
 def save_ir(
-    model: Any, path: Path, images: AnySamples, parameters: Sequence[str]
+    model: Any,
+    path: Path,
+    images: AnySamples,
+    parameters: Sequence[str],
+    *,
+    output: str | int | None = None,
 ) -> dict[str, Any]:
     """Writes an `openvino.Model` as .xml and .bin, reads them back, checks them and runs them.
 
@@ -337,6 +367,7 @@ def save_ir(
         path: of the .xml file to write.
         images: some inputs; a few of them are run by OpenVINO and layer by layer.
         parameters: names of the pruned weights, whose zeros are looked for in the files.
+        output: as for `save_onnx`.
 
     Returns:
         As `save_model`; bytes are those of both files.
@@ -355,7 +386,7 @@ def save_ir(
             f"{path.name} holds other numbers than the network, expected the same: please report "
             "how the file was made that you have pruned"
         )
-    found = output_difference(held.model, as_samples(images)[:CHECKED_IMAGES])
+    found = output_difference(held.model, as_samples(images)[:CHECKED_IMAGES], output)
     return {
         "bytes": path.stat().st_size + path.with_suffix(".bin").stat().st_size,
         **(_told(*found) if found else {}),

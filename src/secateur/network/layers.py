@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from secateur.network.batch_norm import bn_scale_of
 from secateur.network.geometry import ConvolutionGeometry, Geometry, LinearGeometry
+from secateur.network.lookups import looks_up
 from secateur.network.ops import (
     Attention,
     BatchNorm,
@@ -27,7 +28,6 @@ from secateur.network.ops import (
     Recurrent,
     Reshape,
     Sizes,
-    Take,
     Transpose,
     UnknownShapeError,
     expanded,
@@ -197,26 +197,31 @@ class LayerFinder:
             for name in op.reads:
                 self.readers[name].append(op)
 
-    def sees_inputs(self, layer: Layer) -> bool:
-        """Whether a layer's input is computed from the network's, not looked up in a table."""
-        names, seen = [layer.calls[0].input], set[str]()
+    def first_layers(self, layers: Sequence[Layer]) -> list[Layer]:
+        """The layers that read the network's inputs, with no other layer before them.
+
+        Of a network of one input the one that is called first, if it does; of one of several all
+        that do, so that the order of the branches does not matter. Behind a table of embeddings
+        none does.
+        """
+        layers = layers if len(self.graph.inputs) > 1 else layers[:1]
+        known = {self.graph.ops[call.op].name for layer in layers for call in layer.calls}
+        return [layer for layer in layers if self._reads_inputs(layer, known)]
+
+    def _reads_inputs(self, layer: Layer, others: Set[str]) -> bool:
+        """Whether a layer's input is computed from the network's, and by none of some others."""
+        names, seen, reads = [layer.calls[0].input], set[str](), False
         while names:
             name = names.pop()
-            if name in self.graph.inputs:
-                return True
             op = self.makers.get(name)
-            if name in seen or op is None or self._looks_up(op):
+            if name in others:
+                return False
+            reads = reads or name in self.graph.inputs
+            if name in seen or op is None or looks_up(op, self.graph, self.makers.keys()):
                 continue
             seen.add(name)
             names += op.reads
-        return False
-
-    def _looks_up(self, op: Op) -> bool:
-        """Whether an operation takes rows of a table, as those of words, by their numbers."""
-        source = next(iter(op.reads), "")
-        held = source not in self.makers and source not in self.graph.inputs
-        named = op.operation == "Gather" or op.operation.startswith("embedding")
-        return held and (isinstance(op, Take) or named)
+        return reads
 
     def users(self, parameter: str) -> list[Op]:
         """The operations that read a parameter as it is, transposed or in another shape."""
@@ -435,7 +440,6 @@ def _why_not_together(first: Layer, again: Layer) -> str | None:
 def protected(layers: Sequence[Layer], finder: LayerFinder) -> list[Layer]:
     """Marks what stays dense unless it is asked for: the first layer, depthwise and tiny layers.
 
-    The first layer reads the network's inputs. Behind a table of embeddings none does.
     Tiny is a single output of fewer than 64 weights: there is next to nothing to gain, and such
     layers may hold fixed numbers, as the kernel 0..15 does that decodes the boxes of a detector.
     """
@@ -446,8 +450,7 @@ def protected(layers: Sequence[Layer], finder: LayerFinder) -> list[Layer]:
         if layer.rows == 1 and layer.weights < _TINY
     }
     reasons |= {layer.name: DEPTHWISE for layer in prunable if _is_depthwise(layer)}
-    if prunable and finder.sees_inputs(prunable[0]):
-        reasons[prunable[0].name] = "first layer"
+    reasons |= {layer.name: "first layer" for layer in finder.first_layers(prunable)}
     return [replace(layer, protected=reasons.get(layer.name)) for layer in layers]
 
 

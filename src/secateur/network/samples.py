@@ -8,7 +8,8 @@ user names, with a ~ before it if it is the other way round, as PyTorch's `src_k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -73,6 +74,18 @@ class Samples:
     def nbytes(self) -> int:
         """Bytes of all tensors together."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def noun(self) -> str:
+        """What one of them is called: an image, where that is all they are, or a sample."""
+        alone = len(self.tensors) == 1 and self.first.is_floating_point()
+        return "image" if alone and self.first.dim() > 2 else "sample"
+
+    def called(self, text: str) -> str:
+        """A text about images, in the words for what they are."""
+        if self.noun == "image":
+            return text
+        return re.sub(r"\bimage(s?)\b", r"sample\1", text.replace("an image", "a sample"))
 
     @property
     def mask(self) -> Tensor | None:
@@ -163,18 +176,21 @@ class Samples:
         """With copies of the last sample, until their number is a multiple of a size."""
         return self.select([*range(len(self)), *[len(self) - 1] * (-len(self) % size)])
 
-    def padded(self, length: int, *, left: bool = False) -> Samples:
-        """With padding behind (or before) the positions that the mask counts, up to so many."""
-        mask = self.mask
-        if mask is None or mask.shape[1] == length:
-            return self
-        now, ones = mask.shape[1], self.masked_by.removeprefix("~")
-        ones = ones if self.masked_by.startswith("~") else ""
+    def _padded(self, names: Set[str], length: int, *, left: bool) -> Samples:
+        """With padding behind (or before) the positions of some inputs, up to so many."""
+        ones = self.masked_by.removeprefix("~") if self.masked_by.startswith("~") else ""
 
         def change(name: str, tensor: Tensor) -> Tensor:
-            return _padded(tensor, now, length, value=int(plain(name) == ones), left=left)
+            if name not in names:
+                return tensor
+            return _padded(tensor, length, value=int(plain(name) == ones), left=left)
 
         return self.with_each(change)
+
+    def _with_positions(self) -> set[str]:
+        """The inputs whose second axis is as long as the mask."""
+        length = 0 if self.mask is None else self.mask.shape[1]
+        return {name for name, of in self.tensors.items() if of.dim() > 1 and len(of[0]) == length}
 
     @classmethod
     def joined(cls, parts: Sequence[Samples]) -> Samples:
@@ -182,10 +198,13 @@ class Samples:
 
         On the side where they have padding already; behind, where they have none.
         """
-        masks = [part.mask for part in parts]
-        lengths = [0 if mask is None else mask.shape[1] for mask in masks]
-        left = any(mask is not None and _pads_left(mask) for mask in masks)
-        parts = [part.padded(max(lengths), left=left) for part in parts]
+        masks = [mask for part in parts if (mask := part.mask) is not None]
+        lengths = {mask.shape[1] for mask in masks}
+        if len(lengths) > 1:  # what has the positions of one part by chance has not those of all
+            every = [part._with_positions() for part in parts]
+            shared = {name for name in every[0] if all(name in names for names in every)}
+            left = any(map(_pads_left, masks))
+            parts = [part._padded(shared, max(lengths), left=left) for part in parts]
         names = parts[0].tensors
         whole = {name: torch.cat([part.tensors[name] for part in parts]) for name in names}
         return replace(parts[0], tensors=whole)
@@ -201,11 +220,10 @@ def _pads_left(mask: Tensor) -> bool:
     return bool(mask[:, -1].all()) and not bool(mask[:, 0].all())
 
 
-def _padded(tensor: Tensor, now: int, length: int, *, value: int, left: bool) -> Tensor:
-    """A tensor with a value along its second axis, if that has the positions of the mask."""
-    if tensor.dim() < 2 or tensor.shape[1] != now:
-        return tensor
-    room = tensor.new_full((len(tensor), length - now, *tensor.shape[2:]), value)
+def _padded(tensor: Tensor, length: int, *, value: int, left: bool) -> Tensor:
+    """A tensor with a value along its second axis, up to a length."""
+    rows, now, *rest = tensor.shape
+    room = tensor.new_full((rows, length - now, *rest), value)
     return torch.cat([room, tensor] if left else [tensor, room], 1)
 
 
@@ -251,9 +269,8 @@ class Signature:
                 whole numbers is given as floats.
         """
         given = {plain(name): tensor for name, tensor in samples.tensors.items()}
-        if not set(given) <= set(self.names) and (
-            len(given) == 1 or all(map(str.isdecimal, given))
-        ):
+        any_names = len(given) == 1 or (self.any_number and not self.names)
+        if not set(given) <= set(self.names) and (any_names or all(map(str.isdecimal, given))):
             places = self._places(len(given))
             given = dict(zip(places, given.values(), strict=len(places) == len(given)))
         lost = len(given) < len(samples.tensors)

@@ -214,7 +214,7 @@ class PruningRun:
                 "less"
             )
         if len(self.samples) < least:
-            given = counted(len(self.samples), "image")
+            given = counted(len(self.samples), self.samples.noun)
             return f"{given}, expected at least {least}, of which one is held back"
         return ""
 

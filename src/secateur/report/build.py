@@ -77,6 +77,10 @@ def build_report(
     same = then is None and not cast  # the walk's are those of float32 weights
     outputs = walked.pruned if same else None
     judge = run.graph.judge
+
+    def told(texts: Sequence[str]) -> list[str]:
+        return [images.samples.called(text) for text in texts]
+
     calibration = compared_with(
         walked.dense, pruned, images.samples, outputs, judge=judge, output=output
     )
@@ -111,23 +115,25 @@ def build_report(
             f"Asked for: {asked['name']} {asked['value']:g}, {run.target.meaning}.",
         ],
         warnings=[
-            *cautions.few(len(images.samples)),
-            *cautions.alike(images.samples),
+            *told(cautions.few(len(images.samples))),
+            *told(cautions.alike(images.samples)),
             *warnings,
             *run.departures(walked, kept),
             *cautions.computed(run.graph.layers),
             *cautions.slow(latency, run.target),
-            *cautions.undecided(search, run.target.value),
+            *told(cautions.undecided(search, run.target.value)),
             *cautions.gone(layers, _present(run, layers)),
-            *cautions.doubtful(calibration),
-            *cautions.same_answers(
-                calibration, walked.dense, evaluation, judge, images.samples.mask
+            *told(cautions.doubtful(calibration)),
+            *told(
+                cautions.same_answers(
+                    calibration, walked.dense, evaluation, judge, images.samples.mask
+                )
             ),
         ],
         notes=[
             *run.graph.notes,
             *pruned.notes,
-            *cautions.thin(layers, len(images.samples)),
+            *told(cautions.thin(layers, len(images.samples))),
             *notes,
         ],
         versions={
@@ -295,6 +301,7 @@ def compared_with(
     try:
         if outputs is None:
             outputs = first_output(network, samples, output=output)
-        return compare(outputs.float(), reference=dense.float(), judge=judge, weight=samples.mask)
+        found = compare(outputs.float(), reference=dense.float(), judge=judge, weight=samples.mask)
+        return dataclasses.replace(found, noun=samples.noun)
     except ModelError:  # the warnings say so
         return None

@@ -30,7 +30,7 @@ def run(asked: options.Evaluate) -> None:
         others = [] if asked.against is None else [load_network(asked.against, asked.model)]
         preprocess = with_own(preprocess, asked.preprocess, network, *others)
         teller.step("evaluating")
-        takes = open_to_run(network).signature
+        takes = open_to_run(network).signature.masking(asked.mask)
         images = open_images(asked.eval_data, preprocess=preprocess, takes=takes)
         answers = answer([network, *others], images, needs_labels=not others, output=asked.output)
     output, *references = answers.outputs
@@ -38,14 +38,16 @@ def run(asked: options.Evaluate) -> None:
     labels, weight = answers.labels, answers.weight
     judge = judge or judge_of(answers.outputs[-1], name=answers.name, labels=labels)
     found = compare(output, labels, reference, judge=judge, weight=weight)
+    found = dataclasses.replace(found, noun=answers.noun)
     evaluations = [(asked.file, found)]
     cautions = images.warnings_for(answers.classes if judge == "classes" else 0)
     if reference is not None and labels is None:
-        cautions += one_answer(reference, "images", judge=judge, weight=weight)
+        cautions += one_answer(reference, f"{answers.noun}s", judge=judge, weight=weight)
     for warning in cautions:
         warnings.warn(warning, SecateurWarning, stacklevel=2)
     if reference is not None and asked.against is not None:
         other = compare(reference, labels, reference, judge=judge, weight=weight)
+        other = dataclasses.replace(other, noun=answers.noun)
         evaluations.append((asked.against, other))
     typer.echo(_json(evaluations) if asked.json else "\n".join(verdict_lines(evaluations)))
 

@@ -102,7 +102,9 @@ def trace(model: ModelProto, samples: Samples) -> Graph:
     )
 
 
-def output_difference(model: ModelProto, samples: Samples) -> tuple[float, float] | None:
+def output_difference(
+    model: ModelProto, samples: Samples, output: str | int | None = None
+) -> tuple[float, float] | None:
     """The output by which a file is judged against that of its layers run one after the other.
 
     Returns:
@@ -110,7 +112,7 @@ def output_difference(model: ModelProto, samples: Samples) -> tuple[float, float
         the output has, and it has other numbers of them, or none.
     """
     samples = bound(model, samples.to("cpu"))
-    whole = Whole(model, samples[:2])
+    whole = Whole(model, samples[:2], output)
     wanted = whole(samples)
     index = Translation(model).outputs.index(whole.name)
     found = outputs_of(trace(model, samples[:2]), samples)[index]

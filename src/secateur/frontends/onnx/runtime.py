@@ -57,8 +57,8 @@ def call(session: Any, feed: Mapping[str, Any], outputs: Sequence[str] | None = 
         if "alloc" in str(error):
             raise MemoryError(first_line(error)) from error
         raise ModelError(
-            f"ONNX Runtime cannot run the model on these images ({first_line(error)}), expected "
-            "images like those it was made for: check size and preprocess"
+            f"ONNX Runtime cannot run the model on these inputs ({first_line(error)}), expected "
+            "some like those it was made for: check their sizes and, of tokens, their numbers"
         ) from error
 
 

@@ -35,6 +35,7 @@ from secateur.frontends.schedule import Schedule
 from secateur.network.graph import Graph
 from secateur.network.layers import uncounted
 from secateur.network.ops import Fused, Linear, Op, Shape, Sizes, Transpose
+from secateur.network.returned import asked_output
 from secateur.network.rows import images_apart, images_first
 from secateur.network.samples import Samples
 from secateur.support.wording import counted
@@ -88,16 +89,21 @@ def trace(model: Any, samples: Samples) -> Graph:
     )
 
 
-def output_difference(model: Any, samples: Samples) -> tuple[float, float] | None:
-    """The first output of a model against that of its layers run one after the other.
+def output_difference(
+    model: Any, samples: Samples, output: str | int | None = None
+) -> tuple[float, float] | None:
+    """An output, by default the first, against that of the layers run one after the other.
 
     Returns:
         The largest difference, and the largest output; None where the values decide how many rows
         the output has, and it has other numbers of them, or none.
     """
     samples = bound(model, samples.to("cpu"))
-    wanted, graph = IR(model)(samples), trace(model, samples)
-    found = outputs_of(graph, samples.named(graph.inputs))[0]
+    number = 0 if output is None else asked_output(output, output_names(model))
+    wanted, graph = IR(model, number)(samples), trace(model, samples)
+    name = output_names(model)[number]
+    own = graph.output_names.index(name) if name in graph.output_names else number
+    found = outputs_of(graph, samples.named(graph.inputs))[own]
     if wanted.shape != found.shape or not wanted.numel():
         return None
     return float((wanted - found).abs().max()), float(wanted.abs().max())

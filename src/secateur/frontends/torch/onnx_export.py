@@ -17,6 +17,7 @@ from secateur.errors import ModelError
 from secateur.frontends.torch.modes import plain_copy
 from secateur.frontends.torch.program import TRACING
 from secateur.frontends.torch.signature import Arguments, any_length, signature_of
+from secateur.network.returned import asked_output
 from secateur.network.rows import RowsFirst, judged_output
 from secateur.network.samples import Samples
 from secateur.support.extras import require_onnx
@@ -33,7 +34,11 @@ def exported(model: nn.Module, samples: Samples) -> tuple[nn.Module, Samples]:
 
 
 def write_onnx(
-    module: nn.Module, path: Path, samples: Samples, dtype: torch.dtype
+    module: nn.Module,
+    path: Path,
+    samples: Samples,
+    dtype: torch.dtype,
+    output: str | int | None = None,
 ) -> Float[Tensor, "batch ..."]:
     """Writes an ONNX file with a dynamic batch, checks it and runs it.
 
@@ -42,6 +47,8 @@ def write_onnx(
         path: where to write; weights over 2 GB go to a file beside it.
         samples: some inputs, on the CPU, by the names of the arguments of `forward`.
         dtype: of the module's inputs of floats.
+        output: number of the output that is compared, or its name in the file; None = the one that
+            a network is judged by.
 
     Returns:
         What the file gives for the samples: the output by which the network is judged.
@@ -78,7 +85,8 @@ def write_onnx(
             arrays = session.run(None, part.named(names).arrays())
             return [torch.from_numpy(np.asarray(of)) for of in arrays]
 
-        number = judged_output(run, samples)
+        outputs = [of.name for of in session.get_outputs()]
+        number = judged_output(run, samples) if output is None else asked_output(output, outputs)
         return RowsFirst(lambda part: run(part)[number])(samples)
     except OSError:
         raise
