@@ -121,6 +121,7 @@ TABLE: dict[str, dict[str, list[Any]]] = {
         "preprocess": PREPROCESS,
         "output": [2.5, -1, True, "no such output", 7, [0], object()],
         "judge": [5, "cosine", True, ["classes"], "tokens"],
+        "mask": [5, "no such input", object()],
         "metric": [5, "top1", lambda: 1.0, lambda net: None, object()],
     },
     "quantize": {

@@ -114,10 +114,7 @@ def test_texts_are_called_samples() -> None:
 
 def test_images_are_called_images() -> None:
     assert as_samples(torch.zeros(2, 3, 4, 4)).called("2 images") == "2 images"
-    assert as_samples(numbers()).called("an image of 2 images") == "a sample of 2 samples"
-    assert secateur.evaluate(Several().eval(), numbers(), reference=Several().eval()).noun == (
-        "sample"
-    )
+    assert as_samples(ids()).called("an image of 2 images") == "a sample of 2 samples"
 
 
 def part(length: int, width: int) -> Samples:
@@ -255,3 +252,60 @@ def test_a_metric_of_modules_is_said_not_to_be_that_of_int8() -> None:
     with pytest.warns(secateur.SecateurWarning, match="not measured on the network in INT8"):
         result = secateur.prune(Alone().eval(), numbers(), metric=metric, quantize="int8", **QUICK)
     assert "int8" not in result.report.evaluation
+
+
+# inputs that are given once
+
+
+class Voice(Base):
+    """Takes a state and a rate, which chooses between two networks, and may take a gain."""
+
+    def forward(self, x: Tensor, state: Tensor, rate: int, gain: Tensor | None = None) -> Tensor:
+        found = self.scores(x + state)
+        found = found if gain is None else found * gain
+        return found if rate == 16000 else found * 0.5
+
+
+def voice(**more: Any) -> dict[str, Any]:
+    return {"x": numbers(), "state": numbers(3)[:1], "rate": 16000, **more}
+
+
+def test_numbers_and_what_is_there_for_one_sample_are_given_once(tmp_path) -> None:
+    net = Voice().eval()
+    result = secateur.prune(net, voice(), **QUICK)
+    assert result.report.data.inputs == {"x": (8,), "state": (8,)}
+    repeated = {**voice(), "state": numbers(3)[:1].repeat(40, 1), "rate": torch.tensor(16000)}
+    assert torch.equal(result.model.b.weight, secateur.prune(net, repeated, **QUICK).model.b.weight)
+    result.save(tmp_path / "out", onnx=True)
+    assert result.report.exports["model.onnx"]["relative_difference"] < 1e-5
+    slow = secateur.evaluate(net, voice(), reference=net, judge="values")
+    assert slow.output_error == 0
+
+
+def test_a_tensor_that_is_given_once_is_a_constant_of_the_graph(tmp_path) -> None:
+    data = voice(gain=torch.tensor(2.0))
+    result = secateur.prune(Voice().eval(), data, **QUICK)
+    result.save(tmp_path / "out", onnx=True)
+    assert result.report.exports["model.onnx"]["relative_difference"] < 1e-5
+    smaller = secateur.prune(
+        Voice().eval(), data, max_macs=0.8, pattern=secateur.Channels(multiple=1)
+    )
+    assert smaller.report.macs_fraction <= 0.8
+
+
+def test_other_numbers_of_samples_are_still_refused() -> None:
+    with refused("40 of x, 2 of state, expected as many samples of each input"):
+        secateur.prune(Voice().eval(), voice(state=numbers(3)[:2]), **QUICK)
+
+
+@pytest.mark.parametrize("kind", [list, iter])
+def test_two_batches_by_name_are_not_inputs_and_labels(kind) -> None:
+    batches = [{"x": part, "state": numbers(3)[:1], "rate": 16000} for part in numbers().split(20)]
+    assert secateur.prune(Voice().eval(), kind(batches), **QUICK).report.data.images == 40
+    pairs = [(part, part) for part in numbers().split(20)]
+
+    class Two(Base):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.scores(x + y)
+
+    assert secateur.prune(Two().eval(), kind(pairs), **QUICK).report.data.images == 40

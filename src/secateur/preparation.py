@@ -369,8 +369,8 @@ def _check_answers(baseline: EvaluationSet) -> None:
         images = counted(len(baseline.dense), baseline.noun)
         raise OptionError(
             f"max_drop counts answers, and the network gives the same answer for all {images} that "
-            "it is judged on, expected several: pass evaluation images of several classes or with "
-            "labels, or ask for a sparsity"
+            f"it is judged on, expected several: pass evaluation {baseline.noun}s of several "
+            "classes or with labels, or ask for a sparsity"
         )
 
 

@@ -64,6 +64,11 @@ class Named:
             for name, value in self.values.items()
             if name in self.once
         }
+        most = max(map(len, found.values()), default=0)
+        found = {  # what is there for one sample, such as a state, is the same for all
+            name: of.expand(most, *of.shape[1:]) if len(of) == 1 else of
+            for name, of in found.items()
+        }
         counts = {name: len(tensor) for name, tensor in found.items()}
         if len(set(counts.values())) > 1:
             raise DataError(
@@ -110,6 +115,10 @@ def _with_labels(value: Sequence[Any], takes: Signature) -> Named | None:
     """(inputs, labels), the inputs by name or in a tuple of their own."""
     if len(value) != 2 or not isinstance(value[0], Mapping | tuple | list):
         return None
+    if isinstance(value[1], Mapping | tuple) or (
+        isinstance(value[1], list) and not _is_ints(value[1])
+    ):
+        return None  # two batches
     found = named(value[0], takes)
     return None if found is None else replace(found, others=[*found.others, value[1]])
 
@@ -167,7 +176,16 @@ def _of_mapping(value: Mapping[Any, Any], takes: Signature | None) -> Named | No
         return None
     rest = {name: value[name] for name in names if name not in chosen}
     once = () if takes is None else takes.once
+    if takes is not None and takes.numbers_once:
+        once = [*once, *(name for name in chosen if _is_number(value[name]))]
     return Named({name: value[name] for name in chosen}, [rest] * bool(rest), once)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is one number, such as a sampling rate."""
+    return isinstance(value, int | float | np.generic) or (
+        isinstance(value, Tensor | np.ndarray) and value.ndim == 0
+    )
 
 
 def _is_label(name: str, value: Mapping[Any, Any]) -> bool:

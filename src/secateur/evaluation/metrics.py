@@ -190,8 +190,8 @@ def one_answer(
         return []
     return [
         f"the dense network gives the same answer for all {len(dense)} {images}, so that agreement "
-        "tells nothing: judge on images of several classes or with labels, or, where its outputs "
-        "are no scores of classes (regression), by their own error"
+        f"tells nothing: judge on {images.split()[-1]} of several classes or with labels, or, "
+        "where its outputs are no scores of classes (regression), by their own error"
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from secateur.support.serialization import demand
 from secateur.support.tables import Cell, Column, Table
@@ -127,7 +127,7 @@ class Evaluation:
     output_error: float | None = None
     metric: float | None = None
     metric_drop: float | None = None
-    noun: str = "image"
+    noun: str = field(default="image", compare=False)
 
     def __post_init__(self) -> None:
         pairs = (

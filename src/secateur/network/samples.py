@@ -77,9 +77,9 @@ class Samples:
 
     @property
     def noun(self) -> str:
-        """What one of them is called: an image, where that is all they are, or a sample."""
+        """What one of them is called: one tensor of floats may be images, others are samples."""
         alone = len(self.tensors) == 1 and self.first.is_floating_point()
-        return "image" if alone and self.first.dim() > 2 else "sample"
+        return "image" if alone else "sample"
 
     def called(self, text: str) -> str:
         """A text about images, in the words for what they are."""
@@ -248,6 +248,7 @@ class Signature:
         main: what a single tensor without a name is for; empty = the first.
         masked_by: see `Samples`.
         once: those that are given once for all samples, such as a sampling rate.
+        numbers_once: whether a single number is given once, and not refused.
         kinds: the types that inputs are taken in, by name, where a network does not take any.
     """
 
@@ -257,6 +258,7 @@ class Signature:
     main: str = ""
     masked_by: str = MASK
     once: tuple[str, ...] = ()
+    numbers_once: bool = False
     kinds: Mapping[str, torch.dtype] = field(default_factory=dict[str, torch.dtype])
 
     def bind(self, samples: Samples) -> Samples:
@@ -287,8 +289,16 @@ class Signature:
         return Samples(
             {name: self._taken(name, given[name]) for name in known or given},
             self.masked_by,
-            {name: self._taken(name, value) for name, value in samples.constants.items()},
+            {
+                name: self._taken(name, of)
+                for name, of in samples.constants.items()
+                if self.has(name)
+            },
         )
+
+    def has(self, name: str) -> bool:
+        """Whether there is such an input; a file made of a module holds what was given once."""
+        return name in self.names
 
     def _taken(self, name: str, value: Tensor) -> Tensor:
         """A value in the type in which it is taken."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, TensorArgument
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
@@ -64,7 +64,7 @@ def trace(model: nn.Module, example: Samples) -> Graph:
     if len(example) == 1:  # torch.export takes a batch of one for a constant
         example = example.pair()
     program, autocasts = export(module, example)
-    graph = _build(program, places, module, len(example))
+    graph = _build(program, places, module, example)
     if autocasts:
         note = "forward uses torch.autocast: layers were fitted in float32"
         graph = replace(graph, notes=[*graph.notes, note])
@@ -105,8 +105,8 @@ def _tensors(output: Any) -> Iterator[Tensor]:
     return (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
 
 
-def _build(program: ExportedProgram, places: Places, module: nn.Module, batch: int) -> Graph:
-    keys, parameters = _placeholders(program, places, paths_outside(module))
+def _build(program: ExportedProgram, places: Places, module: nn.Module, example: Samples) -> Graph:
+    keys, parameters = _placeholders(program, places, paths_outside(module), example.constants)
     compute = [node for node in program.graph.nodes if node.op in ("call_function", "get_attr")]
     for node in compute:
         keys[node] = f"%{node.name}"
@@ -125,9 +125,10 @@ def _build(program: ExportedProgram, places: Places, module: nn.Module, batch: i
         outputs=[key for _, key in outputs],
         output_names=[name for name, _ in outputs],
         parameters=parameters,
-        shapes=_shapes(keys, parameters, batch),
+        shapes=_shapes(keys, parameters, len(example)),
         constants={name for name, held in parameters.items() if _is_numbers(held)},
-        fixed={name: why for name in parameters if (why := places.why_fixed(name))},
+        fixed={name: why for name in parameters if (why := places.why_fixed(name))}
+        | dict.fromkeys(example.constants, "given once for all samples"),
         unsteady={keys[node] for node in nodes if depends_on_values(node)},
         notes=["layers inside control flow (torch.cond, checkpoint) stay dense"] * inner,
     )
@@ -154,11 +155,15 @@ def _is_numbers(value: Any) -> bool:
 
 
 def _placeholders(
-    program: ExportedProgram, places: Places, outside: Mapping[Any, str]
+    program: ExportedProgram,
+    places: Places,
+    outside: Mapping[Any, str],
+    once: Mapping[str, Tensor],
 ) -> tuple[dict[Node, str], dict[str, Any]]:
     """Names parameters as in the state dict (aliases by their first name), inputs by "%".
 
-    Tensors that the module holds otherwise are named by where it does: `hidden[0].weight`.
+    Tensors that the module holds otherwise are named by where it does: `hidden[0].weight`. Inputs
+    that are given once are constants of the graph.
     """
     keys: dict[Node, str] = {}
     parameters: dict[str, Any] = {}
@@ -172,6 +177,9 @@ def _placeholders(
                 name = outside.get(view_of(held), name)
             keys[node] = places.first.get(name, name)
             parameters[keys[node]] = held.detach()
-        else:
+        elif node.name in once and isinstance(spec.arg, TensorArgument):
+            keys[node] = node.name
+            parameters[node.name] = once[node.name]
+        elif isinstance(spec.arg, TensorArgument):  # and no number, which the program holds
             keys[node] = f"%{node.name}"
     return keys, parameters

@@ -60,7 +60,9 @@ def write_onnx(
     onnx, runtime = require_onnx("writing ONNX", "onnxscript")
     samples = samples.floats(lambda tensor: tensor.to(dtype))
     given = Arguments.of(module, samples.pair())
-    names = ["input"] if len(samples.tensors) == 1 else [*samples.tensors]
+    alone = len(samples.tensors) == 1 and not samples.constants
+    names = ["input"] if alone else [*samples.tensors]
+    once = {name: of.cpu().numpy() for name, of in samples.constants.items()}
     large = sum(tensor.nbytes for tensor in module.state_dict().values()) > _LARGE
     try:
         with TRACING, _quiet():
@@ -71,7 +73,7 @@ def write_onnx(
                 kwargs=dict(given.kwargs),
                 dynamo=True,
                 external_data=large,
-                input_names=names,
+                input_names=None if once else names,
                 output_names=["output"],
                 dynamic_shapes=given.shapes(module, any_length),
                 verbose=False,
@@ -82,7 +84,9 @@ def write_onnx(
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
         def run(part: Samples) -> list[Tensor]:
-            arrays = session.run(None, part.named(names).arrays())
+            taken = {of.name for of in session.get_inputs()}
+            feed = part.named(names).arrays() | {of: once[of] for of in once.keys() & taken}
+            arrays = session.run(None, feed)
             return [torch.from_numpy(np.asarray(of)) for of in arrays]
 
         outputs = [of.name for of in session.get_outputs()]

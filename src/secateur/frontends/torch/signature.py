@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,12 +23,14 @@ class Arguments:
 
     Attributes:
         args, kwargs: of the call.
+        once: names among these of inputs that are the same for all samples.
         takes_any: whether `forward` takes them by `*args`.
     """
 
     args: tuple[Tensor, ...]
-    kwargs: Mapping[str, Tensor]
+    kwargs: Mapping[str, Any]
     takes_any: bool
+    once: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @classmethod
     def of(cls, module: nn.Module, samples: Samples) -> Arguments:
@@ -40,7 +42,12 @@ class Arguments:
         takes_any = not names and all(map(str.isdecimal, given))
         if takes_any:
             by_place, given = [*given.values()], {}
-        return cls(tuple(by_place), given, takes_any)
+        numbers = {of.name for of in taken if "Tensor" not in str(of.annotation)}
+        once = {
+            name: value.item() if name in numbers and value.dim() == 0 else value
+            for name, value in samples.constants.items()
+        }
+        return cls(tuple(by_place), {**given, **once}, takes_any, once)
 
     def call(self, module: Callable[..., Any]) -> Any:
         """What a module returns."""
@@ -54,7 +61,9 @@ class Arguments:
         if not self.kwargs:
             return by_place
         names = (parameter.name for parameter in _parameters(module))
-        named = {name: of(value) for name, value in self.kwargs.items()}
+        named = {
+            name: None if name in self.once else of(value) for name, value in self.kwargs.items()
+        }
         return {**dict(zip(names, by_place, strict=False)), **named}
 
 
@@ -93,6 +102,7 @@ def signature_of(module: nn.Module) -> Signature:
         names=tuple(of.name for of in taken),
         required=tuple(of.name for of in taken if of.default is of.empty),
         any_number=rest,
+        numbers_once=True,
         main=str(getattr(module, "main_input_name", "")),  # of a network of Transformers
     )
 
