@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -40,19 +40,22 @@ class PatternRoom:
     least: Sequence[int] = ()
 
     @classmethod
-    def of(cls, pattern: Pattern, free: Sequence[Tensor]) -> PatternRoom:
+    def of(cls, pattern: Pattern, free: Iterable[Tensor]) -> PatternRoom:
         """The room in layers of which some weights are not zero.
 
         Args:
             pattern: which zeros are allowed.
-            free: by layer, where the dense network's weight matrix is not zero.
+            free: by layer, where the dense network's weight matrix is not zero; one is held at a
+                time.
         """
         fixes = share_of(pattern) is not None
-        return cls(
-            pattern=pattern,
-            present=[int(of.sum()) for of in free],
-            least=[kept_in_pattern(pattern, of) for of in free] if fixes else (),
-        )
+        present: list[int] = []
+        least: list[int] = []
+        for layer in free:
+            present.append(int(layer.sum()))
+            if fixes:
+                least.append(kept_in_pattern(pattern, layer))
+        return cls(pattern=pattern, present=present, least=least)
 
     def takes_all(self, target: Target, costs: Costs) -> bool:
         """Whether a target needs every layer in a pattern that fixes its sparsity."""

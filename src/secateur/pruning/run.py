@@ -142,10 +142,10 @@ class PruningRun:
     @cached_property
     def room(self) -> PatternRoom:
         """What the recipe's pattern allows in the layers."""
-        free = [
+        free = (
             layer.calls[0].geometry.matrix(self.graph.parameters[str(layer.parameter)]) != 0
             for layer in self.layers
-        ]
+        )
         return PatternRoom.of(self.recipe.pattern, free)
 
     @property
