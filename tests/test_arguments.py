@@ -92,7 +92,7 @@ PRUNING: dict[str, list[Any]] = {
 }
 TARGETS: dict[str, list[Any]] = {
     **{name: SHARES for name in ("sparsity", "max_macs", "max_bytes", "max_drop", "max_latency")},
-    "runtime": [5, "tensorrt", True, ["onnxruntime"]],
+    "runtime": [5, "tensorflow", True, ["onnxruntime"]],
     "threads": [*WHOLE, None],
     "then_sparsity": SHARES,
     "quantize": [8, "int4", True, ["int8"]],

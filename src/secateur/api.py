@@ -23,6 +23,8 @@ from secateur.frontends import asked_or_own
 from secateur.frontends import open as open_model
 from secateur.frontends.first_runs import one_first_run
 from secateur.frontends.torch.onnx_export import CHECKED_IMAGES
+from secateur.hardware.acceleration.run import accelerate
+from secateur.hardware.paying import INT8_SPARSE
 from secateur.options import Options, RuntimeName
 from secateur.parts import part_reports
 from secateur.preparation import example, prepare, zeros_after
@@ -117,8 +119,11 @@ def prune(
             (0, 1]. Whole channels are removed (`pattern="channels"`). Layers are measured here,
             in a minute or so, at several widths, and the whole network at the end: keep the
             machine idle meanwhile.
-        runtime: "onnxruntime", "openvino" or "torch": where the network will run. Its time there
-            is measured in the end, in turns with the dense network's; needed for `max_latency`.
+        runtime: where the network will run, see `secateur.runtimes`: the pattern that pays there is
+            chosen unless you give one, layers where zeros would bring nothing stay dense unless
+            you include them, and the report says why. On "onnxruntime", "openvino" and "torch" the
+            time is measured in the end, in turns with the dense network's; one of them is needed
+            for `max_latency`. With "torch-int8-sparse" the result has the accelerated module.
         threads: that the runtime uses while it is measured.
         then_sparsity: with `pattern="channels"`: fraction of zeros, in [0, 1), to make afterwards
             among the weights of the layers that are left, with the same recipe. The report tells
@@ -215,6 +220,14 @@ def prune(
             except ModelError as error:  # the pruned network is there all the same
                 missing["int8"] = str(error)
             job.watch.lap("quantize")
+        accelerated, unaccelerated = None, list[str]()
+        if options.runtime == INT8_SPARSE:
+            teller.step("quantising to INT8 for PyTorch")
+            try:
+                accelerated = accelerate(pruned.model, job.images, mask=options.mask)
+            except ModelError as error:  # the pruned network is there all the same
+                unaccelerated = [f"no accelerated module was made: {error}"]
+            job.watch.lap("acceleration")
         judged = job.evaluations(pruned, integers.model)
         times, unmeasured = job.times([*networks.values()], integers.model)
         latency = job.latency(walked, times[0], times[len(networks)]) if times else None
@@ -234,7 +247,8 @@ def prune(
     report.notes.extend(integers.notes)
     if job.metric is not None and integers.model is not None:
         report.warnings.extend(job.metric.left_out(open_model(integers.model)))
-    report.warnings.extend(unmeasured)
+    report.notes.extend(accelerated.notes(job.evaluation_set) if accelerated else ())
+    report.warnings.extend([*unmeasured, *unaccelerated])
     report.warnings.extend(f"no INT8 network was made: {why}" for why in missing.values())
     for warning in report.warnings:
         warnings.warn(warning, SecateurWarning, stacklevel=2)
@@ -248,6 +262,7 @@ def prune(
         output=job.output,
         exported=exported,
         missing=missing,
+        acceleration=accelerated,
     )
 
 
@@ -315,6 +330,7 @@ def plan(
         for warning in job.warnings:
             warnings.warn(warning, SecateurWarning, stacklevel=2)
         found = plan_of(job.measure(job.run.measured).run)
+    found = dataclasses.replace(found, notes=(*found.notes, *job.runtime_notes()))
     if options.then_sparsity is None:
         return found
     note = f"then {options.then_sparsity:.2%} zeros in what is left, which this plan leaves out"

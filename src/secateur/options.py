@@ -10,20 +10,33 @@ from typing import Any, Literal, get_args
 import torch
 
 from secateur.core.outputs import Judge
-from secateur.core.patterns import Channels, UnitPattern
+from secateur.core.patterns import Channels, UnitPattern, Unstructured, choose_pattern
 from secateur.data.preprocess import Transform
 from secateur.errors import OptionError
 from secateur.evaluation.metric import check_metric
 from secateur.export.int8 import Precision
+from secateur.hardware.paying import MEASURED, pattern_note
+from secateur.hardware.runtimes import BY_KEY
 from secateur.pruning.allocations import Sensitivity
 from secateur.pruning.recipe import Recipe, choose_recipe
 from secateur.pruning.sampling import Sampling
 from secateur.pruning.targets import EveryLayer, MaxDrop, Target, choose_target
 from secateur.report.build import describe
-from secateur.support.choices import check_device, check_sparsity, did_you_mean
+from secateur.support.choices import check_device, check_sparsity, did_you_mean, name_of
 from secateur.support.settings import SEEDS, at_least, check_settings, shown
 
-RuntimeName = Literal["onnxruntime", "openvino", "torch"]
+RuntimeName = Literal[
+    "onnxruntime",
+    "openvino",
+    "torch",
+    "torch-int8-sparse",
+    "torch-cuda-2:4",
+    "tensorrt",
+    "deepsparse",
+    "openvino-amx",
+    "xnnpack-arm",
+    "storage",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +60,7 @@ class Options:
     runtime: RuntimeName | None = None
     threads: int = 1
     then_sparsity: float | None = None
+    runtime_note: str = ""  # which pattern was chosen for it, and why
 
     def __post_init__(self) -> None:
         least = at_least(1)
@@ -104,6 +118,9 @@ class Options:
         chosen = choose_recipe(
             recipe, pattern=pattern, method=method, allocation=allocation, inputs=inputs
         )
+        is_free = pattern is None and type(chosen.pattern) is Unstructured and allocation is None
+        if runtime is not None and is_free:
+            chosen = _for_runtime(chosen, runtime, sparsity)
         targets = {
             "sparsity": sparsity,
             "max_macs": max_macs,
@@ -117,7 +134,15 @@ class Options:
         if max_latency is not None and pattern is None and type(chosen.pattern) is not Channels:
             chosen = replace(chosen, pattern=Channels())  # zeros alone would not do
         _check_allocation(allocation, chosen)
-        return cls(target=target, recipe=chosen, runtime=runtime, **others)
+        note = ""
+        if runtime is not None:
+            note = pattern_note(runtime, name_of(chosen.pattern), was_chosen=is_free)
+        return cls(target=target, recipe=chosen, runtime=runtime, runtime_note=note, **others)
+
+    @property
+    def measures(self) -> bool:
+        """Whether the network's time is measured on the runtime of the call."""
+        return self.runtime in MEASURED
 
     def settings(self, device: torch.device) -> dict[str, Any]:
         """For the report."""
@@ -141,6 +166,14 @@ class Options:
         }
 
 
+def _for_runtime(recipe: Recipe, runtime: RuntimeName, sparsity: float | None) -> Recipe:
+    """The recipe with the pattern that pays on a runtime; zeros where these are asked for."""
+    pays = BY_KEY[runtime].pattern
+    if pays == "unstructured" or (pays == "channels" and sparsity is not None):
+        return recipe
+    return replace(recipe, pattern=choose_pattern(pays))
+
+
 def _sparsity_of(pattern: Any) -> float | None:
     """The sparsity of a pattern that fixes it; None = it has to be asked for."""
     share = pattern.share if isinstance(pattern, UnitPattern) else None
@@ -161,10 +194,11 @@ def _check_allocation(asked: Any, recipe: Recipe) -> None:
 def _check_runtime(runtime: Any, *, is_needed: bool) -> None:
     """Raises OptionError unless there is a runtime to measure on where one is needed."""
     names = get_args(RuntimeName)
-    if runtime is None and is_needed:
+    if is_needed and (runtime is None or (runtime in names and runtime not in MEASURED)):
+        given = f"with runtime {runtime}" if runtime else "without a runtime"
         raise OptionError(
-            f"max_latency is given without a runtime, expected runtime={' or '.join(names)}: say "
-            "where the network will run"
+            f"max_latency is given {given}, expected runtime={' or '.join(MEASURED)}: say where "
+            "the network will run, and be measured"
         )
     if runtime is not None and runtime not in names:
         raise OptionError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -19,6 +19,7 @@ from secateur.evaluation.evaluation_set import EvaluationSet
 from secateur.evaluation.metric import DenseMetric
 from secateur.evaluation.metrics import one_answer
 from secateur.frontends import Frontend, asked_or_own
+from secateur.hardware.paying import not_paying
 from secateur.network import judging
 from secateur.network.folding import Folding, fold
 from secateur.network.graph import Graph
@@ -109,7 +110,7 @@ def prepare(
         run = timing.priced(run)
         run.check_target()
         watch.lap("layer times")
-    elif options.runtime is not None and not planning:
+    elif options.measures and not planning:
         watch.begin(f"trying the dense network on {options.runtime}")
         try_runtime(model, traced.samples.select(slice(2)), options)
         watch.lap("latency")
@@ -316,7 +317,9 @@ def select(
     layers = (
         layers_to_fit(graph.layers, options.exclude)
         if is_channels
-        else select_layers(graph.layers, options.include, options.exclude, options.recipe.pattern)
+        else select_layers(
+            graph.layers, options.include, dense_layers(graph, options), options.recipe.pattern
+        )
     )
     run = PruningRun(
         recalibration=conditioned.recalibration,
@@ -333,6 +336,26 @@ def select(
         run = with_channels(run, model, traced, options)
     run.check_target()  # what cannot be met shows now, not after the allocation
     return run
+
+
+def dense_layers(graph: Graph, options: Options) -> Collection[str] | None:
+    """Names and globs of layers to leave dense: the call's, and those where zeros would not pay.
+
+    Raises:
+        ModelError: zeros would pay in no layer.
+    """
+    asked = [options.exclude] if isinstance(options.exclude, str) else [*(options.exclude or ())]
+    if options.runtime is None or options.include is not None or options.measures:
+        return asked or None
+    reasons = not_paying(graph.layers, options.runtime)
+    usable = [of for of in graph.layers if of.obstacle is None and of.protected is None]
+    if reasons and len(reasons) == len(usable):
+        raise ModelError(
+            f"zeros would bring nothing on {options.runtime} ({next(iter(reasons.values()))}), "
+            "expected at least one layer in which they do: choose another runtime, or name layers "
+            "in include="
+        )
+    return [*asked, *reasons] or None
 
 
 def with_channels(run: PruningRun, model: Frontend, traced: Traced, options: Options) -> ChannelRun:

@@ -30,6 +30,7 @@ from secateur.frontends.first_runs import one_first_run
 from secateur.frontends.openvino.runtime import read_ir
 from secateur.frontends.torch.exported_programs import is_program, save_program
 from secateur.frontends.torch.shrink_program import save_smaller
+from secateur.hardware.acceleration.run import Acceleration
 from secateur.network.samples import Samples
 from secateur.render.page import save_page
 from secateur.report.model import Report
@@ -61,6 +62,8 @@ class PruneResult:
         output: name or number of the output by which files are compared with the network; None =
             the one that it is judged by.
         exported: the pruned network as an `onnx.ModelProto`, from which `quantized` was made.
+        acceleration: the pruned module on PyTorch's INT8 kernels, with a report of its own, if
+            runtime="torch-int8-sparse" was requested; `acceleration.save` writes it.
         missing: results that were requested and could not be made ("int8"), with the reason.
         file_remarks: what `save` has added to the report's warnings and notes about its files; the
             next call takes it out.
@@ -77,6 +80,7 @@ class PruneResult:
     output: str | int | None = None
     exported: Any = None
     missing: Mapping[str, str] = field(default_factory=dict)
+    acceleration: Acceleration | None = None
     file_remarks: list[str] = field(default_factory=list, repr=False, compare=False)
 
     def after(self, step: str) -> Any:

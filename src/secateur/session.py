@@ -16,6 +16,7 @@ from secateur.evaluation.results import Evaluation, Loss, Measure
 from secateur.frontends import Frontend
 from secateur.frontends import open as open_model
 from secateur.hardware.compare_latency import Ratio
+from secateur.hardware.paying import layers_note, not_paying
 from secateur.network.graph import Graph
 from secateur.network.layers import Layer
 from secateur.network.samples import Samples
@@ -129,7 +130,7 @@ class Job:
 
     def times(self, networks: Sequence[Frontend], int8: Any) -> tuple[list[Ratio], list[str]]:
         """Times on the runtime of the call; see `measure_all`. None where it names none."""
-        if self.options.runtime is None:
+        if not self.options.measures:
             return [], []
         self.watch.begin("measuring the pruned network")
         few = self.run.samples.select(slice(2))
@@ -160,7 +161,18 @@ class Job:
             )
         if walked.reconstruction is not None:
             notes.append(walked.reconstruction.note())
-        return [*notes, *_padding(self.run.samples), *walked.notes]
+        return [*self.runtime_notes(), *notes, *_padding(self.run.samples), *walked.notes]
+
+    def runtime_notes(self) -> list[str]:
+        """What was chosen for the runtime of the call, and why."""
+        options = self.options
+        if options.runtime is None:
+            return []
+        notes = [options.runtime_note]
+        if options.include is None and not options.measures:
+            reasons = not_paying(self.run.graph.layers, options.runtime)
+            notes += [layers_note(options.runtime, reasons)] if reasons else []
+        return notes
 
     def network(self, walked: WalkResult) -> Frontend:
         """The network with what a walk has changed, without the channels that it removed."""

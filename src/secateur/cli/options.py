@@ -278,7 +278,9 @@ class Prune(Fit):
     runtime: Annotated[
         str | None,
         typer.Option(
-            help="Where the network will run: onnxruntime, openvino or torch; measured here."
+            metavar="NAME",
+            help="Where the network will run (secateur runtimes lists the names): chooses the "
+            "pattern that pays there.",
         ),
     ] = None
     threads: Annotated[

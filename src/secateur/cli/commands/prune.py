@@ -30,6 +30,7 @@ from secateur.frontends import open as open_model
 from secateur.frontends.first_runs import one_first_run
 from secateur.frontends.loading import is_program_file, load_model, saved_suffix
 from secateur.frontends.openvino.runtime import require_openvino
+from secateur.hardware.paying import INT8_SPARSE
 from secateur.pruning.recipe import Recipe
 from secateur.pruning.targets import choose_target
 from secateur.render.terminal import print_blocks
@@ -48,12 +49,15 @@ from secateur.support.extras import require_onnx
 from secateur.support.files import check_folder, check_space, rehearse_folder
 from secateur.support.progress import Teller, on_terminal
 
+ACCELERATED = "accelerated.safetensors"  # for `secateur.load_accelerated`
+
 
 def run(asked: options.Prune) -> None:
     """Prunes and writes the files, or shows the plan of a dry run."""
     files = _files(asked)
     if asked.out is not None:
-        check_folder(asked.out, [*files, REPORT, PAGE], overwrite=asked.force)
+        more = [ACCELERATED] * (asked.runtime == INT8_SPARSE)
+        check_folder(asked.out, [*files, *more, REPORT, PAGE], overwrite=asked.force)
         rehearse_folder(asked.out, overwrite=asked.force)
     elif not asked.dry_run:
         raise OptionError("got no folder to write, expected -o OUT: or ask for --dry-run")
@@ -86,6 +90,9 @@ def _prune(
             _rehearse(asked, files, network, images.samples, teller)
             result = api.prune(network, images, **arguments)
             written, failure = _save(asked, out, result, teller)
+            if result.acceleration is not None:
+                result.acceleration.save(out / ACCELERATED, overwrite=asked.force)
+                written = {**written, Path(ACCELERATED): (out / ACCELERATED).stat().st_size}
     _show(result, out, asked.quiet)
     list_files(out, written)
     if failure is not None:

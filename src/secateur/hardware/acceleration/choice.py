@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from secateur.hardware.bench_worker import measure
-
-ROUNDS = 9
+ROUNDS = 12
+_REPEATS = 2  # runs of a round
 MARGIN = 0.02  # by which integers have to be faster than floats, as a share of the time
 
 
@@ -19,7 +20,8 @@ def seconds(
 ) -> dict[str, float]:
     """Seconds of a layer in several forms, which take turns: the least of `ROUNDS` rounds.
 
-    The least, not the median: other work on the machine only ever adds to a time.
+    The least, not the median, and of one thread its own time: other work on the machine only ever
+    adds to a time.
 
     Args:
         runs: each form of the layer.
@@ -32,8 +34,23 @@ def seconds(
         return lambda: run(whole.view_as(whole))  # a new object: codes of the last one are kept
 
     with torch.inference_mode():
-        found = measure([bound(run) for run in runs.values()], ROUNDS)
-    return {name: 1e-3 * min(of) for name, of in zip(runs, found, strict=True)}
+        found = _least([bound(run) for run in runs.values()])
+    return dict(zip(runs, found, strict=True))
+
+
+def _least(runs: Sequence[Callable[[], Any]]) -> list[float]:
+    """Seconds of each function, the least of the rounds, in which they take turns."""
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    least = [math.inf] * len(runs)
+    for run in runs:
+        run()
+    for _ in range(ROUNDS):
+        for number, run in enumerate(runs):
+            start = clock()
+            for _ in range(_REPEATS):
+                run()
+            least[number] = min(least[number], (clock() - start) / _REPEATS)
+    return least
 
 
 def fastest(times: Mapping[str, float], allowed: Sequence[str]) -> str:

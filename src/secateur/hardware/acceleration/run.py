@@ -23,6 +23,7 @@ from secateur.core.outputs import judge_of
 from secateur.data.preprocess import Transform
 from secateur.data.sources import MAX_IMAGES, Data, load_images
 from secateur.errors import ModelError, OptionError, SecateurWarning
+from secateur.evaluation.evaluation_set import EvaluationSet
 from secateur.evaluation.inference import first_output
 from secateur.evaluation.metrics import compare
 from secateur.frontends import asked_or_own
@@ -70,6 +71,17 @@ class Acceleration:
             OutputError: the file exists and `overwrite` is not given, or it cannot be written.
         """
         save_accelerated(self.model, path, overwrite=overwrite)
+
+    def notes(self, judged: EvaluationSet | None) -> list[str]:
+        """What a pruning report says of it, with the module on evaluation data where there are."""
+        told = [f"accelerated: {self.report.result}"]
+        if judged is not None:
+            told.append(f"accelerated, evaluated: {judged.evaluate(self.model)}")
+        told.append(
+            f"accelerated, against the pruned network in floats: {self.report.compared}; relative "
+            f"error {self.report.relative_error:.2g}"
+        )
+        return told
 
 
 @torch.inference_mode(False)
