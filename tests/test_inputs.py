@@ -351,7 +351,10 @@ def test_a_smaller_program_takes_sentences_of_any_length(tmp_path) -> None:
     result = secateur.prune(made(Fused), TOKENS, max_macs=0.6, pattern=pattern)
     assert any("traced program" in note for note in result.report.notes)
     assert not any("this length only" in note for note in result.report.notes)
-    result.save(tmp_path / "out")
+    for folder in ("other", "out"):
+        result.save(tmp_path / folder)
+    told = [note for note in result.report.notes if "does not load into the class" in note]
+    assert len(told) == 1
     again = load_model(str(tmp_path / "out" / "model.pt2"))
     shorter = {name: of[:3, :5] for name, of in TOKENS.items()}
     torch.testing.assert_close(again(**shorter), result.model(**shorter))

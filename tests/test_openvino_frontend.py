@@ -158,10 +158,29 @@ def test_the_command_writes_the_file_with_other_constants(images, tmp_path) -> N
 def test_other_formats_of_an_ir_are_refused_before_any_work(tmp_path) -> None:
     write_copy(as_ir(as_onnx(network())), tmp_path / "net.xml")
     arguments = ["prune", str(tmp_path / "net.xml"), "--data", "absent", "--sparsity", "0.5"]
-    for more in ("--onnx", "--openvino", "--int8"):
+    for more in ("--onnx", "--openvino"):
         done = CliRunner().invoke(app, [*arguments, "-o", str(tmp_path / "out"), more])
         assert done.exit_code == 2
         assert "the network is an OpenVINO file, expected no other format" in done.stderr
+
+
+@pytest.mark.filterwarnings("ignore::secateur.SecateurWarning")
+def test_an_ir_becomes_one_in_int8_which_stays_dense_itself(images, tmp_path) -> None:
+    pytest.importorskip("nncf")
+    path, out = tmp_path / "net.xml", tmp_path / "out"
+    write_copy(as_ir(as_onnx(network())), path)
+    how = {"sparsity": 0.5, "recipe": secateur.Recipe(**_uniform())}
+    result = secateur.prune(path, images, quantize="int8", evaluation=images, **how)
+    kinds = {node.get_type_name() for node in result.quantized.get_ops()}
+    assert "FakeQuantize" in kinds
+    assert result.report.evaluation["int8"].agreement is not None
+    written = {str(name) for name in result.save(out)}
+    assert written >= {"model.xml", "model.bin", "model-int8.xml", "model-int8.bin"}
+    checks = result.report.exports
+    assert checks["model-int8.xml"]["zeros"] >= checks["model.xml"]["zeros"] > 0
+    assert checks["model-int8.xml"]["relative_difference"] < 0.02
+    with refused("no layer to prune.*quantised"):
+        secateur.prune(out / "model-int8.xml", images, **how)
 
 
 def test_inspect_evaluate_and_sweep_take_an_ir(images, tmp_path) -> None:

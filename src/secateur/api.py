@@ -215,8 +215,9 @@ def prune(
         if quantize is not None:
             teller.step("quantising to INT8")
             try:
-                exported = pruned.to_onnx(job.images.samples)
-                integers = in_int8(exported, job.images.samples)
+                if pruned.suffix != ".xml":
+                    exported = pruned.to_onnx(job.images.samples)
+                integers = in_int8(exported or pruned, job.images.samples)
             except ModelError as error:  # the pruned network is there all the same
                 missing["int8"] = str(error)
             job.watch.lap("quantize")

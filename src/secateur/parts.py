@@ -79,12 +79,19 @@ def _returned(name: str, report: Report) -> PartReport:
     )
 
 
+def _bytes(model: Any) -> int:
+    """What an `onnx.ModelProto`, or the constants of an `openvino.Model`, take."""
+    if hasattr(model, "ByteSize"):
+        return model.ByteSize()
+    return sum(op.get_byte_size() for op in model.get_ops() if op.get_type_name() == "Constant")
+
+
 def _in_int8(job: Job, int8: Any, dense: Tensor | None, report: Report) -> PartReport:
     job.watch.begin("comparing the network in INT8 with the dense one")
     return PartReport(
         name=INT8,
         macs_fraction=report.macs_fraction,
-        bytes_fraction=int8.ByteSize() / job.run.costs.bytes.dense,
+        bytes_fraction=_bytes(int8) / job.run.costs.bytes.dense,
         calibration=job.compared(dense, open_model(int8)),
         evaluation=report.evaluation.get("int8"),
     )

@@ -18,12 +18,13 @@ from secateur.export.files import (
     differs,
     far_off,
     save_int8,
+    save_int8_ir,
     save_ir,
     save_onnx,
     save_openvino,
     save_safetensors,
 )
-from secateur.export.int8 import recurrent_note
+from secateur.export.int8 import INT8_FILE, recurrent_note
 from secateur.frontends import Frontend
 from secateur.frontends import open as open_model
 from secateur.frontends.first_runs import one_first_run
@@ -41,10 +42,14 @@ from secateur.support.settings import check_arguments
 
 WEIGHTS, ONNX, INT8 = "model.safetensors", "model.onnx", "model-int8.onnx"
 PROGRAM = "model.pt2"  # of a network that came in such a file
-OWN_IR = "model.xml"  # of a network that came in such a file
+OWN_IR, OWN_INT8_IR = "model.xml", INT8_FILE  # of a network that came in such a file
 IR, INT8_IR = "openvino/model.xml", "openvino/model-int8.xml"
+_OF_PROGRAM = (
+    f"{WEIGHTS} holds the weights of the traced program in {PROGRAM}, and does not load into the "
+    f"class that the network came from: use {PROGRAM}"
+)
 REPORT, PAGE = "report.json", "report.html"
-_FILES = (WEIGHTS, ONNX, INT8, PROGRAM, OWN_IR, IR, INT8_IR)
+_FILES = (WEIGHTS, ONNX, INT8, PROGRAM, OWN_IR, OWN_INT8_IR, IR, INT8_IR)
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,8 @@ class PruneResult:
         report: what happened to each layer, accuracy, size, settings and warnings.
         steps: for a recipe with several steps, the parameters that differ from the dense
             network's after each step, by name; see `after`.
-        quantized: the pruned network in INT8, an `onnx.ModelProto`, if requested.
+        quantized: the pruned network in INT8, an `onnx.ModelProto`, or an `openvino.Model` of one;
+            if requested.
         evaluation_set: the evaluation data with the dense network's outputs; None without data.
         output: name or number of the output by which files are compared with the network; None =
             the one that it is judged by.
@@ -128,7 +134,8 @@ class PruneResult:
             onnx: whether to write `model.onnx` of a module too.
             openvino: whether to write `openvino/model.xml` and its `.bin` too.
             int8: whether to write `model-int8.onnx` and, with `openvino`,
-                `openvino/model-int8.xml`; None = if `prune` was called with quantize="int8".
+                `openvino/model-int8.xml`; of an OpenVINO model `model-int8.xml`. None = if `prune`
+                was called with quantize="int8".
             overwrite: whether files of the same names may be replaced in a folder with others.
                 What an earlier call has written there of another format is removed, with a warning,
                 where the earlier report.json lists it.
@@ -186,11 +193,13 @@ def file_names(own: str, is_program: bool, *, onnx: bool, openvino: bool, int8: 
     Raises:
         OptionError: an OpenVINO file is to be written in another format.
     """
-    if own == ".xml" and (onnx or openvino or int8):
+    if own == ".xml" and (onnx or openvino):
         raise OptionError(
             "the network is an OpenVINO file, expected no other format than that for it: leave out "
-            "ONNX, OpenVINO and INT8 (--onnx, --openvino, --int8)"
+            "ONNX and OpenVINO (--onnx, --openvino)"
         )
+    if own == ".xml":
+        return [OWN_IR, *[OWN_INT8_IR] * int8]
     names = list(dict.fromkeys([f"model{own}", *[ONNX] * onnx]))
     names += [PROGRAM] * is_program + [INT8] * int8 + [IR] * openvino
     return names + [INT8_IR] * (openvino and int8)
@@ -221,6 +230,8 @@ def _write(
             if told := difference_warning(name, report.exports[name]):
                 _remark(result, report.warnings, told)
                 warnings.warn(told, SecateurWarning, stacklevel=3)
+    if PROGRAM in names and WEIGHTS in names and report.channels:
+        _remark(result, report.notes, _OF_PROGRAM)
     return missing
 
 
@@ -284,6 +295,11 @@ def _writers(
             raise ModelError(result.missing["int8"])
         return save_int8(result.quantized, path, images, exported(), output=output)
 
+    def write_int8_ir(path: Path) -> dict[str, Any]:
+        if result.quantized is None:
+            raise ModelError(result.missing["int8"])
+        return save_int8_ir(result.quantized, path, images, result.model, output=output)
+
     output = result.output
     write_onnx = ONNX_WRITERS.get(network.suffix, save_onnx)
     return {
@@ -298,6 +314,7 @@ def _writers(
         ONNX: lambda path: write_onnx(result.model, path, images, parameters, output=output),
         OWN_IR: lambda path: save_ir(result.model, path, images, parameters, output=output),
         INT8: write_int8,
+        OWN_INT8_IR: write_int8_ir,
         IR: lambda path: _write_openvino(result, exported(), path, None),
         INT8_IR: lambda path: _write_openvino(result, exported(), path, images),
     }
@@ -323,7 +340,7 @@ def _write_openvino(
 
 def difference_warning(name: str, check: Mapping[str, Any]) -> str | None:
     """What to warn of if a file does not give what the network gives; None if it does."""
-    if name in (INT8, INT8_IR) and far_off(check):
+    if name in (INT8, INT8_IR, OWN_INT8_IR) and far_off(check):
         return (
             f"{name} is far from the network in float32: the error of its outputs is "
             f"{percent_text(check['output_error'])} of their variance: evaluate it before you "

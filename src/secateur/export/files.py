@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from secateur.errors import ModelError
 from secateur.evaluation.inference import NoRowsError, first_output
 from secateur.evaluation.metrics import output_error
-from secateur.export.int8 import check_zeros, in_int8, parts, quantized
+from secateur.export.int8 import check_zeros, feed_of, in_int8, quantized
 from secateur.frontends import open as open_model
 from secateur.frontends.openvino.runtime import (
     as_ir,
-    batch_of,
     ir_weights,
     names_in,
     read_ir,
@@ -153,6 +152,9 @@ def rehearse(
     try:
         with network.running(few):  # an ONNX file's first run is not another library's
             pass
+        if network.suffix == ".xml" and int8:
+            in_int8(network, few)
+            return
         if not (onnx or openvino or int8):
             return
         exported = network.to_onnx(few)
@@ -238,7 +240,7 @@ def save_openvino(
     model = open_model(model).to_onnx(as_samples(images))
     made = as_ir(model)
     if int8 is not None:
-        integers = quantized(made, _feed(made, as_samples(int8)))
+        integers = quantized(made, feed_of(made, as_samples(int8)))
         check_zeros(ir_weights(made), ir_weights(integers), path.name)
         made = integers
     path.parent.mkdir(exist_ok=True)
@@ -249,14 +251,6 @@ def save_openvino(
         **_differences(held, model, images, output),
         "zeros": check_zeros(_onnx_weights(model), ir_weights(held.model), path.name),
     }
-
-
-def _feed(model: Any, samples: Samples) -> list[Any]:
-    """What an `openvino.Model` is quantised on: by the names of its inputs, or its only one."""
-    feed = parts(samples, batch_of(model))
-    if len(samples.tensors) == 1:
-        return [next(iter(part.values())) for part in feed]
-    return feed
 
 
 def _differences(
@@ -395,6 +389,19 @@ def save_ir(
             _arrays({name: after[name] for name in parameters}),
             path.name,
         ),
+    }
+
+
+def save_int8_ir(
+    model: Any, path: Path, images: AnySamples, pruned: Any, *, output: str | int | None = None
+) -> dict[str, Any]:
+    """As `save_int8`, of an `openvino.Model` that was made from another one."""
+    write_copy(model, path)
+    held = read_ir(path)
+    return {
+        "bytes": path.stat().st_size + path.with_suffix(".bin").stat().st_size,
+        **_differences(held, pruned, images, output),
+        "zeros": check_zeros(ir_weights(pruned), ir_weights(held.model), path.name),
     }
 
 

@@ -23,6 +23,7 @@ from secateur.data.sources import MAX_IMAGES, Data, load_images
 from secateur.errors import ModelError, OptionError, SecateurWarning
 from secateur.frontends import Frontend, asked_or_own
 from secateur.frontends import open as open_model
+from secateur.frontends.openvino.runtime import batch_of, ir_weights
 from secateur.network.samples import Samples
 from secateur.support.extras import require, require_onnx
 from secateur.support.loggers import quiet
@@ -33,6 +34,7 @@ from secateur.support.wording import counted
 Precision = Literal["int8"]  # what networks can be quantised to
 Weights = Mapping[str, np.ndarray]
 
+INT8_FILE = "model-int8.xml"  # of a network that came in an OpenVINO file
 RECURRENT_IR = tuple(  # OpenVINO's types
     f"{kind}{form}" for kind in ("LSTM", "GRU", "RNN") for form in ("Sequence", "Cell")
 )
@@ -43,7 +45,7 @@ class Quantized:
     """A network in INT8.
 
     Attributes:
-        model: an `onnx.ModelProto` that ONNX Runtime has run.
+        model: an `onnx.ModelProto` that ONNX Runtime has run, or an `openvino.Model`.
         notes: what departs from NNCF's scheme.
     """
 
@@ -75,7 +77,8 @@ def quantize(
 
     Args:
         model: an `onnx.ModelProto`, the path of an .onnx file, or any other network that `prune`
-            takes, which is exported to ONNX first; not changed.
+            takes, which is exported to ONNX first; or an `openvino.Model` or the path of an .xml
+            file, which becomes another `openvino.Model`; not changed.
         data: calibration images, from any source as for `prune` (`secateur.Data`).
         preprocess: from images to inputs, see `Preprocess`; for folders and uint8 data. None =
             what a network from a hub prescribes; no preprocessing for any other network.
@@ -107,6 +110,9 @@ def quantize(
 
 def in_int8(model: Any, samples: Samples) -> Quantized:
     """`quantize` with notes in the place of warnings."""
+    network = open_model(model)
+    if network.suffix == ".xml":
+        return _ir_in_int8(network, samples)
     require_onnx("quantising to INT8", "onnx_ir", extra="int8")
     from secateur.export import onnx_surgery, onnx_weights
     from secateur.frontends import onnx as frontend
@@ -130,6 +136,25 @@ def in_int8(model: Any, samples: Samples) -> Quantized:
         "Runtime takes no others in its integer convolutions"
     )
     return Quantized(model=found, notes=(note,) if layers else ())
+
+
+def _ir_in_int8(network: Frontend, samples: Samples) -> Quantized:
+    """An `openvino.Model` in INT8, another one."""
+    bound = network.signature.bind(samples)
+    made = quantized(network.model, feed_of(network.model, bound))
+    with open_model(made).running(bound[:2]) as run:
+        run(bound[:2])
+    check_zeros(ir_weights(network.model), ir_weights(made), INT8_FILE)
+    note = recurrent_note(made, INT8_FILE)
+    return Quantized(model=made, notes=() if note is None else (note,))
+
+
+def feed_of(model: Any, samples: Samples) -> list[Any]:
+    """What an `openvino.Model` is quantised on: by the names of its inputs, or its only one."""
+    feed = parts(samples, batch_of(model))
+    if len(samples.tensors) == 1:
+        return [next(iter(part.values())) for part in feed]
+    return feed
 
 
 def _that_runs(made: Any, few: Samples) -> tuple[Any, list[str]]:
@@ -239,7 +264,8 @@ def check_kind(kind: Precision | None, network: Frontend) -> None:
         names = ", ".join(map(repr, get_args(Precision)))
         raise OptionError(f"quantize is {kind!r}, expected {names} or None")
     if kind is not None:
-        require_onnx("quantising to INT8", "onnx_ir", *network.exporters, extra="int8")
+        if network.suffix != ".xml":
+            require_onnx("quantising to INT8", "onnx_ir", *network.exporters, extra="int8")
         require_nncf()
 
 

@@ -94,7 +94,7 @@ class OpenVinoFrontend(Frontend):
         """Not possible."""
         raise ModelError(
             "an OpenVINO file cannot be written as ONNX, expected a PyTorch module or an .onnx "
-            "file for other runtimes, and for INT8: prune what the file was made from"
+            "file for other runtimes: prune what the file was made from"
         )
 
     def tensors(self) -> dict[str, Tensor]:
