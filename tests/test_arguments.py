@@ -90,6 +90,7 @@ PRUNING: dict[str, list[Any]] = {
     "metric": [5, "top1", lambda: 1.0, object()],
     "progress": [5, "bar", lambda: None, lambda done: None, [], object()],
 }
+RECIPE = ("recipe", "pattern", "method", "allocation", "inputs", "max_columns")
 TARGETS: dict[str, list[Any]] = {
     **{name: SHARES for name in ("sparsity", "max_macs", "max_bytes", "max_drop", "max_latency")},
     "runtime": [5, "tensorflow", True, ["onnxruntime"]],
@@ -103,6 +104,12 @@ TABLE: dict[str, dict[str, list[Any]]] = {
     "sweep": {
         **PRUNING,
         "sparsities": [None, 0.5, "0.5", [], ["0.5"], [None], {}, {"a": 1}, [1.5], object()],
+    },
+    "advise": {
+        **{name: of for name, of in PRUNING.items() if name not in RECIPE},
+        **{name: SHARES for name in ("sparsity", "blocks", "max_macs")},
+        "seconds": ["5", -1, None, True, float("nan")],
+        "threads": [*WHOLE, None],
     },
     "inspect": {
         "model": MODELS,
@@ -203,6 +210,7 @@ def right(function: str) -> dict[str, Any]:
         "prune": {**fit, "sparsity": 0.5},
         "plan": {**fit, "sparsity": 0.5},
         "sweep": {**fit, "sparsities": [0.5]},
+        "advise": {"model": network(), "data": IMAGES, "seconds": 0, "max_images": 8},
         "inspect": {"model": network(), "shape": (3, 8, 8)},
         "evaluate": {"model": network(), "data": IMAGES, "reference": network()},
         "quantize": {"model": network(), "data": IMAGES},
@@ -221,9 +229,9 @@ def right(function: str) -> dict[str, Any]:
 
 def with_wrong(function: str, argument: str, wrong: Any) -> dict[str, Any]:
     arguments = {**right(function), argument: wrong}
-    if argument in ("max_macs", "max_bytes", "max_drop", "max_latency"):
+    if function != "advise" and argument in ("max_macs", "max_bytes", "max_drop", "max_latency"):
         arguments.pop("sparsity", None)
-    if function not in ("bench", "accelerate") and argument in (
+    if function not in ("bench", "accelerate", "advise") and argument in (
         "max_latency",
         "runtime",
         "threads",

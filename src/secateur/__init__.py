@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from secateur.version import __version__
 
 if TYPE_CHECKING:  # for type checkers and editors; _HOME says the same at run time
+    from secateur.advice import advise
     from secateur.api import inspect, plan, prune, sweep
     from secateur.core.methods import (
         ADMM,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:  # for type checkers and editors; _HOME says the same at run t
     from secateur.pruning.recipe import RECIPES, Recipe
     from secateur.pruning.reconstruction import BlockReconstruction
     from secateur.render.page import save_page
+    from secateur.report.advice import Advice, Suggestion
     from secateur.report.comparison import Comparison, compare_reports
     from secateur.report.model import Report
     from secateur.report.plan import Plan
@@ -70,6 +72,7 @@ __all__ = [
     "Acceleration",
     "AccelerationReport",
     "AdamCalibration",
+    "Advice",
     "Bench",
     "BiasCorrection",
     "Block",
@@ -99,6 +102,7 @@ __all__ = [
     "SecateurError",
     "SecateurWarning",
     "Sensitivity",
+    "Suggestion",
     "Sweep",
     "Text",
     "Uniform",
@@ -107,6 +111,7 @@ __all__ = [
     "WeightCorrection",
     "__version__",
     "accelerate",
+    "advise",
     "bench",
     "compare_reports",
     "evaluate",
@@ -132,6 +137,8 @@ _HOME = {
     "AccelerationReport": "secateur.hardware.acceleration.report",
     "AdamCalibration": "secateur.core.methods",
     "ADMM": "secateur.core.methods",
+    "Advice": "secateur.report.advice",
+    "advise": "secateur.advice",
     "Bench": "secateur.hardware.latency",
     "bench": "secateur.hardware.bench",
     "BiasCorrection": "secateur.core.methods",
@@ -177,6 +184,7 @@ _HOME = {
     "SecateurError": "secateur.errors",
     "SecateurWarning": "secateur.errors",
     "Sensitivity": "secateur.pruning.allocations",
+    "Suggestion": "secateur.report.advice",
     "Sweep": "secateur.report.sweep",
     "sweep": "secateur.api",
     "Text": "secateur.data.text",

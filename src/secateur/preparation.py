@@ -158,6 +158,22 @@ def zeros_after(job: Job, smaller: Frontend) -> Job:
     )
 
 
+def again(job: Job, options: Options) -> Job:
+    """The job with other options for the same network, samples and data to judge by.
+
+    The recipe must condition the network as the job's does.
+
+    Raises:
+        OptionError: no such layers, or the target cannot be met with them.
+    """
+    traced = Traced(graph=job.original, samples=job.run.samples, rows=True, output=job.output)
+    conditioned = Conditioned(
+        aligned=job.aligned, recalibration=job.run.recalibration, folding=job.run.folding
+    )
+    run = select(job.model, traced, conditioned, options, job.run.chunk)
+    return replace(job, options=options, run=run, timing=None)
+
+
 def read(
     data: Data,
     options: Options,

@@ -28,6 +28,7 @@ from secateur.version import __version__
 COMMANDS: dict[str, type] = {
     "prune": options.Prune,
     "sweep": options.Sweep,
+    "advise": options.Advise,
     "report": options.Report,
     "compare": options.Compare,
     "bench": options.Bench,

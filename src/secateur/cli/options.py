@@ -148,8 +148,8 @@ class Pictures(Texts):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fit(Pictures):
-    """What `prune` and `sweep` share."""
+class Given(Pictures):
+    """A network and data, for what prunes it."""
 
     model: Model
     data: Data
@@ -158,6 +158,35 @@ class Fit(Pictures):
         str | None,
         typer.Option("--eval", metavar="DATA", help="Images to evaluate on, labelled or not."),
     ] = None
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB",
+            help="Names or globs of layers to prune, protected ones too; repeatable.",
+        ),
+    ] = None
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Names or globs of layers to leave dense; repeatable."),
+    ] = None
+    mask: Mask = None
+    max_images: Annotated[
+        int, typer.Option(parser=_whole, metavar="N", help="Use at most this many images.")
+    ] = 1000
+    seed: Seed = 0
+    output: Output = None
+    judge: Judge = None
+    device: Annotated[str | None, typer.Option(help="Device to compute on, e.g. cpu or cuda.")] = (
+        None
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit(Given):
+    """What `prune` and `sweep` share."""
+
+    model: Model
+    data: Data
     recipe: Annotated[
         str,
         typer.Option(metavar="NAME|FILE", help="Recipe: default, tuned, paper or a .toml file."),
@@ -188,33 +217,12 @@ class Fit(Pictures):
             "(overrides the recipe)."
         ),
     ] = None
-    include: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="GLOB",
-            help="Names or globs of layers to prune, protected ones too; repeatable.",
-        ),
-    ] = None
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(metavar="GLOB", help="Names or globs of layers to leave dense; repeatable."),
-    ] = None
-    mask: Mask = None
-    max_images: Annotated[
-        int, typer.Option(parser=_whole, metavar="N", help="Use at most this many images.")
-    ] = 1000
     max_columns: Annotated[
         int,
         typer.Option(
             parser=_whole, metavar="N", help="Fit layers with more inputs per output in blocks."
         ),
     ] = 8192
-    seed: Seed = 0
-    output: Output = None
-    judge: Judge = None
-    device: Annotated[str | None, typer.Option(help="Device to compute on, e.g. cpu or cuda.")] = (
-        None
-    )
     force: Force = False
     quiet: Quiet = None
 
@@ -334,6 +342,47 @@ class Sweep(Fit):
         ),
     ]
     out: Folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advise(Given):
+    """Show what MODEL would gain on each runtime, with which pattern, and at what price.
+
+    Each pattern gets a quick fit, is judged on --eval (or on a quarter of --data), and measured on
+    the runtimes that are installed. Keep the machine otherwise idle.
+    """
+
+    model: Model
+    data: Data
+    sparsity: Annotated[
+        float,
+        typer.Option(
+            parser=_number, metavar="S", help="Fraction of zeros, where any weight may be one."
+        ),
+    ] = 0.5
+    blocks: Annotated[
+        float, typer.Option(parser=_number, metavar="S", help="Fraction of zeros in blocks.")
+    ] = 0.7
+    max_macs: Annotated[
+        float,
+        typer.Option(
+            parser=_number, metavar="F", help="Multiply-accumulates left where channels leave."
+        ),
+    ] = 0.7
+    seconds: Annotated[
+        float,
+        typer.Option(
+            parser=_number, metavar="S", help="Seconds of measuring on each runtime; 0 = none."
+        ),
+    ] = 10.0
+    threads: Annotated[
+        int, typer.Option(parser=_whole, metavar="N", help="Threads of each runtime.")
+    ] = 1
+    max_images: Annotated[
+        int, typer.Option(parser=_whole, metavar="N", help="Use at most this many images.")
+    ] = 256
+    json: Json = False
+    quiet: Silent = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -136,11 +136,7 @@ def build_report(
             *told(cautions.thin(layers, len(images.samples))),
             *notes,
         ],
-        versions={
-            "secateur": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        versions=versions(),
     )
 
 
@@ -178,6 +174,15 @@ def cost_left(network: Frontend, layers: Sequence[Layer], run: PruningRun) -> tu
             seen.add(str(layer.parameter))
     dense = sum(of.macs for of in run.graph.layers)
     return macs / dense if dense else 1.0, size / run.costs.bytes.dense
+
+
+def versions() -> dict[str, str]:
+    """Of secateur, torch and Python."""
+    return {
+        "secateur": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def describe(setting: Any) -> Any:

@@ -1,0 +1,290 @@
+"""`secateur.advise`: which pattern pays on which runtime, for this network, and at what price.
+
+The network is read, traced and conditioned once. Each pattern then has a quick fit to the same
+samples (`QUICK`), is judged on the same others, and is measured on the runtimes that it is for.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.core.methods import LeastSquares
+from secateur.core.outputs import Judge
+from secateur.data.preprocess import Transform
+from secateur.data.sources import Data, Images, load_images
+from secateur.errors import ModelError, SecateurError, SecateurWarning
+from secateur.evaluation.results import Loss
+from secateur.frontends import Frontend, asked_or_own
+from secateur.frontends import open as open_model
+from secateur.frontends.first_runs import one_first_run
+from secateur.hardware.acceleration.run import accelerate
+from secateur.hardware.compare_latency import compare
+from secateur.hardware.layer_worker import ENGINES
+from secateur.hardware.machine import Machine
+from secateur.hardware.runtimes import BY_KEY
+from secateur.options import Options
+from secateur.preparation import again, hold_back, prepare
+from secateur.pruning.recipe import Recipe
+from secateur.report.advice import Advice, Suggestion
+from secateur.report.build import versions
+from secateur.session import Job
+from secateur.support.progress import telling
+from secateur.support.settings import SEEDS, at_least, check_arguments
+from secateur.support.wording import counted
+
+QUICK = Recipe(method=LeastSquares(damping=0.3))
+"""One walk, the smallest weights removed, the others fitted; no blocks trained."""
+
+_IMAGES = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tried:
+    """A network pruned quickly in one pattern.
+
+    Attributes:
+        asked: how far, in words.
+        network: the result; None where the pattern cannot be had.
+        lost: on the samples that it is judged on.
+        bytes_fraction: of a packed file.
+        why: there is none.
+    """
+
+    asked: str
+    network: Frontend | None = None
+    lost: Loss | None = None
+    bytes_fraction: float | None = None
+    why: str = ""
+
+
+@one_first_run()
+@torch.inference_mode(False)
+def advise(
+    model: nn.Module | str | Path | Any,
+    data: Data,
+    *,
+    evaluation: Data | None = None,
+    sparsity: float = 0.5,
+    blocks: float = 0.7,
+    max_macs: float = 0.7,
+    seconds: float = 10.0,
+    threads: int = 1,
+    preprocess: Transform | None = None,
+    include: str | Collection[str] | None = None,
+    exclude: str | Collection[str] | None = None,
+    max_images: int = _IMAGES,
+    seed: int = 0,
+    mask: str | None = None,
+    output: str | int | None = None,
+    judge: Judge | None = None,
+    metric: Callable[[Any], float] | None = None,
+    device: torch.device | str | None = None,
+    progress: bool | Callable[[int, int, str], Any] | None = None,
+) -> Advice:
+    """Tells what each pattern would bring on each runtime here, and what it would cost.
+
+    A network is pruned quickly in each pattern that some runtime can use, judged, and measured on
+    the runtimes that are installed: keep the machine idle meanwhile. What cannot be measured here
+    is told with its reason.
+
+    Example:
+        >>> import torch, secateur
+        >>> torch.manual_seed(0) and None
+        >>> layers = torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 64)
+        >>> net = torch.nn.Sequential(*layers)
+        >>> advice = secateur.advise(net, torch.randn(64, 64), seconds=0)
+        >>> sorted({of.pattern for of in advice.suggestions})
+        ['1x4', '2:4', 'channels', 'unstructured']
+
+    Args:
+        model, data, evaluation: as for `secateur.prune`; without evaluation data and `metric` a
+            quarter of `data` is held back to judge on.
+        sparsity: fraction of zeros, where any weight may be one, in [0, 1).
+        blocks: fraction of zeros in blocks, in [0, 1).
+        max_macs: multiply-accumulates left where channels leave, as a fraction of the dense
+            network's, in (0, 1].
+        seconds: of measuring on each runtime; 0 = no times, only bytes and what is lost.
+        threads: that runtimes use.
+        max_images: use at most this many samples: few are quick.
+        preprocess, include, exclude, seed, mask, output, judge, metric, device, progress: as for
+            `secateur.prune`.
+
+    Returns:
+        A row for each runtime.
+
+    Raises:
+        OptionError, DataError, ModelError: a mistake in the call; the message says how to fix it.
+
+    Cost: four quick fits, each a half to one call of `prune` on so many samples, and `seconds` of
+    measuring on each runtime, besides starting it.
+    """
+    arguments = {**locals(), "progress": None}  # which `telling` checks
+    check_arguments(
+        advise,
+        arguments,
+        seconds=at_least(0),
+        threads=at_least(1),
+        max_images=at_least(1),
+        seed=SEEDS,
+        output=at_least(0),
+    )
+    common = {
+        "include": include,
+        "exclude": exclude,
+        "max_images": max_images,
+        "seed": seed,
+        "device": device,
+        "mask": mask,
+        "output": output,
+        "judge": judge,
+        "metric": metric,
+        "preprocess": preprocess,
+    }
+    asked = {
+        "unstructured": {"sparsity": sparsity},
+        "1x4": {"sparsity": blocks},
+        "2:4": {},
+        "channels": {"max_macs": max_macs},
+    }
+    options = {pattern: _options(pattern, **target, **common) for pattern, target in asked.items()}
+    network = open_model(model)
+    with telling(progress) as teller:
+        first = options["unstructured"]
+        images, judged, judged_on = _read(network, data, first, evaluation)
+        job = prepare(network, images, first, judged, teller=teller)
+        tried = dict[str, _Tried]()
+        for pattern, each in options.items():
+            teller.step(f"a quick fit in the pattern {pattern}")
+            tried[pattern] = _try(job, each)
+        job.watch.lap("fits")
+        machine = Machine.here()
+        found = list[Suggestion]()
+        for key, runtime in BY_KEY.items():
+            teller.step(f"measuring on {key}")
+            plain = _suggestion(job, key, tried[runtime.pattern], machine)
+            if plain.share is None and not plain.note:
+                plain = _timed(job, plain, tried[runtime.pattern], seconds, threads)
+            found.append(plain)
+        job.watch.lap("latency")
+    losses = [of.lost.measure.heading for of in tried.values() if of.lost is not None]
+    return Advice(
+        suggestions=tuple(found),
+        lost=losses[0] if losses else "",
+        images=len(images.samples),
+        judged_on=judged_on,
+        cpu=machine.cpu,
+        threads=threads,
+        seconds=job.watch.seconds,
+        versions=versions(),
+        warnings=tuple(job.warnings),
+    )
+
+
+def _options(pattern: str, **others: Any) -> Options:
+    chosen = {"recipe": QUICK, "method": None, "allocation": None, "inputs": None}
+    return Options.of(pattern=pattern, **chosen, **others)
+
+
+def _read(
+    network: Frontend, data: Data, options: Options, evaluation: Data | None
+) -> tuple[Images, Data | None, str]:
+    """The samples to fit to, those to judge on, and what the latter are."""
+    images = load_images(
+        data,
+        preprocess=asked_or_own(options.preprocess, network),
+        max_images=options.max_images,
+        seed=options.seed,
+        takes=network.signature.masking(options.mask),
+    )
+    if evaluation is not None:
+        return images, evaluation, "the evaluation data"
+    if options.metric is not None:
+        return images, None, "the metric's own data"
+    images, held_back = hold_back(images)
+    return images, held_back, f"{counted(len(held_back.samples), 'sample')} held back"
+
+
+def _try(job: Job, options: Options) -> _Tried:
+    """The network pruned quickly; what goes wrong is what there is to say of the pattern."""
+    asked = _in_words(options)
+    try:
+        own = again(job, options).measure()
+        walked, _, _ = own.carry_out()
+        pruned = own.network(walked)
+        report = own.report(pruned, walked, {}, left=own.layers_left(pruned, walked))
+        evaluation = own.evaluate(pruned)
+    except SecateurError as error:
+        return _Tried(asked=asked, why=str(error))
+    return _Tried(
+        asked=asked,
+        network=pruned,
+        lost=evaluation and evaluation.lost,
+        bytes_fraction=report.bytes_fraction,
+    )
+
+
+def _in_words(options: Options) -> str:
+    if options.target.name == "max_macs":
+        return f"{options.target.value:.0%} of the MACs"
+    return f"{options.target.value:.0%} zeros"
+
+
+def _suggestion(job: Job, key: str, tried: _Tried, machine: Machine) -> Suggestion:
+    """What is known of a network on a runtime before it is run there."""
+    runtime = BY_KEY[key]
+    plain = Suggestion(
+        runtime=key,
+        pattern=runtime.pattern,
+        asked=tried.asked,
+        lost=tried.lost and tried.lost.amount,
+        lost_error=tried.lost and tried.lost.error,
+        note=tried.why,
+    )
+    if tried.network is None:
+        return plain
+    if key == "storage":
+        return replace(plain, what="bytes", share=tried.bytes_fraction)
+    obstacle = runtime.obstacle_here(machine)
+    return replace(plain, note=f"cannot be measured here: {obstacle}" if obstacle else "")
+
+
+def _timed(job: Job, plain: Suggestion, tried: _Tried, seconds: float, threads: int) -> Suggestion:
+    """The same with the network's time there, or why there is none."""
+    assert tried.network is not None
+    if not seconds:
+        return replace(plain, note="not measured, as asked")
+    try:
+        if plain.runtime == "torch-int8-sparse":
+            return _accelerated(job, plain, tried.network)
+        if plain.runtime not in ENGINES:
+            return replace(plain, note="secateur bench measures it, once the file is written")
+        models, few = [job.model.model, tried.network.model], job.run.samples.select(slice(2))
+        _, ratio = compare(models, few, plain.runtime, seconds, threads=threads)
+    except SecateurError as error:
+        return replace(plain, note=f"not measured: {error}")
+    return replace(plain, share=ratio.ratio, low=ratio.low, high=ratio.high)
+
+
+def _accelerated(job: Job, plain: Suggestion, network: Frontend) -> Suggestion:
+    """On PyTorch's INT8 kernels, and what INT8 has cost beside the zeros."""
+    if not isinstance(network.model, nn.Module):
+        raise ModelError("these kernels are PyTorch's, which runs modules: give the module")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SecateurWarning)  # the note tells which kernels run
+        fast = accelerate(network.model, job.images, mask=job.options.mask)
+    lost = job.evaluate(open_model(fast.model))
+    time = fast.report.milliseconds
+    return replace(
+        plain,
+        share=time["accelerated"] / time["float"],
+        lost=lost and lost.lost and lost.lost.amount,
+        lost_error=lost and lost.lost and lost.lost.error,
+        note=f"in INT8, against float32; {fast.report.kernels}",
+    )
