@@ -29,7 +29,7 @@ from results_table import MACHINE, SCORES, append_row, key, machine, read_rows, 
 from torch import Tensor
 
 import secateur
-from secateur.data.sources import Images
+from secateur.data.images import Images
 
 SHARES = {  # of the MACs, by network
     "resnet20": [0.8, 0.7, 0.5],

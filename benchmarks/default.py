@@ -20,7 +20,7 @@ from paper import images_of
 from results_table import MACHINE, SCORES, append_row, key, machine, read_rows, scores
 
 import secateur
-from secateur.data.sources import Images
+from secateur.data.images import Images
 
 KEY = ("network", "data", "sparsity", "images", "draw", "half", "test_images", "recipe")
 COLUMNS = (

@@ -28,7 +28,7 @@ from paper import images_of
 from results_table import MACHINE, append_row, key, machine, read_rows, scores
 
 import secateur
-from secateur.data.sources import Images
+from secateur.data.images import Images
 from secateur.evaluation.inference import predict
 from secateur.evaluation.metrics import compare
 from secateur.frontends import open as open_model

@@ -26,7 +26,7 @@ from results_table import MACHINE, append_row, key, machine, read_rows, scores
 from shared_data import CIFAR_MEAN, CIFAR_STD, LITE0_MEAN, LITE0_STD
 
 import secateur
-from secateur.data.sources import Images
+from secateur.data.images import Images
 from secateur.pruning.recipe import choose_recipe
 
 PREPROCESS = {

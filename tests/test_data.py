@@ -9,7 +9,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from secateur.data.fractals import fractal_images
-from secateur.data.sources import Images, Preprocess, load_images
+from secateur.data.preprocess import Preprocess
+from secateur.data.sources import Images, load_images
 from secateur.errors import DataError, OptionError
 from secateur.network.samples import as_samples
 

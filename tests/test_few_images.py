@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import secateur
-from secateur.data.sources import FEW_IMAGES, MAX_IMAGES
+from secateur.data.images import FEW_IMAGES, MAX_IMAGES
 
 
 def network(width: int) -> nn.Module:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from secateur.data.sources import FEW_IMAGES
+from secateur.data.images import FEW_IMAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from secateur.data.sources import Images
+from secateur.data.images import Images
 from secateur.evaluation.evaluation_set import EvaluationSet
 from secateur.evaluation.metric import DenseMetric
 from secateur.evaluation.results import Evaluation, Loss, Measure

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from secateur.core.outputs import Judge
-from secateur.data.sources import Images
+from secateur.data.images import Images
 from secateur.errors import ModelError
 from secateur.evaluation.inference import first_output
 from secateur.evaluation.metrics import compare

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from secateur.core.outputs import Judge
-from secateur.data.sources import FEW_IMAGES, MAX_IMAGES
+from secateur.data.images import FEW_IMAGES, MAX_IMAGES
 from secateur.data.streams import digests
 from secateur.evaluation.metrics import one_answer
 from secateur.evaluation.results import Evaluation
