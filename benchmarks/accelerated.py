@@ -83,7 +83,7 @@ def main() -> None:
 
 def calibration(sentences: Sentences, count: int) -> Samples:
     """Sentences padded to the length that the module will be run with."""
-    return Samples(sentences.calibration(count, LENGTH, 1)).padded(LENGTH)
+    return Samples(sentences.calibration(count, LENGTH, 1)).of_length(LENGTH)
 
 
 def accelerated(model: nn.Module, samples: Samples, kernels: list[Any]) -> secateur.Acceleration:

@@ -155,6 +155,17 @@ TABLE: dict[str, dict[str, list[Any]]] = {
         "path": [*PATHS, "no such.safetensors", Path("no such.safetensors")],
     },
     "runtimes": {},
+    "bench_modules": {
+        "dense": MODELS,
+        "data": IMAGES_GIVEN,
+        "pruned": [wrong for wrong in MODELS if wrong is not None],
+        "batches": [5, [], [0], ["1"], None, [1.5]],
+        "lengths": [5, [0], ["1"], [1.5]],
+        "compiled": FLAGS,
+        "threads": [*WHOLE, None],
+        "rounds": [*WHOLE, None],
+        "preprocess": PREPROCESS,
+    },
     "load": {
         "model": [5, None, nn.Linear, "net.onnx", {}],
         "weights": [*PATHS, "no such.safetensors", Path("no such.safetensors")],
@@ -215,6 +226,7 @@ def right(function: str) -> dict[str, Any]:
         "evaluate": {"model": network(), "data": IMAGES, "reference": network()},
         "quantize": {"model": network(), "data": IMAGES},
         "accelerate": {"model": network(), "data": IMAGES},
+        "bench_modules": {"dense": network(), "data": IMAGES},
         "load_accelerated": {"model": network(), "path": "net.safetensors"},
         "load": {"model": network(), "weights": "net.safetensors"},
         "load_images": {"data": IMAGES},
@@ -231,7 +243,7 @@ def with_wrong(function: str, argument: str, wrong: Any) -> dict[str, Any]:
     arguments = {**right(function), argument: wrong}
     if function != "advise" and argument in ("max_macs", "max_bytes", "max_drop", "max_latency"):
         arguments.pop("sparsity", None)
-    if function not in ("bench", "accelerate", "advise") and argument in (
+    if not function.startswith(("bench", "accelerate", "advise")) and argument in (
         "max_latency",
         "runtime",
         "threads",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from test_cli import invoke
 from torch import nn
 
 import secateur
@@ -115,3 +117,16 @@ def test_where_zeros_bring_nothing_anywhere_that_is_said() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Flatten()).eval()
     with pytest.raises(ModelError, match="zeros would bring nothing on torch-int8-sparse"):
         secateur.prune(net, IMAGES, sparsity=0.5, runtime="torch-int8-sparse", **FAST)
+
+
+def test_the_command_line_lets_the_user_win(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nnet = nn.Sequential(nn.Flatten(), nn.Linear(192, 64),"
+        " nn.ReLU(), nn.Linear(64, 64)).eval()\n"
+    )
+    np.savez(tmp_path / "data.npz", images=IMAGES.numpy())
+    call = ["prune", f"{tmp_path}/net.py:net", "--data", f"{tmp_path}/data.npz", "--dry-run"]
+    call += ["--sparsity", "0.5", "--method", "magnitude", "--runtime", "torch-int8-sparse"]
+    assert "pattern 1x4, chosen for it" in " ".join(invoke(*call).output.split())
+    told = " ".join(invoke(*call, "--pattern", "unstructured").output.split())
+    assert "pattern unstructured, as asked for; what pays there is 1x4" in told

@@ -118,3 +118,16 @@ def test_a_stream_drops_its_values_and_the_store_knows() -> None:
     assert set(values) == set(graph.outputs)
     assert store.bytes == 4 * 6 * 3
     assert store.peak >= 4 * 6 * 50
+
+
+def test_samples_are_cut_to_a_length_or_padded_up_to_it():
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    samples = Samples({"ids": torch.arange(6).reshape(2, 3), "attention_mask": mask})
+    assert samples.of_length(2).tensors["ids"].tolist() == [[0, 1], [3, 4]]
+    longer = samples.of_length(5)
+    assert longer.tensors["ids"].shape == (2, 5)
+    assert longer.mask.sum(1).tolist() == [2, 3]
+    left = Samples({"ids": torch.arange(6).reshape(2, 3), "attention_mask": mask.flip(1)})
+    assert left.of_length(2).tensors["ids"].tolist() == [[1, 2], [4, 5]]
+    assert left.of_length(4).mask.tolist() == [[0, 0, 1, 1], [0, 1, 1, 1]]
+    assert Samples({"x": torch.ones(2, 3)}).of_length(9).tensors["x"].shape == (2, 3)

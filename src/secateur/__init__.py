@@ -51,6 +51,7 @@ if TYPE_CHECKING:  # for type checkers and editors; _HOME says the same at run t
     from secateur.hardware.acceleration.run import Acceleration, accelerate
     from secateur.hardware.acceleration.saved import load_accelerated
     from secateur.hardware.bench import bench
+    from secateur.hardware.bench_modules import bench_modules
     from secateur.hardware.catalogue import runtimes
     from secateur.hardware.latency import Bench
     from secateur.pruning.alignment import ChannelAlignment
@@ -113,6 +114,7 @@ __all__ = [
     "accelerate",
     "advise",
     "bench",
+    "bench_modules",
     "compare_reports",
     "evaluate",
     "fractal_images",
@@ -141,6 +143,7 @@ _HOME = {
     "advise": "secateur.advice",
     "Bench": "secateur.hardware.latency",
     "bench": "secateur.hardware.bench",
+    "bench_modules": "secateur.hardware.bench_modules",
     "BiasCorrection": "secateur.core.methods",
     "Block": "secateur.core.patterns",
     "BlockReconstruction": "secateur.pruning.reconstruction",

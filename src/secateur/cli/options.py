@@ -410,14 +410,18 @@ class Compare:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
+class Bench(Pictures):
     """Measure the latency of model files in ONNX Runtime and OpenVINO, on random inputs.
 
     The other files are compared with the first, the dense one. Keep the machine otherwise idle.
+
+    With --data DENSE and PRUNED are PyTorch modules (file.py:callable, hf:PATH, ...), and PyTorch
+    runs them in float32 and INT8, the dense one in both.
     """
 
     files: Annotated[
-        list[Path], typer.Argument(metavar="DENSE PRUNED...", help=".onnx files (or .xml).")
+        list[Path],
+        typer.Argument(metavar="DENSE PRUNED...", help=".onnx files (or .xml), or modules."),
     ]
     threads: Annotated[
         int | None,
@@ -447,6 +451,29 @@ class Bench:
         int,
         typer.Option(parser=_whole, metavar="N", help="Seed of the order of measurements."),
     ] = 0
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Inputs of modules, as for prune: measures modules."),
+    ] = None
+    batches: Annotated[
+        Sequence[int] | None,
+        typer.Option(
+            parser=Numbers(kind=int, several=True).parse,
+            metavar="N,N,...",
+            help="Of modules: several batch sizes.",
+        ),
+    ] = None
+    lengths: Annotated[
+        Sequence[int] | None,
+        typer.Option(
+            parser=Numbers(kind=int, several=True).parse,
+            metavar="N,N,...",
+            help="Of modules with a mask: several numbers of positions.",
+        ),
+    ] = None
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Of modules: torch.compile of the dense one, too.")
+    ] = False
     json: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the result to FILE.")
     ] = None

@@ -192,6 +192,16 @@ class Samples:
         length = 0 if self.mask is None else self.mask.shape[1]
         return {name for name, of in self.tensors.items() if of.dim() > 1 and len(of[0]) == length}
 
+    def of_length(self, length: int) -> Samples:
+        """Cut to so many positions or padded up to them; as they are where no mask says which."""
+        mask = self.mask
+        if mask is None:
+            return self
+        names, left = self._with_positions(), _pads_left(mask)
+        part = slice(-length, None) if left else slice(length)
+        cut = self.with_each(lambda name, of: of[:, part] if name in names else of)
+        return cut._padded(names, length, left=left)
+
     @classmethod
     def joined(cls, parts: Sequence[Samples]) -> Samples:
         """The samples of several parts, behind each other; where a mask says so, padded.

@@ -172,6 +172,8 @@ def _runtime(asked: options.Prune) -> dict[str, Any]:
         "runtime": asked.runtime,
         "threads": asked.threads,
         "then_sparsity": asked.then_sparsity,
+        "pattern": asked.pattern,  # given, they win over what pays on the runtime
+        "allocation": asked.allocation,
     }
 
 
