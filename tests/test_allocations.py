@@ -13,7 +13,7 @@ from problems import random_weight
 from torch import nn
 
 import secateur
-from secateur.core.patterns import Unstructured
+from secateur.core.patterns import NM, Block, Unstructured
 from secateur.pruning.allocations import (
     ALLOCATIONS,
     AllocationInputs,
@@ -269,6 +269,18 @@ class Smallest:
 
     def mask(self, scores: torch.Tensor, kept: int) -> torch.Tensor:
         return Unstructured().mask(scores.max() - scores, kept)
+
+
+def test_blocks_are_measured_where_their_loss_begins(lopsided) -> None:
+    network, images = lopsided
+    found = Sensitivity(block_levels=(0.2, 0.6), levels=(0.4, 0.9))
+    for pattern, levels in ((Unstructured(), (0.4, 0.9)), (Block(1, 4), (0.2, 0.6))):
+        fitted = found.fit(inputs_of(network, images, pattern=pattern))
+        assert {curve.sparsities for curve in fitted.curves} == {levels}
+    (level,) = {
+        curve.sparsities for curve in found.fit(inputs_of(network, images, pattern=NM(2, 4))).curves
+    }
+    assert level == (0.5,)
 
 
 def test_sensitivity_measures_the_pattern_that_is_asked_for(lopsided) -> None:

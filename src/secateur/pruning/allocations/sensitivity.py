@@ -50,6 +50,10 @@ class Sensitivity:
 
     Attributes:
         levels: sparsities at which a layer is fitted.
+        block_levels: the same where weights become zero in blocks: what that costs rises early, so
+            that a power law below a first level of 0.5 promises too little. On MiniLM in blocks of
+            1x4 Spearman's correlation lost 0.0050 instead of 0.0064 at 50 % zeros, and 0.0112
+            instead of 0.0152 at 60 % (one draw of the sentences).
         estimated: those of them at which the network is not run from the layer on: the loss there
             is estimated from the layer's output error, between the levels at which it is run.
             The allocations that this led to, instead of running all four levels, were within
@@ -71,6 +75,7 @@ class Sensitivity:
     visits: ClassVar[int] = 1  # calls of `AllocationInputs.on_layer` per layer
 
     levels: tuple[float, ...] = (0.5, 0.75, 0.9, 0.97)
+    block_levels: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9)
     estimated: tuple[float, ...] = (0.75,)
     images: int = 64
     small: float = 0.01
@@ -82,6 +87,7 @@ class Sensitivity:
         check_settings(
             self,
             levels=between(0, 1).rising(),
+            block_levels=between(0, 1).rising(),
             estimated=between(0, 1),
             images=at_least(1),
             small=from_to(0, 1),
@@ -143,7 +149,7 @@ class Sensitivity:
     def _levels(self, inputs: AllocationInputs, index: int) -> Sequence[float]:
         """Where a layer is measured: in a pattern that fixes its sparsity, there alone."""
         if share_of(inputs.pattern) is None:
-            return self.levels
+            return self.levels if block_of(inputs.pattern) == 1 else self.block_levels
         least = kept_in_pattern(inputs.pattern, inputs.free[index])
         return (max(1 - least / max(1, inputs.present[index]), _LEAST),)
 
