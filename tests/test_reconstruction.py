@@ -253,6 +253,19 @@ def test_blocks_are_trained_at_every_level(network) -> None:
     assert {total for _, total, _ in seen} == {28}
 
 
+@pytest.mark.parametrize(("start", "trained"), [(0.75, 1), (0.65, 2), (0.85, 0)])
+def test_training_follows_the_walks_that_are_hard(network, start: float, trained: int) -> None:
+    seen = []
+    recipe = replace(
+        RECIPES["tuned"], reconstruction=replace(BRIEF, steps=5), reconstruction_from=start
+    )
+    how = {"recipe": recipe, "allocation": "uniform", "sparsity": 0.8}
+    secateur.prune(network, images(96), **how, progress=lambda *step: seen.append(step))
+    visits = 7 * (2 + trained)
+    assert [done for done, _, _ in seen] == list(range(1, visits + 1))
+    assert {total for _, total, _ in seen} == {visits}
+
+
 def test_blocks_are_as_long_as_three_quarters_of_the_network_at_most(network) -> None:
     *_, result = trained(network, replace(BRIEF, layers=100, steps=1))
     assert [len(block.layers) for block in result.blocks] == [6, 1]

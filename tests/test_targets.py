@@ -296,7 +296,7 @@ def test_a_plan_says_whether_blocks_will_be_trained(network, images) -> None:
 
     assert notes(0.6) == []
     assert [note.split(",")[0] for note in notes(0.8)] == [
-        "block reconstruction follows each walk and reduces the loss expected here"
+        "block reconstruction follows and reduces the loss expected here"
     ]
     assert [note.split(",")[0] for note in notes(0.8, 7)] == ["no block reconstruction: 7 images"]
 

@@ -66,10 +66,11 @@ class Recipe:
             weights for the target.
         schedule_from: sparsity of the pruned layers from which a target is worth a walk; those
             before it are left out. At 50 % zeros EfficientNet-Lite0 gained nothing by another one.
-        reconstruction: trains the surviving weights of each block together after each walk;
+        reconstruction: trains the surviving weights of each block together after a walk;
             None = no. Left out, with a note in the report, for ONNX files and for `Magnitude`,
             which changes no weight that stays.
-        reconstruction_from: sparsity of the pruned layers asked for from which blocks are trained.
+        reconstruction_from: sparsity of the pruned layers from which a walk is followed by it.
+            Training after the walk to 70 % on the way to 80 % gained nothing (ResNet-20).
     """
 
     pattern: Pattern = field(default_factory=Unstructured)

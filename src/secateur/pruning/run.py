@@ -92,10 +92,13 @@ class PruningRun:
     def visits(self) -> int:
         """How often layers are visited at most, by the allocation and by the walks."""
         searched = isinstance(self.target, MaxDrop)
-        is_sparsity = isinstance(self.target, Sparsity)
-        steps = len(self.schedule(self.target) if is_sparsity else self.recipe.schedule)
-        trains = self.reconstructs(self.target) if is_sparsity else self.reconstructed_from < 1
-        walks = steps * (2 if trains else 1)
+        if isinstance(self.target, Sparsity):
+            schedule = self.schedule(self.target)
+            steps, trained = len(schedule), sum(map(self.reconstructs, schedule))
+        else:
+            steps = len(self.recipe.schedule)
+            trained = steps if self.reconstructed_from < 1 else 0
+        walks = steps + trained
         walk = walks * len(self.layers) + (steps - 1) * self.measured
         return self.measured + (WALKS if searched else 1) * walk  # the first fit serves all
 
@@ -107,16 +110,15 @@ class PruningRun:
         """
         walked, weights = None, {}
         *previous, _ = targets = self.schedule(target)
-        reconstructs = self.reconstructs(target)
         for step in targets:
             fitted = self.fitted_allocation if walked is None else self.fit_allocation(weights)
             kept = self.kept(fitted, step)
             walked = replace(self._walk(kept, weights), kept=kept, target=step)
-            walked = self._reconstructed(walked) if reconstructs else walked
+            walked = self._reconstructed(walked) if self.reconstructs(step) else walked
             names = (str(layer.parameter) for layer in self.layers)
             weights = {name: walked.changes[name] for name in names}
         assert walked is not None
-        left_out = self.asks_for_reconstruction(target) and not reconstructs
+        left_out = self.asks_for_reconstruction(target) and not self.reconstructs(target)
         walked = replace(
             walked,
             previous=[f"{step.name} {step.value:g}" for step in previous],
@@ -193,7 +195,7 @@ class PruningRun:
         return [*(step for step in before if self._is_worth_a_walk(step)), last]
 
     def reconstructs(self, target: Target) -> bool:
-        """Whether blocks are trained after the walks to a target."""
+        """Whether blocks are trained after the walk to a target."""
         return self.asks_for_reconstruction(target) and not self.cannot_reconstruct
 
     @property

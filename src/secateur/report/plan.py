@@ -186,7 +186,7 @@ def make_plan(run: PruningRun) -> Plan:
             "measures again"
         )
     if run.reconstructs(target):
-        notes.append("block reconstruction follows each walk and reduces the loss expected here")
+        notes.append("block reconstruction follows and reduces the loss expected here")
     elif run.asks_for_reconstruction(target):
         notes.append(f"no block reconstruction: {run.cannot_reconstruct}")
     notes += run.zeros_before()
