@@ -140,7 +140,8 @@ def measure(bench: Bench, case: dict[str, Any], folder: Path) -> dict[str, objec
     if case["target"] == "max_macs":
         row |= latency(bench.model, result.model, tokens)
     if case["file"] != "module":
-        row["masks_equal"] = f"{equal_masks(bench.pruned_module(case['value'], *at), result):.6f}"
+        pruned = bench.pruned_module(case["value"], *at)
+        row["masks_equal"] = f"{equal_masks(pruned, bench.model, result, model):.6f}"
     return row
 
 
@@ -163,15 +164,31 @@ def latency(dense: Any, pruned: Any, tokens: dict[str, Tensor]) -> dict[str, str
     return {name: f"{value:.4f}" for name, value in names.items()}
 
 
-def equal_masks(module: secateur.PruneResult, file: secateur.PruneResult) -> float:
-    """Share of the pruned weights that are zero in both networks or in neither."""
-    one, other = open_model(module.model).tensors(), open_model(file.model).tensors()
-    layers = zip(module.report.layers, file.report.layers, strict=True)  # in execution order
+def equal_masks(
+    pruned: secateur.PruneResult, module: Any, file: secateur.PruneResult, source: Path
+) -> float:
+    """Share of the pruned weights that are zero in both networks or in neither.
+
+    Layers of a file are known by their dense weights: names and order are the exporter's.
+
+    Args:
+        pruned: the pruned module.
+        module: before it was pruned.
+        file: the pruned file.
+        source: before it was pruned.
+    """
+    was, one = open_model(module).tensors(), open_model(pruned.model).tensors()
+    theirs, other = open_model(source).tensors(), open_model(file.model).tensors()
     same = total = 0
-    for first, second in layers:
-        mask, theirs = one[f"{first.name}.weight"] != 0, other[second.name] != 0
-        theirs = theirs if theirs.shape == mask.shape else theirs.mT
-        same, total = same + int((mask == theirs).sum()), total + mask.numel()
+    for layer in file.report.layers:
+        weight, mask = theirs[layer.name], other[layer.name] != 0
+        (name,) = [
+            f"{of.name}.weight"
+            for of in pruned.report.layers
+            if any(torch.equal(was[f"{of.name}.weight"], way) for way in (weight, weight.mT))
+        ]
+        mask = mask if torch.equal(was[name], weight) else mask.mT
+        same, total = same + int((mask == (one[name] != 0)).sum()), total + mask.numel()
     return same / total
 
 

@@ -25,7 +25,8 @@ from torch import nn
 
 import secateur
 from secateur.core.methods import Magnitude
-from secateur.data.sources import Preprocess, load_images
+from secateur.data.preprocess import Preprocess
+from secateur.data.sources import load_images
 from secateur.errors import SecateurError
 from secateur.export.onnx_weights import layer_weights
 from secateur.export.packing import pack, unpack

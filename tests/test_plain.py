@@ -222,7 +222,7 @@ def test_sweep_takes_what_prune_takes_but_for_the_target() -> None:
 
 def test_prune_takes_every_option_there_is() -> None:
     taken = set(inspect.signature(secateur.prune).parameters)
-    assert {of.name for of in dataclasses.fields(Options)} - {"target"} < taken
+    assert {of.name for of in dataclasses.fields(Options)} - {"target", "runtime_note"} < taken
     recipe = set(inspect.signature(Options.of).parameters) - {"others"}
     assert recipe < taken
 

@@ -32,6 +32,9 @@ NOT_ONE = {
     "layer.dtype",
     "images",  # of the demonstration
     "layer.columns",  # too many for one fit
+    "self.m",  # two at least
+    "module.groups",  # several
+    "BLOCK",  # four
     "len(self.columns)",  # a programmer's mistake
 }
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from secateur.errors import DataError
 from secateur.network.ops import Identity, Op, Reshape, Take, expanded
 from secateur.network.samples import Samples, plain
+from secateur.support.wording import counted
 
 if TYPE_CHECKING:
     from secateur.network.graph import Graph
@@ -26,8 +27,8 @@ def check_numbers(graph: Graph, samples: Samples) -> None:
         if len(wrong):
             raise DataError(
                 f"{plain(name)} holds {int(wrong[0])}, the network looks it up in {table}, which "
-                f"has {rows} rows, expected numbers from 0 to {rows - 1}: use the tokenizer that "
-                "the network was trained with"
+                f"has {counted(rows, 'row')}, expected numbers from 0 to {rows - 1}: use the "
+                "tokenizer that the network was trained with"
             )
 
 

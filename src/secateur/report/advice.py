@@ -7,6 +7,7 @@ from typing import Literal
 
 from secateur.support.serialization import Saved
 from secateur.support.tables import Block, Cell, Column, Document, Table, warnings_first
+from secateur.support.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +90,8 @@ class Advice(Saved, Document):
         return [
             *warnings_first(self.warnings),
             self.table(),
-            f"A quick fit to {self.images} samples, judged on {self.judged_on}: prune keeps more, "
-            "with more samples and its own recipe.",
+            f"A quick fit to {counted(self.images, 'sample')}, judged on {self.judged_on}: prune "
+            "keeps more, with more samples and its own recipe.",
             f"Times of one sample, or of a batch where said, on {self.cpu}, threads: "
             f"{self.threads}. prune --runtime NAME prunes for one.",
         ]

@@ -86,7 +86,8 @@ class AccelerationReport(Saved, Document):
         return (
             f"{before / after:.2f} times as fast as in floats ({after:.3g} instead of "
             f"{before:.3g} ms for {counted(self.batch, 'sample')} on "
-            f"{counted(self.threads, 'thread')}, medians of {self.rounds} rounds in turns); "
+            f"{counted(self.threads, 'thread')}, medians of {counted(self.rounds, 'round')} in "
+            "turns); "
             f"{self.kernels}"
         )
 
