@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from secateur.cli.options import Fit, Pictures, Texts
+from secateur.cli.shared_options import Fit, Pictures, Texts
 from secateur.core.outputs import JUDGES, Judge
 from secateur.data.preprocess import ModelPreprocess, Preprocess, completed
 from secateur.data.sources import Images, load_images, open_images

@@ -24,7 +24,8 @@ from torch import Tensor
 from secateur.network.batch_norm import FoldedLayer, fold_layer
 from secateur.network.geometry import per_output
 from secateur.network.graph import Graph
-from secateur.network.layers import BiasParameter, Layer, LayerFinder, Multiplication
+from secateur.network.layer_finder import LayerFinder
+from secateur.network.layers import BiasParameter, Layer, Multiplication
 from secateur.network.ops import BatchNorm, Op
 
 

@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from secateur.core.outputs import Judge
-from secateur.network.layers import Layer, find_layers
+from secateur.network.layer_finder import find_layers
+from secateur.network.layers import Layer
 from secateur.network.ops import BatchNorm, Op, Shapes
 
 Rounding = Callable[[Tensor], Tensor]

@@ -30,7 +30,7 @@ from secateur.frontends.onnx.translation import Translation
 from secateur.frontends.onnx.whole import Whole
 from secateur.frontends.onnx.widening import widened
 from secateur.network.graph import Graph
-from secateur.network.layers import uncounted
+from secateur.network.layer_finder import uncounted
 from secateur.network.ops import Fused, Op, Shape, Sizes, Transpose
 from secateur.network.rows import images_apart, images_first
 from secateur.network.samples import Samples

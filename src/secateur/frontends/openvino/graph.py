@@ -33,7 +33,7 @@ from secateur.frontends.openvino.segment import Cutter, Segment
 from secateur.frontends.openvino.translation import Translation, type_of
 from secateur.frontends.schedule import Schedule
 from secateur.network.graph import Graph
-from secateur.network.layers import uncounted
+from secateur.network.layer_finder import uncounted
 from secateur.network.ops import Fused, Linear, Op, Shape, Sizes, Transpose
 from secateur.network.returned import asked_output
 from secateur.network.rows import images_apart, images_first

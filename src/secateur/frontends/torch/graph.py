@@ -29,7 +29,7 @@ from secateur.frontends.torch.program import export
 from secateur.frontends.torch.signature import Arguments
 from secateur.frontends.torch.translation import Translator, depends_on_values, shape_of
 from secateur.network.graph import Graph
-from secateur.network.layers import uncounted
+from secateur.network.layer_finder import uncounted
 from secateur.network.ops import Shape, Shapes
 from secateur.network.returned import named_leaves
 from secateur.network.rows import images_first
