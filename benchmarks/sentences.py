@@ -179,9 +179,11 @@ def equal_masks(
     """
     was, one = open_model(module).tensors(), open_model(pruned.model).tensors()
     theirs, other = open_model(source).tensors(), open_model(file.model).tensors()
+    traced = open_model(source).trace(file.images[:2]).layers
+    names = {layer.name: str(layer.parameter) for layer in traced}
     same = total = 0
     for layer in file.report.layers:
-        weight, mask = theirs[layer.name], other[layer.name] != 0
+        weight, mask = theirs[names[layer.name]], other[names[layer.name]] != 0
         (name,) = [
             f"{of.name}.weight"
             for of in pruned.report.layers
