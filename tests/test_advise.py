@@ -95,6 +95,13 @@ def test_runtimes_are_measured_on_the_network_in_their_pattern(images, monkeypat
         assert (seconds, threads) == (3, 2)
         return [replace(QUARTER, ratio=1.0), QUARTER]
 
+    threads, real = list[int](), advice.accelerate
+
+    def accelerate(*given, **how):
+        threads.append(torch.get_num_threads())
+        return real(*given, **how)
+
+    monkeypatch.setattr(advice, "accelerate", accelerate)
     monkeypatch.setattr(advice, "compare", compare)
     data = {"seconds": 3, "threads": 2, "progress": False}
     found = secateur.advise(network(), images, **data)
@@ -104,6 +111,7 @@ def test_runtimes_are_measured_on_the_network_in_their_pattern(images, monkeypat
         dense, smaller = measured[runtime]
         assert smaller < dense
     assert {"onnxruntime", "openvino"} <= set(measured)
+    assert threads in ([], [2])
     fast = row(found, "torch-int8-sparse")
     assert fast.share is not None or "cannot be measured here" in fast.note
     assert "float32" in fast.note or "cannot be measured here" in fast.note

@@ -89,7 +89,13 @@ def test_a_time_is_only_asked_for_where_it_is_measured() -> None:
 def test_the_accelerated_module_comes_with_the_pruned_one(network, tmp_path: Path) -> None:
     with pytest.warns(secateur.SecateurWarning):
         result = secateur.prune(
-            network, IMAGES, sparsity=0.5, runtime="torch-int8-sparse", evaluation=IMAGES, **FAST
+            network,
+            IMAGES,
+            sparsity=0.5,
+            runtime="torch-int8-sparse",
+            threads=2,
+            evaluation=IMAGES,
+            **FAST,
         )
     report = result.report
     assert {of.name for of in report.layers} == {"point", "inner", "head"}
@@ -97,6 +103,7 @@ def test_the_accelerated_module_comes_with_the_pruned_one(network, tmp_path: Pat
     assert any("1 layer left dense" in note and "3x3" in note for note in report.notes)
     assert any(note.startswith("accelerated, evaluated: ") for note in report.notes)
     assert result.acceleration is not None
+    assert result.acceleration.report.threads == 2
     for name, layer in result.acceleration.model.named_modules():
         if isinstance(layer, Int8Layer):
             assert not layer.weight[result.model.get_parameter(f"{name}.weight") == 0].any()

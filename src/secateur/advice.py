@@ -32,11 +32,13 @@ from secateur.hardware.runtimes import BY_KEY
 from secateur.options import Options
 from secateur.preparation import again, hold_back, prepare
 from secateur.pruning.recipe import Recipe
+from secateur.pruning.targets import MaxMacs
 from secateur.report.advice import Advice, Suggestion
 from secateur.report.build import versions
 from secateur.session import Job
 from secateur.support.progress import telling
 from secateur.support.settings import SEEDS, at_least, check_arguments
+from secateur.support.threads import torch_threads
 from secateur.support.wording import counted
 
 QUICK = Recipe(method=LeastSquares(damping=0.3))
@@ -231,7 +233,7 @@ def _try(job: Job, options: Options) -> _Tried:
 
 
 def _in_words(options: Options) -> str:
-    if options.target.name == "max_macs":
+    if isinstance(options.target, MaxMacs):
         return f"{options.target.value:.0%} of the MACs"
     return f"{options.target.value:.0%} zeros"
 
@@ -262,7 +264,7 @@ def _timed(job: Job, plain: Suggestion, tried: _Tried, seconds: float, threads: 
         return replace(plain, note="not measured, as asked")
     try:
         if plain.runtime == "torch-int8-sparse":
-            return _accelerated(job, plain, tried.network)
+            return _accelerated(job, plain, tried.network, threads)
         if plain.runtime not in ENGINES:
             return replace(plain, note="secateur bench measures it, once the file is written")
         models, few = [job.model.model, tried.network.model], job.run.samples.select(slice(2))
@@ -272,11 +274,11 @@ def _timed(job: Job, plain: Suggestion, tried: _Tried, seconds: float, threads: 
     return replace(plain, share=ratio.ratio, low=ratio.low, high=ratio.high)
 
 
-def _accelerated(job: Job, plain: Suggestion, network: Frontend) -> Suggestion:
+def _accelerated(job: Job, plain: Suggestion, network: Frontend, threads: int) -> Suggestion:
     """On PyTorch's INT8 kernels, and what INT8 has cost beside the zeros."""
     if not isinstance(network.model, nn.Module):
         raise ModelError("these kernels are PyTorch's, which runs modules: give the module")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch_threads(threads):
         warnings.simplefilter("ignore", SecateurWarning)  # the note tells which kernels run
         fast = accelerate(network.model, job.images, mask=job.options.mask)
     lost = job.evaluate(open_model(fast.model))

@@ -42,6 +42,7 @@ from secateur.result import PruneResult
 from secateur.support.choices import check_device
 from secateur.support.progress import telling
 from secateur.support.settings import check_arguments
+from secateur.support.threads import torch_threads
 
 
 @one_first_run()
@@ -225,7 +226,8 @@ def prune(
         if options.runtime == INT8_SPARSE:
             teller.step("quantising to INT8 for PyTorch")
             try:
-                accelerated = accelerate(pruned.model, job.images, mask=options.mask)
+                with torch_threads(options.threads):
+                    accelerated = accelerate(pruned.model, job.images, mask=options.mask)
             except ModelError as error:  # the pruned network is there all the same
                 unaccelerated = [f"no accelerated module was made: {error}"]
             job.watch.lap("acceleration")

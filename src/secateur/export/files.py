@@ -338,11 +338,7 @@ def save_model(
     return {
         "bytes": sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")),
         **(_told(*found) if found else {}),
-        "zeros": check_zeros(
-            _arrays({name: before[name] for name in parameters}),
-            _arrays({name: after[name] for name in parameters}),
-            path.name,
-        ),
+        "zeros": _zeros_of(parameters, before, after, path),
     }
 
 
@@ -384,12 +380,16 @@ def save_ir(
     return {
         "bytes": path.stat().st_size + path.with_suffix(".bin").stat().st_size,
         **(_told(*found) if found else {}),
-        "zeros": check_zeros(
-            _arrays({name: before[name] for name in parameters}),
-            _arrays({name: after[name] for name in parameters}),
-            path.name,
-        ),
+        "zeros": _zeros_of(parameters, before, after, path),
     }
+
+
+def _zeros_of(
+    parameters: Sequence[str], before: Mapping[str, Tensor], after: Mapping[str, Tensor], path: Path
+) -> int:
+    """Zeros of the pruned weights; it raises where one is none in a file that has their names."""
+    was, held = (_arrays({name: of[name] for name in parameters}) for of in (before, after))
+    return check_zeros(was, held, path.name)
 
 
 def save_int8_ir(

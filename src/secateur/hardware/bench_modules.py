@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from secateur.hardware.machine import Machine
 from secateur.network.samples import Samples
 from secateur.support.settings import at_least, check_arguments
 from secateur.support.tables import Block, Column, Document, Table
+from secateur.support.threads import torch_threads
 from secateur.support.wording import counted
 from secateur.version import __version__
 
@@ -175,7 +176,7 @@ def bench_modules(
     if lengths is not None and samples.mask is None:
         raise OptionError("got lengths, and the data have no mask, expected inputs with one")
     found, notes = list[ModuleTiming](), list[str]()
-    with _threads(threads):
+    with torch_threads(threads):
         for batch in batches:
             for length in lengths or (None,):
                 part = samples if length is None else samples.of_length(length)
@@ -279,14 +280,3 @@ def _bound(model: nn.Module, samples: Samples, stack: ExitStack) -> Callable[[],
         return lambda: model(**samples.tensors)
     run = stack.enter_context(open_model(model).running(samples))
     return lambda: run(samples)
-
-
-@contextmanager
-def _threads(count: int) -> Any:
-    """PyTorch's threads meanwhile."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
