@@ -126,6 +126,21 @@ def test_where_zeros_bring_nothing_anywhere_that_is_said() -> None:
         secateur.prune(net, IMAGES, sparsity=0.5, runtime="torch-int8-sparse", **FAST)
 
 
+def test_a_pattern_that_fixes_its_zeros_needs_no_target_on_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nnet = nn.Sequential(nn.Flatten(), nn.Linear(192, 64),"
+        " nn.ReLU(), nn.Linear(64, 64)).eval()\n"
+    )
+    np.savez(tmp_path / "data.npz", images=IMAGES.numpy())
+    call = ["prune", f"{tmp_path}/net.py:net", "--data", f"{tmp_path}/data.npz"]
+    done = invoke(*call, "--method", "magnitude", "--pattern", "2:4", "-o", tmp_path / "out")
+    assert "50.00%" in done.output
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    refused = invoke(*call, "--pattern", "1x4", "-o", tmp_path / "more")
+    assert refused.exit_code == 2
+    assert "got no target" in refused.output
+
+
 def test_the_command_line_lets_the_user_win(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(
         "from torch import nn\nnet = nn.Sequential(nn.Flatten(), nn.Linear(192, 64),"

@@ -31,8 +31,8 @@ from secateur.frontends.first_runs import one_first_run
 from secateur.frontends.loading import is_program_file, load_model, saved_suffix
 from secateur.frontends.openvino.runtime import require_openvino
 from secateur.hardware.paying import INT8_SPARSE
+from secateur.options import Options
 from secateur.pruning.recipe import Recipe
-from secateur.pruning.targets import choose_target
 from secateur.render.terminal import print_blocks
 from secateur.result import (
     INT8,
@@ -61,13 +61,18 @@ def run(asked: options.Prune) -> None:
         rehearse_folder(asked.out, overwrite=asked.force)
     elif not asked.dry_run:
         raise OptionError("got no folder to write, expected -o OUT: or ask for --dry-run")
-    choose_target(**_target(asked))  # a mistake shows now, not after the images are read
     recipe, preprocess = asked_recipe(asked), asked_preprocess(asked)
+    _check(asked, recipe)  # a mistake shows now, not after the images are read
     _require(asked)
     if asked.dry_run or asked.out is None:
         _show_plan(asked, recipe, preprocess)
     else:
         _prune(asked, asked.out, files, recipe, preprocess)
+
+
+def _check(asked: options.Prune, recipe: Recipe) -> None:
+    """Raises where `prune` would refuse its target, or what goes with it."""
+    Options.of(recipe=recipe, method=None, inputs=None, **_target(asked), **_runtime(asked))
 
 
 def _show_plan(asked: options.Prune, recipe: Recipe, preprocess: Preprocess | Text | None) -> None:
