@@ -97,6 +97,7 @@ TARGETS: dict[str, list[Any]] = {
     "threads": [*WHOLE, None],
     "then_sparsity": SHARES,
     "quantize": [8, "int4", True, ["int8"]],
+    "memory": [0, -1, 2.5, True, "4", "much", "GB", ["4 GB"], object()],
 }
 TABLE: dict[str, dict[str, list[Any]]] = {
     "prune": {**PRUNING, **TARGETS},

@@ -25,6 +25,7 @@ from secateur.frontends.first_runs import one_first_run
 from secateur.frontends.torch.onnx_export import CHECKED_IMAGES
 from secateur.hardware.acceleration.run import accelerate
 from secateur.hardware.paying import INT8_SPARSE
+from secateur.network.store import spilling
 from secateur.options import Options, RuntimeName
 from secateur.parts import part_reports
 from secateur.preparation import example, prepare, zeros_after
@@ -72,6 +73,7 @@ def prune(
     max_images: int | None = MAX_IMAGES,
     max_columns: int = Sampling.max_columns,
     seed: int = 0,
+    memory: int | str | None = None,
     mask: str | None = None,
     output: str | int | None = None,
     judge: Judge | None = None,
@@ -156,6 +158,10 @@ def prune(
         max_images: use at most this many images; None = all.
         max_columns: layers with more inputs per output are fitted in blocks of columns.
         seed: seed of every random choice.
+        memory: bytes that values between layers may take, such as "4 GB"; those beyond it are kept
+            in files in a folder of its own (in TMPDIR) and removed at the end. The result is the
+            same. Statistics, weights and images come on top: the report's notes tell how much.
+            None = no cap.
         mask: the input, (samples, positions), that says which positions are real and which are
             padding, to be left out of the statistics: 0 is padding; where 1 is, write ~ before
             the name, as "~src_key_padding_mask". None = "attention_mask", if there is one.
@@ -183,13 +189,14 @@ def prune(
 
     Cost: docs/results.md has it in forward passes over the images, docs/paper.md for the paper's
     recipe. `max_drop` costs that much per try, and a pass over the evaluation images.
-    Memory: the values at the widest cut for all images, twice; see `secateur.pruning.walk`.
+    Memory: the values at the widest cut for all images, twice; see `secateur.pruning.walk`. With
+    `memory` no more of them than that.
     """
     options = _options(locals())
     network = open_model(model)
     check_kind(quantize, network)
-    with telling(progress) as teller:
-        job = prepare(network, data, options, evaluation, teller=teller)
+    with telling(progress) as teller, spilling(options.memory_cap) as spill:
+        job = prepare(network, data, options, evaluation, teller=teller, spill=spill)
         if quantize is not None:
             teller.step("trying INT8 on the dense network")
             rehearse(network, job.images.samples, int8=True)
@@ -294,6 +301,7 @@ def plan(
     max_images: int | None = MAX_IMAGES,
     max_columns: int = Sampling.max_columns,
     seed: int = 0,
+    memory: int | str | None = None,
     mask: str | None = None,
     output: str | int | None = None,
     judge: Judge | None = None,
@@ -328,12 +336,14 @@ def plan(
         prepared = asked_or_own(preprocess, network)
         stream = open_images(evaluation, preprocess=prepared, takes=network.signature.masking(mask))
         next(stream.batches())
-    with telling(progress) as teller:
-        job = prepare(network, data, options, planning=True, teller=teller)
+    with telling(progress) as teller, spilling(options.memory_cap) as spill:
+        job = prepare(network, data, options, planning=True, teller=teller, spill=spill)
         for warning in job.warnings:
             warnings.warn(warning, SecateurWarning, stacklevel=2)
         found = plan_of(job.measure(job.run.measured).run)
-    found = dataclasses.replace(found, notes=(*found.notes, *job.runtime_notes()))
+    found = dataclasses.replace(
+        found, notes=(*found.notes, *job.runtime_notes(), *job.memory_notes())
+    )
     if options.then_sparsity is None:
         return found
     note = f"then {options.then_sparsity:.2%} zeros in what is left, which this plan leaves out"

@@ -24,6 +24,7 @@ from secateur.pruning.targets import EveryLayer, MaxDrop, Target, choose_target
 from secateur.report.build import describe
 from secateur.support.choices import check_device, check_sparsity, did_you_mean, name_of
 from secateur.support.settings import SEEDS, at_least, check_settings, shown
+from secateur.support.sizes import bytes_of
 
 RuntimeName = Literal[
     "onnxruntime",
@@ -60,6 +61,7 @@ class Options:
     runtime: RuntimeName | None = None
     threads: int = 1
     then_sparsity: float | None = None
+    memory: int | str | None = None
     runtime_note: str = ""  # which pattern was chosen for it, and why
 
     def __post_init__(self) -> None:
@@ -73,6 +75,8 @@ class Options:
             threads=least,
             output=at_least(0),
         )
+        if self.memory is not None:
+            object.__setattr__(self, "memory", bytes_of("memory", self.memory))
         check_device(self.device)
         check_metric(self.metric)
         if self.then_sparsity is not None:
@@ -140,6 +144,11 @@ class Options:
         return cls(target=target, recipe=chosen, runtime=runtime, runtime_note=note, **others)
 
     @property
+    def memory_cap(self) -> int | None:
+        """Bytes that values may take; None = as many as they need."""
+        return None if self.memory is None else int(self.memory)
+
+    @property
     def measures(self) -> bool:
         """Whether the network's time is measured on the runtime of the call."""
         return self.runtime in MEASURED
@@ -162,6 +171,7 @@ class Options:
             **({} if self.judge is None else {"judge": self.judge}),
             **({} if self.metric is None else {"metric": describe(self.metric)}),
             **({} if self.runtime is None else {"runtime": self.runtime, "threads": self.threads}),
+            **({} if self.memory is None else {"memory": self.memory}),
             **({} if self.then_sparsity is None else {"then_sparsity": self.then_sparsity}),
         }
 

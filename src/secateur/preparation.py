@@ -26,10 +26,12 @@ from secateur.network.graph import Graph
 from secateur.network.layout import to_channels_last
 from secateur.network.lookups import check_numbers
 from secateur.network.samples import Samples, Signature
+from secateur.network.store import Spill
 from secateur.options import Options
 from secateur.pruning.alignment import Alignment
 from secateur.pruning.channels.run import ChannelRun, channel_run
 from secateur.pruning.layer_selection import in_pattern, layers_to_fit, matching, select_layers
+from secateur.pruning.needs import Needs, needs_of
 from secateur.pruning.recalibration import Recalibration, recalibrate
 from secateur.pruning.recipe import Recipe
 from secateur.pruning.run import PruningRun
@@ -54,6 +56,7 @@ def prepare(
     *,
     planning: bool = False,
     teller: Teller | None = None,
+    spill: Spill | None = None,
 ) -> Job:
     """Reads the images, traces and aligns the network, and chooses its layers.
 
@@ -65,6 +68,7 @@ def prepare(
         planning: whether the network is not pruned then: no images are held back to judge by where
             a drop is to be kept, and a runtime that measures nothing later is not tried.
         teller: is told of each step, here and in the job.
+        spill: the cap on the memory of values; None = there is none.
 
     Raises:
         OptionError, DataError, ModelError: a mistake that the message helps to put right.
@@ -99,10 +103,12 @@ def prepare(
             warnings += _fitted_to(judged, len(baseline.dense), images)
     watch.lap("evaluation")
 
-    watch.begin("preparing the layers")
     chunk = chunk_size(traced.samples)
-    conditioned = condition(traced, options.recipe, images.synthetic is not None, chunk)
-    run = select(model, traced, conditioned, options, chunk)
+    needs = None if spill is None else _needs(traced, options, chunk, spill)
+    watch.begin("preparing the layers" if needs is None else f"preparing ({needs.text(spill)})")
+    synthetic = images.synthetic is not None
+    conditioned = condition(traced, options.recipe, synthetic, chunk, spill)
+    run = select(model, traced, conditioned, options, chunk, spill)
     warnings += run.shortfall()
     timing = None
     if isinstance(run, ChannelRun) and isinstance(run.target, MaxLatency):
@@ -126,6 +132,7 @@ def prepare(
         output=traced.output,
         metric=metric,
         timing=timing,
+        needs=needs,
         warnings=tuple(dict.fromkeys(warnings)),  # a folder of both kinds tells them once
         watch=watch,
     )
@@ -146,14 +153,15 @@ def zeros_after(job: Job, smaller: Frontend) -> Job:
     )
     traced = trace(smaller, job.images, options)
     chunk = job.run.chunk
-    conditioned = condition(traced, options.recipe, job.images.synthetic is not None, chunk)
+    synthetic, spill = job.images.synthetic is not None, job.run.spill
+    conditioned = condition(traced, options.recipe, synthetic, chunk, spill)
     return replace(
         job,
         options=options,
         model=smaller,
         original=traced.graph,
         aligned=conditioned.aligned,
-        run=select(smaller, traced, conditioned, options, chunk),
+        run=select(smaller, traced, conditioned, options, chunk, spill),
         timing=None,
     )
 
@@ -170,7 +178,7 @@ def again(job: Job, options: Options) -> Job:
     conditioned = Conditioned(
         aligned=job.aligned, recalibration=job.run.recalibration, folding=job.run.folding
     )
-    run = select(job.model, traced, conditioned, options, job.run.chunk)
+    run = select(job.model, traced, conditioned, options, job.run.chunk, job.run.spill)
     return replace(job, options=options, run=run, timing=None)
 
 
@@ -289,6 +297,24 @@ def run_dense(
     return baseline, warnings
 
 
+def _needs(traced: Traced, options: Options, chunk: int, spill: Spill) -> Needs:
+    """What the run takes of memory.
+
+    Raises:
+        OptionError: more than it may.
+    """
+    needs = needs_of(
+        traced.graph,
+        traced.samples,
+        traced.graph.layers,
+        chunk=chunk,
+        inputs=options.recipe.inputs,
+        max_columns=options.max_columns,
+    )
+    needs.check(spill)
+    return needs
+
+
 @dataclass(frozen=True, kw_only=True)
 class Conditioned:
     """The network as its layers are fitted.
@@ -304,14 +330,16 @@ class Conditioned:
     folding: Folding
 
 
-def condition(traced: Traced, recipe: Recipe, synthetic: bool, chunk: int) -> Conditioned:
+def condition(
+    traced: Traced, recipe: Recipe, synthetic: bool, chunk: int, spill: Spill | None = None
+) -> Conditioned:
     """Aligns channels, recalibrates BatchNorms, and folds them."""
     graph, aligned = traced.graph, Alignment()
     if recipe.alignment is not None:
         aligned = recipe.alignment.align(graph, traced.samples, chunk=chunk)
     graph = graph.changed(aligned.changes) if aligned.changes else graph
     if {"all": True, "none": False}.get(recipe.recalibration, synthetic):
-        recalibration = recalibrate(graph, traced.samples, chunk=chunk)
+        recalibration = recalibrate(graph, traced.samples, chunk=chunk, spill=spill)
     else:
         recalibration = Recalibration(graph)
     return Conditioned(
@@ -320,7 +348,12 @@ def condition(traced: Traced, recipe: Recipe, synthetic: bool, chunk: int) -> Co
 
 
 def select(
-    model: Frontend, traced: Traced, conditioned: Conditioned, options: Options, chunk: int
+    model: Frontend,
+    traced: Traced,
+    conditioned: Conditioned,
+    options: Options,
+    chunk: int,
+    spill: Spill | None = None,
 ) -> PruningRun:
     """Chooses the layers.
 
@@ -347,6 +380,7 @@ def select(
         recipe=options.recipe,
         sampling=Sampling(max_columns=options.max_columns, seed=options.seed),
         chunk=chunk,
+        spill=spill,
     )
     if is_channels:
         run = with_channels(run, model, traced, options)

@@ -23,6 +23,7 @@ from secateur.network.samples import Samples
 from secateur.options import Options
 from secateur.pruning.alignment import Alignment
 from secateur.pruning.channels.run import ChannelRun
+from secateur.pruning.needs import Needs
 from secateur.pruning.run import PruningRun
 from secateur.pruning.search import Try
 from secateur.pruning.search import search as search_sparsity
@@ -92,6 +93,7 @@ class Job:
         output: name or number of the output that networks are judged by; None = the first.
         metric: the user's own, with what it says of the dense network; None = none was given.
         timing: the network's times on the runtime that it is pruned for; None = none was asked for.
+        needs: what the run takes of memory, where there is a cap.
         warnings: what may be wrong with the images.
         watch: runs since the call.
     """
@@ -107,6 +109,7 @@ class Job:
     output: str | int | None = None
     metric: DenseMetric | None = None
     timing: Timing | None = None
+    needs: Needs | None = None
     warnings: Sequence[str] = ()
     watch: Stopwatch = field(default_factory=Stopwatch)
 
@@ -161,7 +164,12 @@ class Job:
             )
         if walked.reconstruction is not None:
             notes.append(walked.reconstruction.note())
+        notes += self.memory_notes()
         return [*self.runtime_notes(), *notes, *_padding(self.run.samples), *walked.notes]
+
+    def memory_notes(self) -> list[str]:
+        """What the run takes of memory, where there is a cap."""
+        return [] if self.needs is None else [self.needs.text(self.run.spill)]
 
     def runtime_notes(self) -> list[str]:
         """What was chosen for the runtime of the call, and why."""

@@ -18,6 +18,7 @@ from secateur.core.outputs import counts_positions, rows_of
 from secateur.core.precision import widened
 from secateur.network.graph import Graph, overlay
 from secateur.network.layers import Layer
+from secateur.network.mapped import MappedValues
 from secateur.network.samples import Samples
 from secateur.network.stream import Stream
 
@@ -64,9 +65,16 @@ class Block:
         return Stream(self.graph, {}, {}, self.first)
 
     @torch.no_grad()
-    def run(self, parameters: Mapping[str, Tensor], x: Samples, chunk: int) -> Samples:
-        """The outputs for all samples, so many at a time."""
-        return Samples.joined([self.values(parameters, part) for part in x.split(chunk)])
+    def run(
+        self,
+        parameters: Mapping[str, Tensor],
+        x: Samples,
+        chunk: int,
+        mapped: MappedValues | None = None,
+    ) -> Samples:
+        """The outputs for all samples, so many at a time, where `mapped` puts them."""
+        place = mapped or MappedValues(None)
+        return place.joined(x, chunk, lambda part: self.values(parameters, part))
 
 
 @dataclass

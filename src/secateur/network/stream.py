@@ -71,8 +71,9 @@ class Stream:
         twin = Stream.__new__(Stream)
         twin.graph, twin.parameters, twin.at = self.graph, parameters, self.at
         twin._last_reads, twin._kept = self._last_reads, []
-        shared = {name: value for name, value in self.values.items() if name not in self._kept}
-        store: MutableMapping[str, Any] = {} if values is None else values
-        store.update(shared)
-        twin.values = store
+        held: MutableMapping[str, Any] = {} if values is None else values
+        twin.values = held
+        for name in self.values:
+            if name not in self._kept:
+                twin.values[name] = self.values[name]  # one by one: not all may fit into memory
         return twin

@@ -34,6 +34,7 @@ class Judged:
     def beside(cls, streams: DualStream, samples: Samples, *, chunk: int) -> Judged:
         """Of the network that some streams run, with its values in their store."""
         parts = samples.split(chunk)
+        streams.store.exempt(tensor for part in parts for tensor in part.tensors.values())
         runs = [streams.stream("judging", number, part) for number, part in enumerate(parts)]
         masks = [part.mask for part in parts]
         return cls(streams.graph, runs, [of for of in masks if of is not None] or None)

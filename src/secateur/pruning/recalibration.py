@@ -24,6 +24,7 @@ from torch import Tensor
 from secateur.core.precision import widened
 from secateur.network.graph import Graph, Norm
 from secateur.network.samples import Samples
+from secateur.network.store import Spill, ValueStore
 from secateur.network.stream import Stream
 
 _LEAST = 1e-2  # variance found, relative to the network's own, at least
@@ -60,7 +61,9 @@ class Recalibration:
 
 
 @torch.no_grad()
-def recalibrate(graph: Graph, samples: Samples, *, chunk: int) -> Recalibration:
+def recalibrate(
+    graph: Graph, samples: Samples, *, chunk: int, spill: Spill | None = None
+) -> Recalibration:
     """Takes the statistics of every BatchNorm on some samples, one after the other.
 
     Each is measured behind those that have new statistics already. A variance counts as 1 % of the
@@ -70,12 +73,19 @@ def recalibrate(graph: Graph, samples: Samples, *, chunk: int) -> Recalibration:
         graph: the network.
         samples: inputs.
         chunk: samples per run of an operation.
+        spill: the cap on the memory of the values; None = there is none.
 
     Cost: a forward pass. Memory: the values at the widest cut for all samples.
     """
     statistics: dict[str, Tensor] = {}
     parameters = ChainMap(statistics, dict(graph.parameters))
-    streams = [Stream(graph, parameters, dict(part.tensors)) for part in samples.split(chunk)]
+    parts = samples.split(chunk)
+    given = [tensor for part in parts for tensor in part.tensors.values()]
+    store = ValueStore(spill, [*graph.parameters.values(), *given])
+    streams = [
+        Stream(graph, parameters, store.scope("dense", number, values=part.tensors))
+        for number, part in enumerate(parts)
+    ]
     for norm in graph.norms:
         mean, variance = _merged([_moments(stream, norm) for stream in streams])
         original = graph.parameters[norm.variance]

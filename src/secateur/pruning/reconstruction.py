@@ -32,12 +32,15 @@ import torch
 from torch import Tensor
 
 from secateur.core.outputs import counts_positions, rows_of
+from secateur.core.precision import widened
 from secateur.errors import DataError, ModelError
 from secateur.network.cuts import Block, blocks, network_errors
 from secateur.network.geometry import per_output
 from secateur.network.graph import Graph, overlay
 from secateur.network.layers import Layer
+from secateur.network.mapped import MappedValues
 from secateur.network.samples import Samples
+from secateur.network.store import Spill
 from secateur.support.settings import at_least, check_settings, more_than
 from secateur.support.wording import counted
 
@@ -46,6 +49,7 @@ Changes = dict[str, Tensor]
 _SMALLER = 4  # times smaller are the steps where larger ones made a block no better
 _SMALLEST = 1 / 16  # of the first step size
 _TRIAL = 5  # times fewer steps in the trials of step sizes
+_PART = 8  # samples whose squares are added up at a time
 _NEGLIGIBLE = 1e-6  # an output's largest weight, relative to the layer's
 
 
@@ -96,6 +100,7 @@ class BlockReconstruction:
         changes: Mapping[str, Tensor],
         *,
         chunk: int,
+        spill: Spill | None = None,
         seed: int = 0,
         on_layer: Callable[[Layer], Any] = lambda layer: None,
     ) -> tuple[Changes, ReconstructionResult]:
@@ -107,6 +112,7 @@ class BlockReconstruction:
             layers: the pruned layers, in execution order.
             changes: the pruned network's parameters where they differ, by name.
             chunk: samples per run of an operation where nothing is trained.
+            spill: a cap on the memory of values: those of all samples are in files then.
             seed: of the choice of samples.
             on_layer: called with each layer when its block is done.
 
@@ -141,21 +147,22 @@ class BlockReconstruction:
         parameters = ChainMap(current, dict(graph.parameters))
         judged = torch.arange(len(samples)) % self.held_back == self.held_back - 1
         least = max(1, min(self.layers, len(layers) * 3 // 4))
+        mapped = MappedValues(spill)
         dense = pruned = samples
         done: list[BlockResult] = []
         stages = [dict(changes)]
         rate: float | None = None
         for block in blocks(graph, samples, layers, least):
-            target = block.run(graph.parameters, dense, chunk)
+            target = block.run(graph.parameters, dense, chunk, mapped)
             goal = Goal.of(target, block, samples.mask)
-            training = _Training(block, parameters, pruned, goal, judged, chunk)
+            training = _Training(block, parameters, pruned, goal, judged, chunk, mapped)
             rate = self._rate(training, trials) if rate is None else rate
             new, result = self._reconstructed(training, rate, generator)
             rate = result.rate
             current.update(new)
             stages.append(dict(current))
             done.append(result)
-            dense, pruned = target, block.run(parameters, pruned, chunk)
+            dense, pruned = target, block.run(parameters, pruned, chunk, mapped)
             for layer in block.layers:
                 on_layer(layer)
         errors = network_errors(graph, samples.select(judged), stages, chunk)
@@ -200,6 +207,7 @@ class BlockReconstruction:
         inputs: Samples,
         goal: Goal,
         generator: torch.Generator,
+        release: Callable[[], Any] = lambda: None,
     ) -> Changes:
         """New values of what can be trained in a block, where its outputs come closer to a goal."""
         names = [name for layer in block.layers for name in _trainable(layer)]
@@ -207,11 +215,12 @@ class BlockReconstruction:
             return {}
         values = {name: parameters[name].detach().clone().requires_grad_() for name in names}
         changed = overlay(values, parameters)
-        variances = goal.variances()
+        variances = goal.variances(release)
 
         def error(chosen: Tensor) -> Tensor:
-            outputs = block.values(changed, inputs.select(chosen))
-            return goal.select(chosen).distance(outputs, variances)
+            given, wanted = inputs.select(chosen), goal.select(chosen)
+            release()  # of the rows these are copies
+            return wanted.distance(block.values(changed, given), variances)
 
         self._train(list(values.values()), error, len(inputs), generator)
         return {name: value.detach() for name, value in values.items()}
@@ -268,19 +277,30 @@ class _Training:
         goal: Goal,
         judged: Tensor,
         chunk: int,
+        mapped: MappedValues,
     ) -> None:
         self.block, self.parameters, self.chunk = block, parameters, chunk
-        self.inputs, self.goal = inputs.select(~judged), goal.select(~judged)
-        self.held_back, self.wanted = inputs.select(judged), goal.select(judged)
+        self.release = mapped.release
+        self.inputs, self.held_back = (
+            mapped.select(inputs, rows, chunk) for rows in (~judged, judged)
+        )
+        self.goal, self.wanted = (
+            Goal(mapped.select(goal.values, rows, chunk), goal.select_mask(rows))
+            for rows in (~judged, judged)
+        )
         self.before = self._error(parameters)
 
     def run(self, settings: BlockReconstruction, generator: torch.Generator) -> _Trained:
         """What training makes of the block."""
-        new = settings.train(self.block, self.parameters, self.inputs, self.goal, generator)
+        new = settings.train(
+            self.block, self.parameters, self.inputs, self.goal, generator, self.release
+        )
         return _Trained(new, self._error(ChainMap(new, *self.parameters.maps)))
 
     def _error(self, parameters: Mapping[str, Tensor]) -> float:
-        return self.wanted.error(self.block.run(parameters, self.held_back, self.chunk))
+        found = self.wanted.error(self.block.run(parameters, self.held_back, self.chunk))
+        self.release()
+        return found
 
 
 @dataclass(frozen=True)
@@ -376,12 +396,39 @@ class Goal:
 
     def select(self, rows: Tensor) -> Goal:
         """That of some samples."""
-        mask = self.mask
-        return Goal(self.values.select(rows), None if mask is None else mask[rows])
+        return Goal(self.values.select(rows), self.select_mask(rows))
 
-    def variances(self) -> dict[str, Tensor]:
-        """By name, of what counts."""
-        return {name: _variance(self._real(of)) for name, of in self.values.tensors.items()}
+    def select_mask(self, rows: Tensor) -> Tensor | None:
+        """Which positions of some samples count."""
+        return None if self.mask is None else self.mask[rows]
+
+    def variances(self, release: Callable[[], Any] = lambda: None) -> dict[str, Tensor]:
+        """By name, of what counts; added up a few samples at a time.
+
+        Args:
+            release: called after these.
+        """
+        parts = len(self.values.split(_PART))
+        rows = [slice(at * _PART, (at + 1) * _PART) for at in range(parts)]
+        masks = [None if self.mask is None else self.mask[at] for at in rows]
+
+        def sums(of: Tensor, center: Tensor | float, power: int) -> tuple[int, Tensor]:
+            count, total = 0, widened(of.new_zeros(()))
+            for at, mask in zip(rows, masks, strict=True):
+                real = rows_of(of[at], mask) if counts_positions(of[at], mask) else of[at]
+                count, total = (
+                    count + real.numel(),
+                    total + (widened(real) - center).pow(power).sum(),
+                )
+                release()
+            return count, total
+
+        found: dict[str, Tensor] = {}
+        for name, of in self.values.tensors.items():
+            count, total = sums(of, 0.0, 1)
+            _, squares = sums(of, total / count, 2)
+            found[name] = (squares / count).to(of.dtype).clamp_min(torch.finfo(of.dtype).tiny)
+        return found
 
     def distance(self, outputs: Samples, variances: Mapping[str, Tensor]) -> Tensor:
         """Mean squared error relative to given variances; the mean over several values."""
@@ -399,10 +446,6 @@ class Goal:
     def _real(self, value: Tensor) -> Tensor:
         """What is no padding, where the value has the positions of the mask."""
         return rows_of(value, self.mask) if counts_positions(value, self.mask) else value
-
-
-def _variance(value: Tensor) -> Tensor:
-    return value.var(correction=0).clamp_min(torch.finfo(value.dtype).tiny)
 
 
 def _alive(weight: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from secateur.network.graph import Graph
 from secateur.network.layers import Layer
 from secateur.network.sample_layout import Layouts, find_layouts
 from secateur.network.samples import Samples
+from secateur.network.store import Spill
 from secateur.pruning.alignment import Alignment
 from secateur.pruning.allocations import AllocationInputs, Curve, FittedAllocation
 from secateur.pruning.allocations.uniform import FittedUniform
@@ -58,6 +59,7 @@ class PruningRun:
         recipe: how.
         sampling: how many output positions are used.
         chunk: samples per run of an operation.
+        spill: the cap on the memory of values; None = there is none.
         on_layer: called with a layer's name whenever a layer is done, `visits` times at most.
     """
 
@@ -70,6 +72,7 @@ class PruningRun:
     recipe: Recipe
     sampling: Sampling
     chunk: int
+    spill: Spill | None = None
     on_layer: Callable[[str], Any] = _ignore
 
     @cached_property
@@ -244,6 +247,7 @@ class PruningRun:
             self.layers,
             walked.changes,
             chunk=self.chunk,
+            spill=self.spill,
             seed=self.sampling.seed,
             on_layer=lambda layer: self.on_layer(layer.name),
         )
@@ -270,7 +274,9 @@ class PruningRun:
             return walked
         return replace(
             walked,
-            dense=first_output(self.recalibration.original, self.samples, chunk=self.chunk),
+            dense=first_output(
+                self.recalibration.original, self.samples, chunk=self.chunk, spill=self.spill
+            ),
             pruned=None,  # of another network: report and judge run the pruned one
         )
 
@@ -303,6 +309,7 @@ class PruningRun:
             sampling=self.sampling,
             layouts=self.layouts if graph is self.graph else None,
             chunk=self.chunk,
+            spill=self.spill,
             on_layer=self.on_layer,
         )
         return self.recipe.allocation.fit(inputs)
@@ -396,6 +403,7 @@ class PruningRun:
             sampling=self.sampling,
             layouts=self.layouts,
             chunk=self.chunk,
+            spill=self.spill,
             on_layer=lambda result: self.on_layer(result.layer.name),
         )
 

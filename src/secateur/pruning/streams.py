@@ -21,7 +21,7 @@ from secateur.network.layers import Layer, LayerCall
 from secateur.network.ops import expanded
 from secateur.network.sample_layout import Layout, Layouts, find_layouts
 from secateur.network.samples import Samples
-from secateur.network.store import ValueStore
+from secateur.network.store import Spill, ValueStore
 from secateur.network.stream import Stream
 from secateur.pruning.sampling import Draw
 
@@ -157,6 +157,7 @@ class DualStream:
         chunk: int,
         inputs: Inputs,
         layouts: Layouts | None = None,
+        spill: Spill | None = None,
     ) -> None:
         """Begins at the first operation.
 
@@ -167,12 +168,14 @@ class DualStream:
             inputs: whether layers get the "pruned" network's inputs, or the "dense" one's, and
                 there is no pruned stream.
             layouts: as `find_layouts` finds them; None = they are found here.
+            spill: the cap on the memory of the values; None = there is none.
         """
         self.graph, self.inputs, self.samples = graph, inputs, len(samples)
         self.changes: dict[str, Tensor] = {}
         self.layouts = find_layouts(graph, samples) if layouts is None else layouts
-        self.store = ValueStore()
         parts = samples.split(chunk)
+        given = [tensor for part in parts for tensor in part.tensors.values()]
+        self.store = ValueStore(spill, [*graph.parameters.values(), *given])
         self.sizes = [len(part) for part in parts]
         self.masks = [None if part.mask is None else part.mask.cpu() for part in parts]
         self.masked = _read_from(graph, samples.masked_inputs())

@@ -30,6 +30,7 @@ from secateur.network.graph import Graph
 from secateur.network.layers import Layer
 from secateur.network.sample_layout import Layouts
 from secateur.network.samples import Samples
+from secateur.network.store import Spill
 from secateur.pruning.layer_fit import LayerFit, LayerResult, LayerSolution, is_wide
 from secateur.pruning.reconstruction import ReconstructionResult
 from secateur.pruning.sampling import Sampling
@@ -83,6 +84,7 @@ def walk(
     sampling: Sampling | None = None,
     layouts: Layouts | None = None,
     chunk: int = 32,
+    spill: Spill | None = None,
     on_layer: Callable[[LayerResult], Any] = lambda result: None,
 ) -> WalkResult:
     """Solves the layers in execution order in one pass over the network.
@@ -102,6 +104,7 @@ def walk(
             found out here.
         chunk: samples per run of an operation. It is a part of what is computed: convolutions
             round in another way in batches of another size.
+        spill: the cap on the memory of the values; None = there is none.
         on_layer: called after each layer.
 
     Returns:
@@ -121,7 +124,9 @@ def walk(
         on_layer(solution.result)
 
     with torch.no_grad(), LayerWorkers(method, inputs, samples.device, finish) as workers:
-        streams = DualStream(graph, samples, chunk=chunk, inputs=inputs, layouts=layouts)
+        streams = DualStream(
+            graph, samples, chunk=chunk, inputs=inputs, layouts=layouts, spill=spill
+        )
         for index, (layer, count) in enumerate(zip(layers, kept, strict=True)):
             chunks = streams.run_to(layer, again=is_wide(layer, sampling))
             fit = LayerFit(graph, chunks, index=index, sampling=sampling, start=start or {})
@@ -148,6 +153,9 @@ def _by_stage(stages: list[list[dict[str, Tensor]]]) -> list[dict[str, Tensor]]:
 
 
 @torch.no_grad()
-def first_output(graph: Graph, samples: Samples, *, chunk: int) -> Tensor | None:
+def first_output(
+    graph: Graph, samples: Samples, *, chunk: int, spill: Spill | None = None
+) -> Tensor | None:
     """The network's first output for all samples; None where it has no row for each of them."""
-    return DualStream(graph, samples, chunk=chunk, inputs="dense", layouts={}).outputs()[0]
+    streams = DualStream(graph, samples, chunk=chunk, inputs="dense", layouts={}, spill=spill)
+    return streams.outputs()[0]

@@ -15,6 +15,7 @@ from secateur.network.graph import Graph
 from secateur.network.layers import Layer
 from secateur.network.sample_layout import Layouts
 from secateur.network.samples import Samples
+from secateur.network.store import Spill
 from secateur.pruning.layer_fit import folded_weight
 from secateur.pruning.sampling import Sampling
 from secateur.support.serialization import demand
@@ -32,7 +33,7 @@ class AllocationInputs:
         previous: what was found out about the dense network, where `weights` are given.
         costs: what one kept weight costs in each layer; None = 1 each.
         pattern: which zeros are allowed.
-        sampling, layouts, chunk: as in `secateur.pruning.walk`.
+        sampling, layouts, chunk, spill: as in `secateur.pruning.walk`.
         on_layer: called with a layer's name when an allocation that takes long is done with it.
     """
 
@@ -46,6 +47,7 @@ class AllocationInputs:
     sampling: Sampling = field(default_factory=Sampling)
     layouts: Layouts | None = None
     chunk: int = 32
+    spill: Spill | None = None
     on_layer: Callable[[str], Any] = lambda name: None
 
     @cached_property

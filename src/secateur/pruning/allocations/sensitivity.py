@@ -208,7 +208,12 @@ class _Study:
     def __init__(self, inputs: AllocationInputs, fitting: Samples, judging: Samples) -> None:
         self.inputs, self.graph = inputs, inputs.graph
         self.streams = DualStream(
-            self.graph, fitting, chunk=inputs.chunk, inputs="dense", layouts=inputs.layouts
+            self.graph,
+            fitting,
+            chunk=inputs.chunk,
+            inputs="dense",
+            layouts=inputs.layouts,
+            spill=inputs.spill,
         )
         judging = enough_to_judge(self.graph, judging)
         self.judged = Judged.beside(self.streams, judging, chunk=inputs.chunk)

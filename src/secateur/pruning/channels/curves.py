@@ -17,6 +17,7 @@ from secateur.core.problem import Problem
 from secateur.network.graph import Graph
 from secateur.network.sample_layout import Layouts
 from secateur.network.samples import Samples
+from secateur.network.store import Spill
 from secateur.pruning.allocations.sensitivity import Curve, enough_to_judge, split_samples
 from secateur.pruning.channels.logits import Mixing, mixing
 from secateur.pruning.channels.space import ChannelSpace, Removable
@@ -73,6 +74,7 @@ class ChannelSensitivity:
         sampling: Sampling,
         layouts: Layouts | None,
         chunk: int,
+        spill: Spill | None = None,
         on_layer: Callable[[str], Any] = lambda name: None,
     ) -> ChannelStudy:
         """Looks at the dense network, once.
@@ -81,7 +83,9 @@ class ChannelSensitivity:
         Memory: the statistics of all layers that read the same channels as a later one.
         """
         fitting, judging = split_samples(samples, self.images)
-        streams = DualStream(graph, fitting, chunk=chunk, inputs="dense", layouts=layouts)
+        streams = DualStream(
+            graph, fitting, chunk=chunk, inputs="dense", layouts=layouts, spill=spill
+        )
         judged = Judged.beside(streams, enough_to_judge(graph, judging), chunk=chunk)
         fits = _Fits(self, graph, space, sampling, streams)
         with torch.no_grad():

@@ -108,6 +108,7 @@ class ChannelRun(PruningRun):
             sampling=self.sampling,
             layouts=self.layouts,
             chunk=self.chunk,
+            spill=self.spill,
             on_layer=self.on_layer,
         )
         return FittedChannels(space=self.space, study=study, multiple=self.multiple)
@@ -211,6 +212,7 @@ class ChannelRun(PruningRun):
             sampling=self.sampling,
             layouts=self.layouts,
             chunk=self.chunk,
+            spill=self.spill,
             on_layer=self.on_layer,
         )
         return replace(walked, kept=list(counts), removed=removed_units(self.space, gone))

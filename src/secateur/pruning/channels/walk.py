@@ -21,6 +21,7 @@ from secateur.core.problem import Problem
 from secateur.network.graph import Graph
 from secateur.network.sample_layout import Layouts
 from secateur.network.samples import Samples
+from secateur.network.store import Spill
 from secateur.pruning.channels.curves import (
     ChannelStudy,
     dimensions_left,
@@ -47,6 +48,7 @@ def channel_walk(
     sampling: Sampling,
     layouts: Layouts | None = None,
     chunk: int,
+    spill: Spill | None = None,
     on_layer: Callable[[str], Any] = lambda name: None,
 ) -> tuple[WalkResult, list[list[int]]]:
     """Removes so many units of each coupling, and fits all layers.
@@ -56,7 +58,7 @@ def channel_walk(
     study's order. Dimensions of queries and keys leave the layers that make them.
 
     Args:
-        graph, samples, inputs, sampling, layouts, chunk: as in `secateur.pruning.walk`.
+        graph, samples, inputs, sampling, layouts, chunk, spill: as in `secateur.pruning.walk`.
         space: what can leave.
         counts: units of each coupling that are to leave.
         study: what is known of each coupling in the dense network.
@@ -74,7 +76,9 @@ def channel_walk(
     }
     results: list[LayerSolution] = []
     with torch.no_grad():
-        streams = DualStream(graph, samples, chunk=chunk, inputs=inputs, layouts=layouts)
+        streams = DualStream(
+            graph, samples, chunk=chunk, inputs=inputs, layouts=layouts, spill=spill
+        )
         for number, layer in enumerate(space.layers):
             chunks = streams.run_to(layer, again=is_wide(layer, sampling))
             fit = LayerFit(graph, chunks, index=number, sampling=sampling, start={})
