@@ -90,6 +90,7 @@ PRUNING: dict[str, list[Any]] = {
     "metric": [5, "top1", lambda: 1.0, object()],
     "progress": [5, "bar", lambda: None, lambda done: None, [], object()],
 }
+MEMORY = [0, -1, 2.5, True, "4", "much", "GB", ["4 GB"], object()]
 RECIPE = ("recipe", "pattern", "method", "allocation", "inputs", "max_columns")
 TARGETS: dict[str, list[Any]] = {
     **{name: SHARES for name in ("sparsity", "max_macs", "max_bytes", "max_drop", "max_latency")},
@@ -97,13 +98,14 @@ TARGETS: dict[str, list[Any]] = {
     "threads": [*WHOLE, None],
     "then_sparsity": SHARES,
     "quantize": [8, "int4", True, ["int8"]],
-    "memory": [0, -1, 2.5, True, "4", "much", "GB", ["4 GB"], object()],
+    "memory": MEMORY,
 }
 TABLE: dict[str, dict[str, list[Any]]] = {
     "prune": {**PRUNING, **TARGETS},
     "plan": {**PRUNING, **TARGETS},
     "sweep": {
         **PRUNING,
+        "memory": MEMORY,
         "sparsities": [None, 0.5, "0.5", [], ["0.5"], [None], {}, {"a": 1}, [1.5], object()],
     },
     "advise": {

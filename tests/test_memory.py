@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import secateur
 from secateur import OptionError
+from secateur.cli.app import app
 from secateur.network.mapped import MappedValues
 from secateur.network.samples import as_samples
 from secateur.network.store import Spill, ValueStore, spilling

@@ -411,6 +411,7 @@ def sweep(
     max_images: int | None = MAX_IMAGES,
     max_columns: int = Sampling.max_columns,
     seed: int = 0,
+    memory: int | str | None = None,
     mask: str | None = None,
     output: str | int | None = None,
     judge: Judge | None = None,
@@ -448,8 +449,8 @@ def sweep(
     arguments = locals()
     targets = [Sparsity(value) for value in sorted(set(check_sparsities(sparsities)))]
     options = _options({**arguments, "sparsity": targets[-1].value})  # refused first if any is
-    with telling(progress) as teller:
-        job = prepare(open_model(model), data, options, evaluation, teller=teller)
+    with telling(progress) as teller, spilling(options.memory_cap) as spill:
+        job = prepare(open_model(model), data, options, evaluation, teller=teller, spill=spill)
         job = job.measure(job.visits(targets))
         reports = [job.report_at(target) for target in targets]
     result = Sweep.of(reports, [of.value for of in targets], job.watch.seconds)

@@ -155,6 +155,7 @@ def common_arguments(
         "exclude": options.exclude or None,
         "max_images": options.max_images,
         "max_columns": options.max_columns,
+        "memory": options.memory,
         "seed": options.seed,
         "mask": options.mask,
         "output": options.output,

@@ -114,14 +114,6 @@ class Prune(Fit):
             help="After --pattern channels: fraction of zeros to make in what is left, in [0, 1).",
         ),
     ] = None
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE",
-            help="Memory for values between layers, such as 4GB; what is beyond it is kept in "
-            "files in TMPDIR meanwhile.",
-        ),
-    ] = None
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="OUT", help="Folder to write.")
     ] = None

@@ -217,5 +217,13 @@ class Fit(Given):
             parser=whole, metavar="N", help="Fit layers with more inputs per output in blocks."
         ),
     ] = 8192
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory for values between layers, such as 4GB; what is beyond it is kept in "
+            "files in TMPDIR meanwhile.",
+        ),
+    ] = None
     force: Force = False
     quiet: Quiet = None

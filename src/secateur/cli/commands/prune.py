@@ -138,7 +138,6 @@ def _read(
     takes = network.signature.masking(asked.mask)
     images = calibration_images(asked, preprocess, takes)
     common = common_arguments(asked, recipe, preprocess, takes, teller)
-    common["memory"] = asked.memory
     return network, images, {"quantize": quantize, **_target(asked), **_runtime(asked), **common}
 
 
