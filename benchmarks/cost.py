@@ -19,7 +19,7 @@ from results_table import MACHINE, machine, write_rows
 from torch import Tensor, nn
 
 import secateur
-from secateur import preparation
+from secateur import tracing
 from secateur.network.layout import to_channels_last
 from secateur.network.samples import Samples
 
@@ -39,7 +39,7 @@ COLUMNS = (
 
 def chunk_size(images: Tensor) -> int:
     """Images in a forward pass, as in `secateur.prune`."""
-    return preparation.chunk_size(Samples({"images": images}))
+    return tracing.chunk_size(Samples({"images": images}))
 
 
 def forward_seconds(model: nn.Module, images: Tensor) -> float:

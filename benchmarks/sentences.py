@@ -41,7 +41,7 @@ from secateur.export.files import save_onnx, save_openvino
 from secateur.frontends import open as open_model
 from secateur.hardware.compare_latency import compare
 from secateur.network.samples import Samples
-from secateur.preparation import chunk_size
+from secateur.tracing import chunk_size
 
 METHODS: dict[str, dict[str, Any]] = {
     "default": {},

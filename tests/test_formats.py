@@ -114,7 +114,7 @@ def test_formats_that_fail_after_the_pruning_leave_the_others(walks, tmp_path, m
     """They were fine with the dense network."""
     monkeypatch.setattr("secateur.cli.commands.prune.rehearse", lambda *_, **__: None)
     monkeypatch.setattr("secateur.api.rehearse", lambda *_, **__: None)
-    monkeypatch.setattr("secateur.api.in_int8", refuses)
+    monkeypatch.setattr("secateur.low_precision.in_int8", refuses)
     monkeypatch.setattr("secateur.export.files.write_ir", refuses)
     out = tmp_path / "out"
     done = prune("Net", out, "--onnx", "--int8", "--openvino")
@@ -139,7 +139,7 @@ def test_formats_that_fail_after_the_pruning_leave_the_others(walks, tmp_path, m
 
 def test_python_returns_the_pruned_network_without_int8(monkeypatch) -> None:
     monkeypatch.setattr("secateur.api.rehearse", lambda *_, **__: None)
-    monkeypatch.setattr("secateur.api.in_int8", refuses)
+    monkeypatch.setattr("secateur.low_precision.in_int8", refuses)
     with pytest.warns(secateur.SecateurWarning, match="no INT8 network was made: not this one"):
         result = secateur.prune(Net(), images(), sparsity=0.5, quantize="int8", **QUICK)
     assert result.quantized is None

@@ -233,7 +233,7 @@ def test_a_report_tells_of_the_files_beside_it_only(pruned, tmp_path, monkeypatc
 def test_what_becomes_of_the_callers_images_changes_no_file(monkeypatch) -> None:
     for name in ("check_kind", "rehearse"):
         monkeypatch.setattr(f"secateur.api.{name}", lambda *_, **__: None)
-    monkeypatch.setattr("secateur.api.in_int8", lambda *_: Quantized(model=None))
+    monkeypatch.setattr("secateur.low_precision.in_int8", lambda *_: Quantized(model=None))
     images = IMAGES.clone()
     result = secateur.prune(small(), images, quantize="int8", **HOW)
     images.zero_()

@@ -16,24 +16,24 @@ from secateur.core.outputs import Judge
 from secateur.core.patterns import Pattern, PatternName, choose_pattern
 from secateur.data.preprocess import Transform
 from secateur.data.sources import MAX_IMAGES, Data, open_images
-from secateur.errors import ModelError, OptionError, SecateurWarning
+from secateur.errors import SecateurWarning
 from secateur.export.files import rehearse
-from secateur.export.int8 import Precision, Quantized, check_kind, in_int8
+from secateur.export.int8 import Precision, check_kind
 from secateur.frontends import asked_or_own
 from secateur.frontends import open as open_model
 from secateur.frontends.first_runs import one_first_run
 from secateur.frontends.torch.onnx_export import CHECKED_IMAGES
-from secateur.hardware.acceleration.run import accelerate
-from secateur.hardware.paying import INT8_SPARSE
+from secateur.low_precision import low_precision
 from secateur.network.store import spilling
 from secateur.options import Options, RuntimeName
 from secateur.parts import part_reports
 from secateur.preparation import example, prepare, zeros_after
 from secateur.pruning.allocations import Allocation, AllocationName
+from secateur.pruning.contributions import contributions
 from secateur.pruning.recipe import Recipe, RecipeName
 from secateur.pruning.sampling import Sampling
 from secateur.pruning.streams import Inputs
-from secateur.pruning.targets import Sparsity
+from secateur.pruning.targets import Sparsity, check_sparsities
 from secateur.report.build import step_reports
 from secateur.report.inspection import Inspection
 from secateur.report.parts import CHANNELS, ZEROS
@@ -43,7 +43,6 @@ from secateur.result import PruneResult
 from secateur.support.choices import check_device
 from secateur.support.progress import telling
 from secateur.support.settings import check_arguments
-from secateur.support.threads import torch_threads
 
 
 @one_first_run()
@@ -214,32 +213,15 @@ def prune(
             pruned = networks[ZEROS] = later.network(then)
             job.watch.lap("zeros")
         teller.step("measuring what the steps have contributed")
-        steps = job.run.account(walked, target, job.original, job.aligned)
+        steps = contributions(job.run, walked, target, job.original, job.aligned)
         found = step_reports(
             network, steps, lambda of: job.compared(walked.dense, of), job.evaluate
         )
         job.watch.lap("steps")
-        exported, integers, missing = None, Quantized(model=None), {}
-        if quantize is not None:
-            teller.step("quantising to INT8")
-            try:
-                if pruned.suffix != ".xml":
-                    exported = pruned.to_onnx(job.images.samples)
-                integers = in_int8(exported or pruned, job.images.samples)
-            except ModelError as error:  # the pruned network is there all the same
-                missing["int8"] = str(error)
-            job.watch.lap("quantize")
-        accelerated, unaccelerated = None, list[str]()
-        if options.runtime == INT8_SPARSE:
-            teller.step("quantising to INT8 for PyTorch")
-            try:
-                with torch_threads(options.threads):
-                    accelerated = accelerate(pruned.model, job.images, mask=options.mask)
-            except ModelError as error:  # the pruned network is there all the same
-                unaccelerated = [f"no accelerated module was made: {error}"]
-            job.watch.lap("acceleration")
-        judged = job.evaluations(pruned, integers.model)
-        times, unmeasured = job.times([*networks.values()], integers.model)
+        low = low_precision(job, pruned)
+        int8 = low.int8.model
+        judged = job.evaluations(pruned, int8)
+        times, unmeasured = job.times([*networks.values()], int8)
         latency = job.latency(walked, times[0], times[len(networks)]) if times else None
         report = job.report(
             pruned,
@@ -251,15 +233,12 @@ def prune(
             then=then,
             left=left,
         )
-        report.parts = part_reports(
-            job, networks, integers.model, walked.dense, times, report, left
-        )
-    report.notes.extend(integers.notes)
-    if job.metric is not None and integers.model is not None:
-        report.warnings.extend(job.metric.left_out(open_model(integers.model)))
-    report.notes.extend(accelerated.notes(job.evaluation_set) if accelerated else ())
-    report.warnings.extend([*unmeasured, *unaccelerated])
-    report.warnings.extend(f"no INT8 network was made: {why}" for why in missing.values())
+        report.parts = part_reports(job, networks, int8, walked.dense, times, report, left)
+    report.notes.extend(low.int8.notes)
+    if job.metric is not None and int8 is not None:
+        report.warnings.extend(job.metric.left_out(open_model(int8)))
+    report.notes.extend(low.accelerated.notes(job.evaluation_set) if low.accelerated else ())
+    report.warnings.extend([*unmeasured, *low.warnings])
     for warning in report.warnings:
         warnings.warn(warning, SecateurWarning, stacklevel=2)
     return PruneResult(
@@ -267,12 +246,12 @@ def prune(
         report=report,
         images=job.images.samples[: None if quantize else CHECKED_IMAGES].map(Tensor.clone),
         steps=steps,
-        quantized=integers.model,
+        quantized=int8,
         evaluation_set=job.evaluation_set,
         output=job.output,
-        exported=exported,
-        missing=missing,
-        acceleration=accelerated,
+        exported=low.exported,
+        missing=low.missing,
+        acceleration=low.accelerated,
     )
 
 
@@ -457,23 +436,6 @@ def sweep(
     for warning in result.warnings:
         warnings.warn(warning, SecateurWarning, stacklevel=2)
     return result
-
-
-def check_sparsities(sparsities: Sequence[float]) -> Sequence[float]:
-    """The sparsities, at least one.
-
-    Raises:
-        OptionError: none are given, or one is out of range.
-    """
-    try:
-        values = [] if isinstance(sparsities, str) else list(sparsities)
-    except TypeError:  # a single number, None
-        values = []
-    if not values:
-        raise OptionError(
-            f"sparsities is {sparsities!r}, expected fractions of zeros: write them like [0.5, 0.7]"
-        )
-    return [Sparsity(value).value for value in values]
 
 
 def _options(arguments: Mapping[str, Any]) -> Options:

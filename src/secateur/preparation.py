@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from secateur.core.outputs import has_one_answer, is_scores, rows_of
 from secateur.core.patterns import Channels, Unstructured
@@ -20,11 +18,8 @@ from secateur.evaluation.metric import DenseMetric
 from secateur.evaluation.metrics import one_answer
 from secateur.frontends import Frontend, asked_or_own
 from secateur.hardware.paying import not_paying
-from secateur.network import judging
 from secateur.network.folding import Folding, fold
 from secateur.network.graph import Graph
-from secateur.network.layout import to_channels_last
-from secateur.network.lookups import check_numbers
 from secateur.network.samples import Samples, Signature
 from secateur.network.store import Spill
 from secateur.options import Options
@@ -41,10 +36,8 @@ from secateur.session import Job, Stopwatch
 from secateur.support.progress import Teller
 from secateur.support.wording import counted
 from secateur.timing import Timing, try_runtime
+from secateur.tracing import Traced, chunk_size, trace
 
-# Input values per run of an operation. Larger chunks made EfficientNet-Lite0 up to 1.6 times
-# slower: activations over 32 MB get fresh pages from the system at every allocation.
-_CHUNK_VALUES = 8 * 3 * 224 * 224
 _HELD_BACK = 4  # every fourth image is judged on where a search has no evaluation data
 
 
@@ -204,69 +197,6 @@ def read(
         images, held_back = hold_back(images)
         return images, open_images(held_back)
     return images, None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Traced:
-    """The network as a graph, and what it is run on.
-
-    Attributes:
-        graph: with the output first that it is judged by.
-        samples: the calibration inputs.
-        rows: whether that output has a row for each image, not by chance only.
-        output: name or number of the output that was asked for; None = none was.
-    """
-
-    graph: Graph
-    samples: Samples
-    rows: bool
-    output: str | int | None = None
-
-
-def trace(model: Frontend, images: Images, options: Options) -> Traced:
-    """Traces the network."""
-    samples = (
-        model.signature.masking(options.mask)
-        .bind(images.samples)
-        .to(options.device or model.device)
-    )
-    samples = samples.map(to_channels_last).map(_ordinary)
-    graph = _traced(model, samples)
-    samples = samples.named(graph.inputs)
-    check_numbers(graph, samples)
-    judged = judging.judged(graph, samples, output=options.output, judge=options.judge)
-    return Traced(
-        graph=judged,
-        samples=samples,
-        rows=judged.outputs[0] in graph.outputs,
-        output=_output(model, graph, options.output),
-    )
-
-
-def _traced(model: Frontend, samples: Samples) -> Graph:
-    """The network as a graph; tokens that it does not have are told as such."""
-    few = samples.select(slice(2))
-    try:
-        return model.trace(few)
-    except ModelError:
-        known = few.map(lambda tensor: tensor if tensor.is_floating_point() else tensor * 0)
-        with suppress(ModelError):
-            graph = model.trace(known)
-            check_numbers(graph, few.named(graph.inputs))
-        raise
-
-
-def _output(model: Frontend, graph: Graph, asked: str | int | None) -> str | int | None:
-    """The output that is asked for, as networks made of this one know it.
-
-    By number, for files that modules are exported to have names of their own. Of files by name: a
-    graph has only outputs that depend on its inputs.
-    """
-    if asked is None:
-        return None
-    number = judging.output_number(graph, asked)
-    name = graph.output_names[number] if model.chooses and graph.output_names else ""
-    return name or number
 
 
 def run_dense(
@@ -477,19 +407,6 @@ def hold_back(images: Images) -> tuple[Images, Images]:
         replace(images, samples=images.samples.select(~judged), notes=[*images.notes, note]),
         replace(images, samples=images.samples.select(judged), labels=None),
     )
-
-
-def chunk_size(samples: Samples) -> int:
-    """Samples per run of an operation: 8 images of 224 pixels, more of smaller ones, at most 256.
-
-    Of the samples' shape alone, not of the memory at hand: results depend on it.
-    """
-    return max(1, min(256, _CHUNK_VALUES // max(1, samples.values_per_sample)))
-
-
-def _ordinary(tensor: Tensor) -> Tensor:
-    """A tensor that gradients can pass through: blocks are trained with them."""
-    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def example(

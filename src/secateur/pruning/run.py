@@ -1,4 +1,4 @@
-"""A recipe carried out on a graph, and what each of its steps contributed."""
+"""A recipe carried out on a graph."""
 
 from __future__ import annotations
 
@@ -12,20 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateur.core.methods import Magnitude, stages
-from secateur.core.patterns import UnitPattern, Unstructured
+from secateur.core.methods import Magnitude
+from secateur.core.patterns import UnitPattern
 from secateur.network.folding import Folding
 from secateur.network.graph import Graph
 from secateur.network.layers import Layer
 from secateur.network.sample_layout import Layouts, find_layouts
 from secateur.network.samples import Samples
 from secateur.network.store import Spill
-from secateur.pruning.alignment import Alignment
 from secateur.pruning.allocations import AllocationInputs, Curve, FittedAllocation
 from secateur.pruning.allocations.uniform import FittedUniform
 from secateur.pruning.allocations.units import block_of
 from secateur.pruning.groups import ChannelGroup
-from secateur.pruning.layer_fit import folded_weight
 from secateur.pruning.layer_selection import in_pattern
 from secateur.pruning.recalibration import Recalibration
 from secateur.pruning.recipe import Recipe
@@ -34,13 +32,12 @@ from secateur.pruning.sampling import Sampling
 from secateur.pruning.search import WALKS, PredictedLoss
 from secateur.pruning.targets import Costs, MaxDrop, MaxMacs, Sparsity, Target
 from secateur.pruning.walk import LayerResult, WalkResult, first_output, walk
-from secateur.support.choices import name_of
 from secateur.support.wording import counted
 
 Changes = dict[str, Tensor]
 
 
-def _ignore(layer: str) -> None:
+def ignore(layer: str) -> None:
     """What is done with the name of a finished layer where nobody counts them."""
 
 
@@ -73,7 +70,7 @@ class PruningRun:
     sampling: Sampling
     chunk: int
     spill: Spill | None = None
-    on_layer: Callable[[str], Any] = _ignore
+    on_layer: Callable[[str], Any] = ignore
 
     @cached_property
     def graph(self) -> Graph:
@@ -291,11 +288,12 @@ class PruningRun:
         Raises:
             NumericalError: the network's values are NaN or infinite.
         """
-        return self._fit_allocation(self.graph, self.layers, weights)
+        return self.fit_allocation_to(self.graph, self.layers, weights)
 
-    def _fit_allocation(
+    def fit_allocation_to(
         self, graph: Graph, layers: Sequence[Layer], weights: Changes
     ) -> FittedAllocation:
+        """As `fit_allocation`, in another state of the network, as before its alignment."""
         if not self.allocates:
             return FittedUniform(self.room.present)
         inputs = AllocationInputs(
@@ -421,63 +419,3 @@ class PruningRun:
                     start[name] == 0, self.graph.parameters[name], start[name]
                 )
         return start
-
-    def account(
-        self, walked: WalkResult, target: Target, original: Graph, aligned: Alignment
-    ) -> dict[str, Changes]:
-        """Parameters after each step, cumulatively; empty for a recipe of one step.
-
-        Each step names all parameters that the whole recipe changes, so that any network that
-        the recipe has gone through can be made from any other.
-
-        With several walks the steps before the last are taken straight at the target, so that
-        each differs from the one before by that step alone. What earlier walks and reconstruction
-        do counts with the last step.
-
-        Args:
-            walked: what `prune_to` returned.
-            target: what it was given.
-            original: the network before it was aligned.
-            aligned: what aligning it changed.
-        """
-        methods = list(stages(self.recipe.method))
-        names = [name_of(method) for method in methods]
-        steps = walked.stages
-        if len(names) > 1 and len(self.schedule(target)) > 1:
-            recipe = replace(self.recipe, method=methods[-2], schedule=(0.0,), reconstruction=None)
-            straight = replace(self, recipe=recipe, on_layer=_ignore)
-            steps = [*straight.prune_to(target).stages, walked.stages[-1]]
-        if len(steps) != len(names):  # a method that does not tell its steps
-            return {}
-        cumulative = {
-            name: {**aligned.changes, **changes} for name, changes in zip(names, steps, strict=True)
-        }
-        if aligned.pairs and isinstance(methods[0], Magnitude):
-            cumulative = {
-                "channel-alignment" if k == "magnitude" else k: v for k, v in cumulative.items()
-            }
-            cumulative = {"magnitude": self._magnitude(original, target), **cumulative}
-        if len(cumulative) < 2:
-            return {}
-        changed = {**aligned.changes, **walked.changes}
-        dense = {name: original.parameters[name] for name in changed}
-        return {name: {**dense, **changes} for name, changes in cumulative.items()}
-
-    def _mask(self, sizes: Tensor, kept: int) -> Tensor:
-        """The pattern's mask of the largest weights; all of a layer that stays dense."""
-        there = int((sizes > 0).sum())
-        pattern = Unstructured() if kept >= there else self.recipe.pattern
-        return pattern.mask(torch.where(sizes > 0, sizes, -1.0), min(kept, there))
-
-    def _magnitude(self, original: Graph, target: Target) -> Changes:
-        """Magnitude pruning without alignment: the network that the first step starts from."""
-        chosen = {layer.name for layer in self.layers}
-        layers = [layer for layer in original.layers if layer.name in chosen]
-        changes: Changes = {}
-        fitted = self._fit_allocation(original, layers, {})
-        for layer, kept in zip(layers, self.kept(fitted, target), strict=True):
-            name, geometry = str(layer.parameter), layer.calls[0].geometry
-            mask = self._mask(folded_weight(original, layer).abs(), kept)
-            matrix = geometry.matrix(original.parameters[name]) * mask
-            changes[name] = geometry.weight(matrix, layer.shape)
-        return changes

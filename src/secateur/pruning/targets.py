@@ -329,3 +329,20 @@ def _with_more_layers(target: _Share, model: CostModel) -> str:
     least = model.fixed if model.least is None else model.least
     enough = least < model.fixed and least < target.value * model.dense
     return ", or prune more layers with include" if enough else ""
+
+
+def check_sparsities(sparsities: Sequence[float]) -> Sequence[float]:
+    """The sparsities, at least one.
+
+    Raises:
+        OptionError: none are given, or one is out of range.
+    """
+    try:
+        values = [] if isinstance(sparsities, str) else list(sparsities)
+    except TypeError:  # a single number, None
+        values = []
+    if not values:
+        raise OptionError(
+            f"sparsities is {sparsities!r}, expected fractions of zeros: write them like [0.5, 0.7]"
+        )
+    return [Sparsity(value).value for value in values]

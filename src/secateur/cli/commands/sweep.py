@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from secateur.api import check_sparsities, sweep
+from secateur.api import sweep
 from secateur.cli import options
 from secateur.cli.inputs import (
     asked_preprocess,
@@ -18,6 +18,7 @@ from secateur.cli.output import list_files, sizes, working
 from secateur.errors import DataError
 from secateur.frontends.loading import load_model
 from secateur.frontends.loading import open as open_model
+from secateur.pruning.targets import check_sparsities
 from secateur.render.page import save_page
 from secateur.render.terminal import print_blocks
 from secateur.report.model import Report
