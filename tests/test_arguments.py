@@ -101,7 +101,7 @@ TARGETS: dict[str, list[Any]] = {
     "memory": MEMORY,
 }
 TABLE: dict[str, dict[str, list[Any]]] = {
-    "prune": {**PRUNING, **TARGETS},
+    "prune": {**PRUNING, **TARGETS, "work_dir": [5, True, b"run", ["run"], Path(__file__)]},
     "plan": {**PRUNING, **TARGETS},
     "sweep": {
         **PRUNING,

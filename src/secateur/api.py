@@ -30,6 +30,7 @@ from secateur.parts import part_reports
 from secateur.preparation import example, prepare, zeros_after
 from secateur.pruning.allocations import Allocation, AllocationName
 from secateur.pruning.contributions import contributions
+from secateur.pruning.journal import opened
 from secateur.pruning.recipe import Recipe, RecipeName
 from secateur.pruning.sampling import Sampling
 from secateur.pruning.streams import Inputs
@@ -78,6 +79,7 @@ def prune(
     judge: Judge | None = None,
     metric: Callable[[Any], float] | None = None,
     device: torch.device | str | None = None,
+    work_dir: str | Path | None = None,
     progress: bool | Callable[[int, int, str], Any] | None = None,
 ) -> PruneResult:
     """Prunes a trained network without retraining it.
@@ -173,6 +175,9 @@ def prune(
             number, larger for a better one. It is measured on the dense network and on the result,
             and at each try for `max_drop`, which then is in the metric's own unit.
         device: where to compute; None = where the model is (an ONNX model on the CPU).
+        work_dir: folder to keep what is finished in, layer by layer. The same call again goes on
+            from there, and gives the same bytes as a call that nobody disturbed; see "Long runs" in
+            docs/guide.md. None = nothing is kept.
         progress: None shows a bar on a terminal and nothing elsewhere. True shows a bar on a
             terminal and prints a line now and then elsewhere, on standard error. False shows
             nothing. A function is called with (done, total, layer name) after each layer.
@@ -194,8 +199,14 @@ def prune(
     options = _options(locals())
     network = open_model(model)
     check_kind(quantize, network)
-    with telling(progress) as teller, spilling(options.memory_cap) as spill:
-        job = prepare(network, data, options, evaluation, teller=teller, spill=spill)
+    with (
+        opened(options.work_dir) as journal,
+        telling(progress) as teller,
+        spilling(options.memory_cap) as spill,
+    ):
+        job = prepare(
+            network, data, options, evaluation, teller=teller, spill=spill, journal=journal
+        )
         if quantize is not None:
             teller.step("trying INT8 on the dense network")
             rehearse(network, job.images.samples, int8=True)

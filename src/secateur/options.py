@@ -62,6 +62,7 @@ class Options:
     threads: int = 1
     then_sparsity: float | None = None
     memory: int | str | None = None
+    work_dir: str | Path | None = None
     runtime_note: str = ""  # which pattern was chosen for it, and why
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ from secateur.errors import DataError, ModelError, OptionError
 from secateur.evaluation.evaluation_set import EvaluationSet
 from secateur.evaluation.metric import DenseMetric
 from secateur.evaluation.metrics import one_answer
+from secateur.fingerprint import facts_of
 from secateur.frontends import Frontend, asked_or_own
 from secateur.hardware.paying import not_paying
 from secateur.network.folding import Folding, fold
@@ -25,6 +26,7 @@ from secateur.network.store import Spill
 from secateur.options import Options
 from secateur.pruning.alignment import Alignment
 from secateur.pruning.channels.run import ChannelRun, channel_run
+from secateur.pruning.journal import Journal
 from secateur.pruning.layer_selection import in_pattern, layers_to_fit, matching, select_layers
 from secateur.pruning.needs import Needs, needs_of
 from secateur.pruning.recalibration import Recalibration, recalibrate
@@ -50,6 +52,7 @@ def prepare(
     planning: bool = False,
     teller: Teller | None = None,
     spill: Spill | None = None,
+    journal: Journal | None = None,
 ) -> Job:
     """Reads the images, traces and aligns the network, and chooses its layers.
 
@@ -62,6 +65,7 @@ def prepare(
             a drop is to be kept, and a runtime that measures nothing later is not tried.
         teller: is told of each step, here and in the job.
         spill: the cap on the memory of values; None = there is none.
+        journal: of what was finished by the same call before; it is checked that it is the same.
 
     Raises:
         OptionError, DataError, ModelError: a mistake that the message helps to put right.
@@ -102,6 +106,9 @@ def prepare(
     synthetic = images.synthetic is not None
     conditioned = condition(traced, options.recipe, synthetic, chunk, spill)
     run = select(model, traced, conditioned, options, chunk, spill)
+    if journal is not None:
+        journal.check(facts_of(options, model, traced.graph, traced.samples, baseline))
+        run = replace(run, journal=journal)
     warnings += run.shortfall()
     timing = None
     if isinstance(run, ChannelRun) and isinstance(run.target, MaxLatency):
@@ -154,7 +161,9 @@ def zeros_after(job: Job, smaller: Frontend) -> Job:
         model=smaller,
         original=traced.graph,
         aligned=conditioned.aligned,
-        run=select(smaller, traced, conditioned, options, chunk, spill),
+        run=replace(
+            select(smaller, traced, conditioned, options, chunk, spill), journal=job.run.journal
+        ),
         timing=None,
     )
 

@@ -164,8 +164,8 @@ class Job:
             )
         if walked.reconstruction is not None:
             notes.append(walked.reconstruction.note())
-        notes += self.memory_notes()
-        return [*self.runtime_notes(), *notes, *_padding(self.run.samples), *walked.notes]
+        notes += [*self.memory_notes(), *_padding(self.run.samples), *walked.notes]
+        return [*self.runtime_notes(), *notes, *self.run.journal.notes()]
 
     def memory_notes(self) -> list[str]:
         """What the run takes of memory, where there is a cap."""

@@ -41,6 +41,7 @@ from secateur.network.layers import Layer
 from secateur.network.mapped import MappedValues
 from secateur.network.samples import Samples
 from secateur.network.store import Spill
+from secateur.pruning.journal import Chapter, Journal
 from secateur.support.settings import at_least, check_settings, more_than
 from secateur.support.wording import counted
 
@@ -50,6 +51,7 @@ _SMALLER = 4  # times smaller are the steps where larger ones made a block no be
 _SMALLEST = 1 / 16  # of the first step size
 _TRIAL = 5  # times fewer steps in the trials of step sizes
 _PART = 8  # samples whose squares are added up at a time
+_STATE, _ERRORS = "generator's state", "errors"  # in journals
 _NEGLIGIBLE = 1e-6  # an output's largest weight, relative to the layer's
 
 
@@ -103,6 +105,7 @@ class BlockReconstruction:
         spill: Spill | None = None,
         seed: int = 0,
         on_layer: Callable[[Layer], Any] = lambda layer: None,
+        journal: Journal | None = None,
     ) -> tuple[Changes, ReconstructionResult]:
         """Trains the blocks of a pruned network.
 
@@ -115,6 +118,7 @@ class BlockReconstruction:
             spill: a cap on the memory of values: those of all samples are in files then.
             seed: of the choice of samples.
             on_layer: called with each layer when its block is done.
+            journal: has the blocks that were trained before, and is told of those trained here.
 
         Returns:
             The changes, those of trained layers new if that made the network better, and what
@@ -152,12 +156,19 @@ class BlockReconstruction:
         done: list[BlockResult] = []
         stages = [dict(changes)]
         rate: float | None = None
-        for block in blocks(graph, samples, layers, least):
+        chapter = (journal or Journal()).chapter("reconstruction", layers=len(layers))
+        for number, block in enumerate(blocks(graph, samples, layers, least)):
             target = block.run(graph.parameters, dense, chunk, mapped)
-            goal = Goal.of(target, block, samples.mask)
-            training = _Training(block, parameters, pruned, goal, judged, chunk, mapped)
-            rate = self._rate(training, trials) if rate is None else rate
-            new, result = self._reconstructed(training, rate, generator)
+            entry = chapter.get(number, BlockResult)
+            if entry is None:
+                goal = Goal.of(target, block, samples.mask)
+                training = _Training(block, parameters, pruned, goal, judged, chunk, mapped)
+                rate = self._rate(training, trials) if rate is None else rate
+                new, result = self._reconstructed(training, rate, generator)
+                chapter.put(number, result, {**new, _STATE: generator.get_state()})
+            else:
+                generator.set_state(entry.tensors.pop(_STATE))
+                new, result = entry.tensors, entry.record
             rate = result.rate
             current.update(new)
             stages.append(dict(current))
@@ -165,7 +176,10 @@ class BlockReconstruction:
             dense, pruned = target, block.run(parameters, pruned, chunk, mapped)
             for layer in block.layers:
                 on_layer(layer)
-        errors = network_errors(graph, samples.select(judged), stages, chunk)
+        errors = _errors_before(chapter)
+        if errors is None:
+            errors = network_errors(graph, samples.select(judged), stages, chunk)
+            chapter.put(_ERRORS, _Errors(tuple(errors)))
         last = errors.index(min(errors))
         left = [replace(block, kept=False) for block in done[last:]]
         result = ReconstructionResult((*done[:last], *left), errors[0], errors[last], self.rate)
@@ -257,6 +271,19 @@ class BlockReconstruction:
     def _falling(self, step: int) -> float:
         """What the first step size is multiplied by at a step: half a cosine, from 1 to 0."""
         return 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+
+@dataclass(frozen=True)
+class _Errors:
+    """Of the network's outputs, as it was fitted and after each block."""
+
+    errors: tuple[float, ...]
+
+
+def _errors_before(chapter: Chapter) -> list[float] | None:
+    """Those that were written; None = there are none."""
+    entry = chapter.get(_ERRORS, _Errors)
+    return entry and list(entry.record.errors)
 
 
 class _Trained(NamedTuple):

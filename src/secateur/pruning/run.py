@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +24,7 @@ from secateur.pruning.allocations import AllocationInputs, Curve, FittedAllocati
 from secateur.pruning.allocations.uniform import FittedUniform
 from secateur.pruning.allocations.units import block_of
 from secateur.pruning.groups import ChannelGroup
+from secateur.pruning.journal import Journal
 from secateur.pruning.layer_selection import in_pattern
 from secateur.pruning.recalibration import Recalibration
 from secateur.pruning.recipe import Recipe
@@ -58,6 +59,7 @@ class PruningRun:
         chunk: samples per run of an operation.
         spill: the cap on the memory of values; None = there is none.
         on_layer: called with a layer's name whenever a layer is done, `visits` times at most.
+        journal: has what was finished before, and is told of what is.
     """
 
     recalibration: Recalibration
@@ -71,6 +73,7 @@ class PruningRun:
     chunk: int
     spill: Spill | None = None
     on_layer: Callable[[str], Any] = ignore
+    journal: Journal = field(default_factory=Journal)
 
     @cached_property
     def graph(self) -> Graph:
@@ -247,6 +250,7 @@ class PruningRun:
             spill=self.spill,
             seed=self.sampling.seed,
             on_layer=lambda layer: self.on_layer(layer.name),
+            journal=self.journal,
         )
         return replace(
             walked,
@@ -309,6 +313,7 @@ class PruningRun:
             chunk=self.chunk,
             spill=self.spill,
             on_layer=self.on_layer,
+            journal=self.journal,
         )
         return self.recipe.allocation.fit(inputs)
 
@@ -403,6 +408,7 @@ class PruningRun:
             chunk=self.chunk,
             spill=self.spill,
             on_layer=lambda result: self.on_layer(result.layer.name),
+            journal=self.journal,
         )
 
     def _start(self, kept: Sequence[int], weights: Changes) -> Changes:

@@ -202,6 +202,15 @@ class DualStream:
         """
         return LayerChunks(self, layer, again)
 
+    def pass_by(self, layer: Layer) -> None:
+        """Runs the streams to a layer that was solved before, as its fit has run them.
+
+        Its new parameters are added afterwards, so that nothing before it is run with them.
+        """
+        for number in range(len(self.sizes)):
+            self.dense[number].advance(layer.calls[0].op)
+            self._pruned_stream(number).advance(layer.calls[0].op)
+
     def outputs(self) -> tuple[Tensor | None, Tensor | None]:
         """Runs the streams to the end.
 

@@ -31,6 +31,13 @@ from secateur.network.layers import Layer
 from secateur.network.sample_layout import Layouts
 from secateur.network.samples import Samples
 from secateur.network.store import Spill
+from secateur.pruning.finished import (
+    outputs_before,
+    solved_before,
+    write_outputs,
+    write_solution,
+)
+from secateur.pruning.journal import Journal
 from secateur.pruning.layer_fit import LayerFit, LayerResult, LayerSolution, is_wide
 from secateur.pruning.reconstruction import ReconstructionResult
 from secateur.pruning.sampling import Sampling
@@ -86,6 +93,7 @@ def walk(
     chunk: int = 32,
     spill: Spill | None = None,
     on_layer: Callable[[LayerResult], Any] = lambda result: None,
+    journal: Journal | None = None,
 ) -> WalkResult:
     """Solves the layers in execution order in one pass over the network.
 
@@ -106,6 +114,7 @@ def walk(
             round in another way in batches of another size.
         spill: the cap on the memory of the values; None = there is none.
         on_layer: called after each layer.
+        journal: has the layers that were solved before, and is told of those solved here.
 
     Returns:
         The new parameters and what happened, layer by layer.
@@ -116,18 +125,34 @@ def walk(
     sampling = sampling or Sampling()
     results: list[LayerResult] = []
     stages: list[list[dict[str, Tensor]]] = []
+    changes: dict[str, Tensor] = {}
+    chapter = (journal or Journal()).chapter("walk", kept=list(kept))
 
-    def finish(solution: LayerSolution) -> None:
-        streams.changes.update(solution.changes[-1])
+    def take(solution: LayerSolution) -> None:
+        changes.update(solution.changes[-1])
         stages.append(solution.changes)
         results.append(solution.result)
         on_layer(solution.result)
 
+    def finish(solution: LayerSolution) -> None:
+        write_solution(chapter, len(results), solution)
+        take(solution)
+
+    before = list(solved_before(chapter, layers))
+    if (outputs := outputs_before(chapter)) is not None:
+        for solution in before:
+            take(solution)
+        return WalkResult(changes, results, _by_stage(stages), *outputs)
     with torch.no_grad(), LayerWorkers(method, inputs, samples.device, finish) as workers:
         streams = DualStream(
             graph, samples, chunk=chunk, inputs=inputs, layouts=layouts, spill=spill
         )
+        changes = streams.changes
         for index, (layer, count) in enumerate(zip(layers, kept, strict=True)):
+            if index < len(before):
+                streams.pass_by(layer)
+                take(before[index])
+                continue
             chunks = streams.run_to(layer, again=is_wide(layer, sampling))
             fit = LayerFit(graph, chunks, index=index, sampling=sampling, start=start or {})
             workers.solve(fit, pattern, count)
@@ -139,7 +164,8 @@ def walk(
                 "the network's outputs are NaN or Inf, expected finite numbers: "
                 "check the images' scaling and the weights after the last pruned layer"
             )
-    return WalkResult(streams.changes, results, _by_stage(stages), dense, pruned)
+    write_outputs(chapter, (dense, pruned))
+    return WalkResult(changes, results, _by_stage(stages), dense, pruned)
 
 
 def _by_stage(stages: list[list[dict[str, Tensor]]]) -> list[dict[str, Tensor]]:

@@ -58,21 +58,32 @@ def _interrupt_again(
 
 
 _written: list[Path] = []  # by this process, for what it says when it is interrupted
+_resumable: list[Path] = []  # work folders that it keeps what is finished in
 
 
 def begin() -> None:
     """Forgets what was written before, for `interruption`; call it where a program begins."""
     _written.clear()
+    _resumable.clear()
 
 
 def interruption() -> str:
-    """What to say after Ctrl-C: whether a result had got its place by then."""
-    return f"interrupted after {_written[-1]} was written" if _written else _NOTHING
+    """What to say after Ctrl-C: whether a result had got its place by then, or how to go on."""
+    if _written:
+        return f"interrupted after {_written[-1]} was written"
+    if _resumable:
+        return f"interrupted: the same command goes on from what is finished in {_resumable[-1]}"
+    return _NOTHING
 
 
 def written(result: Path) -> None:
     """Remembers that a result has its place, for `interruption`."""
     _written.append(result)
+
+
+def resumable(folder: Path) -> None:
+    """Remembers that the same call would go on from a work folder, for `interruption`."""
+    _resumable.append(folder)
 
 
 @contextmanager

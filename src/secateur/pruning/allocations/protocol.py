@@ -16,6 +16,7 @@ from secateur.network.layers import Layer
 from secateur.network.sample_layout import Layouts
 from secateur.network.samples import Samples
 from secateur.network.store import Spill
+from secateur.pruning.journal import Journal
 from secateur.pruning.layer_fit import folded_weight
 from secateur.pruning.sampling import Sampling
 from secateur.support.serialization import demand
@@ -35,6 +36,7 @@ class AllocationInputs:
         pattern: which zeros are allowed.
         sampling, layouts, chunk, spill: as in `secateur.pruning.walk`.
         on_layer: called with a layer's name when an allocation that takes long is done with it.
+        journal: has what was found out before, and is told of what is.
     """
 
     graph: Graph
@@ -49,6 +51,7 @@ class AllocationInputs:
     chunk: int = 32
     spill: Spill | None = None
     on_layer: Callable[[str], Any] = lambda name: None
+    journal: Journal = field(default_factory=Journal)
 
     @cached_property
     def free(self) -> list[Tensor]:

@@ -20,6 +20,7 @@ from secateur.network.samples import Samples
 from secateur.network.stream import Stream
 from secateur.pruning.allocations.protocol import AllocationInputs, Budget, Curve, remove_in_order
 from secateur.pruning.allocations.units import block_of, kept_in_pattern, share_of
+from secateur.pruning.journal import Entry
 from secateur.pruning.judged import Judged
 from secateur.pruning.layer_fit import LayerFit, is_wide
 from secateur.pruning.streams import DualStream
@@ -107,17 +108,16 @@ class Sensitivity:
         levels: list[Sequence[float]] = []
         errors: list[list[float]] = []
         losses: list[list[float] | None] = []
+        chapter = inputs.journal.chapter("sensitivity", layers=len(inputs.layers))
         for index, layer in enumerate(inputs.layers):
             levels.append(self._levels(inputs, index))
-            changes, own_errors = study.fits(index, layer, levels[-1], self.method)
-            errors.append(own_errors)
-            if dense is not None:
-                losses.append(dense.loss_of(index, own_errors))
-            else:
-                is_run = index not in small
-                losses.append(
-                    self._losses(study, layer, changes, own_errors, levels[-1]) if is_run else None
-                )
+            measured = chapter.get(index, _Measured)
+            if measured is None:
+                asked = dense, index not in small
+                measured = Entry(self._measure(study, index, levels[-1], *asked), {})
+                chapter.put(index, measured.record)
+            errors.append(list(measured.record.errors))
+            losses.append(measured.record.listed)
             inputs.on_layer(layer.name)
         curves = [
             _curve(level, loss, error, losses, errors)
@@ -126,6 +126,24 @@ class Sensitivity:
         if dense is not None:
             curves = [replace(curve, measured=False) for curve in curves]
         return FittedSensitivity(inputs.present, curves, errors)
+
+    def _measure(
+        self,
+        study: _Study,
+        index: int,
+        levels: Sequence[float],
+        dense: FittedSensitivity | None,
+        is_run: bool,
+    ) -> _Measured:
+        """A layer's output errors at each level, and what the network loses."""
+        layer = study.inputs.layers[index]
+        changes, errors = study.fits(index, layer, levels, self.method)
+        losses: Sequence[float] | None = None
+        if dense is not None:
+            losses = dense.loss_of(index, errors)
+        elif is_run:
+            losses = self._losses(study, layer, changes, errors, levels)
+        return _Measured(layer.name, tuple(errors), None if losses is None else tuple(losses))
 
     def _losses(
         self,
@@ -202,21 +220,54 @@ class FittedSensitivity:
         ]
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """What was found out about a layer.
+
+    Attributes:
+        layer: its name.
+        errors: relative errors of its outputs at each level.
+        losses: of the network's outputs; None = it was not run.
+    """
+
+    layer: str
+    errors: tuple[float, ...]
+    losses: tuple[float, ...] | None
+
+    @property
+    def listed(self) -> list[float] | None:
+        """The losses."""
+        return None if self.losses is None else list(self.losses)
+
+
 class _Study:
-    """Runs the dense network over both parts of the samples, layer by layer."""
+    """Runs the dense network over both parts of the samples, layer by layer.
+
+    Nothing is run where all layers were measured before.
+    """
 
     def __init__(self, inputs: AllocationInputs, fitting: Samples, judging: Samples) -> None:
         self.inputs, self.graph = inputs, inputs.graph
-        self.streams = DualStream(
+        self.fitting, self.judging = fitting, judging
+
+    @cached_property
+    def streams(self) -> DualStream:
+        """Of the samples that layers are fitted to."""
+        inputs = self.inputs
+        return DualStream(
             self.graph,
-            fitting,
+            self.fitting,
             chunk=inputs.chunk,
             inputs="dense",
             layouts=inputs.layouts,
             spill=inputs.spill,
         )
-        judging = enough_to_judge(self.graph, judging)
-        self.judged = Judged.beside(self.streams, judging, chunk=inputs.chunk)
+
+    @cached_property
+    def judged(self) -> Judged:
+        """The network on the other samples."""
+        judging = enough_to_judge(self.graph, self.judging)
+        return Judged.beside(self.streams, judging, chunk=self.inputs.chunk)
 
     @torch.no_grad()
     def fits(
