@@ -14,9 +14,13 @@ from torch import nn
 
 import secateur
 from secateur import frontends
-from secateur.core.methods import ADMM
+from secateur.core.methods import ADMM, LeastSquares
 from secateur.core.methods.adam_calibration import AdamCalibration
+from secateur.core.patterns import Channels
 from secateur.errors import OptionError, SecateurWarning
+from secateur.hardware.compare_latency import Ratio
+from secateur.hardware.layer_shape import LayerShape
+from secateur.hardware.layer_times import LayerRow, LayerTimes
 from secateur.pruning import journal as journals
 from secateur.pruning.journal import opened
 from secateur.pruning.reconstruction import BlockReconstruction
@@ -77,13 +81,21 @@ CASES: dict[str, dict[str, Any]] = {
         "sparsity": 0.6,
         "recipe": recipe(inputs="dense", schedule=(0.0,), method=AdamCalibration(iterations=1)),
     },
+    "channels": {
+        "max_macs": 0.6,
+        "recipe": recipe(pattern=Channels(), schedule=(0.0,), method=LeastSquares()),
+    },
     "a search": {
         "max_drop": 20.0,
         "evaluation": JUDGED,
         "recipe": recipe(reconstruction=None, schedule=(0.0,)),
     },
 }
-VISITS = {"zeros": (1, 3, 5, 7, 9, 11, 13, 15, 19), "a search": (2, 4, 6)}
+VISITS = {
+    "channels": (1, 2, 3, 4, 6, 7, 8, 9),
+    "zeros": (1, 3, 5, 7, 9, 11, 13, 15, 19),
+    "a search": (2, 4, 6),
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -125,6 +137,73 @@ def test_what_is_finished_is_not_done_again(tmp_path, monkeypatch):
     monkeypatch.setattr(BlockReconstruction, "train", refused)
     monkeypatch.setattr("secateur.pruning.streams.DualStream.__init__", refused)
     assert held(secateur.prune(network(), IMAGES, **options)) == held(whole)
+
+
+class Attentive(nn.Module):
+    """An attention layer and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.parts = nn.ModuleList(nn.Linear(16, 16) for _ in range(4))
+        self.first, self.wide, self.narrow = nn.Linear(16, 16), nn.Linear(16, 32), nn.Linear(32, 16)
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        q, k, v = (part(x).unflatten(-1, (2, 8)).transpose(1, 2) for part in self.parts[:3])
+        met = nn.functional.scaled_dot_product_attention(q, k, v)
+        x = x + self.parts[3](met.transpose(1, 2).flatten(2))
+        return x + self.narrow(self.wide(x).relu())
+
+
+def test_a_stopped_run_goes_on_where_queries_and_keys_get_smaller(tmp_path):
+    net, tokens = Attentive(), torch.randn(40, 6, 16, generator=torch.Generator().manual_seed(3))
+    smaller = recipe(pattern=Channels(), schedule=(0.0,), reconstruction=None)
+    options: dict[str, Any] = {"max_macs": 0.6, "recipe": smaller}
+    whole = secateur.prune(net, tokens, **options)
+    for visit in (3, 6, 9):
+        work = tmp_path / str(visit)
+        with pytest.raises(StoppedError):
+            secateur.prune(net, tokens, work_dir=work, progress=stopping_at(visit), **options)
+        resumed = secateur.prune(net, tokens, work_dir=work, **options)
+        assert held(resumed) == held(whole)
+        entries = work.glob("entries/couplings-*/*.safetensors")
+        assert any('mixed\\": true' in of.read_bytes().decode(errors="ignore") for of in entries)
+
+
+def test_measured_times_come_back_as_they_were(tmp_path):
+    row = LayerRow(
+        shape=LayerShape(kind="linear", inputs=8, outputs=8, size=()),
+        ops=("a",),
+        inputs=(4, 8),
+        outputs=(4, 8),
+        seconds=((1e-6, 2e-6), (2e-6, 3e-6)),
+        low=((1e-6, 2e-6), (2e-6, 3e-6)),
+        high=((1e-6, 2e-6), (2e-6, 3e-6)),
+        rounds=9,
+    )
+    times = LayerTimes(
+        runtime="torch",
+        threads=1,
+        step=8,
+        rows=(row,),
+        rounds=9,
+        asked=1.0,
+        elapsed=1.0,
+        unmeasured={"b": "none"},
+    )
+    ratio = Ratio(ratio=0.5, low=0.4, high=0.6, seconds=1e-3, rounds=9)
+    with opened(tmp_path) as journal:
+        journal.check({})
+        journal.chapter("layer times").put(0, times)
+        journal.chapter("whole times").put(0, ratio)
+    with opened(tmp_path) as journal:
+        entries = [
+            journal.chapter("layer times").get(0, LayerTimes),
+            journal.chapter("whole times").get(0, Ratio),
+        ]
+    assert [entry and entry.record for entry in entries] == [times, ratio]
 
 
 @pytest.mark.parametrize("write", [1, 4, 7, 12, 16])

@@ -275,13 +275,17 @@ class Job:
         if not isinstance(run.target, MaxDrop):
             return run.prune_to(run.target), run.target, None
         measures: list[Measure] = []
+        chapter = run.journal.chapter("tries")
 
         def attempt(sparsity: float) -> tuple[Try, WalkResult]:
             sparsity = min(sparsity, run.largest_sparsity)
             self.watch.begin(f"pruning to a sparsity of {sparsity:.2%}")
             walked = run.prune_to(Sparsity(sparsity))
             self.watch.begin("evaluating")
-            lost = self._lost(self.network(walked))
+            entry = chapter.get(len(measures), Loss)
+            lost = entry.record if entry else self._lost(self.network(walked))
+            if entry is None:
+                chapter.put(len(measures), lost)
             measures.append(lost.measure)
             return Try(sparsity, lost.amount, lost.error), walked
 

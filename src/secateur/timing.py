@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,15 @@ class Timing:
             ModelError: it does not run the network.
         """
         runtime, few = str(options.runtime), run.samples.select(slice(2))
+        chapter = run.journal.chapter("layer times")
+        if (entry := chapter.get(0, LayerTimes)) is not None:
+            return cls(
+                model=model,
+                samples=few,
+                runtime=runtime,
+                threads=options.threads,
+                layers=entry.record,
+            )
         teller.step(f"measuring the layers' times on {runtime}")
         with tempfile.TemporaryDirectory() as folder:
             network = file_for(model.model, few, runtime, Path(folder) / "dense")
@@ -77,6 +87,7 @@ class Timing:
                 seconds=_SECONDS,
                 threads=options.threads,
             )
+        chapter.put(0, layers)
         return cls(
             model=model, samples=few, runtime=runtime, threads=options.threads, layers=layers
         )
@@ -97,13 +108,19 @@ class Timing:
         """
         asked, share = run.target.value, run.target.value
         tried: list[tuple[float, float]] = []  # shares of the table's time, and what was measured
+        chapter = run.journal.chapter("whole times")
         with tempfile.TemporaryDirectory() as folder:
-            dense = self.written(Path(folder) / "dense")  # once for all tries
+            dense = cache(lambda: self.written(Path(folder) / "dense"))  # once for all tries
             while True:
-                counts = replace(run, time_share=share).counts(run.target)
-                smaller = self.model.shrunk(run.removed_at(counts), self.samples)
-                teller.step("measuring the whole network at the widths found")
-                _, ratio = self.compared(dense, smaller, _WHOLE_SECONDS)
+                entry = chapter.get(len(tried), Ratio)
+                if entry is None:
+                    counts = replace(run, time_share=share).counts(run.target)
+                    smaller = self.model.shrunk(run.removed_at(counts), self.samples)
+                    teller.step("measuring the whole network at the widths found")
+                    _, ratio = self.compared(dense(), smaller, _WHOLE_SECONDS)
+                    chapter.put(len(tried), ratio)
+                else:
+                    ratio = entry.record
                 tried.append((share, ratio.ratio))
                 if asked * (1 - _BELOW) <= ratio.ratio <= asked or len(tried) == _TRIES:
                     break

@@ -11,6 +11,7 @@ from secateur.network.layers import Layer
 from secateur.pruning.journal import Chapter
 from secateur.pruning.layer_fit import LayerResult, LayerSolution
 
+Gone = dict[int, list[int]]
 Outputs = tuple[Tensor | None, Tensor | None]
 
 _LARGEST = 2**26  # values of outputs that are written; larger ones are computed again
@@ -19,7 +20,12 @@ _OUTPUTS = "outputs"
 
 @dataclass(frozen=True)
 class _Solved:
-    """A layer's result as plain data, and how many stages its method went through."""
+    """A layer's result as plain data.
+
+    Attributes:
+        stages: that its method went through.
+        gone: (coupling, units) that were chosen to leave where the layer was solved.
+    """
 
     layer: str
     kept: int
@@ -28,6 +34,7 @@ class _Solved:
     samples: int
     notes: tuple[str, ...]
     stages: int
+    gone: tuple[tuple[int, tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -37,8 +44,10 @@ class _Reached:
     outputs: tuple[str, ...]
 
 
-def solved_before(chapter: Chapter, layers: Sequence[Layer]) -> Iterator[LayerSolution]:
-    """The solutions of the first layers, as far as they are known."""
+def solved_before(
+    chapter: Chapter, layers: Sequence[Layer]
+) -> Iterator[tuple[LayerSolution, Gone]]:
+    """The solutions of the first layers, as far as they are known, and what left there."""
     for index, layer in enumerate(layers):
         entry = chapter.get(index, _Solved)
         if entry is None:
@@ -56,11 +65,14 @@ def solved_before(chapter: Chapter, layers: Sequence[Layer]) -> Iterator[LayerSo
             samples=of.samples,
             notes=of.notes,
         )
-        yield LayerSolution(result, changes)
+        gone = {coupling: list(units) for coupling, units in of.gone}
+        yield LayerSolution(result, changes), gone
 
 
-def write_solution(chapter: Chapter, index: int, solution: LayerSolution) -> None:
-    """Writes a layer's solution."""
+def write_solution(
+    chapter: Chapter, index: int, solution: LayerSolution, gone: Gone | None = None
+) -> None:
+    """Writes a layer's solution, and which units of which couplings were chosen to leave there."""
     of = solution.result
     record = _Solved(
         layer=of.layer.name,
@@ -70,6 +82,7 @@ def write_solution(chapter: Chapter, index: int, solution: LayerSolution) -> Non
         samples=int(of.samples),
         notes=tuple(of.notes),
         stages=len(solution.changes),
+        gone=tuple((coupling, tuple(units)) for coupling, units in (gone or {}).items()),
     )
     tensors = {
         f"{stage}/{name}": tensor

@@ -138,7 +138,7 @@ def walk(
         write_solution(chapter, len(results), solution)
         take(solution)
 
-    before = list(solved_before(chapter, layers))
+    before = [solution for solution, _ in solved_before(chapter, layers)]
     if (outputs := outputs_before(chapter)) is not None:
         for solution in before:
             take(solution)

@@ -19,8 +19,9 @@ from secateur.network.sample_layout import Layouts
 from secateur.network.samples import Samples
 from secateur.network.store import Spill
 from secateur.pruning.allocations.sensitivity import Curve, enough_to_judge, split_samples
-from secateur.pruning.channels.logits import Mixing, mixing
+from secateur.pruning.channels.logits import Mixing, heads_of, mixing
 from secateur.pruning.channels.space import ChannelSpace, Removable
+from secateur.pruning.journal import Chapter, Journal
 from secateur.pruning.judged import Judged
 from secateur.pruning.layer_fit import LayerFit
 from secateur.pruning.sampling import Sampling
@@ -76,6 +77,7 @@ class ChannelSensitivity:
         chunk: int,
         spill: Spill | None = None,
         on_layer: Callable[[str], Any] = lambda name: None,
+        journal: Journal | None = None,
     ) -> ChannelStudy:
         """Looks at the dense network, once.
 
@@ -87,13 +89,21 @@ class ChannelSensitivity:
             graph, fitting, chunk=chunk, inputs="dense", layouts=layouts, spill=spill
         )
         judged = Judged.beside(streams, enough_to_judge(graph, judging), chunk=chunk)
-        fits = _Fits(self, graph, space, sampling, streams)
+        journal = journal or Journal()
+        fits = _Fits(self, graph, space, sampling, streams, journal.chapter("couplings"))
+        curves: list[Curve] = []
         with torch.no_grad():
             found = fits.all(on_layer)
-            curves = [
-                self._curve(space, removable, changes, judged)
-                for removable, (_, changes) in zip(space.removable, found, strict=True)
-            ]
+            chapter = journal.chapter("curves")
+            for index, (removable, (_, changes)) in enumerate(
+                zip(space.removable, found, strict=True)
+            ):
+                entry = chapter.get(index, Curve)
+                curves.append(
+                    entry.record if entry else self._curve(space, removable, changes, judged)
+                )
+                if entry is None:
+                    chapter.put(index, curves[-1])
         return ChannelStudy(
             orders=[order for order, _ in found], curves=curves, mixings=fits.mixings
         )
@@ -121,6 +131,24 @@ class ChannelSensitivity:
         return Curve(tuple(losses), tuple(rising))
 
 
+@dataclass(frozen=True)
+class _Coupling:
+    """What a journal holds of a coupling beside tensors.
+
+    Attributes:
+        order: of its units.
+        levels: at which its readers were fitted.
+        mixed: whether it has queries and keys.
+    """
+
+    order: tuple[int, ...]
+    levels: int
+    mixed: bool
+
+
+_QUERIES, _KEYS = "queries", "keys"  # in journals
+
+
 class _Fits:
     """Readers of each coupling fitted to the dense network at each level."""
 
@@ -131,7 +159,9 @@ class _Fits:
         space: ChannelSpace,
         sampling: Sampling,
         streams: DualStream,
+        chapter: Chapter,
     ) -> None:
+        self.chapter = chapter
         self.settings, self.graph, self.space = settings, graph, space
         self.sampling, self.streams = sampling, streams
         self.held: dict[int, tuple[LayerFit, Problem]] = {}
@@ -141,19 +171,57 @@ class _Fits:
         self, on_layer: Callable[[str], Any]
     ) -> list[tuple[list[int], list[Mapping[str, Tensor]]]]:
         """By coupling the order of its units, and the readers' parameters at each level."""
-        found: dict[int, tuple[list[int], list[Mapping[str, Tensor]]]] = {}
+        found = self._before()
+        left = [of for index, of in enumerate(self.space.removable) if index not in found]
         couplings = list(enumerate(self.space.removable))
         for number, layer in enumerate(self.space.layers):
-            if any(number in removable.layers for _, removable in couplings):
+            if any(number in removable.layers for removable in left):
                 chunks = self.streams.run_to(layer)
                 fit = LayerFit(self.graph, chunks, index=number, sampling=self.sampling, start={})
                 self.held[number] = fit, fit.problem(self.settings.method)
             for index, removable in couplings:
-                if removable.layers[-1] == number:
+                if removable.layers[-1] == number and index not in found:
                     found[index] = self._coupling(index, removable)
+                    self._write(index, *found[index])
             self._forget(number)
             on_layer(layer.name)
         return [found[index] for index, _ in couplings]
+
+    def _before(self) -> dict[int, tuple[list[int], list[Mapping[str, Tensor]]]]:
+        """The couplings that were looked at before, in the order in which they are."""
+        found: dict[int, tuple[list[int], list[Mapping[str, Tensor]]]] = {}
+        for index in sorted(
+            range(len(self.space.removable)), key=lambda of: self.space.removable[of].layers[-1]
+        ):
+            entry = self.chapter.get(index, _Coupling)
+            if entry is None:
+                break
+            removable, tensors = self.space.removable[index], entry.tensors
+            if entry.record.mixed:
+                self.mixings[index] = Mixing(
+                    coupling=removable.coupling,
+                    heads=heads_of(removable.coupling),
+                    queries=tensors.pop(_QUERIES),
+                    keys=tensors.pop(_KEYS),
+                )
+            changes: list[dict[str, Tensor]] = [{} for _ in range(entry.record.levels)]
+            for name, tensor in tensors.items():
+                level, _, parameter = name.partition("/")
+                changes[int(level)][parameter] = tensor
+            found[index] = list(entry.record.order), [*changes]
+        return found
+
+    def _write(self, index: int, order: list[int], changes: Sequence[Mapping[str, Tensor]]) -> None:
+        mixed = self.mixings.get(index)
+        tensors = {
+            f"{level}/{name}": tensor
+            for level, of in enumerate(changes)
+            for name, tensor in of.items()
+        }
+        if mixed is not None:
+            tensors |= {_QUERIES: mixed.queries, _KEYS: mixed.keys}
+        record = _Coupling(tuple(map(int, order)), len(changes), mixed is not None)
+        self.chapter.put(index, record, tensors)
 
     def _forget(self, number: int) -> None:
         """Drops statistics that no later coupling needs."""

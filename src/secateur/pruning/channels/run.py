@@ -110,6 +110,7 @@ class ChannelRun(PruningRun):
             chunk=self.chunk,
             spill=self.spill,
             on_layer=self.on_layer,
+            journal=self.journal,
         )
         return FittedChannels(space=self.space, study=study, multiple=self.multiple)
 
@@ -214,6 +215,7 @@ class ChannelRun(PruningRun):
             chunk=self.chunk,
             spill=self.spill,
             on_layer=self.on_layer,
+            journal=self.journal,
         )
         return replace(walked, kept=list(counts), removed=removed_units(self.space, gone))
 

@@ -29,6 +29,13 @@ from secateur.pruning.channels.curves import (
     removal_order,
 )
 from secateur.pruning.channels.space import ChannelSpace
+from secateur.pruning.finished import (
+    outputs_before,
+    solved_before,
+    write_outputs,
+    write_solution,
+)
+from secateur.pruning.journal import Journal
 from secateur.pruning.layer_fit import LayerFit, LayerSolution, is_wide
 from secateur.pruning.sampling import Sampling
 from secateur.pruning.streams import DualStream, Inputs
@@ -50,6 +57,7 @@ def channel_walk(
     chunk: int,
     spill: Spill | None = None,
     on_layer: Callable[[str], Any] = lambda name: None,
+    journal: Journal | None = None,
 ) -> tuple[WalkResult, list[list[int]]]:
     """Removes so many units of each coupling, and fits all layers.
 
@@ -65,6 +73,7 @@ def channel_walk(
         method: fits the columns that stay.
         damping: relative damping of elimination.
         on_layer: called with each layer's name.
+        journal: has the layers that were solved before, and is told of those solved here.
 
     Returns:
         The new parameters and what happened, and which units of each coupling are gone.
@@ -75,41 +84,65 @@ def channel_walk(
         if len(space.removable[number].readers) != 1
     }
     results: list[LayerSolution] = []
+    chapter = (journal or Journal()).chapter("walk", counts=list(counts))
+    before = list(solved_before(chapter, space.layers))
+    outputs = outputs_before(chapter)
     with torch.no_grad():
         streams = DualStream(
             graph, samples, chunk=chunk, inputs=inputs, layouts=layouts, spill=spill
         )
         for number, layer in enumerate(space.layers):
-            chunks = streams.run_to(layer, again=is_wide(layer, sampling))
-            fit = LayerFit(graph, chunks, index=number, sampling=sampling, start={})
-            if is_wide(layer, sampling):
-                solved = fit.solve(method, Unstructured(), layer.weights)
+            if number < len(before):
+                if outputs is None:
+                    streams.pass_by(layer)
+                solved, chosen = before[number]
+                gone.update(chosen)
             else:
-                problem = fit.problem(method)
-                for index, _ in space.read_by.get(number, ()):
-                    if index not in gone:
-                        gone[index] = _chosen(
-                            problem, space, number, index, counts[index], gone, damping, study
-                        )
-                columns = [
-                    reader.of(gone[index]) for index, reader in space.read_by.get(number, ())
-                ]
-                pattern = kept_columns(problem.columns, columns)
-                solved = fit.solve_problem(problem, method, pattern, problem.present)
+                chunks = streams.run_to(layer, again=is_wide(layer, sampling))
+                fit = LayerFit(graph, chunks, index=number, sampling=sampling, start={})
+                known = {*gone}
+                solved = _solved(fit, space, number, counts, gone, study, method, damping)
+                chosen = {index: units for index, units in gone.items() if index not in known}
+                write_solution(chapter, number, solved, chosen)
             streams.changes.update(solved.changes[-1])
             weights = ChainMap(streams.changes, dict(graph.parameters))
             streams.changes.update(_without_dimensions(space, study, counts, number, weights))
             results.append(solved)
             on_layer(layer.name)
-        dense, pruned = streams.outputs()
+        if outputs is None:
+            outputs = streams.outputs()
+            write_outputs(chapter, outputs)
     walked = WalkResult(
         streams.changes,
         [of.result for of in results],
         [dict(streams.changes)],
-        dense,
-        pruned,
+        *outputs,
     )
     return walked, [gone.get(number, []) for number in range(len(counts))]
+
+
+def _solved(
+    fit: LayerFit,
+    space: ChannelSpace,
+    number: int,
+    counts: Sequence[int],
+    gone: dict[int, list[int]],
+    study: ChannelStudy,
+    method: Method,
+    damping: float,
+) -> LayerSolution:
+    """A layer's solution without the channels that leave; adds those chosen here to `gone`."""
+    if fit.in_blocks:
+        return fit.solve(method, Unstructured(), fit.layer.weights)
+    problem = fit.problem(method)
+    for index, _ in space.read_by.get(number, ()):
+        if index not in gone:
+            gone[index] = _chosen(
+                problem, space, number, index, counts[index], gone, damping, study
+            )
+    columns = [reader.of(gone[index]) for index, reader in space.read_by.get(number, ())]
+    pattern = kept_columns(problem.columns, columns)
+    return fit.solve_problem(problem, method, pattern, problem.present)
 
 
 def _chosen(
