@@ -91,6 +91,7 @@ PRUNING: dict[str, list[Any]] = {
     "progress": [5, "bar", lambda: None, lambda done: None, [], object()],
 }
 MEMORY = [0, -1, 2.5, True, "4", "much", "GB", ["4 GB"], object()]
+WORK_DIRS = [5, True, b"run", ["run"], Path(__file__)]
 RECIPE = ("recipe", "pattern", "method", "allocation", "inputs", "max_columns")
 TARGETS: dict[str, list[Any]] = {
     **{name: SHARES for name in ("sparsity", "max_macs", "max_bytes", "max_drop", "max_latency")},
@@ -101,11 +102,12 @@ TARGETS: dict[str, list[Any]] = {
     "memory": MEMORY,
 }
 TABLE: dict[str, dict[str, list[Any]]] = {
-    "prune": {**PRUNING, **TARGETS, "work_dir": [5, True, b"run", ["run"], Path(__file__)]},
-    "plan": {**PRUNING, **TARGETS},
+    "prune": {**PRUNING, **TARGETS, "work_dir": WORK_DIRS},
+    "plan": {**PRUNING, **TARGETS, "work_dir": WORK_DIRS},
     "sweep": {
         **PRUNING,
         "memory": MEMORY,
+        "work_dir": WORK_DIRS,
         "sparsities": [None, 0.5, "0.5", [], ["0.5"], [None], {}, {"a": 1}, [1.5], object()],
     },
     "advise": {

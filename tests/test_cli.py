@@ -279,6 +279,13 @@ def test_a_dry_run_tells_mistakes_all_the_same(place):
     assert_mistake(invoke(*arguments[:-1]), "expected -o OUT: or ask for --dry-run")
 
 
+def test_processes_that_were_started_together_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert_mistake(invoke("runtimes"), "got 2 processes started together (WORLD_SIZE), expected one")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert invoke("runtimes").exit_code == 0
+
+
 def test_few_images_are_a_warning(place, tmp_path):
     result = invoke(*prune_arguments(place, tmp_path / "out", data="few.npz"))
     assert result.exit_code == 0

@@ -256,8 +256,6 @@ def changed(name: str) -> tuple[nn.Module, torch.Tensor, dict[str, Any]]:
         net[5] = nn.Hardtanh(0, 0.2)
     elif name == "images":
         images = IMAGES.flip(0)
-    elif name == "data to judge by":
-        options["evaluation"] = IMAGES[:8] * 0.5
     elif name == "target.value":
         options["sparsity"] = 0.6
     elif name == "seed":
@@ -269,7 +267,7 @@ def changed(name: str) -> tuple[nn.Module, torch.Tensor, dict[str, Any]]:
 
 @pytest.mark.parametrize(
     "name",
-    ["parameters", "operations", "images", "data to judge by", "target.value", "seed", "exclude"],
+    ["parameters", "operations", "images", "target.value", "seed", "exclude"],
 )
 def test_another_run_is_refused_with_what_differs(tmp_path, name):
     first, images, options = changed("")
@@ -278,6 +276,49 @@ def test_another_run_is_refused_with_what_differs(tmp_path, name):
     with pytest.raises(OptionError, match=rf"holds another run .*\b{name}") as error:
         secateur.prune(net, images, **options, work_dir=tmp_path)
     assert "choose another work_dir" in str(error.value)
+
+
+def test_a_search_depends_on_the_data_to_judge_by_and_nothing_else_does(tmp_path):
+    net, images, options = changed("")
+    secateur.prune(net, images, **options, work_dir=tmp_path / "zeros")
+    judged = secateur.prune(
+        net, images, **options, evaluation=JUDGED[:8], work_dir=tmp_path / "zeros"
+    )
+    assert judged.report.evaluation is not None
+    search = {**CASES["a search"], "work_dir": tmp_path / "search"}
+    secateur.prune(net, images, **search)
+    with pytest.raises(OptionError, match="data to judge by: not the same"):
+        secateur.prune(net, images, **{**search, "evaluation": JUDGED[:200]})
+
+
+def test_prune_takes_what_plan_has_measured(tmp_path):
+    options: dict[str, Any] = {"sparsity": 0.7, "recipe": recipe()}
+    whole = secateur.prune(network(), IMAGES, **options)
+    planned = secateur.plan(network(), IMAGES, **options, work_dir=tmp_path)
+    measured = list(tmp_path.rglob("*.safetensors"))
+    assert len(measured) == len(planned.layers)
+    again = secateur.plan(network(), IMAGES, **options, work_dir=tmp_path)
+    assert again.layers == planned.layers
+    assert "work folder" in " ".join(again.notes)
+    pruned = secateur.prune(network(), IMAGES, **options, work_dir=tmp_path)
+    assert held(pruned) == held(whole)
+    assert f"{len(measured)} steps of this run" in " ".join(pruned.report.notes)
+
+
+def test_a_stopped_sweep_goes_on_to_the_same_reports(tmp_path):
+    sparsities = [0.5, 0.7]
+    whole = secateur.sweep(network(), IMAGES, sparsities=sparsities, recipe=recipe())
+    for visit in (2, 6, 14):
+        options: dict[str, Any] = {"recipe": recipe(), "work_dir": tmp_path / str(visit)}
+        with pytest.raises(StoppedError):
+            secateur.sweep(
+                network(), IMAGES, sparsities=sparsities, progress=stopping_at(visit), **options
+            )
+        resumed = secateur.sweep(network(), IMAGES, sparsities=sparsities, **options)
+        assert [of.layers for of in resumed.reports] == [of.layers for of in whole.reports]
+        assert "work folder" in " ".join(resumed.reports[0].notes)
+        with pytest.raises(OptionError, match=r"sparsities was 0\.5, 0\.7, is 0\.5, 0\.6"):
+            secateur.sweep(network(), IMAGES, sparsities=[0.5, 0.6], **options)
 
 
 def test_other_threads_are_refused(tmp_path, monkeypatch):

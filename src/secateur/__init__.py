@@ -15,7 +15,7 @@ from secateur.version import __version__
 
 if TYPE_CHECKING:  # for type checkers and editors; _HOME says the same at run time
     from secateur.advice import advise
-    from secateur.api import inspect, plan, prune, sweep
+    from secateur.api import inspect, plan, prune
     from secateur.core.methods import (
         ADMM,
         AdamCalibration,
@@ -65,6 +65,7 @@ if TYPE_CHECKING:  # for type checkers and editors; _HOME says the same at run t
     from secateur.report.plan import Plan
     from secateur.report.sweep import Sweep
     from secateur.result import PruneResult
+    from secateur.sweeps import sweep
 
 __all__ = [
     "ADMM",
@@ -189,7 +190,7 @@ _HOME = {
     "Sensitivity": "secateur.pruning.allocations",
     "Suggestion": "secateur.report.advice",
     "Sweep": "secateur.report.sweep",
-    "sweep": "secateur.api",
+    "sweep": "secateur.sweeps",
     "Text": "secateur.data.text",
     "Uniform": "secateur.pruning.allocations",
     "unpack": "secateur.export.packing",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,10 @@ from secateur.pruning.journal import opened
 from secateur.pruning.recipe import Recipe, RecipeName
 from secateur.pruning.sampling import Sampling
 from secateur.pruning.streams import Inputs
-from secateur.pruning.targets import Sparsity, check_sparsities
 from secateur.report.build import step_reports
 from secateur.report.inspection import Inspection
 from secateur.report.parts import CHANNELS, ZEROS
 from secateur.report.plan import Plan, plan_of
-from secateur.report.sweep import Sweep
 from secateur.result import PruneResult
 from secateur.support.choices import check_device
 from secateur.support.progress import telling
@@ -196,7 +194,7 @@ def prune(
     Memory: the values at the widest cut for all images, twice; see `secateur.pruning.walk`. With
     `memory` no more of them than that.
     """
-    options = _options(locals())
+    options = Options.given(locals())
     network = open_model(model)
     check_kind(quantize, network)
     with (
@@ -297,6 +295,7 @@ def plan(
     judge: Judge | None = None,
     metric: Callable[[Any], float] | None = None,
     device: torch.device | str | None = None,
+    work_dir: str | Path | None = None,
     progress: bool | Callable[[int, int, str], Any] | None = None,
 ) -> Plan:
     """Shows what `prune` would do with the same arguments: the zeros of each layer.
@@ -309,7 +308,8 @@ def plan(
         True
 
     Args: as for `prune`. With `max_drop` the sparsity is estimated from the measured layers. Only
-    the first images of `evaluation` are read, to check them; no network is evaluated.
+    the first images of `evaluation` are read, to check them; no network is evaluated. With
+    `work_dir` a later `prune` with the same arguments takes what was measured here.
 
     Returns:
         The layers with their zeros, expected loss and MACs left, and the totals.
@@ -319,20 +319,26 @@ def plan(
 
     Cost: that of the allocation; next to nothing for allocations that look at weights only.
     """
-    options = _options(locals())
+    options = Options.given(locals())
     network = open_model(model)
     check_kind(quantize, network)
     if evaluation is not None:
         prepared = asked_or_own(preprocess, network)
         stream = open_images(evaluation, preprocess=prepared, takes=network.signature.masking(mask))
         next(stream.batches())
-    with telling(progress) as teller, spilling(options.memory_cap) as spill:
-        job = prepare(network, data, options, planning=True, teller=teller, spill=spill)
+    with (
+        opened(options.work_dir) as journal,
+        telling(progress) as teller,
+        spilling(options.memory_cap) as spill,
+    ):
+        job = prepare(
+            network, data, options, planning=True, teller=teller, spill=spill, journal=journal
+        )
         for warning in job.warnings:
             warnings.warn(warning, SecateurWarning, stacklevel=2)
         found = plan_of(job.measure(job.run.measured).run)
     found = dataclasses.replace(
-        found, notes=(*found.notes, *job.runtime_notes(), *job.memory_notes())
+        found, notes=(*found.notes, *job.runtime_notes(), *job.memory_notes(), *journal.notes())
     )
     if options.then_sparsity is None:
         return found
@@ -380,80 +386,3 @@ def inspect(
     network = open_model(model)
     few = example(network, shape, data, preprocess).to(device or network.device)
     return Inspection.of(network.trace(few), choose_pattern(pattern))
-
-
-@one_first_run()
-@torch.inference_mode(False)  # as in `prune`
-def sweep(
-    model: nn.Module | str | Path | Any,
-    data: Data,
-    *,
-    sparsities: Sequence[float],
-    evaluation: Data | None = None,
-    preprocess: Transform | None = None,
-    recipe: Recipe | RecipeName | str | Path = "default",
-    pattern: Pattern | PatternName | str | None = None,
-    method: Method | MethodName | None = None,
-    allocation: Allocation | AllocationName | None = None,
-    inputs: Inputs | None = None,
-    include: str | Collection[str] | None = None,
-    exclude: str | Collection[str] | None = None,
-    max_images: int | None = MAX_IMAGES,
-    max_columns: int = Sampling.max_columns,
-    seed: int = 0,
-    memory: int | str | None = None,
-    mask: str | None = None,
-    output: str | int | None = None,
-    judge: Judge | None = None,
-    metric: Callable[[Any], float] | None = None,
-    device: torch.device | str | None = None,
-    progress: bool | Callable[[int, int, str], Any] | None = None,
-) -> Sweep:
-    """Prunes a network to several sparsities, to show accuracy against zeros.
-
-    Each point is the result of `secateur.prune` at that sparsity. The allocation measures the
-    layers once. Each sparsity has its own walks, because a layer's inputs depend on how far the
-    layers before it were pruned.
-
-    Example:
-        >>> import secateur
-        >>> from secateur import example
-        >>> images = example.calibration()[:64]  # few, to be quick
-        >>> found = secateur.sweep(example.trained(), images, sparsities=[0.3, 0.5])
-        >>> [f"{point.sparsity:.2f}" for point in found.points]
-        ['0.30', '0.50']
-
-    Args:
-        sparsities: fractions of zeros among the weights of the pruned layers, in [0, 1).
-        model, data, evaluation and all others: see `secateur.prune`.
-
-    Returns:
-        Sparsity, accuracy, bytes and MACs of each point, and its report; no networks.
-
-    Raises:
-        OptionError, DataError, ModelError: a mistake in the call; the message says how to fix it.
-        NumericalError: a layer gets NaN or infinite values, or cannot be solved.
-
-    Cost: the allocation once, and for each sparsity the rest of `prune`.
-    """
-    arguments = locals()
-    targets = [Sparsity(value) for value in sorted(set(check_sparsities(sparsities)))]
-    options = _options({**arguments, "sparsity": targets[-1].value})  # refused first if any is
-    with telling(progress) as teller, spilling(options.memory_cap) as spill:
-        job = prepare(open_model(model), data, options, evaluation, teller=teller, spill=spill)
-        job = job.measure(job.visits(targets))
-        reports = [job.report_at(target) for target in targets]
-    result = Sweep.of(reports, [of.value for of in targets], job.watch.seconds)
-    for warning in result.warnings:
-        warnings.warn(warning, SecateurWarning, stacklevel=2)
-    return result
-
-
-def _options(arguments: Mapping[str, Any]) -> Options:
-    """The options of a call of `prune`, `plan` or `sweep`.
-
-    Args:
-        arguments: all arguments of the function, by name.
-    """
-    others = ("model", "data", "evaluation", "progress", "sparsities")
-    return Options.of(**{name: arguments[name] for name in arguments if name not in others})

@@ -19,6 +19,7 @@ from secateur.network.graph import Graph
 from secateur.network.samples import Samples
 from secateur.network.stream import Stream
 from secateur.options import Options
+from secateur.pruning.targets import MaxDrop
 from secateur.support.serialization import to_plain
 from secateur.version import __version__
 
@@ -38,8 +39,10 @@ def facts_of(
         options: of the call.
         model, graph: the dense network, and as it was traced.
         samples: calibration inputs.
-        baseline: what the dense network says to the data to judge by; None = there are none.
+        baseline: what the dense network says to the data to judge by; None = there are none. The
+            weights depend on it in a search alone; reports are written anew each time.
     """
+    judged = None if baseline is None or not isinstance(options.target, MaxDrop) else baseline
     settings = options.settings(samples.device)
     settings.pop("memory", None)  # with any cap the results are the same
     settings["threads of runtime"] = options.threads
@@ -50,7 +53,7 @@ def facts_of(
         "operations": _text_digest(_operations(graph)),
         "what the network gives": _behaviour(graph, samples),
         "images": _digest([*sorted(samples.tensors.items()), *sorted(samples.constants.items())]),
-        "data to judge by": "none" if baseline is None else _judged(baseline),
+        **({} if judged is None else {"data to judge by": _judged(judged)}),
     }
 
 

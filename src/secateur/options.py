@@ -40,6 +40,9 @@ RuntimeName = Literal[
 ]
 
 
+_NOT_OPTIONS = ("model", "data", "evaluation", "progress", "sparsities")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """The options of a call, checked; see `secateur.prune`."""
@@ -100,6 +103,11 @@ class Options:
                 "that are made afterwards would lose more than max_drop allows"
             )
         return check_sparsity(sparsity, "then_sparsity")
+
+    @classmethod
+    def given(cls, arguments: Mapping[str, Any]) -> Options:
+        """From all arguments of `secateur.prune`, `plan` or `sweep`, by name."""
+        return cls.of(**{name: of for name, of in arguments.items() if name not in _NOT_OPTIONS})
 
     @classmethod
     def of(

@@ -139,6 +139,15 @@ def asked_recipe(options: Fit) -> Recipe:
     )
 
 
+def check_apart(out: Path, work_dir: Path | None) -> None:
+    """Raises OptionError where the work folder would lie in the folder of the results."""
+    if work_dir is not None and work_dir.resolve().is_relative_to(out.resolve()):
+        raise OptionError(
+            f"--work-dir {work_dir} lies in the output folder {out}, expected one beside it: "
+            "choose another"
+        )
+
+
 def common_arguments(
     options: Fit,
     recipe: Recipe,
@@ -161,5 +170,6 @@ def common_arguments(
         "output": options.output,
         "judge": options.judge,
         "device": options.device,
+        "work_dir": options.work_dir,
         "progress": teller,
     }

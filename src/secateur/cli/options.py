@@ -117,15 +117,6 @@ class Prune(Fit):
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="OUT", help="Folder to write.")
     ] = None
-    work_dir: Annotated[
-        Path | None,
-        typer.Option(
-            "--work-dir",
-            metavar="DIR",
-            help="Folder to keep what is finished in: after an interruption the same command goes "
-            "on from there.",
-        ),
-    ] = None
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Show the zeros planned for each layer; write nothing."),

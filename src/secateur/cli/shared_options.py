@@ -225,5 +225,14 @@ class Fit(Given):
             "files in TMPDIR meanwhile.",
         ),
     ] = None
+    work_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--work-dir",
+            metavar="DIR",
+            help="Folder to keep what is finished in: after an interruption the same command goes "
+            "on from there.",
+        ),
+    ] = None
     force: Force = False
     quiet: Quiet = None

@@ -126,10 +126,12 @@ class Journal:
 
     Attributes:
         folder: where it is kept; None = nowhere.
+        asked: what the call asks for beyond the facts that `check` is given.
         found: entries that were there and have been used.
     """
 
     folder: Path | None = None
+    asked: Facts = field(default_factory=dict[str, str])
     found: int = 0
     _chapters: Counter[str] = field(default_factory=Counter[str])
 
@@ -163,6 +165,7 @@ class Journal:
         """
         if self.folder is None:
             return
+        facts = {**facts, **self.asked}
         path = self.folder / _RUN
         if path.exists():
             _compare(self.folder, _read_facts(path), facts)
@@ -183,11 +186,12 @@ class Journal:
 
 
 @contextmanager
-def opened(folder: str | Path | None) -> Generator[Journal, None, None]:
+def opened(folder: str | Path | None, **asked: str) -> Generator[Journal, None, None]:
     """The journal in a folder, which no other process may use meanwhile.
 
     Args:
         folder: made where it is missing; None = no journal.
+        asked: what the call asks for beyond its options; another call must ask for the same.
 
     Raises:
         OptionError: another process uses it, or it holds other files.
@@ -211,7 +215,7 @@ def opened(folder: str | Path | None) -> Generator[Journal, None, None]:
             for left in place.rglob(f"*{_NEW}"):  # by a process that was killed
                 left.unlink(missing_ok=True)
         try:
-            yield Journal(place)
+            yield Journal(place, asked)
         except KeyboardInterrupt as interrupt:
             if (place / _RUN).exists():
                 interrupt.add_note(f"the same call goes on from what is finished in {place}")

@@ -16,6 +16,7 @@ from secateur.cli.inputs import (
     asked_preprocess,
     asked_recipe,
     calibration_images,
+    check_apart,
     common_arguments,
     with_own,
 )
@@ -59,7 +60,7 @@ def run(asked: options.Prune) -> None:
         more = [ACCELERATED] * (asked.runtime == INT8_SPARSE)
         check_folder(asked.out, [*files, *more, REPORT, PAGE], overwrite=asked.force)
         rehearse_folder(asked.out, overwrite=asked.force)
-        _check_apart(asked.out, asked.work_dir)
+        check_apart(asked.out, asked.work_dir)
     elif not asked.dry_run:
         raise OptionError("got no folder to write, expected -o OUT: or ask for --dry-run")
     recipe, preprocess = asked_recipe(asked), asked_preprocess(asked)
@@ -69,15 +70,6 @@ def run(asked: options.Prune) -> None:
         _show_plan(asked, recipe, preprocess)
     else:
         _prune(asked, asked.out, files, recipe, preprocess)
-
-
-def _check_apart(out: Path, work_dir: Path | None) -> None:
-    """Raises OptionError where the work folder would lie in the folder of the results."""
-    if work_dir is not None and work_dir.resolve().is_relative_to(out.resolve()):
-        raise OptionError(
-            f"--work-dir {work_dir} lies in the output folder {out}, expected one beside it: "
-            "choose another"
-        )
 
 
 def _check(asked: options.Prune, recipe: Recipe) -> None:
@@ -103,7 +95,7 @@ def _prune(
         network, images, arguments = _read(asked, files, recipe, preprocess, teller)
         with one_first_run():
             _rehearse(asked, files, network, images.samples, teller)
-            result = api.prune(network, images, work_dir=asked.work_dir, **arguments)
+            result = api.prune(network, images, **arguments)
             written, failure = _save(asked, out, result, teller)
             if result.acceleration is not None:
                 result.acceleration.save(out / ACCELERATED, overwrite=asked.force)

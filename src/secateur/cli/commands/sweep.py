@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from secateur.api import sweep
 from secateur.cli import options
 from secateur.cli.inputs import (
     asked_preprocess,
     asked_recipe,
     calibration_images,
+    check_apart,
     common_arguments,
     with_own,
 )
@@ -25,6 +25,7 @@ from secateur.report.model import Report
 from secateur.report.sweep import Sweep, SweepPoint
 from secateur.support.files import check_folder, output_folder
 from secateur.support.leftovers import clear_away
+from secateur.sweeps import sweep
 
 SWEEP, PAGE = "sweep.json", "sweep.html"
 
@@ -32,6 +33,7 @@ SWEEP, PAGE = "sweep.json", "sweep.html"
 def run(asked: options.Sweep) -> None:
     """Prunes to each sparsity, writes the reports and prints the table."""
     check_folder(asked.out, [SWEEP, PAGE], overwrite=asked.force)
+    check_apart(asked.out, asked.work_dir)
     earlier = _earlier_reports(asked.out) if asked.force else []
     sparsities = check_sparsities(asked.sparsities)
     recipe, preprocess = asked_recipe(asked), asked_preprocess(asked)
