@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx_models import Builder
 from torch import Tensor
 
@@ -88,6 +88,18 @@ def sequence() -> ModelProto:
     x = build.conv(x, "stem", 8, 3, 3)
     x = build.depthwise(x, "dw1", 8, axes=1)
     return build.head(build.conv(x, "last", 16, 8, 1), 16)
+
+
+def test_sums_of_two_products_fit_into_16_bits(images) -> None:
+    """As processors without VNNI add them, but for depthwise ones: inputs have up to 255."""
+    with pytest.warns(secateur.SecateurWarning, match="one scale for the whole input"):
+        found = secateur.quantize(mobilenet_v3(), images)
+    held = [numpy_helper.to_array(of) for of in found.graph.initializer]
+    weights = [of.astype(int) for of in held if of.dtype == np.int8 and of.ndim > 1]
+    weights = [of for of in weights if of.shape[1] > 1]
+    assert len(weights) >= 4
+    for of in weights:
+        assert 2 * 255 * abs(of).max() < 2**15 < 2 * 255 * 2 * abs(of).max()
 
 
 @pytest.mark.parametrize("make", [mobilenet_v3, shufflenet, sequence])
