@@ -4,9 +4,9 @@ Weights are symmetric: w = scale * q with integers q and a scale per output, so 
 Zeros are looked for in what comes out, layer by layer; one that is lost is an error.
 
 q has 7 bits, but for depthwise convolutions. Processors without VNNI (AVX2 alone) add two products
-of bytes in 16 bits, which saturate where both have 8 bits. NNCF guards the first layer alone against it, if
-it is not told otherwise; on such a processor EfficientNet-Lite0's outputs then were four times as
-far from those in float32 (docs/experiments.md).
+of bytes in 16 bits, which saturate where both have 8 bits. NNCF guards the first layer alone
+against it, if it is not told otherwise; on such a processor EfficientNet-Lite0's outputs then were
+four times as far from those in float32 (docs/experiments.md).
 """
 
 from __future__ import annotations
