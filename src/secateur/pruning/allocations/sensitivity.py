@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from secateur.core.methods import LeastSquares, Method
-from secateur.core.outputs import judge_of
 from secateur.network.graph import Graph
 from secateur.network.layers import Layer
 from secateur.network.samples import Samples
@@ -294,18 +293,18 @@ class _Study:
 def enough_to_judge(graph: Graph, samples: Samples) -> Samples:
     """Of the samples held back those that are needed: fewer where an output says more.
 
-    An embedding, or whatever else holds many values and no class scores, says more of a sample
-    than the scores of a class. On a sentence encoder the allocation that 16 of 64 sentences lead
-    to was within 0.4 % of the best by the loss that all 64 show, at 50 to 90 % zeros, and
-    running the network is what measuring costs most. On ResNet-56 it was up to 2 % off.
+    Many values, such as an embedding or the scores of hundreds of classes, say more of a sample
+    than ten scores do, and running the network is what measuring costs most. The allocation that 16
+    of 64 samples lead to was within 0.4 % of the best by the loss that all 64 show, at 50 to 90 %
+    zeros, on a sentence encoder, and within 0.2 % on EfficientNet-Lite0 (1000 classes); 8 samples
+    were up to 0.7 % off there. On ResNet-56 (10 classes) 16 were up to 2 % off.
     """
     few = samples.select(slice(2))
     stream = Stream(graph, graph.parameters, dict(few.tensors))
     with torch.no_grad():
         stream.advance(len(graph.ops))
     output = torch.as_tensor(stream.values[graph.outputs[0]])
-    judge = graph.judge or judge_of(output)
-    if output.numel() < _MANY * len(few) or judge == "classes":
+    if output.numel() < _MANY * len(few):
         return samples
     return samples.select(slice(None, None, max(1, len(samples) // _FEW)))
 
