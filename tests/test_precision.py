@@ -79,3 +79,24 @@ def test_the_result_is_nearly_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         assert one.relative_error == pytest.approx(other.relative_error, rel=0.05)
         assert abs(one.sparsity - other.sparsity) < 0.02
     assert errors[0] == pytest.approx(errors[1], rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore::secateur.SecateurWarning")
+def test_products_are_whole_while_a_network_is_pruned_and_as_they_were_afterwards():
+    conv, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = conv.allow_tf32, products.allow_tf32
+    assert before == (True, False)  # PyTorch's own choice
+    seen: set[bool] = set()
+
+    def metric(_: object) -> float:
+        seen.update((conv.allow_tf32, products.allow_tf32))
+        return 1.0
+
+    images = torch.randn(8, 3, 8, 8)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Flatten()).eval()
+    secateur.prune(net, images, sparsity=0.5, metric=metric, method="magnitude")
+    assert seen == {False}
+    assert (conv.allow_tf32, products.allow_tf32) == before
+    with pytest.raises(secateur.OptionError):
+        secateur.prune(net, images, sparsity=2.0)
+    assert (conv.allow_tf32, products.allow_tf32) == before

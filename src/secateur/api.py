@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from secateur.core.methods import Method, MethodName
 from secateur.core.outputs import Judge
 from secateur.core.patterns import Pattern, PatternName, choose_pattern
+from secateur.core.precision import full_products
 from secateur.data.preprocess import Transform
 from secateur.data.sources import MAX_IMAGES, Data, open_images
 from secateur.errors import SecateurWarning
@@ -45,6 +46,7 @@ from secateur.support.settings import check_arguments
 
 
 @one_first_run()
+@full_products()
 @torch.inference_mode(False)  # whatever the caller is in, blocks are trained with gradients
 def prune(
     model: nn.Module | str | Path | Any,
@@ -264,6 +266,7 @@ def prune(
     )
 
 
+@full_products()
 def plan(
     model: nn.Module | str | Path | Any,
     data: Data,

@@ -164,6 +164,8 @@ class Job:
             )
         if walked.reconstruction is not None:
             notes.append(walked.reconstruction.note())
+        if self.run.samples.device.type == "cuda":
+            notes.append("on the GPU float32 values were multiplied in full, not in TF32")
         notes += [*self.memory_notes(), *_padding(self.run.samples), *walked.notes]
         return [*self.runtime_notes(), *notes, *self.run.journal.notes()]
 

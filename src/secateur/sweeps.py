@@ -13,6 +13,7 @@ from torch import nn
 from secateur.core.methods import Method, MethodName
 from secateur.core.outputs import Judge
 from secateur.core.patterns import Pattern, PatternName
+from secateur.core.precision import full_products
 from secateur.data.preprocess import Transform
 from secateur.data.sources import MAX_IMAGES, Data
 from secateur.errors import SecateurWarning
@@ -32,6 +33,7 @@ from secateur.support.progress import telling
 
 
 @one_first_run()
+@full_products()
 @torch.inference_mode(False)  # as in `prune`
 def sweep(
     model: nn.Module | str | Path | Any,
