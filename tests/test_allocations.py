@@ -203,6 +203,21 @@ def test_a_level_that_is_not_run_lies_between_those_that_are(lopsided, monkeypat
         assert other.loss_increase[0] < other.loss_increase[1] < other.loss_increase[2]
 
 
+def test_layers_are_fitted_to_some_samples_evenly_spread(lopsided) -> None:
+    network, images = lopsided
+    judged = torch.linspace(0, len(images) - 1, 4).round().long().tolist()
+    others = [at for at in range(len(images)) if at not in judged]
+    used = [*judged, *(others[at * len(others) // 9] for at in range(9))]
+    spoilt = torch.full_like(images, torch.nan)
+    spoilt[used] = images[used]
+    some = Sensitivity(images=4, fitted=9)
+    assert (
+        some.fit(inputs_of(network, spoilt)).errors == some.fit(inputs_of(network, images)).errors
+    )
+    with pytest.raises(secateur.NumericalError):
+        Sensitivity(images=4, fitted=10).fit(inputs_of(network, spoilt))
+
+
 def test_small_layers_are_not_run_and_say_so(lopsided) -> None:
     network, images = lopsided
     few = Sensitivity(small=0.1).fit(inputs_of(network, images)).curves

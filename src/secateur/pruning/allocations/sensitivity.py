@@ -59,6 +59,9 @@ class Sensitivity:
             is estimated from the layer's output error, between the levels at which it is run.
             The allocations that this led to, instead of running all four levels, were within
             0.5 % of the best loss at 50 to 90 % zeros (MiniLM, ResNet-56, EfficientNet-Lite0).
+        fitted: samples that layers are fitted to at most, evenly spread among all. The allocation
+            that 256 lead to was within 0.04 % of the best loss by the curves of all 1000 images
+            (ResNet-56) or 400 sentences (MiniLM), at 50 to 90 % zeros.
         images: number of images held back from the fits to measure on (at most a quarter); not
             all are run where each says much (`enough_to_judge`).
         small: layers that together hold at most this share of the total cost are not run: their
@@ -78,6 +81,7 @@ class Sensitivity:
     levels: tuple[float, ...] = (0.5, 0.75, 0.9, 0.97)
     block_levels: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9, 0.97)
     estimated: tuple[float, ...] = (0.75,)
+    fitted: int = 256
     images: int = 64
     small: float = 0.01
     method: Method = field(
@@ -90,6 +94,7 @@ class Sensitivity:
             levels=between(0, 1).rising(),
             block_levels=between(0, 1).rising(),
             estimated=between(0, 1),
+            fitted=at_least(1),
             images=at_least(1),
             small=from_to(0, 1),
         )
@@ -99,7 +104,8 @@ class Sensitivity:
 
         On EfficientNet-Lite0 with 300 images: see benchmarks/allocation.py.
         """
-        study = _Study(inputs, *split_samples(inputs.samples, self.images))
+        fitting, judging = split_samples(inputs.samples, self.images)
+        study = _Study(inputs, _spread(fitting, self.fitted), judging)
         previous = inputs.previous
         dense: FittedSensitivity | None = None
         if isinstance(previous, FittedSensitivity) and previous.errors:
@@ -318,6 +324,13 @@ def split_samples(samples: Samples, judging: int) -> tuple[Samples, Samples]:
     chosen[torch.linspace(0, len(samples) - 1, count).round().long()] = True
     chosen = chosen.to(samples.device)
     return samples.select(~chosen), samples.select(chosen)
+
+
+def _spread(samples: Samples, count: int) -> Samples:
+    """At most so many samples, evenly spread."""
+    if len(samples) <= count:
+        return samples
+    return samples.select(torch.arange(count, device=samples.device) * len(samples) // count)
 
 
 def _smallest(inputs: AllocationInputs, share: float) -> set[int]:
