@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from results_table import FOLDER, read_rows
+from scaling_model import KINDS as WORK
+from scaling_model import PLANS, fitted
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = {
@@ -733,6 +735,38 @@ def _equal_masks(rows: Sequence[Row]) -> str:
     return f" Weights that are zero in both or in neither of module and file: {', '.join(shares)}."
 
 
+@table_of("scaling.csv")
+def scaling_runs(rows: Sequence[Row]) -> str:
+    """What was measured beside what the model says."""
+    rates, lines = fitted(rows), list[list[str]]()
+    for row in rows:
+        was = float(row["seconds"])
+        said = sum(float(row[of]) * rate for of, rate in zip(WORK, rates, strict=True))
+        told = [f"{was:.0f}", f"{said:.0f}", f"{said / was - 1:+.0%}", row["peak_gb"]]
+        lines.append([row["network"], row["samples"], *told])
+    heads = ["network", "samples", "measured, s", "by the model, s", "off", "peak, GB"]
+    return f"{_markdown(heads, lines)}\n\n{_machine(rows)}"
+
+
+@table_of("scaling.csv")
+def scaling_rates(rows: Sequence[Row]) -> str:
+    """Seconds by kind of work."""
+    lines = [[of, f"{rate:.2g}"] for of, rate in zip(WORK, fitted(rows), strict=True)]
+    return _markdown(["kind of work", "seconds per 1e12 operations, or 1000 fits"], lines)
+
+
+@table_of("scaling.csv")
+def scaling_plans(rows: Sequence[Row]) -> str:
+    """What the model says of runs that nobody has made."""
+    rates, lines = fitted(rows), list[list[str]]()
+    for name, plan in PLANS.items():
+        hours = plan.seconds(rates) / 3600
+        sizes = [f"{of / 1e9:.2g}" for of in (plan.weights, plan.values, plan.statistics)]
+        lines.append([name, *(f"{of:.2g}" for of in hours), f"{hours.sum():.3g}", *sizes])
+    sizes = ["weights, GB", "values, GB", "widest layer, GB"]
+    return _markdown(["run", *WORK, "all, hours", *sizes], lines)
+
+
 PAGES: dict[str, dict[str, Table]] = {
     "README.md": {"default": default},
     "docs/results.md": {
@@ -752,6 +786,11 @@ PAGES: dict[str, dict[str, Table]] = {
         "elsewhere": elsewhere,
         "accuracy": accuracy,
         "cost": cost,
+    },
+    "docs/scale.md": {
+        "scaling-rates": scaling_rates,
+        "scaling-runs": scaling_runs,
+        "scaling-plans": scaling_plans,
     },
     "docs/networks.md": {"transformer-calls": transformer_calls},
     "docs/paper.md": {"paper": paper, "paper-cost": paper_cost},
