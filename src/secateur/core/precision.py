@@ -34,7 +34,7 @@ def full_products() -> Generator[None]:
     be as coarse then as what is lost by pruning them. Also a decorator; what was set comes back.
     """
     products = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = [of.allow_tf32 for of in products]
+    before = [bool(of.allow_tf32) for of in products]
     _set_tf32([False] * len(products))
     try:
         yield
