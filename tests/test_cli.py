@@ -282,7 +282,7 @@ def test_a_dry_run_tells_mistakes_all_the_same(place):
 def test_processes_that_were_started_together_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert_mistake(
-        invoke("runtimes"), "got 2 processes started together (WORLD_SIZE), expected one"
+        invoke("runtimes"), "got 2 processes started together (WORLD_SIZE), expected one: runtimes"
     )
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert invoke("runtimes").exit_code == 0

@@ -120,8 +120,8 @@ class Backwards(LayerChunks):
     def __init__(self, chunks: LayerChunks) -> None:
         self.__dict__.update(vars(chunks))
 
-    def __iter__(self) -> Iterator[LayerChunk]:
-        return reversed(list(super().__iter__()))
+    def of(self, number: int) -> Iterator[LayerChunk]:
+        return super().of(len(self) - 1 - number)
 
 
 def assert_close(one: Problem, other: Problem) -> None:

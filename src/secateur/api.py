@@ -41,7 +41,8 @@ from secateur.report.parts import CHANNELS, ZEROS
 from secateur.report.plan import Plan, plan_of
 from secateur.result import PruneResult
 from secateur.support.choices import check_device
-from secateur.support.progress import telling
+from secateur.support.group import Group, together
+from secateur.support.progress import ShowProgress, telling
 from secateur.support.settings import check_arguments
 
 
@@ -190,22 +191,46 @@ def prune(
         MissingExtraError: the model is an ONNX model and onnx or onnxruntime is not installed, or
             INT8 is requested and nncf is not installed.
         NumericalError: a layer gets NaN or infinite values, or cannot be solved.
+        ProcessError: another process of the group has failed.
+
+    In a group of processes (`torch.distributed`) all make the call, share its work and return the same
+    result; see "Several processes" in docs/guide.md.
 
     Cost: docs/results.md has it in forward passes over the images, docs/paper.md for the paper's
     recipe. `max_drop` costs that much per try, and a pass over the evaluation images.
     Memory: the values at the widest cut for all images, twice; see `secateur.pruning.walk`. With
     `memory` no more of them than that.
     """
-    options = Options.given(locals())
-    network = open_model(model)
+    given = locals()
+    with together() as group:
+        return _pruned(group, Options.given(given), model, data, evaluation, progress)
+
+
+def _pruned(
+    group: Group,
+    options: Options,
+    model: Any,
+    data: Data,
+    evaluation: Data | None,
+    progress: ShowProgress,
+) -> PruneResult:
+    """What `prune` returns, in all processes of a group."""
+    network, quantize = open_model(model), options.quantize
     check_kind(quantize, network)
     with (
-        opened(options.work_dir) as journal,
-        telling(progress) as teller,
+        opened(options.work_dir, group) as journal,
+        telling(progress if group.is_first else False) as teller,
         spilling(options.memory_cap) as spill,
     ):
         job = prepare(
-            network, data, options, evaluation, teller=teller, spill=spill, journal=journal
+            network,
+            data,
+            options,
+            evaluation,
+            teller=teller,
+            spill=spill,
+            journal=journal,
+            group=group,
         )
         if quantize is not None:
             teller.step("trying INT8 on the dense network")
@@ -250,8 +275,8 @@ def prune(
         report.warnings.extend(job.metric.left_out(open_model(int8)))
     report.notes.extend(low.accelerated.notes(job.evaluation_set) if low.accelerated else ())
     report.warnings.extend([*unmeasured, *low.warnings])
-    for warning in report.warnings:
-        warnings.warn(warning, SecateurWarning, stacklevel=2)
+    for warning in report.warnings if group.is_first else ():
+        warnings.warn(warning, SecateurWarning, stacklevel=3)
     return PruneResult(
         model=pruned.model,
         report=report,
@@ -330,14 +355,22 @@ def plan(
         stream = open_images(evaluation, preprocess=prepared, takes=network.signature.masking(mask))
         next(stream.batches())
     with (
-        opened(options.work_dir) as journal,
-        telling(progress) as teller,
+        together() as group,
+        opened(options.work_dir, group) as journal,
+        telling(progress if group.is_first else False) as teller,
         spilling(options.memory_cap) as spill,
     ):
         job = prepare(
-            network, data, options, planning=True, teller=teller, spill=spill, journal=journal
+            network,
+            data,
+            options,
+            planning=True,
+            teller=teller,
+            spill=spill,
+            journal=journal,
+            group=group,
         )
-        for warning in job.warnings:
+        for warning in job.warnings if group.is_first else ():
             warnings.warn(warning, SecateurWarning, stacklevel=2)
         found = plan_of(job.measure(job.run.measured).run)
     found = dataclasses.replace(

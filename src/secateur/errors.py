@@ -9,7 +9,8 @@ SecateurError
 │   ├── PackError        a file cannot be packed, or a packed file is damaged
 │   └── OutputError      the result cannot be written to the given place
 ├── MissingExtraError    an optional package is not installed
-└── NumericalError       a layer cannot be solved: values overflow or no damping helps
+├── NumericalError       a layer cannot be solved: values overflow or no damping helps
+└── ProcessError         another of the processes that carry out a call together has failed
 
 SecateurWarning (a UserWarning: the result is valid, but may not be what you want; also in the
 report)
@@ -88,6 +89,10 @@ def install_line(extra: str, more: str = "") -> str:
 
 class NumericalError(SecateurError, ArithmeticError):
     """A layer cannot be solved; the message names the layer."""
+
+
+class ProcessError(SecateurError):
+    """Another of the processes that carry out a call together has failed; says why, if it did."""
 
 
 class SecateurWarning(UserWarning):

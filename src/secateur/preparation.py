@@ -18,7 +18,7 @@ from secateur.evaluation.metric import DenseMetric
 from secateur.evaluation.metrics import one_answer
 from secateur.fingerprint import facts_of
 from secateur.frontends import Frontend, asked_or_own
-from secateur.hardware.paying import not_paying
+from secateur.hardware.paying import INT8_SPARSE, not_paying
 from secateur.network.folding import Folding, fold
 from secateur.network.graph import Graph
 from secateur.network.samples import Samples, Signature
@@ -35,6 +35,7 @@ from secateur.pruning.run import PruningRun
 from secateur.pruning.sampling import Sampling
 from secateur.pruning.targets import Costs, MaxDrop, MaxLatency, Sparsity
 from secateur.session import Job, Stopwatch
+from secateur.support.group import Group
 from secateur.support.progress import Teller
 from secateur.support.wording import counted
 from secateur.timing import Timing, try_runtime
@@ -53,6 +54,7 @@ def prepare(
     teller: Teller | None = None,
     spill: Spill | None = None,
     journal: Journal | None = None,
+    group: Group | None = None,
 ) -> Job:
     """Reads the images, traces and aligns the network, and chooses its layers.
 
@@ -66,11 +68,13 @@ def prepare(
         teller: is told of each step, here and in the job.
         spill: the cap on the memory of values; None = there is none.
         journal: of what was finished by the same call before; it is checked that it is the same.
+        group: the processes that make the call together; None = this one alone.
 
     Raises:
         OptionError, DataError, ModelError: a mistake that the message helps to put right.
     """
-    watch = Stopwatch(teller)
+    watch, group = Stopwatch(teller), group or Group()
+    check_processes(options, group)
     options = replace(options, preprocess=asked_or_own(options.preprocess, model))
 
     takes = model.signature.masking(options.mask)
@@ -94,21 +98,24 @@ def prepare(
     baseline, warnings = None, list(images.warnings)
     if judged is not None:
         watch.begin("running the dense network on the images to judge by")
-        baseline, found = run_dense(model, traced, judged, options)
+        baseline, found = run_dense(model, traced, judged, options, group)
         warnings += found
         if evaluation is not None:
             warnings += _fitted_to(judged, len(baseline.dense), images)
     watch.lap("evaluation")
 
     chunk = chunk_size(traced.samples)
-    needs = None if spill is None else _needs(traced, options, chunk, spill)
+    needs = None if spill is None else _needs(traced, options, chunk, spill, group)
     watch.begin("preparing the layers" if needs is None else f"preparing ({needs.text(spill)})")
     synthetic = images.synthetic is not None
-    conditioned = condition(traced, options.recipe, synthetic, chunk, spill)
-    run = select(model, traced, conditioned, options, chunk, spill)
-    if journal is not None:
-        journal.check(facts_of(options, model, traced.graph, traced.samples, baseline))
-        run = replace(run, journal=journal)
+    if group.size > 1 or (journal is not None and journal.folder is not None):
+        facts = facts_of(options, model, traced.graph, traced.samples, baseline)
+        group.check_same(facts)
+        if journal is not None:
+            journal.check(facts)
+    conditioned = condition(traced, options.recipe, synthetic, chunk, spill, group)
+    run = select(model, traced, conditioned, options, chunk, spill, group)
+    run = run if journal is None else replace(run, journal=journal)
     warnings += run.shortfall()
     timing = None
     if isinstance(run, ChannelRun) and isinstance(run.target, MaxLatency):
@@ -153,8 +160,8 @@ def zeros_after(job: Job, smaller: Frontend) -> Job:
     )
     traced = trace(smaller, job.images, options)
     chunk = job.run.chunk
-    synthetic, spill = job.images.synthetic is not None, job.run.spill
-    conditioned = condition(traced, options.recipe, synthetic, chunk, spill)
+    synthetic, spill, group = job.images.synthetic is not None, job.run.spill, job.run.group
+    conditioned = condition(traced, options.recipe, synthetic, chunk, spill, group)
     return replace(
         job,
         options=options,
@@ -162,7 +169,8 @@ def zeros_after(job: Job, smaller: Frontend) -> Job:
         original=traced.graph,
         aligned=conditioned.aligned,
         run=replace(
-            select(smaller, traced, conditioned, options, chunk, spill), journal=job.run.journal
+            select(smaller, traced, conditioned, options, chunk, spill, group),
+            journal=job.run.journal,
         ),
         timing=None,
     )
@@ -209,7 +217,11 @@ def read(
 
 
 def run_dense(
-    model: Frontend, traced: Traced, images: ImageStream, options: Options
+    model: Frontend,
+    traced: Traced,
+    images: ImageStream,
+    options: Options,
+    group: Group | None = None,
 ) -> tuple[EvaluationSet, Sequence[str]]:
     """What the dense network says to the images to judge by, and what may be wrong with these.
 
@@ -223,7 +235,9 @@ def run_dense(
             "expected a row for each image to evaluate it: leave out the evaluation images, or "
             "wrap it in a module that returns what the selection is made from"
         )
-    baseline = EvaluationSet.of(model, images, output=traced.output, judge=options.judge)
+    baseline = EvaluationSet.of(
+        model, images, output=traced.output, judge=options.judge, group=group
+    )
     warnings = images.warnings_for(
         baseline.dense.shape[1] if baseline.judge == "classes" and is_scores(baseline.dense) else 0
     )
@@ -236,7 +250,16 @@ def run_dense(
     return baseline, warnings
 
 
-def _needs(traced: Traced, options: Options, chunk: int, spill: Spill) -> Needs:
+def check_processes(options: Options, group: Group) -> None:
+    """Raises OptionError where times would be measured while other processes compute."""
+    if group.size > 1 and (options.measures or options.runtime == INT8_SPARSE):
+        raise OptionError(
+            f"times on {options.runtime} are measured on an idle machine, and {group.size} "
+            "processes make this call, expected one: run it without torchrun"
+        )
+
+
+def _needs(traced: Traced, options: Options, chunk: int, spill: Spill, group: Group) -> Needs:
     """What the run takes of memory.
 
     Raises:
@@ -249,6 +272,7 @@ def _needs(traced: Traced, options: Options, chunk: int, spill: Spill) -> Needs:
         chunk=chunk,
         inputs=options.recipe.inputs,
         max_columns=options.max_columns,
+        processes=group.size,
     )
     needs.check(spill)
     return needs
@@ -270,15 +294,20 @@ class Conditioned:
 
 
 def condition(
-    traced: Traced, recipe: Recipe, synthetic: bool, chunk: int, spill: Spill | None = None
+    traced: Traced,
+    recipe: Recipe,
+    synthetic: bool,
+    chunk: int,
+    spill: Spill | None = None,
+    group: Group | None = None,
 ) -> Conditioned:
     """Aligns channels, recalibrates BatchNorms, and folds them."""
     graph, aligned = traced.graph, Alignment()
     if recipe.alignment is not None:
-        aligned = recipe.alignment.align(graph, traced.samples, chunk=chunk)
+        aligned = recipe.alignment.align(graph, traced.samples, chunk=chunk, group=group)
     graph = graph.changed(aligned.changes) if aligned.changes else graph
     if {"all": True, "none": False}.get(recipe.recalibration, synthetic):
-        recalibration = recalibrate(graph, traced.samples, chunk=chunk, spill=spill)
+        recalibration = recalibrate(graph, traced.samples, chunk=chunk, spill=spill, group=group)
     else:
         recalibration = Recalibration(graph)
     return Conditioned(
@@ -293,6 +322,7 @@ def select(
     options: Options,
     chunk: int,
     spill: Spill | None = None,
+    group: Group | None = None,
 ) -> PruningRun:
     """Chooses the layers.
 
@@ -320,6 +350,7 @@ def select(
         sampling=Sampling(max_columns=options.max_columns, seed=options.seed),
         chunk=chunk,
         spill=spill,
+        group=group or Group(),
     )
     if is_channels:
         run = with_channels(run, model, traced, options)

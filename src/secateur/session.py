@@ -208,6 +208,7 @@ class Job:
             self.images.samples,
             judge=self.run.graph.judge,
             output=self.output,
+            group=self.run.group,
         )
 
     def evaluations(self, pruned: Any, int8: Any = None) -> dict[str, Evaluation]:
@@ -286,6 +287,7 @@ class Job:
             self.watch.begin("evaluating")
             entry = chapter.get(len(measures), Loss)
             lost = entry.record if entry else self._lost(self.network(walked))
+            lost = run.group.broadcast(lost)  # a metric may give something else each time
             if entry is None:
                 chapter.put(len(measures), lost)
             measures.append(lost.measure)

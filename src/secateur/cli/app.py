@@ -19,10 +19,9 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from secateur.cli import options
+from secateur.cli import options, started
 from secateur.cli.failures import comes_of_interruption, one_sentence, printed, usage
 from secateur.cli.signals import load
-from secateur.errors import OptionError
 from secateur.support.interruptions import clean_up_when_killed, interruption
 from secateur.version import __version__
 
@@ -74,26 +73,16 @@ def _add(name: str, kind: type) -> None:
 
     def command(**values: Any) -> None:
         module = load(f"secateur.cli.commands.{name}")
+        if started.count() > 1 and name in started.SHARED:
+            together = load("secateur.cli.processes")
+            together.run_together(lambda: module.run(kind(**values)))
+            return
         with one_sentence():
-            _check_alone()
+            started.check_shares(name)
             module.run(kind(**values))
 
     command.__signature__ = _signature(kind)  # type: ignore[attr-defined]
     app.command(name, help=_help(kind))(command)
-
-
-def _check_alone() -> None:
-    """Raises where `torchrun` has started several processes, which would all write the same files.
-
-    Raises:
-        OptionError: it has.
-    """
-    count = os.environ.get("WORLD_SIZE", "1")
-    if count.isdecimal() and int(count) > 1:
-        raise OptionError(
-            f"got {count} processes started together (WORLD_SIZE), expected one: their work cannot "
-            "be shared out yet; run the command without torchrun"
-        )
 
 
 def _help(kind: type) -> str:

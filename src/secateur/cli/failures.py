@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TextIO
 
 import typer
 
+from secateur.cli.started import is_another, leave_it_to_the_first
 from secateur.errors import SecateurError, SecateurWarning, one_line
 from secateur.support.interruptions import begin, interruption
 
@@ -45,7 +46,7 @@ def one_sentence() -> Iterator[None]:
         fail("out of memory: use fewer images (--max-images)")
     finally:
         for warning in caught:
-            if issubclass(warning.category, SecateurWarning):
+            if issubclass(warning.category, SecateurWarning) and not is_another():
                 typer.echo(f"secateur: warning: {one_line(str(warning.message))}", err=True)
 
 
@@ -89,6 +90,9 @@ def printed(command: Callable[[], int]) -> int:
 
 def usage(error: Any) -> int:
     """Tells a mistake in the options, which typer would frame, in one line."""
+    if is_another():
+        leave_it_to_the_first()
+        return 2
     if not error.format_message() or type(error).__name__ == "NoArgsIsHelpError":
         error.show()  # no command at all: the help
     else:

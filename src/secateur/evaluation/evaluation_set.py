@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from secateur.evaluation.metric import DenseMetric, check_metric, measured
 from secateur.evaluation.metrics import check_labels, compare, one_answer
 from secateur.evaluation.results import Evaluation
 from secateur.frontends import asked_or_own, open_to_run
+from secateur.support.group import Group
 from secateur.support.settings import at_least, check_arguments
 from secateur.support.wording import counted
 
@@ -159,6 +160,7 @@ class EvaluationSet:
         output: name or number of the output; None = the first with a row for each sample.
         judge: what it is judged by; None = found out.
         noun: what a sample is called.
+        group: processes that evaluate together.
     """
 
     images: ImageStream
@@ -168,6 +170,7 @@ class EvaluationSet:
     output: str | int | None = None
     judge: Judge | None = None
     noun: str = "image"
+    group: Group = field(default_factory=Group)
 
     @classmethod
     def of(
@@ -177,6 +180,7 @@ class EvaluationSet:
         *,
         output: str | int | None = None,
         judge: Judge | None = None,
+        group: Group | None = None,
     ) -> EvaluationSet:
         """What the dense network says to some images.
 
@@ -185,7 +189,7 @@ class EvaluationSet:
                 the same when they are read again.
         """
         try:
-            answers = answer([model], images, output=output)
+            answers = answer([model], images, output=output, group=group)
             dense, labels = answers.outputs[0], answers.labels
             judge = judge or judge_of(dense, name=answers.name, labels=labels)
             labels = labels if judge in ("classes", "tokens") else None
@@ -194,11 +198,14 @@ class EvaluationSet:
         except (DataError, ModelError) as error:
             raise DataError(f"evaluation images from {images.source}: {error}") from error
         images.check_repeats()
-        return cls(images, dense, labels, answers.weight, output, judge, answers.noun)
+        return cls(
+            images, dense, labels, answers.weight, output, judge, answers.noun, group or Group()
+        )
 
     def evaluate(self, model: Any) -> Evaluation:
         """A network against the dense one. Cost: a forward pass over the images."""
-        return self._compared(answer([model], self.images, output=self.output).outputs[0])
+        found = answer([model], self.images, output=self.output, group=self.group)
+        return self._compared(found.outputs[0])
 
     def _compared(self, found: Tensor) -> Evaluation:
         how = {"judge": self.judge, "weight": self.weight}

@@ -20,6 +20,7 @@ from secateur.frontends import open_to_run
 from secateur.network.returned import asked_output, named_leaves
 from secateur.network.rows import RowsFirst, judged_output
 from secateur.network.samples import AnySamples, Samples, as_samples
+from secateur.support.group import Group
 from secateur.support.wording import counted
 
 
@@ -49,6 +50,7 @@ def first_output(
     *,
     batch_size: int = BATCH,
     output: str | int | None = None,
+    group: Group | None = None,
 ) -> Float[Tensor, "batch ..."]:
     """A model's first output with a row for each image; float32 on the CPU.
 
@@ -60,6 +62,7 @@ def first_output(
         images: samples.
         batch_size: of them per forward pass.
         output: name or number of another output.
+        group: processes that call this together, each for some of the batches; None = this one.
 
     Raises:
         OptionError: there is no such output.
@@ -69,7 +72,10 @@ def first_output(
     if len(samples) == 0:
         raise DataError("got no images to evaluate, expected at least one: check the source")
     with torch.no_grad(), running(model, samples[:2], output) as run:
-        return torch.cat([run(part) for part in samples.split(batch_size)])
+        group, parts = group or Group(), samples.split(batch_size)
+        run.settle(samples, group)
+        own = {number: run(parts[number]) for number in group.share(len(parts))}
+        return torch.cat(group.in_order(own, len(parts)))
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,7 @@ def answer(
     batch_size: int = BATCH,
     needs_labels: bool = False,
     output: str | int | None = None,
+    group: Group | None = None,
 ) -> Answers:
     """Runs networks on images that are read once, batch by batch; `first_output` of each.
 
@@ -117,6 +124,8 @@ def answer(
         batch_size: images per forward pass.
         needs_labels: whether images without labels are refused.
         output: name or number of another output.
+        group: processes that call this together, each for some of the batches, which all of them
+            read; None = this one.
 
     Raises:
         DataError: the images cannot be read or have no labels.
@@ -126,7 +135,9 @@ def answer(
     """
     if batch_size < 1:
         raise OptionError(f"batch_size is {batch_size}, expected at least 1")
-    outputs: list[list[Tensor]] = [[] for _ in models]
+    group = group or Group()
+    outputs: list[dict[int, Tensor]] = [{} for _ in models]
+    count = 0
     labels: list[Tensor] = []
     masks: list[Tensor] = []
     batches = images.batches(batch_size)
@@ -139,16 +150,19 @@ def answer(
         )
     with torch.no_grad(), ExitStack() as stack:
         runs = [stack.enter_context(running(model, first.samples[:2], output)) for model in models]
-        for part in itertools.chain([first], batches):
+        for run in runs:
+            run.settle(first.samples, group)
+        for count, part in enumerate(itertools.chain([first], batches), 1):
             for run, found in zip(runs, outputs, strict=True):
-                found.append(run(part.samples))
+                if group.owner(count - 1) == group.rank:
+                    found[count - 1] = run(part.samples)
             labels += [] if part.labels is None else [part.labels]
             masks += [] if part.samples.mask is None else [part.samples.mask.float().cpu()]
     return Answers(
-        [torch.cat(of_one_length(found)[0]) for found in outputs],
+        [torch.cat(of_one_length(group.in_order(found, count))[0]) for found in outputs],
         torch.cat(labels) if labels else None,
         torch.cat(of_one_length(masks)[0]) if masks else None,
-        runs[-1].name,
+        group.broadcast(runs[-1].name),
         first.samples.noun,
     )
 
@@ -181,6 +195,11 @@ class JudgedOutput:
         self.name: str = getattr(forward, "name", "")
         self._number: int | None = None  # of the output that counts, once for all
         self._rows = RowsFirst(self._output)
+
+    def settle(self, samples: Samples, group: Group) -> None:
+        """Finds the output that counts on the first samples, where another process runs these."""
+        if not group.is_first:
+            self(samples[:2])
 
     def __call__(self, samples: Samples) -> Tensor:
         """The output, with a row for each sample."""

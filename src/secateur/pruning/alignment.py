@@ -16,6 +16,7 @@ from secateur.network.graph import Graph
 from secateur.network.layers import Layer
 from secateur.network.samples import Samples
 from secateur.network.stream import Stream
+from secateur.support.group import Group
 from secateur.support.settings import Range, check_settings, more_than
 
 _NORMAL = torch.finfo(torch.float32).tiny
@@ -73,8 +74,10 @@ class ChannelAlignment:
             limits=more_than(0).rising(count=2),
         )
 
-    def align(self, graph: Graph, samples: Samples, *, chunk: int) -> Alignment:
-        """Aligns every pair of convolutions that allows it.
+    def align(
+        self, graph: Graph, samples: Samples, *, chunk: int, group: Group | None = None
+    ) -> Alignment:
+        """Aligns every pair of convolutions that allows it; `group` shares the samples.
 
         Cost: one forward pass and a sort of each pair's values.
         """
@@ -82,7 +85,7 @@ class ChannelAlignment:
         if not pairs:
             return Alignment()
         middle = [first.calls[0].output for first, _ in pairs]
-        ranges = self._ranges(graph, samples, middle, chunk)
+        ranges = self._ranges(graph, samples, middle, chunk, group or Group())
         parameters = dict(graph.parameters)
         for (first, second), (low, high) in zip(pairs, ranges, strict=True):
             scale = self._scale(low, high)
@@ -100,15 +103,20 @@ class ChannelAlignment:
         return (width / width.median()).clamp(*self.limits)
 
     def _ranges(
-        self, graph: Graph, samples: Samples, names: list[str], chunk: int
+        self, graph: Graph, samples: Samples, names: list[str], chunk: int, group: Group
     ) -> list[tuple[Float[Tensor, " chan"], Float[Tensor, " chan"]]]:
         """Low and high quantiles per channel of some values, medians over the samples."""
-        quantiles: dict[str, list[Tensor]] = {name: [] for name in names}
         ends = torch.tensor([self.quantile, 1 - self.quantile], device=samples.device)
-        for part in samples.split(chunk):
-            for name, value in _values(graph, part, names):
-                quantiles[name].append(_quantiles(value, ends))
-        medians = (torch.cat(quantiles[name], 1).median(1).values for name in names)
+        parts = samples.split(chunk)
+        own = {
+            number: {
+                name: _quantiles(value, ends)
+                for name, value in _values(graph, parts[number], names)
+            }
+            for number in group.share(len(parts))
+        }
+        every = group.in_order(own, len(parts))
+        medians = (torch.cat([of[name] for of in every], 1).median(1).values for name in names)
         return [(low, high) for low, high in medians]
 
 

@@ -7,7 +7,7 @@ entry holds all that later steps depend on, so that a run that goes on gives the
 that nobody disturbed:
 
     run/journal.json                      what the run is of: see `Journal.check`
-    run/lock                              held by the one process that works here
+    run/lock                              held by the one process that writes here
     run/entries/walk-001-6a1f.../0012.safetensors
 
 A file that is damaged counts as missing, and so do those after it in its chapter, which were found
@@ -33,6 +33,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from secateur.errors import OptionError, OutputError, SecateurWarning
+from secateur.support.group import Group
 from secateur.support.interruptions import resumable
 from secateur.support.locks import locked
 from secateur.support.serialization import from_plain, to_plain
@@ -69,7 +70,8 @@ class Entry(Generic[Record]):
 class Chapter:
     """A part of a run that goes on entry by entry; without a folder it forgets them all."""
 
-    def __init__(self, journal: Journal, folder: Path | None) -> None:
+    def __init__(self, journal: Journal, folder: Path | None, group: Group | None = None) -> None:
+        self._group = group or Group()
         self._journal, self._folder, self._ended = journal, folder, folder is None
 
     def get(self, key: int | str, kind: type[Record]) -> Entry[Record] | None:
@@ -81,23 +83,26 @@ class Chapter:
         """
         if self._folder is None or self._ended:
             return None
-        found = self._read(self._path(self._folder, key), kind)
+        first = self._group.is_first
+        found = self._group.broadcast(
+            self._read(self._path(self._folder, key), kind) if first else None
+        )
         self._ended = found is None
         if found is not None:
             self._journal.found += 1
         return found
 
     def put(self, key: int | str, record: Any, tensors: Mapping[str, Tensor] | None = None) -> None:
-        """Writes an entry; it is there as a whole or not at all.
+        """Writes an entry; it is there as a whole or not at all. All processes call it alike.
 
         Raises:
             OutputError: the disk refuses.
         """
         if self._folder is not None:
-            plain = json.dumps(to_plain(record))
-            content = _packed(plain, tensors or {})
-            _write(self._path(self._folder, key), content)
             self._ended = True
+            if self._group.is_first:
+                plain = json.dumps(to_plain(record))
+                _write(self._path(self._folder, key), _packed(plain, tensors or {}))
 
     @staticmethod
     def _path(folder: Path, key: int | str) -> Path:
@@ -128,18 +133,21 @@ class Journal:
         folder: where it is kept; None = nowhere.
         asked: what the call asks for beyond the facts that `check` is given.
         found: entries that were there and have been used.
+        group: the processes that work here: the first one reads and writes.
     """
 
     folder: Path | None = None
     asked: Facts = field(default_factory=dict[str, str])
     found: int = 0
+    group: Group = field(default_factory=Group)
     _chapters: Counter[str] = field(default_factory=Counter[str])
 
-    def chapter(self, name: str, **given: Any) -> Chapter:
+    def chapter(self, name: str, *, in_first: bool = False, **given: Any) -> Chapter:
         """The next chapter of a name.
 
         Args:
             name: of what is done.
+            in_first: whether the first process alone asks for its entries, and hears of them.
             given: plain data that it depends on, other than what the run is of: a chapter that was
                 written with others is not read.
         """
@@ -149,9 +157,10 @@ class Journal:
         number, facts = self._chapters[name], json.dumps(to_plain(given), sort_keys=True)
         called = f"{name}-{number:03d}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
         folder = self.folder / _ENTRIES / called
-        with _refusals(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        return Chapter(self, folder)
+        if self.group.is_first:
+            with _refusals(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+        return Chapter(self, folder, None if in_first else self.group)
 
     def check(self, facts: Facts) -> None:
         """Writes what the run is of, or compares it with what was written.
@@ -165,6 +174,9 @@ class Journal:
         """
         if self.folder is None:
             return
+        resumable(self.folder)
+        if not self.group.is_first:
+            return
         facts = {**facts, **self.asked}
         path = self.folder / _RUN
         if path.exists():
@@ -173,7 +185,6 @@ class Journal:
             run = to_plain(Run({**facts}))
             plain = {"schema": "secateur.journal", "schema_version": _SCHEMA, **run}
             _write(path, json.dumps(plain, indent=2).encode())
-        resumable(self.folder)
 
     def notes(self) -> list[str]:
         """What a reader of the report should know."""
@@ -186,11 +197,14 @@ class Journal:
 
 
 @contextmanager
-def opened(folder: str | Path | None, **asked: str) -> Generator[Journal, None, None]:
+def opened(
+    folder: str | Path | None, group: Group | None = None, **asked: str
+) -> Generator[Journal, None, None]:
     """The journal in a folder, which no other process may use meanwhile.
 
     Args:
         folder: made where it is missing; None = no journal.
+        group: the processes that use it together; None = this one alone.
         asked: what the call asks for beyond its options; another call must ask for the same.
 
     Raises:
@@ -200,7 +214,10 @@ def opened(folder: str | Path | None, **asked: str) -> Generator[Journal, None, 
     if folder is None:
         yield Journal()
         return
-    place = Path(os.path.abspath(folder))
+    place, group = Path(os.path.abspath(folder)), group or Group()
+    if not group.is_first:
+        yield Journal(place, asked, group=group)
+        return
     with ExitStack() as stack:
         with _refusals(place):
             _check_place(place)
@@ -215,7 +232,7 @@ def opened(folder: str | Path | None, **asked: str) -> Generator[Journal, None, 
             for left in place.rglob(f"*{_NEW}"):  # by a process that was killed
                 left.unlink(missing_ok=True)
         try:
-            yield Journal(place, asked)
+            yield Journal(place, asked, group=group)
         except KeyboardInterrupt as interrupt:
             if (place / _RUN).exists():
                 interrupt.add_note(f"the same call goes on from what is finished in {place}")

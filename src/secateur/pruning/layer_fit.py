@@ -92,6 +92,7 @@ class LayerFit:
                 dense ones.
         """
         self.graph, self.layer, self.chunks = graph, chunks.layer, chunks
+        self.group = chunks.group
         self.index, self.sampling = index, sampling
         name = str(self.layer.parameter)
         self.geometry = self.layer.calls[0].geometry
@@ -112,10 +113,18 @@ class LayerFit:
         """Whether the layer's input does not depend on the samples."""
         return all(layout is not None and layout.constant for layout in self.chunks.layouts)
 
-    def solve(self, method: Method, pattern: Pattern, kept: int) -> LayerSolution:
-        """Gathers statistics and solves, block of columns by block of columns."""
+    def solve(
+        self, method: Method, pattern: Pattern, kept: int, solver: int = 0
+    ) -> LayerSolution | None:
+        """Gathers statistics and solves, block of columns by block of columns.
+
+        Args:
+            method, pattern, kept: how.
+            solver: the process that does so; None is returned in the others.
+        """
         if not self.in_blocks:
-            return self.solve_problem(self.problem(method), method, pattern, kept)
+            problem = self.problem(method, solver=solver)
+            return problem and self.solve_problem(problem, method, pattern, kept)
         pattern, bounds = self._pattern(pattern, kept), self._bounds(pattern)
         size = (self.matrix * self.scale.unsqueeze(-1)).abs()
         kept = min(kept, int(self.free.sum()))
@@ -126,22 +135,33 @@ class LayerFit:
         solutions: list[Solution] = []
         problem: Problem | None = None
         for columns, share in zip(bounds, shares, strict=True):
-            problem = self.problem(method, _Columns(columns, new))
-            solution = _named(self.layer, method.solve, problem, pattern, share)
-            solutions.append(self._as_stored(solution, problem, new, columns))
-            new[..., columns] = solutions[-1].weight / self.scale.unsqueeze(-1)
-        assert problem is not None
+            problem = self.problem(method, _Columns(columns, new), solver)
+            if problem is not None:
+                solution = _named(self.layer, method.solve, problem, pattern, share)
+                solutions.append(self._as_stored(solution, problem, new, columns))
+                new[..., columns] = solutions[-1].weight / self.scale.unsqueeze(-1)
+            new[..., columns] = self.group.broadcast(new[..., columns], solver)
+        if problem is None:
+            return None
         note = f"{counted(self.layer.columns, 'column')} fitted in {counted(len(bounds), 'block')}"
         return self._solution(solutions, problem, note)
 
     def solve_all(
-        self, method: Method, pattern: Pattern, kept: Sequence[int]
-    ) -> list[LayerSolution]:
-        """Solves for several numbers of kept weights, from the same statistics where it can."""
+        self, method: Method, pattern: Pattern, kept: Sequence[int], solver: int = 0
+    ) -> Callable[[], list[LayerSolution]] | None:
+        """Gathers statistics for several numbers of kept weights, the same where it can.
+
+        Returns:
+            What solves the layer for them, in the process that is to do so.
+        """
         if self.in_blocks:
-            return [self.solve(method, pattern, count) for count in kept]
-        problem = self.problem(method)
-        return [self.solve_problem(problem, method, pattern, count) for count in kept]
+            solved = [self.solve(method, pattern, count, solver) for count in kept]
+            found = [of for of in solved if of is not None]
+            return (lambda: found) if found else None
+        problem = self.problem(method, solver=solver)
+        if problem is None:
+            return None
+        return lambda: [self.solve_problem(problem, method, pattern, count) for count in kept]
 
     def solve_problem(
         self, problem: Problem, method: Method, pattern: Pattern, kept: int
@@ -151,12 +171,19 @@ class LayerFit:
         solution = _named(self.layer, method.solve, problem, pattern, kept)
         return self._solution([self._as_stored(solution, problem, self.dense)], problem)
 
-    def problem(self, method: Method, block: _Columns | None = None) -> Problem:
-        """The problem of the layer, or of a block of its columns. Runs through the chunks."""
+    def problem(
+        self, method: Method, block: _Columns | None = None, solver: int = 0
+    ) -> Problem | None:
+        """The problem of the layer, or of a block of its columns. Runs through the chunks.
+
+        Args:
+            method: which solves it.
+            block: the columns; None = all.
+            solver: the process that gets it; there is None in the others.
+        """
         gathered = _Gathering(self, method, block)
-        for chunk in self.chunks:
-            gathered.add(chunk)
-            del chunk  # before the next one is run
+        if not gathered.run(solver):
+            return None
         parts, folds, no_folds = gathered.statistics(), None, gathered.no_folds
         columns = slice(None) if block is None else block.where
         if len(parts) == 2 and not no_folds and all(fold.samples for fold in parts):
@@ -288,6 +315,25 @@ class LayerFit:
         return tuple(dict.fromkeys(notes))
 
 
+@dataclass(frozen=True)
+class _Sums:
+    """What a chunk of samples gives at one call.
+
+    Attributes:
+        call, number, first: of the chunk, see `LayerChunk`.
+        folds: the sums of each fold; None where it has none of the samples.
+        stored: samples that are kept as they are.
+        mixed: whether nobody knows which position belongs to which sample.
+    """
+
+    call: int
+    number: int
+    first: int
+    folds: list[ChunkSums | None]
+    stored: tuple[Tensor, Tensor] | None
+    mixed: bool
+
+
 class _Gathering:
     """Statistics of a layer's chunks: of all samples, or of each fold where the method needs them.
 
@@ -312,8 +358,23 @@ class _Gathering:
         stored = draws[len(calls) :] or [None] * len(calls)
         return dict(zip(calls, zip(draws, stored, strict=False), strict=True))
 
-    def add(self, chunk: LayerChunk) -> None:
-        """Adds the sums of one chunk."""
+    def run(self, solver: int) -> bool:
+        """Runs through the chunks, those of each process there; whether this one has all sums."""
+        group, chunks = self.fit.group, self.fit.chunks
+        for number in range(len(chunks)):
+            owner = group.owner(number)
+            if owner == group.rank:
+                for chunk in chunks.of(number):
+                    sums = self.sums(chunk)
+                    del chunk  # before the next one is run
+                    self.include(sums) if solver == group.rank else group.send(sums, solver)
+            elif solver == group.rank:
+                for _ in chunks.layer.calls:
+                    self.include(group.receive(owner))
+        return solver == group.rank
+
+    def sums(self, chunk: LayerChunk) -> _Sums:
+        """The sums of one chunk."""
         sampled = chunk.sample(*self.draws[chunk.call.op])
         x, y = sampled.inputs, sampled.outputs
         whole = None
@@ -324,14 +385,22 @@ class _Gathering:
             x = x[..., columns]
         weight = self.fit.dense if sampled.is_dense and self.block is None else None
         middle = sampled.middle if len(self.folds) == 2 else x.shape[1]
-        for fold, at in zip(self.folds, (slice(middle), slice(middle, None)), strict=False):
+        folds: list[ChunkSums | None] = []
+        for _, at in zip(self.folds, (slice(middle), slice(middle, None)), strict=False):
             part = None if whole is None else whole[:, at]
-            fold.include(chunk.number, ChunkSums.of(x[:, at], y[:, at], part, weight))
-        if len(sampled.patches):
-            kept = x[:, sampled.patches], y[:, sampled.patches]
-            self.patches[chunk.call.op, chunk.first] = kept
-        if not (self.no_folds or chunk.has_samples or chunk.is_shared):
-            self.no_folds = _MIXED
+            folds.append(ChunkSums.of(x[:, at], y[:, at], part, weight))
+        stored = (x[:, sampled.patches], y[:, sampled.patches]) if len(sampled.patches) else None
+        mixed = not (chunk.has_samples or chunk.is_shared)
+        return _Sums(chunk.call.op, chunk.number, chunk.first, folds, stored, mixed)
+
+    def include(self, sums: _Sums) -> None:
+        """Adds them."""
+        for fold, part in zip(self.folds, sums.folds, strict=True):
+            fold.include(sums.number, part)
+        if sums.stored is not None:
+            self.patches[sums.call, sums.first] = sums.stored
+        if sums.mixed:
+            self.no_folds = self.no_folds or _MIXED
 
     def statistics(self) -> list[Statistics]:
         """The sums of each fold, and the stored samples in an order that is the same always."""

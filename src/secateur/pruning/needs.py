@@ -89,6 +89,7 @@ def needs_of(
     chunk: int,
     inputs: Inputs,
     max_columns: int,
+    processes: int = 1,
 ) -> Needs:
     """What a walk takes. Cost: a forward pass of one chunk.
 
@@ -96,8 +97,10 @@ def needs_of(
         graph: the dense network.
         samples, layers, chunk, inputs: as in `secateur.pruning.walk`.
         max_columns: see `secateur.pruning.sampling.Sampling`.
+        processes: that share the samples; what one of them takes is told.
     """
     part = samples[:chunk]
+    own = min(len(samples), chunk * -(-len(samples) // chunk // processes))
     store = ValueStore(None, [*graph.parameters.values(), *part.tensors.values()])
     stream = Stream(graph, graph.parameters, store.scope("dense", 0, values=part.tensors))
     waiting = [0]
@@ -107,13 +110,13 @@ def needs_of(
     streams = 1 if inputs == "dense" else 2
     most = max(max(pair) for pair in itertools.pairwise(waiting))
     return Needs(
-        values=streams * -(-most * len(samples) // len(part)),
+        values=streams * -(-most * own // len(part)),
         least=streams * store.peak,
         statistics=max(
             map(lambda layer: _statistics(graph, layer, max_columns), layers), default=0
         ),
         model=_nbytes(list(graph.parameters.values())),
-        samples=len(samples),
+        samples=own,
         chunk=chunk,
         noun=samples.noun,
     )

@@ -26,6 +26,7 @@ from secateur.network.graph import Graph, Norm
 from secateur.network.samples import Samples
 from secateur.network.store import Spill, ValueStore
 from secateur.network.stream import Stream
+from secateur.support.group import Group
 
 _LEAST = 1e-2  # variance found, relative to the network's own, at least
 
@@ -62,7 +63,12 @@ class Recalibration:
 
 @torch.no_grad()
 def recalibrate(
-    graph: Graph, samples: Samples, *, chunk: int, spill: Spill | None = None
+    graph: Graph,
+    samples: Samples,
+    *,
+    chunk: int,
+    spill: Spill | None = None,
+    group: Group | None = None,
 ) -> Recalibration:
     """Takes the statistics of every BatchNorm on some samples, one after the other.
 
@@ -74,20 +80,24 @@ def recalibrate(
         samples: inputs.
         chunk: samples per run of an operation.
         spill: the cap on the memory of the values; None = there is none.
+        group: the processes that share the samples; None = this one alone.
 
     Cost: a forward pass. Memory: the values at the widest cut for all samples.
     """
     statistics: dict[str, Tensor] = {}
     parameters = ChainMap(statistics, dict(graph.parameters))
-    parts = samples.split(chunk)
+    group, parts = group or Group(), samples.split(chunk)
     given = [tensor for part in parts for tensor in part.tensors.values()]
     store = ValueStore(spill, [*graph.parameters.values(), *given])
-    streams = [
-        Stream(graph, parameters, store.scope("dense", number, values=part.tensors))
-        for number, part in enumerate(parts)
-    ]
+    streams = {
+        number: Stream(
+            graph, parameters, store.scope("dense", number, values=parts[number].tensors)
+        )
+        for number in group.share(len(parts))
+    }
     for norm in graph.norms:
-        mean, variance = _merged([_moments(stream, norm) for stream in streams])
+        own = {number: _moments(stream, norm) for number, stream in streams.items()}
+        mean, variance = _merged(group.in_order(own, len(parts)))
         original = graph.parameters[norm.variance]
         statistics[norm.mean] = mean.to(original)
         statistics[norm.variance] = torch.maximum(variance.to(original), _LEAST * original)

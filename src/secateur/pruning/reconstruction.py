@@ -41,6 +41,7 @@ from secateur.network.samples import Samples
 from secateur.network.store import Spill
 from secateur.pruning.goal import Goal
 from secateur.pruning.journal import Chapter, Journal
+from secateur.support.group import Group
 from secateur.support.settings import at_least, check_settings, more_than
 from secateur.support.wording import counted
 
@@ -105,6 +106,7 @@ class BlockReconstruction:
         seed: int = 0,
         on_layer: Callable[[Layer], Any] = lambda layer: None,
         journal: Journal | None = None,
+        group: Group | None = None,
     ) -> tuple[Changes, ReconstructionResult]:
         """Trains the blocks of a pruned network.
 
@@ -118,6 +120,7 @@ class BlockReconstruction:
             seed: of the choice of samples.
             on_layer: called with each layer when its block is done.
             journal: has the blocks that were trained before, and is told of those trained here.
+            group: processes that call this together; the first one trains, the others wait.
 
         Returns:
             The changes, those of trained layers new if that made the network better, and what
@@ -145,6 +148,9 @@ class BlockReconstruction:
                 f"{self.held_back}, of which one is held back: give more images, or leave out the "
                 "reconstruction"
             )
+        group, journal = group or Group(), journal or Journal()
+        if not group.is_first:
+            return self._heard(group, journal, layers, on_layer)
         generator, trials = (torch.Generator().manual_seed(seed + at) for at in range(2))
         current: Changes = dict(changes)
         parameters = ChainMap(current, dict(graph.parameters))
@@ -155,7 +161,7 @@ class BlockReconstruction:
         done: list[BlockResult] = []
         stages = [dict(changes)]
         rate: float | None = None
-        chapter = (journal or Journal()).chapter("reconstruction", layers=len(layers))
+        chapter = journal.chapter("reconstruction", in_first=True, layers=len(layers))
         for number, block in enumerate(blocks(graph, samples, layers, least)):
             target = block.run(graph.parameters, dense, chunk, mapped)
             entry = chapter.get(number, BlockResult)
@@ -182,7 +188,18 @@ class BlockReconstruction:
         last = errors.index(min(errors))
         left = [replace(block, kept=False) for block in done[last:]]
         result = ReconstructionResult((*done[:last], *left), errors[0], errors[last], self.rate)
-        return stages[last], result
+        return group.broadcast((stages[last], result))
+
+    @staticmethod
+    def _heard(
+        group: Group, journal: Journal, layers: Sequence[Layer], on_layer: Callable[[Layer], Any]
+    ) -> tuple[Changes, ReconstructionResult]:
+        """What the first process has found."""
+        journal.chapter("reconstruction", in_first=True, layers=len(layers))
+        found: Any = group.broadcast(None)
+        for layer in layers:
+            on_layer(layer)
+        return found
 
     def _rate(self, training: _Training, generator: torch.Generator) -> float:
         """The first step size: the largest whose first steps make a block better.

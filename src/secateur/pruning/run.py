@@ -33,6 +33,7 @@ from secateur.pruning.sampling import Sampling
 from secateur.pruning.search import WALKS, PredictedLoss
 from secateur.pruning.targets import Costs, MaxDrop, MaxMacs, Sparsity, Target
 from secateur.pruning.walk import LayerResult, WalkResult, first_output, walk
+from secateur.support.group import Group
 from secateur.support.wording import counted
 
 Changes = dict[str, Tensor]
@@ -60,6 +61,7 @@ class PruningRun:
         spill: the cap on the memory of values; None = there is none.
         on_layer: called with a layer's name whenever a layer is done, `visits` times at most.
         journal: has what was finished before, and is told of what is.
+        group: the processes that carry it out together.
     """
 
     recalibration: Recalibration
@@ -74,6 +76,7 @@ class PruningRun:
     spill: Spill | None = None
     on_layer: Callable[[str], Any] = ignore
     journal: Journal = field(default_factory=Journal)
+    group: Group = field(default_factory=Group)
 
     @cached_property
     def graph(self) -> Graph:
@@ -251,6 +254,7 @@ class PruningRun:
             seed=self.sampling.seed,
             on_layer=lambda layer: self.on_layer(layer.name),
             journal=self.journal,
+            group=self.group,
         )
         return replace(
             walked,
@@ -276,7 +280,11 @@ class PruningRun:
         return replace(
             walked,
             dense=first_output(
-                self.recalibration.original, self.samples, chunk=self.chunk, spill=self.spill
+                self.recalibration.original,
+                self.samples,
+                chunk=self.chunk,
+                spill=self.spill,
+                group=self.group,
             ),
             pruned=None,  # of another network: report and judge run the pruned one
         )
@@ -314,6 +322,7 @@ class PruningRun:
             spill=self.spill,
             on_layer=self.on_layer,
             journal=self.journal,
+            group=self.group,
         )
         return self.recipe.allocation.fit(inputs)
 
@@ -409,6 +418,7 @@ class PruningRun:
             spill=self.spill,
             on_layer=lambda result: self.on_layer(result.layer.name),
             journal=self.journal,
+            group=self.group,
         )
 
     def _start(self, kept: Sequence[int], weights: Changes) -> Changes:

@@ -2,14 +2,15 @@
 
 A chunk is a few samples, as many as are run at once. It is the unit of work: what is computed of a
 chunk depends on its samples and on the parameters only, so that chunks may be computed in any
-order. The values that the operations ahead will read are in a `ValueStore`.
+order, and by any of the processes of a `Group`: each has its own. The values that the operations
+ahead will read are in a `ValueStore`.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import ChainMap
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -24,6 +25,7 @@ from secateur.network.samples import Samples
 from secateur.network.store import Spill, ValueStore
 from secateur.network.stream import Stream
 from secateur.pruning.sampling import Draw
+from secateur.support.group import Group
 
 Inputs = Literal["pruned", "dense"]
 
@@ -143,7 +145,8 @@ class DualStream:
         changes: the pruned network's parameters where they differ; whoever solves a layer adds to
             them before the streams go on.
         layouts: which position belongs to which sample, by the number of the call's operation.
-        store: the values.
+        group: the processes that have the chunks, each its own.
+        store: the values of those of this process.
         sizes: samples in each chunk.
         masks: which positions of these are real, where the samples have an attention mask.
         masked: the values that depend on inputs that the mask is about.
@@ -158,6 +161,7 @@ class DualStream:
         inputs: Inputs,
         layouts: Layouts | None = None,
         spill: Spill | None = None,
+        group: Group | None = None,
     ) -> None:
         """Begins at the first operation.
 
@@ -169,7 +173,9 @@ class DualStream:
                 there is no pruned stream.
             layouts: as `find_layouts` finds them; None = they are found here.
             spill: the cap on the memory of the values; None = there is none.
+            group: the processes that share the chunks; None = this one alone.
         """
+        self.group = group or Group()
         self.graph, self.inputs, self.samples = graph, inputs, len(samples)
         self.changes: dict[str, Tensor] = {}
         self.layouts = find_layouts(graph, samples) if layouts is None else layouts
@@ -179,7 +185,8 @@ class DualStream:
         self.sizes = [len(part) for part in parts]
         self.masks = [None if part.mask is None else part.mask.cpu() for part in parts]
         self.masked = _read_from(graph, samples.masked_inputs())
-        self.dense = [self.stream("dense", number, part) for number, part in enumerate(parts)]
+        self.own = self.group.share(len(parts))
+        self.dense = {number: self.stream("dense", number, parts[number]) for number in self.own}
         self.pruned: dict[int, Stream] = {}
         self._pruned_parameters = ChainMap(self.changes, dict(graph.parameters))
 
@@ -207,7 +214,7 @@ class DualStream:
 
         Its new parameters are added afterwards, so that nothing before it is run with them.
         """
-        for number in range(len(self.sizes)):
+        for number in self.own:
             self.dense[number].advance(layer.calls[0].op)
             self._pruned_stream(number).advance(layer.calls[0].op)
 
@@ -218,18 +225,22 @@ class DualStream:
             The dense and the pruned network's first output for all samples; None where it has no
             row for each of them, or there is no pruned stream.
         """
-        pruned = [self.pruned[number] for number in sorted(self.pruned)]
-        return self._first_outputs(self.dense), self._first_outputs(pruned)
+        return self._first_outputs(self.dense), self._first_outputs(self.pruned)
 
-    def _first_outputs(self, streams: list[Stream]) -> Tensor | None:
-        for stream in streams:
+    def _first_outputs(self, streams: Mapping[int, Stream]) -> Tensor | None:
+        for stream in streams.values():
             stream.advance(len(self.graph.ops))
-        first = [stream.values[self.graph.outputs[0]] for stream in streams]
+        own = {number: of.values[self.graph.outputs[0]] for number, of in streams.items()}
+        first = self.group.in_order(own, len(self.sizes)) if self._has(streams) else []
         rows = [len(part) if isinstance(part, Tensor) and part.dim() else 0 for part in first]
         return torch.cat(first) if rows == self.sizes else None
 
+    def _has(self, streams: Mapping[int, Stream]) -> bool:
+        """Whether there are such streams, in whatever process."""
+        return any(self.group.gather(bool(streams)))
+
     def chunk(self, layer: Layer, number: int, *, again: bool) -> Iterator[LayerChunk]:
-        """Runs both streams of a chunk to each call of a layer."""
+        """Runs both streams of a chunk of this process to each call of a layer."""
         dense, op = self.dense[number], layer.calls[0].op
         dense.advance(op)
         pruned = self._pruned_stream(number)
@@ -297,15 +308,22 @@ class LayerChunks:
     Attributes:
         layer: the layer.
         samples: how many there are in all chunks.
+        group: the processes that have them.
     """
 
     def __init__(self, streams: DualStream, layer: Layer, again: bool) -> None:
-        self.layer, self.samples = layer, streams.samples
+        self.layer, self.samples, self.group = layer, streams.samples, streams.group
         self.layouts = [streams.layouts.get(call.op) for call in layer.calls]
         self._streams, self._again = streams, again
 
     def __iter__(self) -> Iterator[LayerChunk]:
-        return itertools.chain.from_iterable(
-            self._streams.chunk(self.layer, number, again=self._again)
-            for number in range(len(self._streams.sizes))
-        )
+        """Those of this process."""
+        return itertools.chain.from_iterable(self.of(number) for number in self._streams.own)
+
+    def __len__(self) -> int:
+        """How many chunks all processes have; each comes as often as the layer is called."""
+        return len(self._streams.sizes)
+
+    def of(self, number: int) -> Iterator[LayerChunk]:
+        """A chunk of this process at each call."""
+        return self._streams.chunk(self.layer, number, again=self._again)

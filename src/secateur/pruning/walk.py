@@ -41,8 +41,10 @@ from secateur.pruning.journal import Journal
 from secateur.pruning.layer_fit import LayerFit, LayerResult, LayerSolution, is_wide
 from secateur.pruning.reconstruction import ReconstructionResult
 from secateur.pruning.sampling import Sampling
+from secateur.pruning.sharing import Task, cost_of, divided, memory_of
 from secateur.pruning.streams import DualStream, Inputs
 from secateur.pruning.workers import LayerWorkers
+from secateur.support.group import Group
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def walk(
     spill: Spill | None = None,
     on_layer: Callable[[LayerResult], Any] = lambda result: None,
     journal: Journal | None = None,
+    group: Group | None = None,
 ) -> WalkResult:
     """Solves the layers in execution order in one pass over the network.
 
@@ -115,9 +118,11 @@ def walk(
         spill: the cap on the memory of the values; None = there is none.
         on_layer: called after each layer.
         journal: has the layers that were solved before, and is told of those solved here.
+        group: the processes that share the samples, and the layers where these are independent;
+            None = this one alone.
 
     Returns:
-        The new parameters and what happened, layer by layer.
+        The new parameters and what happened, layer by layer, in all processes.
 
     Raises:
         NumericalError: values become NaN or infinite, or a layer cannot be solved; names it.
@@ -143,9 +148,14 @@ def walk(
         for solution in before:
             take(solution)
         return WalkResult(changes, results, _by_stage(stages), *outputs)
-    with torch.no_grad(), LayerWorkers(method, inputs, samples.device, finish) as workers:
+    group = group or Group()
+    tasks = _tasks(layers, len(before), sampling, group) if inputs == "dense" else ()
+    with (
+        torch.no_grad(),
+        LayerWorkers(method, inputs, samples.device, finish, group, tasks) as workers,
+    ):
         streams = DualStream(
-            graph, samples, chunk=chunk, inputs=inputs, layouts=layouts, spill=spill
+            graph, samples, chunk=chunk, inputs=inputs, layouts=layouts, spill=spill, group=group
         )
         changes = streams.changes
         for index, (layer, count) in enumerate(zip(layers, kept, strict=True)):
@@ -168,6 +178,15 @@ def walk(
     return WalkResult(changes, results, _by_stage(stages), dense, pruned)
 
 
+def _tasks(
+    layers: Sequence[Layer], first: int, sampling: Sampling, group: Group
+) -> list[list[Task]]:
+    """Which process solves which of independent layers; those too wide for one piece come alone."""
+    at, costs = sampling.max_columns, [cost_of(of, sampling.max_columns) for of in layers]
+    sizes = [memory_of(of, at) for of in layers]
+    return list(divided(range(first, len(layers)), costs, sizes, group.size))
+
+
 def _by_stage(stages: list[list[dict[str, Tensor]]]) -> list[dict[str, Tensor]]:
     """The network's changes stage by stage, where all layers went through as many."""
     if len({len(changes) for changes in stages}) != 1:
@@ -180,8 +199,15 @@ def _by_stage(stages: list[list[dict[str, Tensor]]]) -> list[dict[str, Tensor]]:
 
 @torch.no_grad()
 def first_output(
-    graph: Graph, samples: Samples, *, chunk: int, spill: Spill | None = None
+    graph: Graph,
+    samples: Samples,
+    *,
+    chunk: int,
+    spill: Spill | None = None,
+    group: Group | None = None,
 ) -> Tensor | None:
     """The network's first output for all samples; None where it has no row for each of them."""
-    streams = DualStream(graph, samples, chunk=chunk, inputs="dense", layouts={}, spill=spill)
+    streams = DualStream(
+        graph, samples, chunk=chunk, inputs="dense", layouts={}, spill=spill, group=group
+    )
     return streams.outputs()[0]

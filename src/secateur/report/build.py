@@ -32,6 +32,7 @@ from secateur.report import cautions
 from secateur.report.latency import LatencyReport
 from secateur.report.layers import DenseLayer, LayerReport
 from secateur.report.model import DataReport, Report, SearchReport, StepReport
+from secateur.support.group import Group
 from secateur.support.serialization import to_plain
 from secateur.version import __version__
 
@@ -82,7 +83,13 @@ def build_report(
         return [images.samples.called(text) for text in texts]
 
     calibration = compared_with(
-        walked.dense, pruned, images.samples, outputs, judge=judge, output=output
+        walked.dense,
+        pruned,
+        images.samples,
+        outputs,
+        judge=judge,
+        output=output,
+        group=run.group,
     )
     return Report(
         synthetic=images.synthetic,
@@ -288,6 +295,7 @@ def compared_with(
     *,
     judge: Judge | None = None,
     output: str | int | None = None,
+    group: Group | None = None,
 ) -> Evaluation | None:
     """A network against the dense one's output, from its own or from a forward pass.
 
@@ -300,12 +308,13 @@ def compared_with(
         outputs: what the other gives; None = it is run.
         judge: what they are judged by.
         output: name or number of the output; None = the first.
+        group: the processes that run it together; None = this one alone.
     """
     if dense is None or dense.dim() == 0 or len(dense) != len(samples):
         return None
     try:
         if outputs is None:
-            outputs = first_output(network, samples, output=output)
+            outputs = first_output(network, samples, output=output, group=group)
         found = compare(outputs.float(), reference=dense.float(), judge=judge, weight=samples.mask)
         return dataclasses.replace(found, noun=samples.noun)
     except ModelError:  # the warnings say so

@@ -21,6 +21,7 @@ from secateur.cli.inputs import (
     with_own,
 )
 from secateur.cli.output import list_files, working
+from secateur.cli.started import is_another
 from secateur.data.preprocess import Preprocess
 from secateur.data.text import Text
 from secateur.errors import IncompleteError, OptionError
@@ -54,12 +55,13 @@ ACCELERATED = "accelerated.safetensors"  # for `secateur.load_accelerated`
 
 
 def run(asked: options.Prune) -> None:
-    """Prunes and writes the files, or shows the plan of a dry run."""
+    """Prunes and writes the files, or shows the plan of a dry run; the first process does so."""
     files = _files(asked)
     if asked.out is not None:
         more = [ACCELERATED] * (asked.runtime == INT8_SPARSE)
-        check_folder(asked.out, [*files, *more, REPORT, PAGE], overwrite=asked.force)
-        rehearse_folder(asked.out, overwrite=asked.force)
+        if not is_another():
+            check_folder(asked.out, [*files, *more, REPORT, PAGE], overwrite=asked.force)
+            rehearse_folder(asked.out, overwrite=asked.force)
         check_apart(asked.out, asked.work_dir)
     elif not asked.dry_run:
         raise OptionError("got no folder to write, expected -o OUT: or ask for --dry-run")
@@ -78,7 +80,7 @@ def _check(asked: options.Prune, recipe: Recipe) -> None:
 
 
 def _show_plan(asked: options.Prune, recipe: Recipe, preprocess: Preprocess | Text | None) -> None:
-    with working(asked.quiet) as teller:
+    with working(asked.quiet or is_another()) as teller:
         network, images, arguments = _read(asked, [], recipe, preprocess, teller)
         plan = api.plan(network, images, **arguments)
     print_blocks(plan.blocks())
@@ -91,11 +93,14 @@ def _prune(
     recipe: Recipe,
     preprocess: Preprocess | Text | None,
 ) -> None:
-    with working(asked.quiet) as teller:
+    with working(asked.quiet or is_another()) as teller:
         network, images, arguments = _read(asked, files, recipe, preprocess, teller)
         with one_first_run():
-            _rehearse(asked, files, network, images.samples, teller)
+            if not is_another():
+                _rehearse(asked, files, network, images.samples, teller)
             result = api.prune(network, images, **arguments)
+            if is_another():
+                return
             written, failure = _save(asked, out, result, teller)
             if result.acceleration is not None:
                 result.acceleration.save(out / ACCELERATED, overwrite=asked.force)

@@ -19,6 +19,7 @@ from secateur.network.store import Spill
 from secateur.pruning.journal import Journal
 from secateur.pruning.layer_fit import folded_weight
 from secateur.pruning.sampling import Sampling
+from secateur.support.group import Group
 from secateur.support.serialization import demand
 
 
@@ -37,6 +38,7 @@ class AllocationInputs:
         sampling, layouts, chunk, spill: as in `secateur.pruning.walk`.
         on_layer: called with a layer's name when an allocation that takes long is done with it.
         journal: has what was found out before, and is told of what is.
+        group: the processes that share the samples and the layers.
     """
 
     graph: Graph
@@ -52,6 +54,7 @@ class AllocationInputs:
     spill: Spill | None = None
     on_layer: Callable[[str], Any] = lambda name: None
     journal: Journal = field(default_factory=Journal)
+    group: Group = field(default_factory=Group)
 
     @cached_property
     def free(self) -> list[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar
@@ -19,9 +19,10 @@ from secateur.network.samples import Samples
 from secateur.network.stream import Stream
 from secateur.pruning.allocations.protocol import AllocationInputs, Budget, Curve, remove_in_order
 from secateur.pruning.allocations.units import block_of, kept_in_pattern, share_of
-from secateur.pruning.journal import Entry
+from secateur.pruning.journal import Chapter
 from secateur.pruning.judged import Judged
-from secateur.pruning.layer_fit import LayerFit, is_wide
+from secateur.pruning.layer_fit import LayerFit, LayerSolution, is_wide
+from secateur.pruning.sharing import Task, cost_of, divided, memory_of
 from secateur.pruning.streams import DualStream
 from secateur.support.settings import at_least, between, check_settings, from_to
 
@@ -111,20 +112,26 @@ class Sensitivity:
         if isinstance(previous, FittedSensitivity) and previous.errors:
             dense = previous
         small = _smallest(inputs, self.small)
-        levels: list[Sequence[float]] = []
-        errors: list[list[float]] = []
-        losses: list[list[float] | None] = []
+        levels = [self._levels(inputs, index) for index in range(len(inputs.layers))]
         chapter = inputs.journal.chapter("sensitivity", layers=len(inputs.layers))
-        for index, layer in enumerate(inputs.layers):
-            levels.append(self._levels(inputs, index))
-            measured = chapter.get(index, _Measured)
-            if measured is None:
-                asked = dense, index not in small
-                measured = Entry(self._measure(study, index, levels[-1], *asked), {})
-                chapter.put(index, measured.record)
-            errors.append(list(measured.record.errors))
-            losses.append(measured.record.listed)
-            inputs.on_layer(layer.name)
+        found: list[_Measured] = []
+        for measured in self._before(inputs, chapter):
+            found.append(measured)
+            inputs.on_layer(measured.layer)
+        costs = [
+            self._cost(inputs, index, study.images if dense is None and index not in small else 0)
+            for index in range(len(inputs.layers))
+        ]
+        at = inputs.sampling.max_columns
+        sizes = [memory_of(layer, at) for layer in inputs.layers]
+        left = range(len(found), len(inputs.layers))
+        for window in divided(left, costs, sizes, inputs.group.size):
+            for measured in self._window(study, window, levels, dense, small):
+                chapter.put(len(found), measured)
+                found.append(measured)
+                inputs.on_layer(measured.layer)
+        errors = [list(of.errors) for of in found]
+        losses = [of.listed for of in found]
         curves = [
             _curve(level, loss, error, losses, errors)
             for level, loss, error in zip(levels, losses, errors, strict=True)
@@ -133,17 +140,58 @@ class Sensitivity:
             curves = [replace(curve, measured=False) for curve in curves]
         return FittedSensitivity(inputs.present, curves, errors)
 
+    @staticmethod
+    def _before(inputs: AllocationInputs, chapter: Chapter) -> Iterator[_Measured]:
+        """The first layers, as far as they were measured before."""
+        for index in range(len(inputs.layers)):
+            entry = chapter.get(index, _Measured)
+            if entry is None:
+                return
+            yield entry.record
+
+    def _cost(self, inputs: AllocationInputs, index: int, images: int) -> float:
+        """What it takes to measure a layer, in multiply-accumulates, about.
+
+        Args:
+            images: that the network is run on from there on, at each level.
+        """
+        layer = inputs.layers[index]
+        first, levels = layer.calls[0].op, len(self.levels)
+        behind = sum(of.macs for of in inputs.graph.layers if of.calls and of.calls[0].op >= first)
+        return levels * (cost_of(layer, inputs.sampling.max_columns) + images * behind)
+
+    @torch.no_grad()
+    def _window(
+        self,
+        study: _Study,
+        window: Sequence[Task],
+        levels: Sequence[Sequence[float]],
+        dense: FittedSensitivity | None,
+        small: Collection[int],
+    ) -> list[_Measured]:
+        """Some layers, whose statistics are held at the same time, each measured in its process."""
+        fits = {task.index: study.fits(task, levels[task.index], self.method) for task in window}
+        found: dict[int, _Measured] = {}
+        for index, fit in fits.items():
+            if fit is not None:
+                asked = levels[index], dense, index not in small
+                found[index] = self._measure(study, index, fit(), *asked)
+        every = study.inputs.group.gather(found)
+        return [every[task.solver][task.index] for task in window]
+
     def _measure(
         self,
         study: _Study,
         index: int,
+        solutions: Sequence[LayerSolution],
         levels: Sequence[float],
         dense: FittedSensitivity | None,
         is_run: bool,
     ) -> _Measured:
         """A layer's output errors at each level, and what the network loses."""
         layer = study.inputs.layers[index]
-        changes, errors = study.fits(index, layer, levels, self.method)
+        changes = [solution.changes[-1] for solution in solutions]
+        errors = [solution.result.relative_error for solution in solutions]
         losses: Sequence[float] | None = None
         if dense is not None:
             losses = dense.loss_of(index, errors)
@@ -267,7 +315,13 @@ class _Study:
             inputs="dense",
             layouts=inputs.layouts,
             spill=inputs.spill,
+            group=inputs.group,
         )
+
+    @property
+    def images(self) -> int:
+        """How many samples the network is run on, at most."""
+        return len(self.judging)
 
     @cached_property
     def judged(self) -> Judged:
@@ -277,19 +331,18 @@ class _Study:
 
     @torch.no_grad()
     def fits(
-        self, index: int, layer: Layer, levels: Sequence[float], method: Method
-    ) -> tuple[list[Mapping[str, Tensor]], list[float]]:
-        """The layer's parameters at each level, and their relative output errors."""
-        inputs = self.inputs
+        self, task: Task, levels: Sequence[float], method: Method
+    ) -> Callable[[], list[LayerSolution]] | None:
+        """What solves a layer at each level, in the process that is to do so."""
+        inputs, index = self.inputs, task.index
+        layer = inputs.layers[index]
         chunks = self.streams.run_to(layer, again=is_wide(layer, inputs.sampling))
         fit = LayerFit(
             self.graph, chunks, index=index, sampling=inputs.sampling, start=inputs.weights
         )
         block = block_of(inputs.pattern)
         kept = [_kept(inputs.present[index], level, block) for level in levels]
-        solutions = fit.solve_all(method, inputs.pattern, kept)
-        errors = [solution.result.relative_error for solution in solutions]
-        return [solution.changes[-1] for solution in solutions], errors
+        return fit.solve_all(method, inputs.pattern, kept, task.solver)
 
     def loss(self, layer: Layer, changes: Mapping[str, Tensor]) -> float:
         """Error of the network's outputs when the layer alone has other parameters."""

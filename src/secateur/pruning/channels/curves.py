@@ -26,6 +26,7 @@ from secateur.pruning.judged import Judged
 from secateur.pruning.layer_fit import LayerFit
 from secateur.pruning.sampling import Sampling
 from secateur.pruning.streams import DualStream
+from secateur.support.group import Group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,15 +79,17 @@ class ChannelSensitivity:
         spill: Spill | None = None,
         on_layer: Callable[[str], Any] = lambda name: None,
         journal: Journal | None = None,
+        group: Group | None = None,
     ) -> ChannelStudy:
-        """Looks at the dense network, once.
+        """Looks at the dense network, once; `group` shares the samples, and what is run.
 
         Cost: a dense pass with fits, and a run from the first reader on per level and coupling.
         Memory: the statistics of all layers that read the same channels as a later one.
         """
         fitting, judging = split_samples(samples, self.images)
+        group = group or Group()
         streams = DualStream(
-            graph, fitting, chunk=chunk, inputs="dense", layouts=layouts, spill=spill
+            graph, fitting, chunk=chunk, inputs="dense", layouts=layouts, spill=spill, group=group
         )
         judged = Judged.beside(streams, enough_to_judge(graph, judging), chunk=chunk)
         journal = journal or Journal()
@@ -95,15 +98,16 @@ class ChannelSensitivity:
         with torch.no_grad():
             found = fits.all(on_layer)
             chapter = journal.chapter("curves")
-            for index, (removable, (_, changes)) in enumerate(
-                zip(space.removable, found, strict=True)
-            ):
-                entry = chapter.get(index, Curve)
-                curves.append(
-                    entry.record if entry else self._curve(space, removable, changes, judged)
-                )
-                if entry is None:
-                    chapter.put(index, curves[-1])
+            while len(curves) < len(found) and (entry := chapter.get(len(curves), Curve)):
+                curves.append(entry.record)
+            while len(curves) < len(found):  # each process has one of the next
+                index, own = len(curves) + group.rank, None
+                if index < len(found):
+                    own = self._curve(space, space.removable[index], found[index][1], judged)
+                for curve in group.gather(own):
+                    if curve is not None:
+                        chapter.put(len(curves), curve)
+                        curves.append(curve)
         return ChannelStudy(
             orders=[order for order, _ in found], curves=curves, mixings=fits.mixings
         )
@@ -164,7 +168,8 @@ class _Fits:
         self.chapter = chapter
         self.settings, self.graph, self.space = settings, graph, space
         self.sampling, self.streams = sampling, streams
-        self.held: dict[int, tuple[LayerFit, Problem]] = {}
+        self.group = streams.group
+        self.held: dict[int, tuple[LayerFit, Problem | None]] = {}
         self.mixings: dict[int, Mixing] = {}
 
     def all(
@@ -178,14 +183,42 @@ class _Fits:
             if any(number in removable.layers for removable in left):
                 chunks = self.streams.run_to(layer)
                 fit = LayerFit(self.graph, chunks, index=number, sampling=self.sampling, start={})
-                self.held[number] = fit, fit.problem(self.settings.method)
+                problem = fit.problem(self.settings.method, solver=self.solver)
+                self.held[number] = fit, problem
             for index, removable in couplings:
                 if removable.layers[-1] == number and index not in found:
-                    found[index] = self._coupling(index, removable)
+                    found[index] = self._shared(index, removable)
                     self._write(index, *found[index])
             self._forget(number)
             on_layer(layer.name)
         return [found[index] for index, _ in couplings]
+
+    @property
+    def solver(self) -> int:
+        """The process that looks at the couplings: it has no more chunks than others."""
+        return self.group.size - 1
+
+    def _shared(
+        self, index: int, removable: Removable
+    ) -> tuple[list[int], list[Mapping[str, Tensor]]]:
+        """What the solver finds of a coupling, in all processes."""
+        found: tuple[list[int], list[Mapping[str, Tensor]]] = [], []
+        if self.group.rank == self.solver:
+            found = self._coupling(index, removable)
+        mixed = self.mixings.get(index)
+        parts = mixed and (mixed.queries, mixed.keys)
+        found, parts = self.group.broadcast((found, parts), self.solver)
+        if parts is not None:
+            coupling = removable.coupling
+            self.mixings[index] = Mixing(
+                coupling=coupling, heads=heads_of(coupling), queries=parts[0], keys=parts[1]
+            )
+        return found
+
+    def _problem(self, layer: int) -> Problem:
+        problem = self.held[layer][1]
+        assert problem is not None  # in the solver
+        return problem
 
     def _before(self) -> dict[int, tuple[list[int], list[Mapping[str, Tensor]]]]:
         """The couplings that were looked at before, in the order in which they are."""
@@ -237,10 +270,10 @@ class _Fits:
         self, index: int, removable: Removable
     ) -> tuple[list[int], list[Mapping[str, Tensor]]]:
         if removable.met is not None:
-            made = [(self.space.layers[at], self.held[at][1]) for at in removable.met]
+            made = [(self.space.layers[at], self._problem(at)) for at in removable.met]
             self.mixings[index] = mixing(removable.coupling, self.graph, *made)
         readers = [
-            Reader(problem=self.held[reader.layer][1], columns=reader.columns)
+            Reader(problem=self._problem(reader.layer), columns=reader.columns)
             for reader in removable.readers
         ]
         counts = self.settings.counts(removable)
@@ -258,7 +291,7 @@ class _Fits:
             left = dimensions_left(removable, len(gone))
             changes.update(self.mixings[index].changes(self.graph.parameters, left=left))
         for reader in removable.readers:
-            fit, problem = self.held[reader.layer]
+            fit, problem = self.held[reader.layer][0], self._problem(reader.layer)
             pattern = kept_columns(problem.columns, [reader.of(gone)])
             solved = fit.solve_problem(problem, self.settings.method, pattern, problem.present)
             changes.update(solved.changes[-1])

@@ -111,6 +111,7 @@ class ChannelRun(PruningRun):
             spill=self.spill,
             on_layer=self.on_layer,
             journal=self.journal,
+            group=self.group,
         )
         return FittedChannels(space=self.space, study=study, multiple=self.multiple)
 
@@ -216,6 +217,7 @@ class ChannelRun(PruningRun):
             spill=self.spill,
             on_layer=self.on_layer,
             journal=self.journal,
+            group=self.group,
         )
         return replace(walked, kept=list(counts), removed=removed_units(self.space, gone))
 

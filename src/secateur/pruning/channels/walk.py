@@ -38,8 +38,10 @@ from secateur.pruning.finished import (
 from secateur.pruning.journal import Journal
 from secateur.pruning.layer_fit import LayerFit, LayerSolution, is_wide
 from secateur.pruning.sampling import Sampling
+from secateur.pruning.sharing import told
 from secateur.pruning.streams import DualStream, Inputs
 from secateur.pruning.walk import WalkResult
+from secateur.support.group import Group
 
 
 def channel_walk(
@@ -58,6 +60,7 @@ def channel_walk(
     spill: Spill | None = None,
     on_layer: Callable[[str], Any] = lambda name: None,
     journal: Journal | None = None,
+    group: Group | None = None,
 ) -> tuple[WalkResult, list[list[int]]]:
     """Removes so many units of each coupling, and fits all layers.
 
@@ -74,6 +77,7 @@ def channel_walk(
         damping: relative damping of elimination.
         on_layer: called with each layer's name.
         journal: has the layers that were solved before, and is told of those solved here.
+        group: the processes that share the samples; None = this one alone.
 
     Returns:
         The new parameters and what happened, and which units of each coupling are gone.
@@ -87,9 +91,11 @@ def channel_walk(
     chapter = (journal or Journal()).chapter("walk", counts=list(counts))
     before = list(solved_before(chapter, space.layers))
     outputs = outputs_before(chapter)
+    group = group or Group()
+    solver = group.size - 1  # which has no more chunks than others
     with torch.no_grad():
         streams = DualStream(
-            graph, samples, chunk=chunk, inputs=inputs, layouts=layouts, spill=spill
+            graph, samples, chunk=chunk, inputs=inputs, layouts=layouts, spill=spill, group=group
         )
         for number, layer in enumerate(space.layers):
             if number < len(before):
@@ -101,8 +107,11 @@ def channel_walk(
                 chunks = streams.run_to(layer, again=is_wide(layer, sampling))
                 fit = LayerFit(graph, chunks, index=number, sampling=sampling, start={})
                 known = {*gone}
-                solved = _solved(fit, space, number, counts, gone, study, method, damping)
+                found = _solved(fit, space, number, counts, gone, study, method, damping, solver)
+                solved = told(group, solver, layer, found)
                 chosen = {index: units for index, units in gone.items() if index not in known}
+                chosen = group.broadcast(chosen, solver)
+                gone.update(chosen)
                 write_solution(chapter, number, solved, chosen)
             streams.changes.update(solved.changes[-1])
             weights = ChainMap(streams.changes, dict(graph.parameters))
@@ -130,11 +139,17 @@ def _solved(
     study: ChannelStudy,
     method: Method,
     damping: float,
-) -> LayerSolution:
-    """A layer's solution without the channels that leave; adds those chosen here to `gone`."""
+    solver: int,
+) -> LayerSolution | None:
+    """A layer's solution without the channels that leave; adds those chosen here to `gone`.
+
+    None in processes other than the solver.
+    """
     if fit.in_blocks:
-        return fit.solve(method, Unstructured(), fit.layer.weights)
-    problem = fit.problem(method)
+        return fit.solve(method, Unstructured(), fit.layer.weights, solver)
+    problem = fit.problem(method, solver=solver)
+    if problem is None:
+        return None
     for index, _ in space.read_by.get(number, ()):
         if index not in gone:
             gone[index] = _chosen(
