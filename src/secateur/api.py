@@ -193,8 +193,8 @@ def prune(
         NumericalError: a layer gets NaN or infinite values, or cannot be solved.
         ProcessError: another process of the group has failed.
 
-    In a group of processes (`torch.distributed`) all make the call, share its work and return the same
-    result; see "Several processes" in docs/guide.md.
+    In a group of processes (`torch.distributed`) all make the call, share its work and return the
+    same result; see "Several processes" in docs/guide.md.
 
     Cost: docs/results.md has it in forward passes over the images, docs/paper.md for the paper's
     recipe. `max_drop` costs that much per try, and a pass over the evaluation images.
