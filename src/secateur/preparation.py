@@ -108,14 +108,15 @@ def prepare(
     needs = None if spill is None else _needs(traced, options, chunk, spill, group)
     watch.begin("preparing the layers" if needs is None else f"preparing ({needs.text(spill)})")
     synthetic = images.synthetic is not None
+    facts: dict[str, str] = {}
     if group.size > 1 or (journal is not None and journal.folder is not None):
         facts = facts_of(options, model, traced.graph, traced.samples, baseline)
         group.check_same(facts)
-        if journal is not None:
-            journal.check(facts)
     conditioned = condition(traced, options.recipe, synthetic, chunk, spill, group)
     run = select(model, traced, conditioned, options, chunk, spill, group)
-    run = run if journal is None else replace(run, journal=journal)
+    if journal is not None:
+        journal.check(facts)
+        run = replace(run, journal=journal)
     warnings += run.shortfall()
     timing = None
     if isinstance(run, ChannelRun) and isinstance(run.target, MaxLatency):

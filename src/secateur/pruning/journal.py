@@ -174,17 +174,17 @@ class Journal:
         """
         if self.folder is None:
             return
-        resumable(self.folder)
-        if not self.group.is_first:
-            return
         facts = {**facts, **self.asked}
         path = self.folder / _RUN
-        if path.exists():
+        if not self.group.is_first:
+            pass
+        elif path.exists():
             _compare(self.folder, _read_facts(path), facts)
         else:
             run = to_plain(Run({**facts}))
             plain = {"schema": "secateur.journal", "schema_version": _SCHEMA, **run}
             _write(path, json.dumps(plain, indent=2).encode())
+        resumable(self.folder)
 
     def notes(self) -> list[str]:
         """What a reader of the report should know."""

@@ -172,9 +172,10 @@ class _Together(Group):
 
     def close(self) -> None:
         """Closes the channels, which wakes all that wait for this process."""
-        with suppress(RuntimeError, ValueError):
-            dist.destroy_process_group(self._channel)
-        self._channel = None
+        channel, self._channel = self._channel, None
+        if channel is not None:  # which would stand for all groups of the program
+            with suppress(RuntimeError, ValueError):
+                dist.destroy_process_group(channel)
 
     def _tell(self, value: Any, tell: Callable[[Tensor], Any]) -> None:
         content, tensors = _packed(value)
