@@ -283,7 +283,7 @@ def _pruned(
         images=job.images.samples[: None if quantize else CHECKED_IMAGES].map(Tensor.clone),
         steps=steps,
         quantized=int8,
-        evaluation_set=job.evaluation_set,
+        evaluation_set=job.evaluation_set and job.evaluation_set.alone(),
         output=job.output,
         exported=low.exported,
         missing=low.missing,

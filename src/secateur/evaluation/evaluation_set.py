@@ -207,6 +207,10 @@ class EvaluationSet:
         found = answer([model], self.images, output=self.output, group=self.group)
         return self._compared(found.outputs[0])
 
+    def alone(self) -> EvaluationSet:
+        """The same for this process alone, as when one of several writes files."""
+        return replace(self, group=Group())
+
     def _compared(self, found: Tensor) -> Evaluation:
         how = {"judge": self.judge, "weight": self.weight}
         return replace(compare(found, self.labels, self.dense, **how), noun=self.noun)
