@@ -120,6 +120,8 @@ def run() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # an old terminal may lack a letter
     # PyTorch asks for huge pages: fresh memory was filled twice as fast on Linux. Read at import.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if started.count() > 1:  # PyTorch would print its stack where another process has failed
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     sys.exit(printed(_answer))
 
 
