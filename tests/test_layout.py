@@ -12,8 +12,8 @@ import secateur
 ORDER = [
     "errors", "version", "support", "core", "network", "data", "frontends", "pruning",
     "evaluation", "hardware", "export", "report", "render", "result", "options", "timing",
-    "fingerprint", "session", "tracing", "preparation", "low_precision", "parts", "api", "sweeps",
-    "advice", "example", "cli",
+    "fingerprint", "session", "tracing", "conditioning", "preparation", "low_precision",
+    "parts", "api", "sweeps", "advice", "example", "cli",
 ]  # fmt: skip
 ROOT = Path(secateur.__file__).parent
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.parent != ROOT or path.stem in ORDER)

@@ -57,6 +57,7 @@ if TYPE_CHECKING:  # for type checkers and editors; _HOME says the same at run t
     from secateur.hardware.latency import Bench
     from secateur.pruning.alignment import ChannelAlignment
     from secateur.pruning.allocations import NormalizedMagnitude, Sensitivity, Uniform
+    from secateur.pruning.permutation import ChannelPermutation
     from secateur.pruning.recipe import RECIPES, Recipe
     from secateur.pruning.reconstruction import BlockReconstruction
     from secateur.render.page import save_page
@@ -81,6 +82,7 @@ __all__ = [
     "Block",
     "BlockReconstruction",
     "ChannelAlignment",
+    "ChannelPermutation",
     "Channels",
     "Comparison",
     "Data",
@@ -151,6 +153,7 @@ _HOME = {
     "Block": "secateur.core.patterns",
     "BlockReconstruction": "secateur.pruning.reconstruction",
     "ChannelAlignment": "secateur.pruning.alignment",
+    "ChannelPermutation": "secateur.pruning.permutation",
     "Channels": "secateur.core.patterns",
     "compare_reports": "secateur.report.comparison",
     "Comparison": "secateur.report.comparison",

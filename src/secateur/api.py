@@ -249,7 +249,7 @@ def _pruned(
             pruned = networks[ZEROS] = later.network(then)
             job.watch.lap("zeros")
         teller.step("measuring what the steps have contributed")
-        steps = contributions(job.run, walked, target, job.original, job.aligned)
+        steps = contributions(job.run, walked, target, job.original, job.aligned, job.permutation)
         found = step_reports(
             network, steps, lambda of: job.compared(walked.dense, of), job.evaluate
         )

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
+from secateur.conditioning import Conditioned, condition, dense_layers
 from secateur.core.outputs import has_one_answer, is_scores, rows_of
 from secateur.core.patterns import Channels, Unstructured
 from secateur.data.preprocess import Transform
 from secateur.data.sources import Data, Images, load_images, open_images
 from secateur.data.streams import ImageStream
-from secateur.errors import DataError, ModelError, OptionError
+from secateur.errors import DataError, OptionError
 from secateur.evaluation.evaluation_set import EvaluationSet
 from secateur.evaluation.metric import DenseMetric
 from secateur.evaluation.metrics import one_answer
 from secateur.fingerprint import facts_of
 from secateur.frontends import Frontend, asked_or_own
-from secateur.hardware.paying import INT8_SPARSE, not_paying
-from secateur.network.folding import Folding, fold
-from secateur.network.graph import Graph
+from secateur.hardware.paying import INT8_SPARSE
 from secateur.network.samples import Samples, Signature
 from secateur.network.store import Spill
 from secateur.options import Options
-from secateur.pruning.alignment import Alignment
 from secateur.pruning.channels.run import ChannelRun, channel_run
 from secateur.pruning.journal import Journal
 from secateur.pruning.layer_selection import in_pattern, layers_to_fit, matching, select_layers
 from secateur.pruning.needs import Needs, needs_of
-from secateur.pruning.recalibration import Recalibration, recalibrate
-from secateur.pruning.recipe import Recipe
 from secateur.pruning.run import PruningRun
 from secateur.pruning.sampling import Sampling
 from secateur.pruning.targets import Costs, MaxDrop, MaxLatency, Sparsity
@@ -112,7 +108,7 @@ def prepare(
     if group.size > 1 or (journal is not None and journal.folder is not None):
         facts = facts_of(options, model, traced.graph, traced.samples, baseline)
         group.check_same(facts)
-    conditioned = condition(traced, options.recipe, synthetic, chunk, spill, group)
+    conditioned = condition(traced, options, synthetic, chunk, spill, group)
     run = select(model, traced, conditioned, options, chunk, spill, group)
     if journal is not None:
         journal.check(facts)
@@ -136,6 +132,7 @@ def prepare(
         search_set=baseline,
         original=traced.graph,
         aligned=conditioned.aligned,
+        permutation=conditioned.permutation,
         run=run,
         output=traced.output,
         metric=metric,
@@ -162,13 +159,14 @@ def zeros_after(job: Job, smaller: Frontend) -> Job:
     traced = trace(smaller, job.images, options)
     chunk = job.run.chunk
     synthetic, spill, group = job.images.synthetic is not None, job.run.spill, job.run.group
-    conditioned = condition(traced, options.recipe, synthetic, chunk, spill, group)
+    conditioned = condition(traced, options, synthetic, chunk, spill, group)
     return replace(
         job,
         options=options,
         model=smaller,
         original=traced.graph,
         aligned=conditioned.aligned,
+        permutation=conditioned.permutation,
         run=replace(
             select(smaller, traced, conditioned, options, chunk, spill, group),
             journal=job.run.journal,
@@ -180,17 +178,25 @@ def zeros_after(job: Job, smaller: Frontend) -> Job:
 def again(job: Job, options: Options) -> Job:
     """The job with other options for the same network, samples and data to judge by.
 
-    The recipe must condition the network as the job's does.
+    The recipe must align and recalibrate the network as the job's does.
 
     Raises:
         OptionError: no such layers, or the target cannot be met with them.
     """
     traced = Traced(graph=job.original, samples=job.run.samples, rows=True, output=job.output)
     conditioned = Conditioned(
-        aligned=job.aligned, recalibration=job.run.recalibration, folding=job.run.folding
+        aligned=job.aligned,
+        permutation=job.permutation,
+        recalibration=job.run.recalibration,
+        folding=job.run.folding,
     )
+    if job.permutation.changes or options.recipe.permutation is not None:
+        synthetic = job.images.synthetic is not None
+        conditioned = condition(
+            traced, options, synthetic, job.run.chunk, job.run.spill, job.run.group
+        )
     run = select(job.model, traced, conditioned, options, job.run.chunk, job.run.spill)
-    return replace(job, options=options, run=run, timing=None)
+    return replace(job, options=options, permutation=conditioned.permutation, run=run, timing=None)
 
 
 def read(
@@ -279,43 +285,6 @@ def _needs(traced: Traced, options: Options, chunk: int, spill: Spill, group: Gr
     return needs
 
 
-@dataclass(frozen=True, kw_only=True)
-class Conditioned:
-    """The network as its layers are fitted.
-
-    Attributes:
-        aligned: its channels, as the recipe says.
-        recalibration: its BatchNorm statistics, taken anew or not.
-        folding: BatchNorms folded into the layers before them.
-    """
-
-    aligned: Alignment
-    recalibration: Recalibration
-    folding: Folding
-
-
-def condition(
-    traced: Traced,
-    recipe: Recipe,
-    synthetic: bool,
-    chunk: int,
-    spill: Spill | None = None,
-    group: Group | None = None,
-) -> Conditioned:
-    """Aligns channels, recalibrates BatchNorms, and folds them."""
-    graph, aligned = traced.graph, Alignment()
-    if recipe.alignment is not None:
-        aligned = recipe.alignment.align(graph, traced.samples, chunk=chunk, group=group)
-    graph = graph.changed(aligned.changes) if aligned.changes else graph
-    if {"all": True, "none": False}.get(recipe.recalibration, synthetic):
-        recalibration = recalibrate(graph, traced.samples, chunk=chunk, spill=spill, group=group)
-    else:
-        recalibration = Recalibration(graph)
-    return Conditioned(
-        aligned=aligned, recalibration=recalibration, folding=fold(recalibration.graph)
-    )
-
-
 def select(
     model: Frontend,
     traced: Traced,
@@ -357,26 +326,6 @@ def select(
         run = with_channels(run, model, traced, options)
     run.check_target()  # what cannot be met shows now, not after the allocation
     return run
-
-
-def dense_layers(graph: Graph, options: Options) -> Collection[str] | None:
-    """Names and globs of layers to leave dense: the call's, and those where zeros would not pay.
-
-    Raises:
-        ModelError: zeros would pay in no layer.
-    """
-    asked = [options.exclude] if isinstance(options.exclude, str) else [*(options.exclude or ())]
-    if options.runtime is None or options.include is not None or options.measures:
-        return asked or None
-    reasons = not_paying(graph.layers, options.runtime)
-    usable = [of for of in graph.layers if of.obstacle is None and of.protected is None]
-    if reasons and len(reasons) == len(usable):
-        raise ModelError(
-            f"zeros would bring nothing on {options.runtime} ({next(iter(reasons.values()))}), "
-            "expected at least one layer in which they do: choose another runtime, or name layers "
-            "in include="
-        )
-    return [*asked, *reasons] or None
 
 
 def with_channels(run: PruningRun, model: Frontend, traced: Traced, options: Options) -> ChannelRun:

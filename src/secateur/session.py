@@ -24,6 +24,7 @@ from secateur.options import Options
 from secateur.pruning.alignment import Alignment
 from secateur.pruning.channels.run import ChannelRun
 from secateur.pruning.needs import Needs
+from secateur.pruning.permutation import Permutation
 from secateur.pruning.run import PruningRun
 from secateur.pruning.search import Try
 from secateur.pruning.search import search as search_sparsity
@@ -89,7 +90,8 @@ class Job:
             or calibration images that were held back.
         original: the network as traced, before it was aligned.
         aligned: what aligning it changed.
-        run: the recipe on the aligned network.
+        permutation: what changing the order of its channels changed.
+        run: the recipe on the network with both.
         output: name or number of the output that networks are judged by; None = the first.
         metric: the user's own, with what it says of the dense network; None = none was given.
         timing: the network's times on the runtime that it is pruned for; None = none was asked for.
@@ -106,6 +108,7 @@ class Job:
     original: Graph
     aligned: Alignment
     run: PruningRun
+    permutation: Permutation = field(default_factory=Permutation)
     output: str | int | None = None
     metric: DenseMetric | None = None
     timing: Timing | None = None
@@ -153,6 +156,7 @@ class Job:
         """What was done to the network around the walk, for the report."""
         pairs = self.aligned.pairs
         notes = [f"channels aligned between {first} and {second}" for first, second in pairs]
+        notes += self.permutation.notes
         if count := len(self.run.recalibration.statistics) // 2:
             notes.append(
                 f"layers fitted with the statistics of {count} BatchNorms taken on the calibration "
@@ -184,9 +188,14 @@ class Job:
             notes += [layers_note(options.runtime, reasons)] if reasons else []
         return notes
 
+    @property
+    def conditioned(self) -> dict[str, Tensor]:
+        """What aligning the network and changing the order of its channels changed."""
+        return {**self.aligned.changes, **self.permutation.changes}
+
     def network(self, walked: WalkResult) -> Frontend:
         """The network with what a walk has changed, without the channels that it removed."""
-        edited = self.model.edited({**self.aligned.changes, **walked.changes})
+        edited = self.model.edited({**self.conditioned, **walked.changes})
         if not walked.removed:
             return edited
         return edited.shrunk(walked.removed, self.run.samples.select(slice(2)))

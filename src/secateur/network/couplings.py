@@ -185,6 +185,61 @@ def masked(parameters: Mapping[str, Tensor], removed: Removed) -> dict[str, Tens
     return changed
 
 
+def can_be_reordered(coupling: Coupling, graph: Graph) -> bool:
+    """Whether units may change places: all that they have a part in can be written as it is."""
+    indices: dict[tuple[str, int], tuple[tuple[int, ...], ...]] = {}
+    return (
+        coupling.fixed is None
+        and not coupling.whole
+        and all(
+            part.parameter in graph.parameters
+            and part.parameter not in graph.rounding
+            and indices.setdefault((part.parameter, part.axis), part.indices) == part.indices
+            for part in coupling.slices
+        )
+    )
+
+
+def alike(coupling: Coupling) -> list[int]:
+    """The same number for units that may change places: of one block, with as many parts each."""
+    block = {unit: number for number, units in enumerate(coupling.blocks) for unit in units}
+    numbers: dict[tuple[int, ...], int] = {}
+    kinds = (
+        (block.get(unit, -1), *(len(part.indices[unit]) for part in coupling.slices))
+        for unit in range(coupling.units)
+    )
+    return [numbers.setdefault(kind, len(numbers)) for kind in kinds]
+
+
+def reordered(
+    parameters: Mapping[str, Tensor], orders: Sequence[tuple[Coupling, Sequence[int]]]
+) -> dict[str, Tensor]:
+    """Parameters of a network that computes the same with some units in other places.
+
+    Args:
+        parameters: by name.
+        orders: of couplings that `can_be_reordered`, for each place the unit to put there; one that
+            is `alike`.
+
+    Returns:
+        Those that change, by name.
+    """
+    sources: dict[tuple[str, int], list[int]] = {}
+    for coupling, order in orders:
+        for part in coupling.slices:
+            size = parameters[part.parameter].shape[part.axis]
+            source = sources.setdefault((part.parameter, part.axis), [*range(size)])
+            for place, unit in enumerate(order):
+                for to, at in zip(part.indices[place], part.indices[unit], strict=True):
+                    source[to] = at
+    changed: dict[str, Tensor] = {}
+    for (name, axis), source in sources.items():
+        if source != sorted(source):
+            held = changed.get(name, parameters[name])
+            changed[name] = held.index_select(axis, torch.tensor(source).to(held.device))
+    return changed
+
+
 def rescaled(
     parameters: Mapping[str, Tensor], removed: Removed, *, every: bool = False
 ) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from secateur.core.patterns import Unstructured
 from secateur.network.graph import Graph
 from secateur.pruning.alignment import Alignment
 from secateur.pruning.layer_fit import folded_weight
+from secateur.pruning.permutation import Permutation
 from secateur.pruning.run import Changes, PruningRun, ignore
 from secateur.pruning.targets import Target
 from secateur.pruning.walk import WalkResult
@@ -19,7 +20,12 @@ from secateur.support.choices import name_of
 
 
 def contributions(
-    run: PruningRun, walked: WalkResult, target: Target, original: Graph, aligned: Alignment
+    run: PruningRun,
+    walked: WalkResult,
+    target: Target,
+    original: Graph,
+    aligned: Alignment,
+    permutation: Permutation,
 ) -> dict[str, Changes]:
     """Parameters after each step, cumulatively; empty for a recipe of one step.
 
@@ -36,7 +42,9 @@ def contributions(
         target: what that was given.
         original: the network before it was aligned.
         aligned: what aligning it changed.
+        permutation: what changing the order of its channels changed.
     """
+    before = {**aligned.changes, **permutation.changes}
     methods = list(stages(run.recipe.method))
     names = [name_of(method) for method in methods]
     steps = walked.stages
@@ -46,9 +54,7 @@ def contributions(
         steps = [*straight.prune_to(target).stages, walked.stages[-1]]
     if len(steps) != len(names):  # a method that does not tell its steps
         return {}
-    cumulative = {
-        name: {**aligned.changes, **changes} for name, changes in zip(names, steps, strict=True)
-    }
+    cumulative = {name: {**before, **changes} for name, changes in zip(names, steps, strict=True)}
     if aligned.pairs and isinstance(methods[0], Magnitude):
         cumulative = {
             "channel-alignment" if k == "magnitude" else k: v for k, v in cumulative.items()
@@ -56,7 +62,7 @@ def contributions(
         cumulative = {"magnitude": _magnitude(run, original, target), **cumulative}
     if len(cumulative) < 2:
         return {}
-    changed = {**aligned.changes, **walked.changes}
+    changed = {**before, **walked.changes}
     dense = {name: original.parameters[name] for name in changed}
     return {name: {**dense, **changes} for name, changes in cumulative.items()}
 

@@ -31,6 +31,7 @@ from secateur.core.patterns import PATTERNS, Pattern, UnitPattern, Unstructured,
 from secateur.errors import OptionError
 from secateur.pruning.alignment import ChannelAlignment
 from secateur.pruning.allocations import ALLOCATIONS, Allocation, NormalizedMagnitude, Sensitivity
+from secateur.pruning.permutation import ChannelPermutation, is_orderable
 from secateur.pruning.reconstruction import BlockReconstruction
 from secateur.pruning.streams import Inputs
 from secateur.pruning.targets import Target
@@ -59,6 +60,8 @@ class Recipe:
         inputs: "pruned" fits each layer to its inputs in the pruned network, "dense" to those in
             the dense network.
         alignment: equalises channels between convolutions first; None = no.
+        permutation: puts channels in an order in which a pattern along input channels, such as
+            2:4, removes less; None = no. Other patterns are not affected.
         recalibration: on which images layers are fitted with BatchNorm statistics that are taken
             anew on them (see `secateur.pruning.recalibration`): "synthetic", "all" or "none".
         schedule: by how much the target is relaxed on the way, the last one 0: (0.1, 0) prunes to
@@ -78,6 +81,7 @@ class Recipe:
     allocation: Allocation = field(default_factory=Sensitivity)
     inputs: Inputs = "pruned"
     alignment: ChannelAlignment | None = None
+    permutation: ChannelPermutation | None = None
     recalibration: RecalibrationName = "synthetic"
     schedule: tuple[float, ...] = (0.0,)
     schedule_from: float = 0.0
@@ -113,6 +117,7 @@ class Recipe:
         """
         parts = [self.alignment, *stages(self.method)]
         parts[1:1] = [allocation or self.allocation] * allocates
+        parts[1:1] = [self.permutation] * is_orderable(self.pattern)
         parts[1:1] = [self.pattern] * isinstance(self.pattern, UnitPattern)
         parts += [self.reconstruction] if reconstructed else []
         return [summary_of(part) for part in parts if part is not None]

@@ -223,19 +223,20 @@ class _Finder:
 
     def _reader(self, part: Slices) -> ReadColumns:
         number = self.numbers[part.parameter]
-        layer = self.layers[number]
-        sizes = [1] * len(layer.shape)
-        sizes[part.axis] = layer.shape[part.axis]
-        index = torch.arange(float(layer.shape[part.axis])).view(sizes).expand(layer.shape)
-        along = layer.calls[0].geometry.matrix(index)[0, 0]  # which index each column is of
-        columns = [
-            torch.isin(along, torch.tensor(of, dtype=along.dtype)).nonzero()[:, 0]
-            for of in part.indices
-        ]
-        return ReadColumns(
-            layer=number,
-            columns=torch.nn.utils.rnn.pad_sequence(columns, batch_first=True, padding_value=-1),
-        )
+        return ReadColumns(layer=number, columns=unit_columns(self.layers[number], part))
+
+
+def unit_columns(layer: Layer, part: Slices) -> Int[Tensor, "units taps"]:
+    """The columns of a layer's matrix with which it reads each unit; -1 where one has fewer."""
+    sizes = [1] * len(layer.shape)
+    sizes[part.axis] = layer.shape[part.axis]
+    index = torch.arange(float(layer.shape[part.axis])).view(sizes).expand(layer.shape)
+    along = layer.calls[0].geometry.matrix(index)[0, 0]  # which index each column is of
+    columns = [
+        torch.isin(along, torch.tensor(of, dtype=along.dtype)).nonzero()[:, 0]
+        for of in part.indices
+    ]
+    return torch.nn.utils.rnn.pad_sequence(columns, batch_first=True, padding_value=-1)
 
 
 def _short(part: Slices) -> str:
