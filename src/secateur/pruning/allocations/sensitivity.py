@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +15,7 @@ from secateur.network.graph import Graph
 from secateur.network.layers import Layer
 from secateur.network.samples import Samples
 from secateur.network.stream import Stream
+from secateur.pruning.allocations.curves import curve_of, loss_at, loss_from_error, lower_hull
 from secateur.pruning.allocations.protocol import AllocationInputs, Budget, Curve, remove_in_order
 from secateur.pruning.allocations.units import block_of, kept_in_pattern, share_of
 from secateur.pruning.journal import Chapter
@@ -26,10 +25,8 @@ from secateur.pruning.sharing import Task, cost_of, divided, memory_of
 from secateur.pruning.streams import DualStream
 from secateur.support.settings import at_least, between, check_settings, from_to
 
-_POWER = 3.0  # the loss grows like sparsity to this power below the first measured level
 _MANY = 128  # values in an output from which on it says much of a sample
 _FEW = 16  # samples at least that are run then
-_STEPS = 400  # sparsities at which a curve is looked up
 _LEAST = 1e-6  # sparsity of a layer that is in its pattern already
 
 
@@ -133,7 +130,7 @@ class Sensitivity:
         errors = [list(of.errors) for of in found]
         losses = [of.listed for of in found]
         curves = [
-            _curve(level, loss, error, losses, errors)
+            curve_of(level, loss, error, losses, errors)
             for level, loss, error in zip(levels, losses, errors, strict=True)
         ]
         if dense is not None:
@@ -213,7 +210,7 @@ class Sensitivity:
         losses = [study.loss(layer, changes[at]) for at in run]
         if len(run) == len(errors):
             return losses
-        estimates = _loss_from_error([errors[at] for at in run], losses, errors)
+        estimates = loss_from_error([errors[at] for at in run], losses, errors)
         for at, loss in zip(run, losses, strict=True):
             estimates[at] = loss
         return estimates
@@ -263,13 +260,13 @@ class FittedSensitivity:
 
     def loss_of(self, layer: int, errors: Sequence[float]) -> list[float]:
         """What other output errors of a layer would lead to, from those measured (log-linear)."""
-        return _loss_from_error(self.errors[layer], self.curves[layer].loss_increase, errors)
+        return loss_from_error(self.errors[layer], self.curves[layer].loss_increase, errors)
 
     def loss_increase(self, kept: Sequence[int]) -> list[float]:
         """What the curves expect of each layer, at given numbers of kept weights."""
         shares = [1 - count / max(size, 1) for count, size in zip(kept, self.sizes, strict=True)]
         return [
-            float(_loss_at(curve, torch.tensor([share], dtype=torch.float64)))
+            float(loss_at(curve, torch.tensor([share], dtype=torch.float64)))
             for curve, share in zip(self.curves, shares, strict=True)
         ]
 
@@ -395,73 +392,6 @@ def _smallest(inputs: AllocationInputs, share: float) -> set[int]:
     return {int(index) for index in order[shares[order].cumsum(0) <= share]}
 
 
-def _loss_from_error(
-    measured: Sequence[float], losses: Sequence[float], asked: Sequence[float]
-) -> list[float]:
-    """The loss at output errors of a layer, from that at others: their ratio, log-linear."""
-    known, wanted = (np.log(np.maximum(errors, 1e-12)) for errors in (measured, asked))
-    order = np.argsort(known, kind="stable")
-    ratios = np.log(np.maximum(losses, 1e-9)) - known
-    return np.exp(wanted + np.interp(wanted, known[order], ratios[order])).tolist()
-
-
 def _kept(present: int, level: float, block: int) -> int:
     """Weights left at a level: whole blocks, one at least."""
     return min(present, max(block, (present - round(present * level)) // block * block))
-
-
-def _curve(
-    levels: Sequence[float],
-    losses: Sequence[float] | None,
-    errors: Sequence[float],
-    all_losses: Sequence[Sequence[float] | None],
-    all_errors: Sequence[Sequence[float]],
-) -> Curve:
-    """A layer's curve, as measured or, failing that, from its output errors."""
-    measured = losses is not None
-    if losses is None:
-        ratios = [
-            [loss / max(error, 1e-12) for loss, error in zip(of_layer, its_errors, strict=True)]
-            for of_layer, its_errors in zip(all_losses, all_errors, strict=True)
-            if of_layer is not None
-        ]
-        worst = [max(column) for column in zip(*ratios, strict=True)] or [1.0] * len(levels)
-        losses = [error * ratio for error, ratio in zip(errors, worst, strict=True)]
-    rising = itertools.accumulate((max(loss, 1e-9) for loss in losses), max)
-    return Curve(tuple(levels), tuple(rising), measured=measured)
-
-
-def _loss_at(curve: Curve, sparsity: Tensor) -> Tensor:
-    """Between levels linear in the logarithm, below the first a power law, above as before."""
-    x = torch.tensor(curve.sparsities, dtype=torch.float64)
-    y = torch.tensor(curve.loss_increase, dtype=torch.float64).log()
-    if len(x) == 1:
-        return y.exp() * (sparsity / x).pow(_POWER)
-    right = torch.searchsorted(x, sparsity).clamp(1, len(x) - 1)
-    left = right - 1
-    slope = (y[right] - y[left]) / (x[right] - x[left])
-    inside = (y[left] + slope * (sparsity - x[left])).exp()
-    below = y[0].exp() * (sparsity / x[0]).clamp_min(0).pow(_POWER)
-    return torch.where(sparsity < x[0], below, inside)
-
-
-def lower_hull(size: int, curve: Curve) -> list[tuple[float, int]]:
-    """(loss per weight, weights) along a curve's lower convex hull."""
-    steps = torch.linspace(0, size, min(size, _STEPS) + 1, dtype=torch.float64).round()
-    removed = sorted({float(count) for count in steps})
-    sparsities = torch.tensor(removed, dtype=torch.float64) / size
-    loss = [float(value) for value in _loss_at(curve, sparsities)]
-    hull: list[int] = []
-    for index in range(len(removed)):
-        while len(hull) > 1 and _above(removed, loss, hull[-2], hull[-1], index):
-            hull.pop()
-        hull.append(index)
-    return [
-        ((loss[b] - loss[a]) / (removed[b] - removed[a]), int(removed[b] - removed[a]))
-        for a, b in itertools.pairwise(hull)
-    ]
-
-
-def _above(x: Sequence[float], y: Sequence[float], a: int, b: int, c: int) -> bool:
-    """Whether point b lies on or above the line from a to c."""
-    return (y[b] - y[a]) * (x[c] - x[a]) >= (y[c] - y[a]) * (x[b] - x[a])

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from secateur.pruning.allocations.sensitivity import Curve, lower_hull
+from secateur.pruning.allocations.curves import lower_hull
+from secateur.pruning.allocations.protocol import Curve
 from secateur.pruning.channels.costs import Removed, WidthCost
 from secateur.pruning.channels.space import Removable
 

@@ -18,7 +18,8 @@ from secateur.network.graph import Graph
 from secateur.network.sample_layout import Layouts
 from secateur.network.samples import Samples
 from secateur.network.store import Spill
-from secateur.pruning.allocations.sensitivity import Curve, enough_to_judge, split_samples
+from secateur.pruning.allocations.protocol import Curve
+from secateur.pruning.allocations.sensitivity import enough_to_judge, split_samples
 from secateur.pruning.channels.logits import Mixing, heads_of, mixing
 from secateur.pruning.channels.space import ChannelSpace, Removable
 from secateur.pruning.journal import Chapter, Journal
