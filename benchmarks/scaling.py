@@ -8,7 +8,6 @@ time and its peak memory into benchmarks/results/scaling.csv. Rows that are ther
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from typing import Any
 
 import networks
 import torch
+from memory import peak_gb
 from options import add_files
 from results_table import MACHINE, append_row, key, machine, read_rows
 from scaling_model import KINDS, SPARSITY, Shape, Work, work_of
@@ -92,9 +92,7 @@ def shapes(graph: Graph) -> list[Shape]:
         done += layer.macs
         if layer.name in pruned:
             positions = max(1, layer.macs // layer.weights)
-            found.append(
-                Shape(layer.rows, layer.columns, positions, layer.macs, total - done + layer.macs)
-            )
+            found.append(Shape(layer.rows, layer.columns, positions, total - done + layer.macs))
     return found
 
 
@@ -109,10 +107,6 @@ def work(network: str, samples: int) -> Work:
     graph = traced(network)
     macs = sum(layer.macs for layer in graph.layers)
     return work_of(shapes(graph), macs, samples, graph.layers[-1].rows)
-
-
-def peak_gb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def measure(network: str, samples: int) -> dict[str, Any]:

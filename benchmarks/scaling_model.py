@@ -57,7 +57,6 @@ class Shape:
     rows: int
     columns: int
     positions: int  # of a sample
-    macs: int  # of a sample
     after: int  # MACs of a sample that come behind it
 
 
@@ -125,7 +124,7 @@ def transformer(
     each = [(rows, columns, rows * columns * tokens) for rows, columns in [*block] * depth]
     total, done, layers = sum(macs for *_, macs in each), 0, list[Shape]()
     for rows, columns, macs in each:
-        layers.append(Shape(rows, columns, tokens, macs, total - done))
+        layers.append(Shape(rows, columns, tokens, total - done))
         done += macs
     return Plan(
         work=work_of(layers, total, samples, width),
