@@ -31,6 +31,7 @@ from secateur.parts import part_reports
 from secateur.preparation import example, prepare, zeros_after
 from secateur.pruning.allocations import Allocation, AllocationName
 from secateur.pruning.contributions import contributions
+from secateur.pruning.execution import Execution
 from secateur.pruning.journal import opened
 from secateur.pruning.recipe import Recipe, RecipeName
 from secateur.pruning.sampling import Sampling
@@ -228,9 +229,7 @@ def _pruned(
             options,
             evaluation,
             teller=teller,
-            spill=spill,
-            journal=journal,
-            group=group,
+            execution=Execution(journal=journal, spill=spill, group=group),
         )
         if quantize is not None:
             teller.step("trying INT8 on the dense network")
@@ -366,9 +365,7 @@ def plan(
             options,
             planning=True,
             teller=teller,
-            spill=spill,
-            journal=journal,
-            group=group,
+            execution=Execution(journal=journal, spill=spill, group=group),
         )
         for warning in job.warnings if group.is_first else ():
             warnings.warn(warning, SecateurWarning, stacklevel=2)

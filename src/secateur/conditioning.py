@@ -9,14 +9,13 @@ from secateur.errors import ModelError
 from secateur.hardware.paying import not_paying
 from secateur.network.folding import Folding, fold
 from secateur.network.graph import Graph
-from secateur.network.store import Spill
 from secateur.options import Options
 from secateur.pruning.alignment import Alignment
+from secateur.pruning.execution import Execution
 from secateur.pruning.layer_selection import select_layers
 from secateur.pruning.permutation import Permutation, is_orderable
 from secateur.pruning.recalibration import Recalibration, recalibrate
 from secateur.pruning.targets import Sparsity
-from secateur.support.group import Group
 from secateur.tracing import Traced
 
 
@@ -38,22 +37,18 @@ class Conditioned:
 
 
 def condition(
-    traced: Traced,
-    options: Options,
-    synthetic: bool,
-    chunk: int,
-    spill: Spill | None = None,
-    group: Group | None = None,
+    traced: Traced, options: Options, synthetic: bool, chunk: int, execution: Execution
 ) -> Conditioned:
     """Aligns channels, puts them in order, recalibrates BatchNorms, and folds them."""
     graph, aligned, recipe = traced.graph, Alignment(), options.recipe
     if recipe.alignment is not None:
+        group = execution.group
         aligned = recipe.alignment.align(graph, traced.samples, chunk=chunk, group=group)
     graph = graph.changed(aligned.changes) if aligned.changes else graph
     permutation = in_order(graph, traced, options, chunk)
     graph = graph.changed(permutation.changes) if permutation.changes else graph
     if {"all": True, "none": False}.get(recipe.recalibration, synthetic):
-        recalibration = recalibrate(graph, traced.samples, chunk=chunk, spill=spill, group=group)
+        recalibration = recalibrate(graph, traced.samples, chunk=chunk, execution=execution)
     else:
         recalibration = Recalibration(graph)
     return Conditioned(

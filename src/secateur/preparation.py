@@ -21,10 +21,9 @@ from secateur.fingerprint import facts_of
 from secateur.frontends import Frontend, asked_or_own
 from secateur.hardware.paying import INT8_SPARSE
 from secateur.network.samples import Samples, Signature
-from secateur.network.store import Spill
 from secateur.options import Options
 from secateur.pruning.channels.run import ChannelRun, channel_run
-from secateur.pruning.journal import Journal
+from secateur.pruning.execution import Execution
 from secateur.pruning.layer_selection import in_pattern, layers_to_fit, matching, select_layers
 from secateur.pruning.needs import Needs, needs_of
 from secateur.pruning.run import PruningRun
@@ -48,9 +47,7 @@ def prepare(
     *,
     planning: bool = False,
     teller: Teller | None = None,
-    spill: Spill | None = None,
-    journal: Journal | None = None,
-    group: Group | None = None,
+    execution: Execution | None = None,
 ) -> Job:
     """Reads the images, traces and aligns the network, and chooses its layers.
 
@@ -62,14 +59,14 @@ def prepare(
         planning: whether the network is not pruned then: no images are held back to judge by where
             a drop is to be kept, and a runtime that measures nothing later is not tried.
         teller: is told of each step, here and in the job.
-        spill: the cap on the memory of values; None = there is none.
-        journal: of what was finished by the same call before; it is checked that it is the same.
-        group: the processes that make the call together; None = this one alone.
+        execution: its processes make the call together; its journal is that of the same call, which
+            is checked.
 
     Raises:
         OptionError, DataError, ModelError: a mistake that the message helps to put right.
     """
-    watch, group = Stopwatch(teller), group or Group()
+    watch, execution = Stopwatch(teller), execution or Execution()
+    group, journal = execution.group, execution.journal
     check_processes(options, group)
     options = replace(options, preprocess=asked_or_own(options.preprocess, model))
 
@@ -101,18 +98,17 @@ def prepare(
     watch.lap("evaluation")
 
     chunk = chunk_size(traced.samples)
-    needs = None if spill is None else _needs(traced, options, chunk, spill, group)
-    watch.begin("preparing the layers" if needs is None else f"preparing ({needs.text(spill)})")
+    needs = _needs(traced, options, chunk, execution)
+    about = "the layers" if needs is None else f"({needs.text(execution.spill)})"
+    watch.begin(f"preparing {about}")
     synthetic = images.synthetic is not None
     facts: dict[str, str] = {}
-    if group.size > 1 or (journal is not None and journal.folder is not None):
+    if group.size > 1 or journal.folder is not None:
         facts = facts_of(options, model, traced.graph, traced.samples, baseline)
         group.check_same(facts)
-    conditioned = condition(traced, options, synthetic, chunk, spill, group)
-    run = select(model, traced, conditioned, options, chunk, spill, group)
-    if journal is not None:
-        journal.check(facts)
-        run = replace(run, journal=journal)
+    conditioned = condition(traced, options, synthetic, chunk, execution)
+    run = select(model, traced, conditioned, options, chunk, execution)
+    journal.check(facts)
     warnings += run.shortfall()
     timing = None
     if isinstance(run, ChannelRun) and isinstance(run.target, MaxLatency):
@@ -157,9 +153,8 @@ def zeros_after(job: Job, smaller: Frontend) -> Job:
         then_sparsity=None,
     )
     traced = trace(smaller, job.images, options)
-    chunk = job.run.chunk
-    synthetic, spill, group = job.images.synthetic is not None, job.run.spill, job.run.group
-    conditioned = condition(traced, options, synthetic, chunk, spill, group)
+    chunk, execution = job.run.chunk, job.run.execution
+    conditioned = condition(traced, options, job.images.synthetic is not None, chunk, execution)
     return replace(
         job,
         options=options,
@@ -167,10 +162,7 @@ def zeros_after(job: Job, smaller: Frontend) -> Job:
         original=traced.graph,
         aligned=conditioned.aligned,
         permutation=conditioned.permutation,
-        run=replace(
-            select(smaller, traced, conditioned, options, chunk, spill, group),
-            journal=job.run.journal,
-        ),
+        run=select(smaller, traced, conditioned, options, chunk, execution),
         timing=None,
     )
 
@@ -190,12 +182,10 @@ def again(job: Job, options: Options) -> Job:
         recalibration=job.run.recalibration,
         folding=job.run.folding,
     )
+    chunk, execution = job.run.chunk, job.run.execution
     if job.permutation.changes or options.recipe.permutation is not None:
-        synthetic = job.images.synthetic is not None
-        conditioned = condition(
-            traced, options, synthetic, job.run.chunk, job.run.spill, job.run.group
-        )
-    run = select(job.model, traced, conditioned, options, job.run.chunk, job.run.spill)
+        conditioned = condition(traced, options, job.images.synthetic is not None, chunk, execution)
+    run = select(job.model, traced, conditioned, options, chunk, execution)
     return replace(job, options=options, permutation=conditioned.permutation, run=run, timing=None)
 
 
@@ -266,12 +256,14 @@ def check_processes(options: Options, group: Group) -> None:
         )
 
 
-def _needs(traced: Traced, options: Options, chunk: int, spill: Spill, group: Group) -> Needs:
-    """What the run takes of memory.
+def _needs(traced: Traced, options: Options, chunk: int, execution: Execution) -> Needs | None:
+    """What the run takes of memory; None where there is no cap.
 
     Raises:
         OptionError: more than it may.
     """
+    if execution.spill is None:
+        return None
     needs = needs_of(
         traced.graph,
         traced.samples,
@@ -279,9 +271,9 @@ def _needs(traced: Traced, options: Options, chunk: int, spill: Spill, group: Gr
         chunk=chunk,
         inputs=options.recipe.inputs,
         max_columns=options.max_columns,
-        processes=group.size,
+        processes=execution.group.size,
     )
-    needs.check(spill)
+    needs.check(execution.spill)
     return needs
 
 
@@ -291,8 +283,7 @@ def select(
     conditioned: Conditioned,
     options: Options,
     chunk: int,
-    spill: Spill | None = None,
-    group: Group | None = None,
+    execution: Execution,
 ) -> PruningRun:
     """Chooses the layers.
 
@@ -319,8 +310,7 @@ def select(
         recipe=options.recipe,
         sampling=Sampling(max_columns=options.max_columns, seed=options.seed),
         chunk=chunk,
-        spill=spill,
-        group=group or Group(),
+        execution=execution,
     )
     if is_channels:
         run = with_channels(run, model, traced, options)

@@ -171,11 +171,11 @@ class Job:
         if self.run.samples.device.type == "cuda":
             notes.append("on the GPU float32 values were multiplied in full, not in TF32")
         notes += [*self.memory_notes(), *_padding(self.run.samples), *walked.notes]
-        return [*self.runtime_notes(), *notes, *self.run.journal.notes()]
+        return [*self.runtime_notes(), *notes, *self.run.execution.journal.notes()]
 
     def memory_notes(self) -> list[str]:
         """What the run takes of memory, where there is a cap."""
-        return [] if self.needs is None else [self.needs.text(self.run.spill)]
+        return [] if self.needs is None else [self.needs.text(self.run.execution.spill)]
 
     def runtime_notes(self) -> list[str]:
         """What was chosen for the runtime of the call, and why."""
@@ -217,7 +217,7 @@ class Job:
             self.images.samples,
             judge=self.run.graph.judge,
             output=self.output,
-            group=self.run.group,
+            group=self.run.execution.group,
         )
 
     def evaluations(self, pruned: Any, int8: Any = None) -> dict[str, Evaluation]:
@@ -287,7 +287,7 @@ class Job:
         if not isinstance(run.target, MaxDrop):
             return run.prune_to(run.target), run.target, None
         measures: list[Measure] = []
-        chapter = run.journal.chapter("tries")
+        chapter, group = run.execution.journal.chapter("tries"), run.execution.group
 
         def attempt(sparsity: float) -> tuple[Try, WalkResult]:
             sparsity = min(sparsity, run.largest_sparsity)
@@ -296,7 +296,7 @@ class Job:
             self.watch.begin("evaluating")
             entry = chapter.get(len(measures), Loss)
             lost = entry.record if entry else self._lost(self.network(walked))
-            lost = run.group.broadcast(lost)  # a metric may give something else each time
+            lost = group.broadcast(lost)  # a metric may give something else each time
             if entry is None:
                 chapter.put(len(measures), lost)
             measures.append(lost.measure)

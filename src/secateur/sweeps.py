@@ -23,6 +23,7 @@ from secateur.network.store import spilling
 from secateur.options import Options
 from secateur.preparation import prepare
 from secateur.pruning.allocations import Allocation, AllocationName
+from secateur.pruning.execution import Execution
 from secateur.pruning.journal import opened
 from secateur.pruning.recipe import Recipe, RecipeName
 from secateur.pruning.sampling import Sampling
@@ -103,8 +104,7 @@ def sweep(
             options,
             evaluation,
             teller=teller,
-            spill=spill,
-            journal=journal,
+            execution=Execution(journal=journal, spill=spill),
         )
         job = job.measure(job.visits(targets))
         reports = [job.report_at(target) for target in targets]

@@ -67,7 +67,7 @@ class Timing:
             ModelError: it does not run the network.
         """
         runtime, few = str(options.runtime), run.samples.select(slice(2))
-        chapter = run.journal.chapter("layer times")
+        chapter = run.execution.journal.chapter("layer times")
         if (entry := chapter.get(0, LayerTimes)) is not None:
             return cls(
                 model=model,
@@ -108,7 +108,7 @@ class Timing:
         """
         asked, share = run.target.value, run.target.value
         tried: list[tuple[float, float]] = []  # shares of the table's time, and what was measured
-        chapter = run.journal.chapter("whole times")
+        chapter = run.execution.journal.chapter("whole times")
         with tempfile.TemporaryDirectory() as folder:
             dense = cache(lambda: self.written(Path(folder) / "dense"))  # once for all tries
             while True:

@@ -24,9 +24,9 @@ from torch import Tensor
 from secateur.core.precision import widened
 from secateur.network.graph import Graph, Norm
 from secateur.network.samples import Samples
-from secateur.network.store import Spill, ValueStore
+from secateur.network.store import ValueStore
 from secateur.network.stream import Stream
-from secateur.support.group import Group
+from secateur.pruning.execution import Execution
 
 _LEAST = 1e-2  # variance found, relative to the network's own, at least
 
@@ -63,12 +63,7 @@ class Recalibration:
 
 @torch.no_grad()
 def recalibrate(
-    graph: Graph,
-    samples: Samples,
-    *,
-    chunk: int,
-    spill: Spill | None = None,
-    group: Group | None = None,
+    graph: Graph, samples: Samples, *, chunk: int, execution: Execution | None = None
 ) -> Recalibration:
     """Takes the statistics of every BatchNorm on some samples, one after the other.
 
@@ -79,25 +74,24 @@ def recalibrate(
         graph: the network.
         samples: inputs.
         chunk: samples per run of an operation.
-        spill: the cap on the memory of the values; None = there is none.
-        group: the processes that share the samples; None = this one alone.
+        execution: the cap on the memory of the values, and the processes that share the samples.
 
     Cost: a forward pass. Memory: the values at the widest cut for all samples.
     """
     statistics: dict[str, Tensor] = {}
     parameters = ChainMap(statistics, dict(graph.parameters))
-    group, parts = group or Group(), samples.split(chunk)
+    execution, parts = execution or Execution(), samples.split(chunk)
     given = [tensor for part in parts for tensor in part.tensors.values()]
-    store = ValueStore(spill, [*graph.parameters.values(), *given])
+    store = ValueStore(execution.spill, [*graph.parameters.values(), *given])
     streams = {
         number: Stream(
             graph, parameters, store.scope("dense", number, values=parts[number].tensors)
         )
-        for number in group.share(len(parts))
+        for number in execution.group.share(len(parts))
     }
     for norm in graph.norms:
         own = {number: _moments(stream, norm) for number, stream in streams.items()}
-        mean, variance = _merged(group.in_order(own, len(parts)))
+        mean, variance = _merged(execution.group.in_order(own, len(parts)))
         original = graph.parameters[norm.variance]
         statistics[norm.mean] = mean.to(original)
         statistics[norm.variance] = torch.maximum(variance.to(original), _LEAST * original)

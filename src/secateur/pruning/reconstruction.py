@@ -38,10 +38,9 @@ from secateur.network.graph import Graph, overlay
 from secateur.network.layers import Layer
 from secateur.network.mapped import MappedValues
 from secateur.network.samples import Samples
-from secateur.network.store import Spill
+from secateur.pruning.execution import Execution
 from secateur.pruning.goal import Goal
-from secateur.pruning.journal import Chapter, Journal
-from secateur.support.group import Group
+from secateur.pruning.journal import Chapter
 from secateur.support.settings import at_least, check_settings, more_than
 from secateur.support.wording import counted
 
@@ -102,11 +101,9 @@ class BlockReconstruction:
         changes: Mapping[str, Tensor],
         *,
         chunk: int,
-        spill: Spill | None = None,
         seed: int = 0,
         on_layer: Callable[[Layer], Any] = lambda layer: None,
-        journal: Journal | None = None,
-        group: Group | None = None,
+        execution: Execution | None = None,
     ) -> tuple[Changes, ReconstructionResult]:
         """Trains the blocks of a pruned network.
 
@@ -116,11 +113,11 @@ class BlockReconstruction:
             layers: the pruned layers, in execution order.
             changes: the pruned network's parameters where they differ, by name.
             chunk: samples per run of an operation where nothing is trained.
-            spill: a cap on the memory of values: those of all samples are in files then.
             seed: of the choice of samples.
             on_layer: called with each layer when its block is done.
-            journal: has the blocks that were trained before, and is told of those trained here.
-            group: processes that call this together; the first one trains, the others wait.
+            execution: its journal has the blocks that were trained before, and is told of those
+                trained here; with a cap on memory the values of all samples are in files; of its
+                processes the first one trains, the others wait.
 
         Returns:
             The changes, those of trained layers new if that made the network better, and what
@@ -148,20 +145,20 @@ class BlockReconstruction:
                 f"{self.held_back}, of which one is held back: give more images, or leave out the "
                 "reconstruction"
             )
-        group, journal = group or Group(), journal or Journal()
-        if not group.is_first:
-            return self._heard(group, journal, layers, on_layer)
+        execution = execution or Execution()
+        if not execution.group.is_first:
+            return self._heard(execution, layers, on_layer)
         generator, trials = (torch.Generator().manual_seed(seed + at) for at in range(2))
         current: Changes = dict(changes)
         parameters = ChainMap(current, dict(graph.parameters))
         judged = torch.arange(len(samples)) % self.held_back == self.held_back - 1
         least = max(1, min(self.layers, len(layers) * 3 // 4))
-        mapped = MappedValues(spill)
+        mapped = MappedValues(execution.spill)
         dense = pruned = samples
         done: list[BlockResult] = []
         stages = [dict(changes)]
         rate: float | None = None
-        chapter = journal.chapter("reconstruction", in_first=True, layers=len(layers))
+        chapter = execution.journal.chapter("reconstruction", in_first=True, layers=len(layers))
         for number, block in enumerate(blocks(graph, samples, layers, least)):
             target = block.run(graph.parameters, dense, chunk, mapped)
             entry = chapter.get(number, BlockResult)
@@ -188,15 +185,15 @@ class BlockReconstruction:
         last = errors.index(min(errors))
         left = [replace(block, kept=False) for block in done[last:]]
         result = ReconstructionResult((*done[:last], *left), errors[0], errors[last], self.rate)
-        return group.broadcast((stages[last], result))
+        return execution.group.broadcast((stages[last], result))
 
     @staticmethod
     def _heard(
-        group: Group, journal: Journal, layers: Sequence[Layer], on_layer: Callable[[Layer], Any]
+        execution: Execution, layers: Sequence[Layer], on_layer: Callable[[Layer], Any]
     ) -> tuple[Changes, ReconstructionResult]:
         """What the first process has found."""
-        journal.chapter("reconstruction", in_first=True, layers=len(layers))
-        found: Any = group.broadcast(None)
+        execution.journal.chapter("reconstruction", in_first=True, layers=len(layers))
+        found: Any = execution.group.broadcast(None)
         for layer in layers:
             on_layer(layer)
         return found

@@ -19,12 +19,11 @@ from secateur.network.graph import Graph
 from secateur.network.layers import Layer
 from secateur.network.sample_layout import Layouts, find_layouts
 from secateur.network.samples import Samples
-from secateur.network.store import Spill
 from secateur.pruning.allocations import AllocationInputs, Curve, FittedAllocation
 from secateur.pruning.allocations.uniform import FittedUniform
 from secateur.pruning.allocations.units import block_of
+from secateur.pruning.execution import Execution
 from secateur.pruning.groups import ChannelGroup
-from secateur.pruning.journal import Journal
 from secateur.pruning.layer_selection import in_pattern
 from secateur.pruning.recalibration import Recalibration
 from secateur.pruning.recipe import Recipe
@@ -33,7 +32,6 @@ from secateur.pruning.sampling import Sampling
 from secateur.pruning.search import WALKS, PredictedLoss
 from secateur.pruning.targets import Costs, MaxDrop, MaxMacs, Sparsity, Target
 from secateur.pruning.walk import LayerResult, WalkResult, first_output, walk
-from secateur.support.group import Group
 from secateur.support.wording import counted
 
 Changes = dict[str, Tensor]
@@ -58,10 +56,8 @@ class PruningRun:
         recipe: how.
         sampling: how many output positions are used.
         chunk: samples per run of an operation.
-        spill: the cap on the memory of values; None = there is none.
         on_layer: called with a layer's name whenever a layer is done, `visits` times at most.
-        journal: has what was finished before, and is told of what is.
-        group: the processes that carry it out together.
+        execution: where it keeps what is finished, in how much memory, and by which processes.
     """
 
     recalibration: Recalibration
@@ -73,10 +69,8 @@ class PruningRun:
     recipe: Recipe
     sampling: Sampling
     chunk: int
-    spill: Spill | None = None
     on_layer: Callable[[str], Any] = ignore
-    journal: Journal = field(default_factory=Journal)
-    group: Group = field(default_factory=Group)
+    execution: Execution = field(default_factory=Execution)
 
     @cached_property
     def graph(self) -> Graph:
@@ -250,11 +244,9 @@ class PruningRun:
             self.layers,
             walked.changes,
             chunk=self.chunk,
-            spill=self.spill,
             seed=self.sampling.seed,
             on_layer=lambda layer: self.on_layer(layer.name),
-            journal=self.journal,
-            group=self.group,
+            execution=self.execution,
         )
         return replace(
             walked,
@@ -283,8 +275,7 @@ class PruningRun:
                 self.recalibration.original,
                 self.samples,
                 chunk=self.chunk,
-                spill=self.spill,
-                group=self.group,
+                execution=self.execution,
             ),
             pruned=None,  # of another network: report and judge run the pruned one
         )
@@ -319,10 +310,8 @@ class PruningRun:
             sampling=self.sampling,
             layouts=self.layouts if graph is self.graph else None,
             chunk=self.chunk,
-            spill=self.spill,
             on_layer=self.on_layer,
-            journal=self.journal,
-            group=self.group,
+            execution=self.execution,
         )
         return self.recipe.allocation.fit(inputs)
 
@@ -415,10 +404,8 @@ class PruningRun:
             sampling=self.sampling,
             layouts=self.layouts,
             chunk=self.chunk,
-            spill=self.spill,
             on_layer=lambda result: self.on_layer(result.layer.name),
-            journal=self.journal,
-            group=self.group,
+            execution=self.execution,
         )
 
     def _start(self, kept: Sequence[int], weights: Changes) -> Changes:

@@ -22,10 +22,10 @@ from secateur.network.layers import Layer, LayerCall
 from secateur.network.ops import expanded
 from secateur.network.sample_layout import Layout, Layouts, find_layouts
 from secateur.network.samples import Samples
-from secateur.network.store import Spill, ValueStore
+from secateur.network.store import ValueStore
 from secateur.network.stream import Stream
+from secateur.pruning.execution import Execution
 from secateur.pruning.sampling import Draw
-from secateur.support.group import Group
 
 Inputs = Literal["pruned", "dense"]
 
@@ -160,8 +160,7 @@ class DualStream:
         chunk: int,
         inputs: Inputs,
         layouts: Layouts | None = None,
-        spill: Spill | None = None,
-        group: Group | None = None,
+        execution: Execution | None = None,
     ) -> None:
         """Begins at the first operation.
 
@@ -172,16 +171,17 @@ class DualStream:
             inputs: whether layers get the "pruned" network's inputs, or the "dense" one's, and
                 there is no pruned stream.
             layouts: as `find_layouts` finds them; None = they are found here.
-            spill: the cap on the memory of the values; None = there is none.
-            group: the processes that share the chunks; None = this one alone.
+            execution: the cap on the memory of the values, and the processes that share the
+                chunks; None = no cap, and this process alone.
         """
-        self.group = group or Group()
+        execution = execution or Execution()
+        self.group = execution.group
         self.graph, self.inputs, self.samples = graph, inputs, len(samples)
         self.changes: dict[str, Tensor] = {}
         self.layouts = find_layouts(graph, samples) if layouts is None else layouts
         parts = samples.split(chunk)
         given = [tensor for part in parts for tensor in part.tensors.values()]
-        self.store = ValueStore(spill, [*graph.parameters.values(), *given])
+        self.store = ValueStore(execution.spill, [*graph.parameters.values(), *given])
         self.sizes = [len(part) for part in parts]
         self.masks = [None if part.mask is None else part.mask.cpu() for part in parts]
         self.masked = _read_from(graph, samples.masked_inputs())

@@ -30,14 +30,13 @@ from secateur.network.graph import Graph
 from secateur.network.layers import Layer
 from secateur.network.sample_layout import Layouts
 from secateur.network.samples import Samples
-from secateur.network.store import Spill
+from secateur.pruning.execution import Execution
 from secateur.pruning.finished import (
     outputs_before,
     solved_before,
     write_outputs,
     write_solution,
 )
-from secateur.pruning.journal import Journal
 from secateur.pruning.layer_fit import LayerFit, LayerResult, LayerSolution, is_wide
 from secateur.pruning.reconstruction import ReconstructionResult
 from secateur.pruning.sampling import Sampling
@@ -93,10 +92,8 @@ def walk(
     sampling: Sampling | None = None,
     layouts: Layouts | None = None,
     chunk: int = 32,
-    spill: Spill | None = None,
     on_layer: Callable[[LayerResult], Any] = lambda result: None,
-    journal: Journal | None = None,
-    group: Group | None = None,
+    execution: Execution | None = None,
 ) -> WalkResult:
     """Solves the layers in execution order in one pass over the network.
 
@@ -115,11 +112,9 @@ def walk(
             found out here.
         chunk: samples per run of an operation. It is a part of what is computed: convolutions
             round in another way in batches of another size.
-        spill: the cap on the memory of the values; None = there is none.
         on_layer: called after each layer.
-        journal: has the layers that were solved before, and is told of those solved here.
-        group: the processes that share the samples, and the layers where these are independent;
-            None = this one alone.
+        execution: its journal has the layers that were solved before, and is told of those solved
+            here; its processes share the samples, and the layers where these are independent.
 
     Returns:
         The new parameters and what happened, layer by layer, in all processes.
@@ -127,11 +122,11 @@ def walk(
     Raises:
         NumericalError: values become NaN or infinite, or a layer cannot be solved; names it.
     """
-    sampling = sampling or Sampling()
+    sampling, execution = sampling or Sampling(), execution or Execution()
     results: list[LayerResult] = []
     stages: list[list[dict[str, Tensor]]] = []
     changes: dict[str, Tensor] = {}
-    chapter = (journal or Journal()).chapter("walk", kept=list(kept))
+    chapter = execution.journal.chapter("walk", kept=list(kept))
 
     def take(solution: LayerSolution) -> None:
         changes.update(solution.changes[-1])
@@ -148,14 +143,14 @@ def walk(
         for solution in before:
             take(solution)
         return WalkResult(changes, results, _by_stage(stages), *outputs)
-    group = group or Group()
+    group = execution.group
     tasks = _tasks(layers, len(before), sampling, group) if inputs == "dense" else ()
     with (
         torch.no_grad(),
         LayerWorkers(method, inputs, samples.device, finish, group, tasks) as workers,
     ):
         streams = DualStream(
-            graph, samples, chunk=chunk, inputs=inputs, layouts=layouts, spill=spill, group=group
+            graph, samples, chunk=chunk, inputs=inputs, layouts=layouts, execution=execution
         )
         changes = streams.changes
         for index, (layer, count) in enumerate(zip(layers, kept, strict=True)):
@@ -199,15 +194,10 @@ def _by_stage(stages: list[list[dict[str, Tensor]]]) -> list[dict[str, Tensor]]:
 
 @torch.no_grad()
 def first_output(
-    graph: Graph,
-    samples: Samples,
-    *,
-    chunk: int,
-    spill: Spill | None = None,
-    group: Group | None = None,
+    graph: Graph, samples: Samples, *, chunk: int, execution: Execution | None = None
 ) -> Tensor | None:
     """The network's first output for all samples; None where it has no row for each of them."""
     streams = DualStream(
-        graph, samples, chunk=chunk, inputs="dense", layouts={}, spill=spill, group=group
+        graph, samples, chunk=chunk, inputs="dense", layouts={}, execution=execution
     )
     return streams.outputs()[0]

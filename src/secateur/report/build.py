@@ -89,7 +89,7 @@ def build_report(
         outputs,
         judge=judge,
         output=output,
-        group=run.group,
+        group=run.execution.group,
     )
     return Report(
         synthetic=images.synthetic,

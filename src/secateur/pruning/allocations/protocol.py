@@ -15,11 +15,9 @@ from secateur.network.graph import Graph
 from secateur.network.layers import Layer
 from secateur.network.sample_layout import Layouts
 from secateur.network.samples import Samples
-from secateur.network.store import Spill
-from secateur.pruning.journal import Journal
+from secateur.pruning.execution import Execution
 from secateur.pruning.layer_fit import folded_weight
 from secateur.pruning.sampling import Sampling
-from secateur.support.group import Group
 from secateur.support.serialization import demand
 
 
@@ -35,10 +33,10 @@ class AllocationInputs:
         previous: what was found out about the dense network, where `weights` are given.
         costs: what one kept weight costs in each layer; None = 1 each.
         pattern: which zeros are allowed.
-        sampling, layouts, chunk, spill: as in `secateur.pruning.walk`.
+        sampling, layouts, chunk: as in `secateur.pruning.walk`.
         on_layer: called with a layer's name when an allocation that takes long is done with it.
-        journal: has what was found out before, and is told of what is.
-        group: the processes that share the samples and the layers.
+        execution: its journal has what was found out before, and is told of what is; its processes
+            share the samples and the layers.
     """
 
     graph: Graph
@@ -51,10 +49,8 @@ class AllocationInputs:
     sampling: Sampling = field(default_factory=Sampling)
     layouts: Layouts | None = None
     chunk: int = 32
-    spill: Spill | None = None
     on_layer: Callable[[str], Any] = lambda name: None
-    journal: Journal = field(default_factory=Journal)
-    group: Group = field(default_factory=Group)
+    execution: Execution = field(default_factory=Execution)
 
     @cached_property
     def free(self) -> list[Tensor]:

@@ -110,7 +110,7 @@ class Sensitivity:
             dense = previous
         small = _smallest(inputs, self.small)
         levels = [self._levels(inputs, index) for index in range(len(inputs.layers))]
-        chapter = inputs.journal.chapter("sensitivity", layers=len(inputs.layers))
+        chapter = inputs.execution.journal.chapter("sensitivity", layers=len(inputs.layers))
         found: list[_Measured] = []
         for measured in self._before(inputs, chapter):
             found.append(measured)
@@ -122,7 +122,7 @@ class Sensitivity:
         at = inputs.sampling.max_columns
         sizes = [memory_of(layer, at) for layer in inputs.layers]
         left = range(len(found), len(inputs.layers))
-        for window in divided(left, costs, sizes, inputs.group.size):
+        for window in divided(left, costs, sizes, inputs.execution.group.size):
             for measured in self._window(study, window, levels, dense, small):
                 chapter.put(len(found), measured)
                 found.append(measured)
@@ -173,7 +173,7 @@ class Sensitivity:
             if fit is not None:
                 asked = levels[index], dense, index not in small
                 found[index] = self._measure(study, index, fit(), *asked)
-        every = study.inputs.group.gather(found)
+        every = study.inputs.execution.group.gather(found)
         return [every[task.solver][task.index] for task in window]
 
     def _measure(
@@ -311,8 +311,7 @@ class _Study:
             chunk=inputs.chunk,
             inputs="dense",
             layouts=inputs.layouts,
-            spill=inputs.spill,
-            group=inputs.group,
+            execution=inputs.execution,
         )
 
     @property

@@ -17,17 +17,16 @@ from secateur.core.problem import Problem
 from secateur.network.graph import Graph
 from secateur.network.sample_layout import Layouts
 from secateur.network.samples import Samples
-from secateur.network.store import Spill
 from secateur.pruning.allocations.protocol import Curve
 from secateur.pruning.allocations.sensitivity import enough_to_judge, split_samples
 from secateur.pruning.channels.logits import Mixing, heads_of, mixing
 from secateur.pruning.channels.space import ChannelSpace, Removable
-from secateur.pruning.journal import Chapter, Journal
+from secateur.pruning.execution import Execution
+from secateur.pruning.journal import Chapter
 from secateur.pruning.judged import Judged
 from secateur.pruning.layer_fit import LayerFit
 from secateur.pruning.sampling import Sampling
 from secateur.pruning.streams import DualStream
-from secateur.support.group import Group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,23 +76,21 @@ class ChannelSensitivity:
         sampling: Sampling,
         layouts: Layouts | None,
         chunk: int,
-        spill: Spill | None = None,
         on_layer: Callable[[str], Any] = lambda name: None,
-        journal: Journal | None = None,
-        group: Group | None = None,
+        execution: Execution | None = None,
     ) -> ChannelStudy:
-        """Looks at the dense network, once; `group` shares the samples, and what is run.
+        """Looks at the dense network, once; processes share the samples, and what is run.
 
         Cost: a dense pass with fits, and a run from the first reader on per level and coupling.
         Memory: the statistics of all layers that read the same channels as a later one.
         """
         fitting, judging = split_samples(samples, self.images)
-        group = group or Group()
+        execution = execution or Execution()
+        group, journal = execution.group, execution.journal
         streams = DualStream(
-            graph, fitting, chunk=chunk, inputs="dense", layouts=layouts, spill=spill, group=group
+            graph, fitting, chunk=chunk, inputs="dense", layouts=layouts, execution=execution
         )
         judged = Judged.beside(streams, enough_to_judge(graph, judging), chunk=chunk)
-        journal = journal or Journal()
         fits = _Fits(self, graph, space, sampling, streams, journal.chapter("couplings"))
         curves: list[Curve] = []
         with torch.no_grad():

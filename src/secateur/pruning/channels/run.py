@@ -108,10 +108,8 @@ class ChannelRun(PruningRun):
             sampling=self.sampling,
             layouts=self.layouts,
             chunk=self.chunk,
-            spill=self.spill,
             on_layer=self.on_layer,
-            journal=self.journal,
-            group=self.group,
+            execution=self.execution,
         )
         return FittedChannels(space=self.space, study=study, multiple=self.multiple)
 
@@ -214,10 +212,8 @@ class ChannelRun(PruningRun):
             sampling=self.sampling,
             layouts=self.layouts,
             chunk=self.chunk,
-            spill=self.spill,
             on_layer=self.on_layer,
-            journal=self.journal,
-            group=self.group,
+            execution=self.execution,
         )
         return replace(walked, kept=list(counts), removed=removed_units(self.space, gone))
 

@@ -21,7 +21,6 @@ from secateur.core.problem import Problem
 from secateur.network.graph import Graph
 from secateur.network.sample_layout import Layouts
 from secateur.network.samples import Samples
-from secateur.network.store import Spill
 from secateur.pruning.channels.curves import (
     ChannelStudy,
     dimensions_left,
@@ -29,19 +28,18 @@ from secateur.pruning.channels.curves import (
     removal_order,
 )
 from secateur.pruning.channels.space import ChannelSpace
+from secateur.pruning.execution import Execution
 from secateur.pruning.finished import (
     outputs_before,
     solved_before,
     write_outputs,
     write_solution,
 )
-from secateur.pruning.journal import Journal
 from secateur.pruning.layer_fit import LayerFit, LayerSolution, is_wide
 from secateur.pruning.sampling import Sampling
 from secateur.pruning.sharing import told
 from secateur.pruning.streams import DualStream, Inputs
 from secateur.pruning.walk import WalkResult
-from secateur.support.group import Group
 
 
 def channel_walk(
@@ -57,10 +55,8 @@ def channel_walk(
     sampling: Sampling,
     layouts: Layouts | None = None,
     chunk: int,
-    spill: Spill | None = None,
     on_layer: Callable[[str], Any] = lambda name: None,
-    journal: Journal | None = None,
-    group: Group | None = None,
+    execution: Execution | None = None,
 ) -> tuple[WalkResult, list[list[int]]]:
     """Removes so many units of each coupling, and fits all layers.
 
@@ -69,15 +65,15 @@ def channel_walk(
     study's order. Dimensions of queries and keys leave the layers that make them.
 
     Args:
-        graph, samples, inputs, sampling, layouts, chunk, spill: as in `secateur.pruning.walk`.
+        graph, samples, inputs, sampling, layouts, chunk: as in `secateur.pruning.walk`.
         space: what can leave.
         counts: units of each coupling that are to leave.
         study: what is known of each coupling in the dense network.
         method: fits the columns that stay.
         damping: relative damping of elimination.
         on_layer: called with each layer's name.
-        journal: has the layers that were solved before, and is told of those solved here.
-        group: the processes that share the samples; None = this one alone.
+        execution: its journal has the layers that were solved before, and is told of those solved
+            here; its processes share the samples.
 
     Returns:
         The new parameters and what happened, and which units of each coupling are gone.
@@ -88,14 +84,15 @@ def channel_walk(
         if len(space.removable[number].readers) != 1
     }
     results: list[LayerSolution] = []
-    chapter = (journal or Journal()).chapter("walk", counts=list(counts))
+    execution = execution or Execution()
+    chapter = execution.journal.chapter("walk", counts=list(counts))
     before = list(solved_before(chapter, space.layers))
     outputs = outputs_before(chapter)
-    group = group or Group()
+    group = execution.group
     solver = group.size - 1  # which has no more chunks than others
     with torch.no_grad():
         streams = DualStream(
-            graph, samples, chunk=chunk, inputs=inputs, layouts=layouts, spill=spill, group=group
+            graph, samples, chunk=chunk, inputs=inputs, layouts=layouts, execution=execution
         )
         for number, layer in enumerate(space.layers):
             if number < len(before):
