@@ -25,14 +25,11 @@ from secateur.frontends import open as open_model
 from secateur.frontends.first_runs import one_first_run
 from secateur.frontends.torch.onnx_export import CHECKED_IMAGES
 from secateur.low_precision import low_precision
-from secateur.network.store import spilling
 from secateur.options import Options, RuntimeName
 from secateur.parts import part_reports
 from secateur.preparation import example, prepare, zeros_after
 from secateur.pruning.allocations import Allocation, AllocationName
 from secateur.pruning.contributions import contributions
-from secateur.pruning.execution import Execution
-from secateur.pruning.journal import opened
 from secateur.pruning.recipe import Recipe, RecipeName
 from secateur.pruning.sampling import Sampling
 from secateur.pruning.streams import Inputs
@@ -41,9 +38,10 @@ from secateur.report.inspection import Inspection
 from secateur.report.parts import CHANNELS, ZEROS
 from secateur.report.plan import Plan, plan_of
 from secateur.result import PruneResult
+from secateur.session import started
 from secateur.support.choices import check_device
 from secateur.support.group import Group, together
-from secateur.support.progress import ShowProgress, telling
+from secateur.support.progress import ShowProgress
 from secateur.support.settings import check_arguments
 
 
@@ -218,19 +216,8 @@ def _pruned(
     """What `prune` returns, in all processes of a group."""
     network, quantize = open_model(model), options.quantize
     check_kind(quantize, network)
-    with (
-        opened(options.work_dir, group) as journal,
-        telling(progress if group.is_first else False) as teller,
-        spilling(options.memory_cap) as spill,
-    ):
-        job = prepare(
-            network,
-            data,
-            options,
-            evaluation,
-            teller=teller,
-            execution=Execution(journal=journal, spill=spill, group=group),
-        )
+    with started(options, progress, group) as (execution, teller):
+        job = prepare(network, data, options, evaluation, teller=teller, execution=execution)
         if quantize is not None:
             teller.step("trying INT8 on the dense network")
             rehearse(network, job.images.samples, int8=True)
@@ -353,26 +340,13 @@ def plan(
         prepared = asked_or_own(preprocess, network)
         stream = open_images(evaluation, preprocess=prepared, takes=network.signature.masking(mask))
         next(stream.batches())
-    with (
-        together() as group,
-        opened(options.work_dir, group) as journal,
-        telling(progress if group.is_first else False) as teller,
-        spilling(options.memory_cap) as spill,
-    ):
-        job = prepare(
-            network,
-            data,
-            options,
-            planning=True,
-            teller=teller,
-            execution=Execution(journal=journal, spill=spill, group=group),
-        )
+    with together() as group, started(options, progress, group) as (execution, teller):
+        job = prepare(network, data, options, planning=True, teller=teller, execution=execution)
         for warning in job.warnings if group.is_first else ():
             warnings.warn(warning, SecateurWarning, stacklevel=2)
         found = plan_of(job.measure(job.run.measured).run)
-    found = dataclasses.replace(
-        found, notes=(*found.notes, *job.runtime_notes(), *job.memory_notes(), *journal.notes())
-    )
+    notes = *job.runtime_notes(), *job.memory_notes(), *execution.journal.notes()
+    found = dataclasses.replace(found, notes=(*found.notes, *notes))
     if options.then_sparsity is None:
         return found
     note = f"then {options.then_sparsity:.2%} zeros in what is left, which this plan leaves out"

@@ -1,9 +1,10 @@
-"""A call of `prune` or `plan`: its options, and all that is known when pruning begins."""
+"""A call of `prune`, `plan` or `sweep`: what it starts with, and what is known when it prunes."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,9 +21,12 @@ from secateur.hardware.paying import layers_note, not_paying
 from secateur.network.graph import Graph
 from secateur.network.layers import Layer
 from secateur.network.samples import Samples
+from secateur.network.store import spilling
 from secateur.options import Options
 from secateur.pruning.alignment import Alignment
 from secateur.pruning.channels.run import ChannelRun
+from secateur.pruning.execution import Execution
+from secateur.pruning.journal import opened
 from secateur.pruning.needs import Needs
 from secateur.pruning.permutation import Permutation
 from secateur.pruning.run import PruningRun
@@ -33,8 +37,33 @@ from secateur.pruning.walk import WalkResult
 from secateur.report.build import build_report, compared_with
 from secateur.report.latency import LatencyReport
 from secateur.report.model import Report, SearchReport, StepReport
-from secateur.support.progress import Teller
+from secateur.support.group import Group
+from secateur.support.progress import ShowProgress, Teller, telling
 from secateur.timing import Timing, latency_report, measure_all
+
+
+@contextmanager
+def started(
+    options: Options, progress: ShowProgress, group: Group | None = None, **asked: str
+) -> Generator[tuple[Execution, Teller]]:
+    """How a call is carried out, and who is told of its steps; what it opens is closed at the end.
+
+    Args:
+        options: of the call.
+        progress: see `secateur.support.progress.telling`; the first process alone tells.
+        group: the processes that make the call together; None = this one alone.
+        asked: see `secateur.pruning.journal.opened`.
+
+    Raises:
+        OptionError, OutputError: the work folder cannot be used, or `progress` is something else.
+    """
+    group = group or Group()
+    with (
+        opened(options.work_dir, group, **asked) as journal,
+        telling(progress if group.is_first else False) as teller,
+        spilling(options.memory_cap) as spill,
+    ):
+        yield Execution(journal=journal, spill=spill, group=group), teller
 
 
 def _padding(samples: Samples) -> list[str]:

@@ -19,18 +19,15 @@ from secateur.data.sources import MAX_IMAGES, Data
 from secateur.errors import SecateurWarning
 from secateur.frontends import open as open_model
 from secateur.frontends.first_runs import one_first_run
-from secateur.network.store import spilling
 from secateur.options import Options
 from secateur.preparation import prepare
 from secateur.pruning.allocations import Allocation, AllocationName
-from secateur.pruning.execution import Execution
-from secateur.pruning.journal import opened
 from secateur.pruning.recipe import Recipe, RecipeName
 from secateur.pruning.sampling import Sampling
 from secateur.pruning.streams import Inputs
 from secateur.pruning.targets import Sparsity, check_sparsities
 from secateur.report.sweep import Sweep
-from secateur.support.progress import telling
+from secateur.session import started
 
 
 @one_first_run()
@@ -93,19 +90,9 @@ def sweep(
     targets = [Sparsity(value) for value in sorted(set(check_sparsities(sparsities)))]
     options = Options.given({**arguments, "sparsity": targets[-1].value})  # refused first if any is
     asked = ", ".join(f"{target.value:g}" for target in targets)
-    with (
-        opened(options.work_dir, sparsities=asked) as journal,
-        telling(progress) as teller,
-        spilling(options.memory_cap) as spill,
-    ):
-        job = prepare(
-            open_model(model),
-            data,
-            options,
-            evaluation,
-            teller=teller,
-            execution=Execution(journal=journal, spill=spill),
-        )
+    with started(options, progress, sparsities=asked) as (execution, teller):
+        network = open_model(model)
+        job = prepare(network, data, options, evaluation, teller=teller, execution=execution)
         job = job.measure(job.visits(targets))
         reports = [job.report_at(target) for target in targets]
     result = Sweep.of(reports, [of.value for of in targets], job.watch.seconds)
