@@ -308,6 +308,31 @@ def test_copies_and_state_dicts_give_the_same(network, data):
         assert torch.equal(twin.half().float()(data), model(data))
 
 
+def test_a_module_whose_layers_stay_in_floats_is_saved_and_said_to_be_as_it_was(
+    network, data, tmp_path
+):
+    found = secateur.accelerate(network, data, kernels=["float"])
+    assert "times as fast" not in found.report.result
+    assert "0 sparse INT8, 0 dense INT8, 5 float" in found.report.result
+    found.save(tmp_path / "model.safetensors")
+    loaded = secateur.load_accelerated(Attention(), tmp_path / "model.safetensors")
+    with torch.no_grad():
+        assert torch.equal(loaded(data), network(data))
+
+
+@pytest.mark.parametrize("kernels", ["dense", {"dense"}])
+def test_one_kernel_may_be_given_alone(kernels):
+    net = nn.Sequential(nn.Linear(32, 32)).eval()
+    found = secateur.accelerate(net, torch.randn(32, 32), kernels=kernels)
+    assert found.report.count("dense") == 1
+
+
+def test_weights_of_an_accelerated_module_say_how_they_are_loaded(network, data, tmp_path):
+    secateur.accelerate(network, data, kernels=DENSE).save(tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match="load_accelerated"):
+        secateur.load(network, tmp_path / "model.safetensors")
+
+
 def test_a_file_of_another_network_is_refused(network, data, tmp_path):
     path = tmp_path / "model.safetensors"
     secateur.accelerate(network, data, kernels=DENSE).save(path)

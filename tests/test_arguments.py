@@ -370,6 +370,10 @@ def test_paths_that_are_none(wrong, pruned) -> None:
             r"recipe='paper' is the one of that name",
         ),
         (
+            lambda: secateur.accelerate(network(), IMAGES, kernels=["fast"]),
+            "expected 'sparse', 'dense' or 'float' or a list of 'sparse', 'dense' or 'float'",
+        ),
+        (
             lambda: secateur.prune(network(), IMAGES, sparsity=0.5, progress=lambda: None),
             "progress is a function that cannot be called with .done, total, layer.: too many",
         ),

@@ -255,7 +255,7 @@ _WORDS: dict[Any, str] = {
 
 def _several(kind: Any, allowed: Range | None) -> str:
     if kind not in _NUMBERS:
-        return "a list of texts"
+        return f"a list of {_in_words(kind, None) if get_origin(kind) is Literal else 'texts'}"
     plural = {int: "whole numbers", float: "finite numbers"}[kind]
     if allowed is None:
         return plural

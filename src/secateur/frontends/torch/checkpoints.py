@@ -98,6 +98,11 @@ def load_state(
     missing = [key for key in own if key not in fitted and not _may_be_absent(key)]
     missing = [key for key in missing if not _is_tied(own, key, fitted)]
     unknown = [key for key in fitted if key not in own and not _is_extra(key)]
+    if any(key.endswith(".weight_int8") for key in unknown):
+        raise ModelError(
+            f"{name} holds an accelerated module, in integers, expected weights in floats: "
+            "secateur.load_accelerated reads it"
+        )
     if missing or unknown:
         raise ModelError(
             f"{name} does not fit the model: {_listed(missing)} missing, {_listed(unknown)} "

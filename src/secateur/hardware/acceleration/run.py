@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +91,7 @@ def accelerate(
     *,
     runtime: AcceleratedRuntime = "torch-int8-sparse",
     batch: int = 1,
-    kernels: Collection[KernelName] = ("sparse", "dense", "float"),
+    kernels: KernelName | Collection[KernelName] = ("sparse", "dense", "float"),
     exclude: str | Collection[str] | None = None,
     preprocess: Transform | None = None,
     max_images: int | None = MAX_IMAGES,
@@ -118,7 +118,7 @@ def accelerate(
         runtime: "torch-int8-sparse".
         batch: samples that the module will be run with at a time: how many rows a layer has
             decides which kernel is fastest.
-        kernels: those that a layer may get: "sparse", "dense" and "float".
+        kernels: those that a layer may get: "sparse", "dense" and "float", one or several.
         exclude: names or globs of layers to leave in floats.
         preprocess, max_images, mask, seed: as for `prune`.
 
@@ -154,26 +154,20 @@ def accelerate(
     return Acceleration(model=twin, report=replace(report, warnings=told))
 
 
-def _check(runtime: Any, kernels: Any) -> tuple[str, ...]:
+def _check(runtime: str, kernels: str | Collection[str]) -> tuple[str, ...]:
     """The kernels that a layer may get.
 
     Raises:
-        OptionError: an unknown runtime or kernel.
+        OptionError: none is given.
         ModelError: there is none here.
     """
-    for what, values, kind in (
-        ("runtime", [runtime], AcceleratedRuntime),
-        ("kernels", [kernels] if isinstance(kernels, str) else [*kernels], KernelName),
-    ):
-        known = get_args(kind)
-        wrong = [of for of in values if of not in known]
-        if wrong or not values:
-            got = repr(wrong[0]) if wrong else "empty"
-            raise OptionError(
-                f"{what} is {got}, expected {' or '.join(map(repr, known))}"
-                f"{did_you_mean(str(wrong[0]), known) if wrong else ''}"
-            )
-    allowed = (kernels,) if isinstance(kernels, str) else tuple(kernels)
+    given = {kernels} if isinstance(kernels, str) else {*kernels}
+    allowed = tuple(kernel for kernel in get_args(KernelName) if kernel in given)
+    if not allowed:
+        raise OptionError(
+            "kernels is empty, expected 'sparse', 'dense' or 'float', or several of these: leave "
+            "it out for all of them"
+        )
     for kernel in allowed:
         if kernel != "float" and (obstacle := missing(kernel)):
             raise ModelError(f"{runtime} cannot run here: {obstacle}")

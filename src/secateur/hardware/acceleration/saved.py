@@ -28,16 +28,13 @@ _VERSION = 1
 def save_accelerated(model: nn.Module, path: str | Path, *, overwrite: bool = False) -> None:
     """Writes an accelerated module's tensors and what each layer runs, as .safetensors.
 
+    A module whose layers all run in floats, because that is faster, has its tensors alone.
+
     Raises:
-        ModelError: it has no accelerated layers, or tensors that share memory.
         OutputError: the file exists and `overwrite` is not given, or it cannot be written.
     """
     check_arguments(save_accelerated, locals())
     layers = int8_layers(model)
-    if not layers:
-        raise ModelError(
-            "the module has no accelerated layers, expected what secateur.accelerate returned"
-        )
     groups = {id(of.shared): number for number, of in enumerate(layers.values())}
     table = {name: _facts(of, groups[id(of.shared)]) for name, of in layers.items()}
     metadata = {_KEY: json.dumps({"version": _VERSION, "layers": table})}
