@@ -131,6 +131,8 @@ def test_shares_of_the_cost_are_kept_to(name: str, target: dict[str, float]) -> 
     [
         ({"pattern": "2:4", "sparsity": 0.6}, "sparsity is 0.6, expected at most 0.5"),
         ({"pattern": "2:4", "max_macs": 0.1}, "max_macs is 0.1, expected at least 0."),
+        ({"pattern": "2:4", "max_bytes": 0.1}, "which the pattern 2:4 leads to in every layer"),
+        ({"pattern": "2:4", "max_latency": 0.5, "runtime": "torch"}, "do not make a network fas"),
         ({"pattern": "2:4", "sparsity": 0.2, "allocation": "uniform"}, "allocation 'uniform'"),
         ({"pattern": "1x4"}, "got no target"),
         ({"pattern": "1x32", "sparsity": 0.5}, "expected one that fits a layer"),
@@ -140,6 +142,37 @@ def test_shares_of_the_cost_are_kept_to(name: str, target: dict[str, float]) -> 
 def test_what_a_pattern_cannot_do_is_one_sentence(options, says: str) -> None:
     with pytest.raises(secateur.OptionError, match=says):
         secateur.prune(mixed(), IMAGES, **options, **QUICK)
+
+
+@pytest.mark.parametrize("asked", ["max_macs", "max_bytes"])
+def test_what_a_pattern_is_said_to_reach_is_not_refused(asked: str) -> None:
+    for value in (0.001, 0.05, 0.3, 0.5):
+        with pytest.raises(secateur.OptionError, match="expected at least") as told:
+            secateur.plan(mixed(), IMAGES, pattern="2:4", **{asked: value}, **QUICK)
+        least = float(str(told.value).split("expected at least ")[1].split(",")[0])
+        assert secateur.plan(mixed(), IMAGES, pattern="2:4", **{asked: least}, **QUICK).layers
+
+
+def test_steps_on_the_way_to_a_target_that_dense_layers_exceed_are_no_harder() -> None:
+    dense = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3)
+    )
+    recipe = Recipe(method=secateur.Magnitude(), schedule=(0.2, 0.1, 0.0))
+    given = {"pattern": "4x1", "include": "4", "progress": False, "recipe": recipe}
+    macs = {of.name: of.macs for of in secateur.inspect(dense, (3, 8, 8), pattern="4x1").layers}
+    stuck = macs["2"] / sum(macs.values())
+    with pytest.warns(secateur.SecateurWarning, match="layers that cannot be pruned take"):
+        report = secateur.prune(dense, IMAGES, max_macs=stuck - 0.01, **given).report
+    assert report.layers[0].sparsity == pytest.approx(1 - (stuck - 0.01), abs=0.05)
+
+
+@pytest.mark.parametrize(("pattern", "more"), [("2:6", "name protected layers"), ("1x5", "")])
+def test_where_a_pattern_fits_no_layer_another_is_advised(pattern: str, more: str) -> None:
+    dense = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 5))
+    given = {} if ":" in pattern else {"sparsity": 0.5}
+    with pytest.raises(secateur.SecateurError, match="ask for another") as told:
+        secateur.prune(dense, torch.randn(40, 12), pattern=pattern, **given, **QUICK)
+    assert more in str(told.value)
 
 
 def test_a_wide_layer_in_blocks_of_columns_cuts_no_unit() -> None:

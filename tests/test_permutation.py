@@ -183,6 +183,19 @@ def test_rows_are_thinned_out_and_a_gain_that_is_too_small_changes_nothing() -> 
     assert not choosy.permute(graph, samples, layers, NM(2, 4), chunk=2).changes
 
 
+def test_channels_stay_where_the_pattern_removes_nothing(monkeypatch) -> None:
+    """Sums in another order differ in their last digits, which is no gain."""
+    monkeypatch.setattr(permutation, "find_order", lambda of: torch.randperm(of.saliency.shape[1]))
+    for seed in range(10):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Conv2d(3, 32, 1), nn.ReLU(), nn.Conv2d(32, 32, 3)).eval()
+        net[2].weight.data *= torch.where(torch.rand(32, 32, 3, 3) < 0.5, 1.0, 1e-6)
+        graph, x = traced(net)
+        layers, samples = layers_in(graph, "1x4"), samples_of(graph, x)
+        found = EVERY.permute(graph, samples, layers, Block(1, 4), chunk=2, zeros=0.0)
+        assert not found.changes
+
+
 @pytest.mark.parametrize("pattern", ["unstructured", "channels", "4x1", "4x4"])
 def test_other_patterns_are_not_affected(pattern) -> None:
     graph, x = traced(mixed())

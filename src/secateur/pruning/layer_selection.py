@@ -56,7 +56,7 @@ def select_layers(
         chosen -= matching("exclude", exclude, layers, any_layer=True)
     selected = [layer for layer in prunable if layer.name in chosen]
     if not selected:
-        raise ModelError(_nothing_to_prune(layers, include, exclude))
+        raise ModelError(_nothing_to_prune(layers, include, exclude, pattern))
     return selected
 
 
@@ -146,17 +146,19 @@ def _named(glob: str, layers: Sequence[Layer]) -> list[Layer]:
     return matches or [layer for layer in layers if fnmatchcase(layer.name, literal)]
 
 
-def _nothing_to_prune(layers: Sequence[Layer], include: Any, exclude: Any) -> str:
+def _nothing_to_prune(
+    layers: Sequence[Layer], include: Any, exclude: Any, pattern: Pattern | None = None
+) -> str:
     kept = [f"{layer.name} ({layer.obstacle or layer.protected or 'excluded'})" for layer in layers]
     more = f" and {len(kept) - 5} more" if len(kept) > 5 else ""
     left = f"only layers that stay dense: {', '.join(kept[:5])}{more}" if kept else "no such layer"
     return (
         "the model has no layer to prune, expected at least one convolution or linear layer; "
-        f"found {left}: {_way_out(layers, include, exclude)}"
+        f"found {left}: {_way_out(layers, include, exclude, pattern)}"
     )
 
 
-def _way_out(layers: Sequence[Layer], include: Any, exclude: Any) -> str:
+def _way_out(layers: Sequence[Layer], include: Any, exclude: Any, pattern: Pattern | None) -> str:
     """What to do where no layer is left to prune; never what would be refused in its turn."""
     prunable = [layer for layer in layers if layer.obstacle is None]
     if not layers:
@@ -175,7 +177,12 @@ def _way_out(layers: Sequence[Layer], include: Any, exclude: Any) -> str:
         return "exclude fewer layers"
     if include is not None:
         return "name a layer in include="
-    if shares.stuck > 0.5:
+    of_pattern = pattern is not None and any(
+        layer.obstacle == misfit(layer, pattern)
+        for layer in layers
+        if layer.obstacle and layer.protected is None
+    )
+    if shares.stuck > 0.5 and not of_pattern:
         return (
             f"{shares.stuck:.0%} of the weights are in layers that cannot be pruned; pass a "
             "network whose weights can"
@@ -186,4 +193,5 @@ def _way_out(layers: Sequence[Layer], include: Any, exclude: Any) -> str:
     names = [layer.name for layer in prunable if layer.name not in excluded]
     if not names:
         return "exclude fewer layers, and name protected ones in include="
-    return f"name protected layers in include=, such as {names[0]!r}"
+    others = f"name protected layers in include=, such as {names[0]!r}"
+    return f"ask for another pattern, or {others}" if of_pattern else others

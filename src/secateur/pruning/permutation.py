@@ -30,6 +30,7 @@ from secateur.support.settings import Range, at_least, check_settings
 from secateur.support.wording import counted
 
 _SAME = 1e-3  # of outputs, relative to their norm, before and after
+_ROUNDING = 1e-9  # of the saliency of all weights: a gain that is none
 _TRIED = 2  # samples on which outputs are compared
 _STEPS = 4  # of each factor of two, to which mean squares are rounded
 
@@ -195,8 +196,9 @@ class _Reading:
         )
         order = find_order(problem)
         before = self._kept(torch.arange(len(order), device=order.device))
-        lost, gain = float(every.double().sum()) - before, self._kept(order) - before
-        pays = gain > settings.least_gain * lost
+        total = float(every.double().sum())
+        lost, gain = total - before, self._kept(order) - before
+        pays = gain > max(settings.least_gain * lost, _ROUNDING * total)
         return _Order(
             coupling=self.coupling,
             order=[int(unit) for unit in order],

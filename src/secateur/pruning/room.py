@@ -19,7 +19,7 @@ from secateur.pruning.allocations.units import (
     kept_in_pattern,
     share_of,
 )
-from secateur.pruning.targets import Costs, EveryLayer, MaxBytes, MaxDrop, Sparsity, Target
+from secateur.pruning.targets import Costs, EveryLayer, MaxBytes, MaxDrop, MaxMacs, Sparsity, Target
 from secateur.support.choices import name_of
 from secateur.support.wording import counted
 
@@ -93,9 +93,8 @@ class PatternRoom:
         """
         if not self.least or isinstance(target, EveryLayer):
             return
-        budget, name = target.budget(costs), name_of(self.pattern)
-        cost = budget.cost_per_unit(len(self.least))
-        if math.fsum(map(operator.mul, self.least, cost)) > budget.allowed + _slack(budget):
+        name = name_of(self.pattern)
+        if self._asks_for_more(target, costs):
             raise OptionError(
                 f"{target.name} is {target.value:g}, expected {self._reachable(target, costs)}, "
                 f"which the pattern {name} leads to in every layer that it fits: ask for fewer "
@@ -108,6 +107,15 @@ class PatternRoom:
                 "expected no sparsity for the pattern in every layer, or allocation 'sensitivity', "
                 "which chooses them"
             )
+
+    def _asks_for_more(self, target: Target, costs: Costs) -> bool:
+        """Whether the pattern in every layer that it fits would not be enough."""
+        if isinstance(target, MaxBytes | MaxMacs) and not _is_of_the_rest(target, costs):
+            model = costs.bytes if isinstance(target, MaxBytes) else costs.macs
+            return model.share(self.least) > target.value + 1e-9
+        budget = target.budget(costs)
+        cost = budget.cost_per_unit(len(self.least))
+        return math.fsum(map(operator.mul, self.least, cost)) > budget.allowed + _slack(budget)
 
     def _reachable(self, target: Target, costs: Costs) -> str:
         """What the target could be, in words."""
@@ -138,6 +146,11 @@ class PatternRoom:
                 f"{'whole layers' if self.least else 'whole blocks'}"
             )
         return notes
+
+
+def _is_of_the_rest(target: Target, costs: Costs) -> bool:
+    """Whether layers that cannot be pruned exceed a target, which is then one of the others."""
+    return isinstance(target, MaxMacs) and target.shortfall(costs) is not None
 
 
 def _slack(budget: Budget) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from secateur.core.methods import Magnitude
 from secateur.core.patterns import UnitPattern
+from secateur.errors import OptionError
 from secateur.network.folding import Folding
 from secateur.network.graph import Graph
 from secateur.network.layers import Layer
@@ -138,8 +139,8 @@ class PruningRun:
         Raises:
             OptionError: nothing that is pruned could meet the target; names what could.
         """
-        self.target.budget(self.costs)
         self.room.check(self.target, self.costs, self.recipe.allocation)
+        self.target.budget(self.costs)
 
     @cached_property
     def room(self) -> PatternRoom:
@@ -192,7 +193,8 @@ class PruningRun:
         *before, last = self.recipe.targets(target)
         if self.room.least:
             return [last]  # less zeros are fewer layers, not an easier problem in each
-        return [*(step for step in before if self._is_worth_a_walk(step)), last]
+        on_the_way = (step for step in before if self._is_easier(step, last))
+        return [*(step for step in on_the_way if self._is_worth_a_walk(step)), last]
 
     def reconstructs(self, target: Target) -> bool:
         """Whether blocks are trained after the walk to a target."""
@@ -225,6 +227,13 @@ class PruningRun:
         if self.recipe.reconstruction is None:
             return False
         return self._zeros(target) > self.recipe.reconstruction_from - 1e-9
+
+    def _is_easier(self, step: Target, target: Target) -> bool:
+        """Whether more may stay; not so where layers left dense exceed the target, not the step."""
+        try:
+            return step.budget(self.costs).allowed > target.budget(self.costs).allowed
+        except OptionError:
+            return False
 
     def _is_worth_a_walk(self, target: Target) -> bool:
         return self._zeros(target) > self.recipe.schedule_from - 1e-9
