@@ -355,6 +355,24 @@ def test_a_missing_kernel_is_one_sentence(network, data, monkeypatch):
         secateur.accelerate(network, data, kernels=SPARSE)
 
 
+def test_a_file_is_refused_before_it_is_pruned():
+    from onnx_models import as_onnx, network
+
+    seen = []
+    given = {
+        "runtime": "torch-int8-sparse",
+        "sparsity": 0.5,
+        "progress": lambda *of: seen.append(of),
+    }
+    images = torch.randn(40, 3, 8, 8)
+    for call in (secateur.prune, secateur.plan):
+        with pytest.raises(ModelError, match=r"is an .onnx file.*expected a torch.nn.Module"):
+            call(as_onnx(network()), images, **given)
+    with pytest.raises(ModelError, match=r"is an .onnx file, expected a torch.nn.Module"):
+        secateur.accelerate(as_onnx(network()), images)
+    assert not seen
+
+
 def test_what_has_no_such_layers_is_refused(data):
     with pytest.raises(ModelError, match="no layer can run an INT8 kernel"):
         secateur.accelerate(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), torch.randn(32, 3, 8, 8))

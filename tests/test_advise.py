@@ -137,6 +137,17 @@ def test_a_pattern_that_fits_no_layer_says_why(images) -> None:
     assert found.lost == ""
 
 
+def test_a_runtime_that_prune_would_refuse_says_why(images) -> None:
+    """Its layers are in the pattern, but of sizes that the runtime has no sparse kernels for."""
+    small = nn.Sequential(nn.Flatten(), *(nn.Linear(192 // n, 192 // (n + 1)) for n in (1, 2, 3)))
+    found = secateur.advise(small.eval(), images, seconds=0, judge="values", progress=False)
+    each = row(found, "torch-cuda-2:4")
+    with pytest.raises(secateur.ModelError, match="zeros would bring nothing") as refused:
+        secateur.plan(small, images, runtime=each.runtime, progress=False)
+    reason = each.note.removeprefix("zeros would bring nothing there: ")
+    assert f"({reason})" in str(refused.value)
+
+
 def test_a_metric_is_what_is_lost(images) -> None:
     found = secateur.advise(
         network(),

@@ -88,6 +88,12 @@ def test_a_compiler_that_fails_is_noted(tokens: Any, monkeypatch: Any) -> None:
 def test_mistakes_are_one_sentence(tokens: Any) -> None:
     with pytest.raises(OptionError, match="no mask"):
         module.bench_modules(nn.Linear(4, 4), torch.randn(40, 4), lengths=[8], rounds=10)
+    with pytest.raises(
+        ModelError, match=r"does not run on the data \(pruned, float32: .*Expected 3D"
+    ):
+        module.bench_modules(
+            nn.Linear(4, 4), torch.randn(40, 4), pruned=nn.Conv2d(3, 4, 1), rounds=10
+        )
     with pytest.raises(OptionError, match="rounds is 3"):
         module.bench_modules(Encoder(), tokens, rounds=3)
 

@@ -28,6 +28,7 @@ from secateur.hardware.acceleration.run import accelerate
 from secateur.hardware.compare_latency import compare
 from secateur.hardware.layer_worker import ENGINES
 from secateur.hardware.machine import Machine
+from secateur.hardware.paying import pays_nowhere
 from secateur.hardware.runtimes import BY_KEY
 from secateur.options import Options
 from secateur.preparation import again, hold_back, prepare
@@ -253,8 +254,15 @@ def _suggestion(job: Job, key: str, tried: _Tried, machine: Machine) -> Suggesti
         return plain
     if key == "storage":
         return replace(plain, what="bytes", share=tried.bytes_fraction)
+    if runtime.pattern != "channels" and (reason := _pays_nowhere(job, key)):
+        return replace(plain, note=f"zeros would bring nothing there: {reason}")
     obstacle = runtime.obstacle_here(machine)
     return replace(plain, note=f"cannot be measured here: {obstacle}" if obstacle else "")
+
+
+def _pays_nowhere(job: Job, key: str) -> str:
+    """Why `prune` would refuse the runtime; empty where it would not."""
+    return "" if job.options.include is not None else pays_nowhere(job.original.layers, key)
 
 
 def _timed(job: Job, plain: Suggestion, tried: _Tried, seconds: float, threads: int) -> Suggestion:

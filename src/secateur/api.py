@@ -24,7 +24,7 @@ from secateur.frontends import asked_or_own
 from secateur.frontends import open as open_model
 from secateur.frontends.first_runs import one_first_run
 from secateur.frontends.torch.onnx_export import CHECKED_IMAGES
-from secateur.low_precision import low_precision
+from secateur.low_precision import check_accelerated, low_precision
 from secateur.options import Options, RuntimeName
 from secateur.parts import part_reports
 from secateur.preparation import example, prepare, zeros_after
@@ -216,6 +216,7 @@ def _pruned(
     """What `prune` returns, in all processes of a group."""
     network, quantize = open_model(model), options.quantize
     check_kind(quantize, network)
+    check_accelerated(options.runtime, network)
     with started(options, progress, group) as (execution, teller):
         job = prepare(network, data, options, evaluation, teller=teller, execution=execution)
         if quantize is not None:
@@ -336,6 +337,7 @@ def plan(
     options = Options.given(locals())
     network = open_model(model)
     check_kind(quantize, network)
+    check_accelerated(options.runtime, network)
     if evaluation is not None:
         prepared = asked_or_own(preprocess, network)
         stream = open_images(evaluation, preprocess=prepared, takes=network.signature.masking(mask))
@@ -390,6 +392,7 @@ def inspect(
     """
     check_arguments(inspect, locals())
     check_device(device)
+    asked = choose_pattern(pattern)
     network = open_model(model)
     few = example(network, shape, data, preprocess).to(device or network.device)
-    return Inspection.of(network.trace(few), choose_pattern(pattern))
+    return Inspection.of(network.trace(few), asked)

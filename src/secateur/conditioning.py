@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from secateur.errors import ModelError
-from secateur.hardware.paying import not_paying
+from secateur.hardware.paying import not_paying, pays_nowhere
 from secateur.network.folding import Folding, fold
 from secateur.network.graph import Graph
 from secateur.options import Options
@@ -81,12 +81,9 @@ def dense_layers(graph: Graph, options: Options) -> Collection[str] | None:
     asked = [options.exclude] if isinstance(options.exclude, str) else [*(options.exclude or ())]
     if options.runtime is None or options.include is not None or options.measures:
         return asked or None
-    reasons = not_paying(graph.layers, options.runtime)
-    usable = [of for of in graph.layers if of.obstacle is None and of.protected is None]
-    if reasons and len(reasons) == len(usable):
+    if reason := pays_nowhere(graph.layers, options.runtime):
         raise ModelError(
-            f"zeros would bring nothing on {options.runtime} ({next(iter(reasons.values()))}), "
-            "expected at least one layer in which they do: choose another runtime, or name layers "
-            "in include="
+            f"zeros would bring nothing on {options.runtime} ({reason}), expected at least one "
+            "layer in which they do: choose another runtime, or name layers in include="
         )
-    return [*asked, *reasons] or None
+    return [*asked, *not_paying(graph.layers, options.runtime)] or None

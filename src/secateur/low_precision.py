@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from secateur.errors import ModelError
 from secateur.export.int8 import Quantized, in_int8
 from secateur.frontends import Frontend
@@ -47,6 +49,20 @@ class LowPrecision:
         if self.why_no_int8:
             found.append(f"no INT8 network was made: {self.why_no_int8}")
         return found
+
+
+def check_accelerated(runtime: str | None, network: Frontend) -> None:
+    """Tells before long work that a network cannot run PyTorch's INT8 kernels, if it should.
+
+    Raises:
+        ModelError: it is no module.
+    """
+    if runtime == INT8_SPARSE and not isinstance(network.model, nn.Module):
+        raise ModelError(
+            f"the model is an {network.suffix} file and the runtime {runtime}, whose kernels run "
+            "in modules only, expected a torch.nn.Module: pass the module that the file was made "
+            "from, or choose another runtime"
+        )
 
 
 def low_precision(job: Job, pruned: Frontend) -> LowPrecision:

@@ -131,7 +131,8 @@ def _check(
         if path.suffix.lower() not in (".onnx", ".xml"):
             raise ModelError(
                 f"got {path}, expected .onnx files (or OpenVINO's .xml): prune with --onnx to get "
-                "one from a PyTorch network"
+                "one from a PyTorch network, or pass --data to measure modules "
+                "(secateur.bench_modules)"
             )
         if not path.is_file():
             raise ModelError(f"{path} is not there, expected a model file: check the path")

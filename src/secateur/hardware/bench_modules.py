@@ -175,6 +175,8 @@ def bench_modules(
     samples = takes.bind(load_images(data, preprocess=how, takes=takes).samples)
     if lengths is not None and samples.mask is None:
         raise OptionError("got lengths, and the data have no mask, expected inputs with one")
+    for name, network in networks.items():
+        _check_runs(name, network, samples.select(slice(1)))
     found, notes = list[ModuleTiming](), list[str]()
     with torch_threads(threads):
         for batch in batches:
@@ -199,6 +201,23 @@ def _module(model: Any) -> TorchFrontend:
             "measures files"
         )
     return network
+
+
+def _check_runs(name: str, network: TorchFrontend, few: Samples) -> None:
+    """Runs a network once.
+
+    Raises:
+        ModelError: it fails.
+    """
+    try:
+        with network.running(few) as run, torch.inference_mode():
+            run(few)
+    except Exception as error:  # whatever the module's own code raises
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelError(
+            f"the network does not run on the data ({name}: {said[:200]}), expected inputs that "
+            "it takes: check the data, and that both are the same network"
+        ) from error
 
 
 def _repeated(samples: Samples, batch: int) -> Samples:

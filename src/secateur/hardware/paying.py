@@ -24,6 +24,13 @@ def not_paying(layers: Sequence[Layer], runtime: str) -> dict[str, str]:
     return {name: reason for name, reason in reasons.items() if reason}
 
 
+def pays_nowhere(layers: Sequence[Layer], runtime: str) -> str:
+    """Why zeros would bring nothing on a runtime; empty where they would in some layer."""
+    reasons = not_paying(layers, runtime)
+    usable = [of for of in layers if of.obstacle is None and of.protected is None]
+    return next(iter(reasons.values()), "") if len(reasons) == len(usable) else ""
+
+
 def pattern_note(runtime: str, pattern: str, *, was_chosen: bool) -> str:
     """Which pattern a network gets for a runtime, and why."""
     of = BY_KEY[runtime]

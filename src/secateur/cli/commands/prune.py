@@ -33,6 +33,7 @@ from secateur.frontends.first_runs import one_first_run
 from secateur.frontends.loading import is_program_file, load_model, saved_suffix
 from secateur.frontends.openvino.runtime import require_openvino
 from secateur.hardware.paying import INT8_SPARSE
+from secateur.low_precision import check_accelerated
 from secateur.options import Options
 from secateur.pruning.recipe import Recipe
 from secateur.render.terminal import print_blocks
@@ -139,6 +140,7 @@ def _read(
     preprocess = with_own(preprocess, asked.preprocess, network.model)
     quantize = "int8" if asked.int8 else None
     check_kind(quantize, network)
+    check_accelerated(asked.runtime, network)
     if asked.out is not None and files:
         check_space(asked.out, _least_bytes(network, files))
     teller.step("reading the images")

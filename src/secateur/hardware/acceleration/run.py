@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +86,7 @@ class Acceleration:
 
 @torch.inference_mode(False)
 def accelerate(
-    model: nn.Module,
+    model: nn.Module | str | Any,
     data: Data,
     *,
     runtime: AcceleratedRuntime = "torch-int8-sparse",
@@ -112,7 +112,7 @@ def accelerate(
         torch.Size([2, 64])
 
     Args:
-        model: a module; not changed.
+        model: a module, or a reference to one; not changed.
         data: calibration data as for `prune` (`secateur.Data`); padding is left out where a mask
             says so. The accelerated module is compared with the one in floats on them.
         runtime: "torch-int8-sparse".
