@@ -166,6 +166,18 @@ def test_padding_is_left_out_of_the_ranges():
         assert error(model(x, mask), net(x, mask)) < 0.005
 
 
+@pytest.mark.parametrize("kernel", ["sparse", "dense"])
+def test_an_input_without_samples_gives_a_row(kernel):
+    """As in floats: one vector for linear layers, one image for convolutions."""
+    linear, point = nn.Sequential(nn.Linear(32, 16)), nn.Sequential(nn.Conv2d(8, 16, 1))
+    for net, data in (
+        (linear.eval(), torch.randn(32, 32)),
+        (point.eval(), torch.randn(32, 8, 4, 4)),
+    ):
+        fast = secateur.accelerate(net, data, kernels=kernel).model
+        assert torch.equal(fast(data[0]), fast(data[:1])[0])
+
+
 def test_one_by_one_convolutions_run_and_others_say_why_not():
     torch.manual_seed(0)
     net = nn.Sequential(

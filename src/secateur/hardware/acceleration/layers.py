@@ -112,6 +112,8 @@ class Int8Layer(nn.Module):
                 f"got an input on {x.device}, expected one on the CPU: PyTorch's INT8 kernels run "
                 "there only"
             )
+        if x.dim() == 1:  # the kernels take rows
+            return self(x.unsqueeze(0)).squeeze(0)
         codes = self.shared.of(x, self.rows)
         found = self._run(codes, self._packed, self.output.scale, self.output.zero).dequantize()
         if self.output_factor is not None:
