@@ -23,6 +23,7 @@ import secateur
 from secateur import Report
 from secateur.cli import app as app_module
 from secateur.cli.app import app
+from secateur.cli.inputs import with_own
 from secateur.frontends.loading import load_model
 from secateur.version import __version__
 
@@ -286,6 +287,15 @@ def test_processes_that_were_started_together_are_refused(monkeypatch):
     )
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert invoke("runtimes").exit_code == 0
+
+
+def test_of_processes_started_together_the_first_alone_says_notes(tmp_path, monkeypatch, capsys):
+    (tmp_path / "own.json").write_text('{"input_size": [3, 8, 8]}')
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, lines in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        assert with_own(None, tmp_path / "own.json") is not None
+        assert capsys.readouterr().err.count("note: pictures are prepared as") == lines
 
 
 def test_few_images_are_a_warning(place, tmp_path):

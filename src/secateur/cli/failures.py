@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TextIO
 
 import typer
 
-from secateur.cli.started import is_another, leave_it_to_the_first
+from secateur.cli.started import is_another, leave_it_to_the_first, say
 from secateur.errors import SecateurError, SecateurWarning, one_line
 from secateur.support.interruptions import begin, interruption
 
@@ -46,8 +46,8 @@ def one_sentence() -> Iterator[None]:
         fail("out of memory: use fewer images (--max-images)")
     finally:
         for warning in caught:
-            if issubclass(warning.category, SecateurWarning) and not is_another():
-                typer.echo(f"secateur: warning: {one_line(str(warning.message))}", err=True)
+            if issubclass(warning.category, SecateurWarning):
+                say(f"warning: {one_line(str(warning.message))}")
 
 
 def comes_of_interruption(error: BaseException) -> bool:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from secateur.cli.shared_options import Fit, Pictures, Texts
+from secateur.cli.started import say
 from secateur.core.outputs import JUDGES, Judge
 from secateur.data.preprocess import ModelPreprocess, Preprocess, completed
 from secateur.data.sources import Images, load_images, open_images
@@ -97,13 +96,12 @@ def with_own(
     else:
         own, who = next(filter(None, map(own_preprocess, networks)), None), "the network"
     if isinstance(own, ModelText):
-        typer.echo(f"secateur: note: texts are tokenized as {who} says ({own})", err=True)
+        say(f"note: texts are tokenized as {who} says ({own})")
         return own if asked is None else asked
     if own is not None:
-        typer.echo(
-            f"secateur: note: pictures are prepared as {who} says ({own}), but for what "
-            "--size, --resize, --mean and --std say",
-            err=True,
+        say(
+            f"note: pictures are prepared as {who} says ({own}), but for what --size, --resize, "
+            "--mean and --std say"
         )
     return completed(asked, own)
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import typer
 
+from secateur.cli.started import is_another
 from secateur.support.progress import Teller, telling
 from secateur.support.wording import counted
 
 
 def working(quiet: bool | None) -> AbstractContextManager[Teller]:
-    """Tells on standard error what is being done; print the result after it."""
-    return telling(not quiet)
+    """Tells on standard error what is being done, in the first process; print the result after."""
+    return telling(not (quiet or is_another()))
 
 
 def sizes(folder: Path) -> dict[Path, int]:

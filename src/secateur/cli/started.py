@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 
+import typer
+
 from secateur.errors import OptionError
 
 SHARED = ("prune",)  # commands whose work is shared out
@@ -20,6 +22,12 @@ def count() -> int:
 def is_another() -> bool:
     """Whether another process shows progress, prints and writes."""
     return count() > 1 and os.environ.get("RANK", "0") != "0"
+
+
+def say(sentence: str) -> None:
+    """A note or a warning on standard error; in other processes nothing, for the first says it."""
+    if not is_another():
+        typer.echo(f"secateur: {sentence}", err=True)
 
 
 def leave_it_to_the_first() -> None:

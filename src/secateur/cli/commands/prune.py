@@ -81,7 +81,7 @@ def _check(asked: options.Prune, recipe: Recipe) -> None:
 
 
 def _show_plan(asked: options.Prune, recipe: Recipe, preprocess: Preprocess | Text | None) -> None:
-    with working(asked.quiet or is_another()) as teller:
+    with working(asked.quiet) as teller:
         network, images, arguments = _read(asked, [], recipe, preprocess, teller)
         plan = api.plan(network, images, **arguments)
     print_blocks(plan.blocks())
@@ -94,14 +94,14 @@ def _prune(
     recipe: Recipe,
     preprocess: Preprocess | Text | None,
 ) -> None:
-    with working(asked.quiet or is_another()) as teller:
+    with working(asked.quiet) as teller:
         network, images, arguments = _read(asked, files, recipe, preprocess, teller)
+        if is_another():
+            api.prune(network, images, **arguments)
+            return
         with one_first_run():
-            if not is_another():
-                _rehearse(asked, files, network, images.samples, teller)
+            _rehearse(asked, files, network, images.samples, teller)
             result = api.prune(network, images, **arguments)
-            if is_another():
-                return
             written, failure = _save(asked, out, result, teller)
             if result.acceleration is not None:
                 result.acceleration.save(out / ACCELERATED, overwrite=asked.force)
