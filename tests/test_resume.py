@@ -339,6 +339,44 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
 
 
+def stop_early(place: Path, *, entry: bool = False, note: bool = False) -> None:
+    """An error once the run has begun."""
+
+    def run() -> None:
+        with opened(place) as journal:
+            journal.check({})
+            chapter = journal.chapter("walk")
+            if entry:
+                chapter.put(0, journals.Run({}))
+            if note:
+                (place / "note.txt").touch()
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        run()
+
+
+def test_a_mistake_before_anything_is_finished_leaves_no_folder(tmp_path):
+    net, images, options = changed("")
+    made, given = tmp_path / "runs" / "1", tmp_path / "given"
+    given.mkdir()
+    nan = torch.where(images == images.max(), torch.nan, images)
+    for place in (made, given):
+        with pytest.raises(secateur.SecateurError):
+            secateur.prune(net, nan, **options, work_dir=place)
+        with pytest.raises(secateur.SecateurError):
+            secateur.prune(net, images, **{**options, "include": "none"}, work_dir=place)
+        stop_early(place)
+    assert [path.name for path in tmp_path.iterdir()] == ["given"]
+    assert sorted(path.name for path in given.iterdir()) == ["entries", "journal.json", "lock"]
+
+
+def test_a_folder_with_something_in_it_outlasts_a_mistake(tmp_path):
+    for name in ("entry", "note"):
+        stop_early(tmp_path / name, **{name: True})
+        assert (tmp_path / name / "journal.json").exists()
+
+
 def test_one_process_at_a_time_uses_a_folder_and_a_killed_one_does_not_block_it(tmp_path):
     program = (
         "import sys, time; from secateur.pruning.journal import opened\n"

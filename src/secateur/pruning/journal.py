@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import warnings
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
@@ -202,6 +203,8 @@ def opened(
 ) -> Generator[Journal, None, None]:
     """The journal in a folder, which no other process may use meanwhile.
 
+    A folder that is made here is removed again where an error leaves nothing finished in it.
+
     Args:
         folder: made where it is missing; None = no journal.
         group: the processes that use it together; None = this one alone.
@@ -221,6 +224,7 @@ def opened(
     with ExitStack() as stack:
         with _refusals(place):
             _check_place(place)
+            made = [of for of in (place, *place.parents) if not of.exists()]
             place.mkdir(parents=True, exist_ok=True)
             is_ours = stack.enter_context(locked(place / _LOCK))
         if not is_ours:
@@ -233,10 +237,29 @@ def opened(
                 left.unlink(missing_ok=True)
         try:
             yield Journal(place, asked, group=group)
-        except KeyboardInterrupt as interrupt:
-            if (place / _RUN).exists():
-                interrupt.add_note(f"the same call goes on from what is finished in {place}")
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and (place / _RUN).exists():
+                error.add_note(f"the same call goes on from what is finished in {place}")
+            else:
+                _remove_unused(made)
             raise
+
+
+def _remove_unused(made: Sequence[Path]) -> None:
+    """Removes a work folder in which nothing is finished, and folders around it.
+
+    Args:
+        made: those that the call has made, the work folder first. On Windows, where files that are
+            held open cannot be removed, they stay.
+    """
+    with suppress(OSError):
+        for place in made[:1]:
+            files = [path.name for path in place.rglob("*") if path.is_file()]
+            if not {*files} <= {_RUN, _LOCK}:
+                return
+            shutil.rmtree(place)
+        for folder in made[1:]:
+            folder.rmdir()
 
 
 def _check_place(place: Path) -> None:
