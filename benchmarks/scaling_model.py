@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from secateur.pruning.allocations.sensitivity import FEW_SAMPLES, MANY_VALUES, Sensitivity
 from secateur.pruning.sampling import Sampling
 
 KINDS = ("forward", "judged", "statistics", "solves", "factors", "layers")
 SPARSITY = 0.7
 
 WALKS, FITS, LEVELS, RUN_LEVELS = 2, 4, 10, 3
-JUDGED = 64  # samples; 16 where an output has 128 values (`enough_to_judge`)
 PASSES = 2 + 2 * WALKS + 2  # measuring and the report; two streams a walk; measuring anew
 STEPS = 40  # of ADMM and conjugate gradients together: a scale that the fit takes out
 
@@ -63,7 +63,8 @@ class Shape:
 def work_of(layers: list[Shape], macs: int, samples: int, outputs: int) -> Work:
     """What a run to 70 % zeros computes."""
     taken = [min(Sampling().count(of.columns), of.positions * samples) for of in layers]
-    judged = min(16 if outputs >= 128 else JUDGED, samples // 4)
+    most = FEW_SAMPLES if outputs >= MANY_VALUES else Sensitivity.images  # `enough_to_judge`
+    judged = min(most, samples // 4)
     return Work(
         forward=PASSES * 2 * macs * samples / 1e12,
         judged=RUN_LEVELS * 2 * judged * sum(of.after for of in layers) / 1e12,

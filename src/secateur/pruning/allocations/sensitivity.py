@@ -25,8 +25,8 @@ from secateur.pruning.sharing import Task, cost_of, divided, memory_of
 from secateur.pruning.streams import DualStream
 from secateur.support.settings import at_least, between, check_settings, from_to
 
-_MANY = 128  # values in an output from which on it says much of a sample
-_FEW = 16  # samples at least that are run then
+MANY_VALUES = 128  # in an output, from which on it says much of a sample
+FEW_SAMPLES = 16  # at least that are run then
 _LEAST = 1e-6  # sparsity of a layer that is in its pattern already
 
 
@@ -359,9 +359,9 @@ def enough_to_judge(graph: Graph, samples: Samples) -> Samples:
     with torch.no_grad():
         stream.advance(len(graph.ops))
     output = torch.as_tensor(stream.values[graph.outputs[0]])
-    if output.numel() < _MANY * len(few):
+    if output.numel() < MANY_VALUES * len(few):
         return samples
-    return samples.select(slice(None, None, max(1, len(samples) // _FEW)))
+    return samples.select(slice(None, None, max(1, len(samples) // FEW_SAMPLES)))
 
 
 def split_samples(samples: Samples, judging: int) -> tuple[Samples, Samples]:
