@@ -1,4 +1,4 @@
-"""The fit of one layer: statistics gathered chunk by chunk, and the problem solved."""
+"""The fit of one layer: its statistics made a problem, and the problem solved."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secateur.core.methods import Method, needs_folds, stored_patches
+from secateur.core.methods import Method
 from secateur.core.patterns import Pattern, UnitPattern, Unstructured
 from secateur.core.problem import Problem, Solution
-from secateur.core.statistics import ChunkSums, Statistics, merged
+from secateur.core.statistics import Statistics, merged
 from secateur.errors import NumericalError
 from secateur.network.graph import Graph
 from secateur.network.layers import Layer
-from secateur.pruning.sampling import Draw, Sampling
-from secateur.pruning.streams import LayerChunk, LayerChunks
+from secateur.pruning.gathering import MIXED, ColumnBlock, Gathering
+from secateur.pruning.sampling import Sampling
+from secateur.pruning.streams import LayerChunks
 from secateur.support.wording import counted
-
-_MIXED = "its output positions cannot be told apart by image"  # why there are no folds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,19 +53,6 @@ class LayerSolution:
 
     result: LayerResult
     changes: list[dict[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """A block of a wide layer's columns.
-
-    Attributes:
-        where: which columns.
-        new: weights of the layer; of the columns before these they are solved.
-    """
-
-    where: slice
-    new: Tensor
 
 
 class LayerFit:
@@ -135,7 +121,7 @@ class LayerFit:
         solutions: list[Solution] = []
         problem: Problem | None = None
         for columns, share in zip(bounds, shares, strict=True):
-            problem = self.problem(method, _Columns(columns, new), solver)
+            problem = self.problem(method, ColumnBlock(columns, new), solver)
             if problem is not None:
                 solution = _named(self.layer, method.solve, problem, pattern, share)
                 solutions.append(self._as_stored(solution, problem, new, columns))
@@ -172,7 +158,7 @@ class LayerFit:
         return self._solution([self._as_stored(solution, problem, self.dense)], problem)
 
     def problem(
-        self, method: Method, block: _Columns | None = None, solver: int = 0
+        self, method: Method, block: ColumnBlock | None = None, solver: int = 0
     ) -> Problem | None:
         """The problem of the layer, or of a block of its columns. Runs through the chunks.
 
@@ -181,7 +167,15 @@ class LayerFit:
             block: the columns; None = all.
             solver: the process that gets it; there is None in the others.
         """
-        gathered = _Gathering(self, method, block)
+        gathered = Gathering(
+            self.chunks,
+            method,
+            index=self.index,
+            sampling=self.sampling,
+            dense=self.dense,
+            block=block,
+            no_folds=self.no_folds,
+        )
         if not gathered.run(solver):
             return None
         parts, folds, no_folds = gathered.statistics(), None, gathered.no_folds
@@ -221,7 +215,7 @@ class LayerFit:
         if any(layout is None for layout in layouts):
             return "all images are the same"
         if any(layout.inner is None and not layout.constant for layout in layouts if layout):
-            return _MIXED
+            return MIXED
         return ""
 
     def _problem(self, statistics: Statistics, columns: slice) -> Problem:
@@ -313,105 +307,6 @@ class LayerFit:
         if len(self.layer.calls) > 1:
             notes.append(f"weight used {len(self.layer.calls)} times: one fit for all")
         return tuple(dict.fromkeys(notes))
-
-
-@dataclass(frozen=True)
-class _Sums:
-    """What a chunk of samples gives at one call.
-
-    Attributes:
-        call, number, first: of the chunk, see `LayerChunk`.
-        folds: the sums of each fold; None where it has none of the samples.
-        stored: samples that are kept as they are.
-        mixed: whether nobody knows which position belongs to which sample.
-    """
-
-    call: int
-    number: int
-    first: int
-    folds: list[ChunkSums | None]
-    stored: tuple[Tensor, Tensor] | None
-    mixed: bool
-
-
-class _Gathering:
-    """Statistics of a layer's chunks: of all samples, or of each fold where the method needs them.
-
-    Of a block of columns the other columns' share is taken out of the outputs. Columns already
-    solved count as they will be deployed, so that each block compensates for the errors of earlier
-    ones; columns to come count as in the dense network.
-    """
-
-    def __init__(self, fit: LayerFit, method: Method, block: _Columns | None) -> None:
-        self.fit, self.block, self.no_folds = fit, block, fit.no_folds
-        apart = needs_folds(method) and not self.no_folds
-        self.folds = [Statistics() for _ in range(2 if apart else 1)]
-        self.draws = self._draws(stored_patches(method))
-        self.patches: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-
-    def _draws(self, patches: int) -> dict[int, tuple[Draw, Draw | None]]:
-        """Which positions are sampled at each call, and which of these are stored."""
-        fit, calls = self.fit, [call.op for call in self.fit.layer.calls]
-        positions = fit.sampling.count(fit.layer.columns)
-        counts = [positions] * len(calls) + [patches] * len(calls) * (patches > 0)
-        draws = fit.sampling.draws(fit.index, fit.chunks.samples, *counts)
-        stored = draws[len(calls) :] or [None] * len(calls)
-        return dict(zip(calls, zip(draws, stored, strict=False), strict=True))
-
-    def run(self, solver: int) -> bool:
-        """Runs through the chunks, those of each process there; whether this one has all sums."""
-        group, chunks = self.fit.group, self.fit.chunks
-        for number in range(len(chunks)):
-            owner = group.owner(number)
-            if owner == group.rank:
-                for chunk in chunks.of(number):
-                    sums = self.sums(chunk)
-                    del chunk  # before the next one is run
-                    self.include(sums) if solver == group.rank else group.send(sums, solver)
-            elif solver == group.rank:
-                for _ in chunks.layer.calls:
-                    self.include(group.receive(owner))
-        return solver == group.rank
-
-    def sums(self, chunk: LayerChunk) -> _Sums:
-        """The sums of one chunk."""
-        sampled = chunk.sample(*self.draws[chunk.call.op])
-        x, y = sampled.inputs, sampled.outputs
-        whole = None
-        if self.block is not None:
-            columns, new, whole = self.block.where, self.block.new, y
-            y = y - x[..., : columns.start] @ new[..., : columns.start].mT
-            y -= sampled.dense_inputs[..., columns.stop :] @ self.fit.dense[..., columns.stop :].mT
-            x = x[..., columns]
-        weight = self.fit.dense if sampled.is_dense and self.block is None else None
-        middle = sampled.middle if len(self.folds) == 2 else x.shape[1]
-        folds: list[ChunkSums | None] = []
-        for _, at in zip(self.folds, (slice(middle), slice(middle, None)), strict=False):
-            part = None if whole is None else whole[:, at]
-            folds.append(ChunkSums.of(x[:, at], y[:, at], part, weight))
-        stored = (x[:, sampled.patches], y[:, sampled.patches]) if len(sampled.patches) else None
-        mixed = not (chunk.has_samples or chunk.is_shared)
-        return _Sums(chunk.call.op, chunk.number, chunk.first, folds, stored, mixed)
-
-    def include(self, sums: _Sums) -> None:
-        """Adds them."""
-        for fold, part in zip(self.folds, sums.folds, strict=True):
-            fold.include(sums.number, part)
-        if sums.stored is not None:
-            self.patches[sums.call, sums.first] = sums.stored
-        if sums.mixed:
-            self.no_folds = self.no_folds or _MIXED
-
-    def statistics(self) -> list[Statistics]:
-        """The sums of each fold, and the stored samples in an order that is the same always."""
-        if not any(fold.samples for fold in self.folds):  # a layer on what was found in the images
-            raise NumericalError(
-                f"layer {self.fit.layer.name}: it gets no input at all from the calibration "
-                "images, expected some: add images, or leave it out with exclude"
-            )
-        for key in sorted(self.patches):
-            self.folds[0].store(*self.patches[key])
-        return self.folds
 
 
 def is_wide(layer: Layer, sampling: Sampling) -> bool:
