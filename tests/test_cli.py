@@ -904,10 +904,8 @@ def test_a_signal_leaves_nothing(place, tmp_path, signal):
 @pytest.mark.parametrize(
     ("arguments", "lines"),
     [
-        (["recipe", "paper"], 0),
         (["--help"], 1),
         (["report", "@long.json"], 0),
-        (["report", "@long.json"], 1),
     ],
 )
 def test_a_reader_that_has_read_enough_is_no_mistake(tmp_path, arguments, lines):

@@ -92,9 +92,8 @@ CASES: dict[str, dict[str, Any]] = {
     },
 }
 VISITS = {
-    "channels": (1, 2, 3, 4, 6, 7, 8, 9),
-    "zeros": (1, 3, 5, 7, 9, 11, 13, 15, 19),
-    "a search": (2, 4, 6),
+    "channels": (1, 4, 7, 9),
+    "zeros": (1, 5, 9, 13, 19),
 }
 
 
@@ -206,7 +205,7 @@ def test_measured_times_come_back_as_they_were(tmp_path):
     assert [entry and entry.record for entry in entries] == [times, ratio]
 
 
-@pytest.mark.parametrize("write", [1, 4, 7, 12, 16])
+@pytest.mark.parametrize("write", [1, 7, 16])
 def test_a_run_stopped_while_it_writes_goes_on_to_the_same_bytes(tmp_path, monkeypatch, write):
     options: dict[str, Any] = {"sparsity": 0.7, "recipe": recipe()}
     whole = secateur.prune(network(), IMAGES, **options)

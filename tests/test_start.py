@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-from test_layout import ORDER, folder
 
 import secateur
 from secateur.cli.app import COMMANDS
@@ -79,20 +78,3 @@ def test_modules_need_no_import_of_their_own():
 def test_an_unknown_name_is_an_attribute_error(name):
     with pytest.raises(AttributeError, match=f"'secateur' has no attribute '{name}'"):
         getattr(secateur, name)
-
-
-def test_any_module_can_be_the_first_to_be_imported():
-    """The first of its folder: nothing imports from the folders below (tests/test_layout.py)."""
-    found = pkgutil.walk_packages(secateur.__path__, "secateur.")
-    names = [of.name for of in found if not of.name.endswith("__main__")]
-    folders = [[name for name in names if folder(name) == own] for own in ORDER]
-    assert sorted(names) == sorted(name for own in folders for name in own)
-    fresh(
-        f"import importlib, sys\nimport secateur\nfor names in {folders}:\n"
-        "    for name in names:\n"
-        "        top = '.'.join(name.split('.')[:2])\n"
-        "        vars(secateur).pop(top.split('.')[1], None)\n"
-        "        for of in [of for of in sys.modules if f'{of}.'.startswith(f'{top}.')]:\n"
-        "            del sys.modules[of]\n"
-        "        importlib.import_module(name)\n"
-    )
