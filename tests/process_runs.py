@@ -131,7 +131,10 @@ def run(name: str, rank: int, folder: Path) -> Any:
 def main() -> None:
     folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    meeting = f"file://{folder / 'meeting'}"  # a port may be taken by another test meanwhile
+    dist.init_process_group(
+        "gloo", init_method=meeting, rank=rank, world_size=int(os.environ["WORLD_SIZE"])
+    )
     found = {name: run(name, rank, folder) for name in sys.argv[2:] or ["failures", *RUNS]}
     (folder / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
