@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import onnx_models
 import pytest
@@ -329,3 +330,15 @@ def test_a_recipe_turns_it_on_and_off(tmp_path) -> None:
     assert Recipe.load(tmp_path / "mine.toml") == recipe
     assert Recipe().permutation is None
     assert "permutation" not in Recipe().settings()
+
+
+def test_the_default_recipe_says_so_where_it_changed_the_order() -> None:
+    def told(net: nn.Module, images: Tensor, **options: Any) -> tuple[bool, bool]:
+        report = secateur.prune(net, images, pattern="2:4", progress=False, **options).report
+        noted = any("were put in an order" in note for note in report.notes)
+        return noted, ChannelPermutation.summary in report.summary
+
+    assert told(mixed(), IMAGES) == (True, True)
+    torch.manual_seed(0)
+    alone = nn.Linear(16, 8).eval().requires_grad_(False)  # its inputs are the network's
+    assert told(alone, torch.randn(200, 16), include="weight") == (False, False)

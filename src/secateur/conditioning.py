@@ -13,8 +13,9 @@ from secateur.options import Options
 from secateur.pruning.alignment import Alignment
 from secateur.pruning.execution import Execution
 from secateur.pruning.layer_selection import select_layers
-from secateur.pruning.permutation import Permutation, is_orderable
+from secateur.pruning.permutation import ChannelPermutation, Permutation, is_orderable
 from secateur.pruning.recalibration import Recalibration, recalibrate
+from secateur.pruning.recipe import Recipe
 from secateur.pruning.targets import Sparsity
 from secateur.tracing import Traced
 
@@ -62,14 +63,20 @@ def condition(
 def in_order(graph: Graph, traced: Traced, options: Options, chunk: int) -> Permutation:
     """Puts channels in the order that suits the pattern, where the recipe says so."""
     recipe, target = options.recipe, options.target
-    if recipe.permutation is None or not is_orderable(recipe.pattern):
+    permutation = permuting(recipe)
+    if permutation is None:
         return Permutation()
     dense = dense_layers(graph, options)
     layers = select_layers(graph.layers, options.include, dense, recipe.pattern)
     zeros = target.value if isinstance(target, Sparsity) else 0.5
-    return recipe.permutation.permute(
+    return permutation.permute(
         graph, traced.samples, layers, recipe.pattern, zeros=zeros, chunk=chunk
     )
+
+
+def permuting(recipe: Recipe) -> ChannelPermutation | None:
+    """What puts channels in order; None where the recipe has none, or order changes nothing."""
+    return recipe.permutation if is_orderable(recipe.pattern) else None
 
 
 def dense_layers(graph: Graph, options: Options) -> Collection[str] | None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from secateur.conditioning import Conditioned, condition, dense_layers
+from secateur.conditioning import Conditioned, condition, dense_layers, permuting
 from secateur.core.outputs import has_one_answer, is_scores, rows_of
 from secateur.core.patterns import Channels, Unstructured
 from secateur.data.preprocess import Transform
@@ -183,7 +183,7 @@ def again(job: Job, options: Options) -> Job:
         folding=job.run.folding,
     )
     chunk, execution = job.run.chunk, job.run.execution
-    if job.permutation.changes or options.recipe.permutation is not None:
+    if job.permutation.changes or permuting(options.recipe) is not None:
         conditioned = condition(traced, options, job.images.synthetic is not None, chunk, execution)
     run = select(job.model, traced, conditioned, options, chunk, execution)
     return replace(job, options=options, permutation=conditioned.permutation, run=run, timing=None)
@@ -311,6 +311,7 @@ def select(
         sampling=Sampling(max_columns=options.max_columns, seed=options.seed),
         chunk=chunk,
         execution=execution,
+        reordered=bool(conditioned.permutation.changes),
     )
     if is_channels:
         run = with_channels(run, model, traced, options)

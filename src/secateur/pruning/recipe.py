@@ -31,7 +31,7 @@ from secateur.core.patterns import PATTERNS, Pattern, UnitPattern, Unstructured,
 from secateur.errors import OptionError
 from secateur.pruning.alignment import ChannelAlignment
 from secateur.pruning.allocations import ALLOCATIONS, Allocation, NormalizedMagnitude, Sensitivity
-from secateur.pruning.permutation import ChannelPermutation, is_orderable
+from secateur.pruning.permutation import ChannelPermutation
 from secateur.pruning.reconstruction import BlockReconstruction
 from secateur.pruning.streams import Inputs
 from secateur.pruning.targets import Target
@@ -106,18 +106,24 @@ class Recipe:
         return [*(easier for easier in relaxed if easier), target]
 
     def summary(
-        self, *, reconstructed: bool, allocates: bool = True, allocation: Any = None
+        self,
+        *,
+        reconstructed: bool,
+        reordered: bool = False,
+        allocates: bool = True,
+        allocation: Any = None,
     ) -> list[str]:
         """What it does, in sentences for readers new to pruning.
 
         Args:
             reconstructed: whether blocks were trained.
+            reordered: whether channels were put in another order.
             allocates: whether the allocation had anything to choose.
             allocation: what divided the target among layers; None = the recipe's own.
         """
         parts = [self.alignment, *stages(self.method)]
         parts[1:1] = [allocation or self.allocation] * allocates
-        parts[1:1] = [self.permutation] * is_orderable(self.pattern)
+        parts[1:1] = [self.permutation] * reordered
         parts[1:1] = [self.pattern] * isinstance(self.pattern, UnitPattern)
         parts += [self.reconstruction] if reconstructed else []
         return [summary_of(part) for part in parts if part is not None]
@@ -253,8 +259,17 @@ GRADUAL: dict[str, Any] = {"schedule": (0.1, 0.0), "schedule_from": 0.5}
 
 RecipeName = Literal["default", "tuned", "paper"]
 RECIPES = {
-    "default": Recipe(**GRADUAL, reconstruction=BlockReconstruction(), reconstruction_from=0.75),
-    "tuned": Recipe(**GRADUAL, reconstruction=BlockReconstruction(steps=300)),
+    "default": Recipe(
+        **GRADUAL,
+        permutation=ChannelPermutation(),
+        reconstruction=BlockReconstruction(),
+        reconstruction_from=0.75,
+    ),
+    "tuned": Recipe(
+        **GRADUAL,
+        permutation=ChannelPermutation(),
+        reconstruction=BlockReconstruction(steps=300),
+    ),
     "paper": Recipe(
         method=AdamCalibration(base=BiasCorrection(base=WeightCorrection())),
         allocation=NormalizedMagnitude(),

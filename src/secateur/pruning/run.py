@@ -59,6 +59,7 @@ class PruningRun:
         chunk: samples per run of an operation.
         on_layer: called with a layer's name whenever a layer is done, `visits` times at most.
         execution: where it keeps what is finished, in how much memory, and by which processes.
+        reordered: whether channels of the network were put in another order.
     """
 
     recalibration: Recalibration
@@ -72,6 +73,7 @@ class PruningRun:
     chunk: int
     on_layer: Callable[[str], Any] = ignore
     execution: Execution = field(default_factory=Execution)
+    reordered: bool = False
 
     @cached_property
     def graph(self) -> Graph:
@@ -169,7 +171,9 @@ class PruningRun:
 
     def summary(self, *, reconstructed: bool) -> list[str]:
         """What was done, in sentences for readers new to pruning."""
-        return self.recipe.summary(reconstructed=reconstructed, allocates=self.allocates)
+        return self.recipe.summary(
+            reconstructed=reconstructed, reordered=self.reordered, allocates=self.allocates
+        )
 
     def shortfall(self) -> list[str]:
         """A warning where no choice of layers could meet the target."""
