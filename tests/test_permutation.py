@@ -27,7 +27,7 @@ from secateur.pruning.layer_selection import in_pattern
 from secateur.pruning.permutation import ChannelPermutation, blocks_of_units, saliencies
 from secateur.pruning.recipe import RECIPES, Recipe
 
-EVERY = ChannelPermutation(least_gain=0.0)
+EVERY = ChannelPermutation(least_gain=0.0, blocks=True)
 ORDERED = {"recipe": Recipe(permutation=EVERY), "progress": False}
 
 
@@ -334,11 +334,13 @@ def test_a_recipe_turns_it_on_and_off(tmp_path) -> None:
 
 def test_the_default_recipe_says_so_where_it_changed_the_order() -> None:
     def told(net: nn.Module, images: Tensor, **options: Any) -> tuple[bool, bool]:
-        report = secateur.prune(net, images, pattern="2:4", progress=False, **options).report
+        options = {"pattern": "2:4", "progress": False, **options}
+        report = secateur.prune(net, images, **options).report
         noted = any("were put in an order" in note for note in report.notes)
         return noted, ChannelPermutation.summary in report.summary
 
     assert told(mixed(), IMAGES) == (True, True)
+    assert told(mixed(), IMAGES, pattern="1x4", sparsity=0.5) == (False, False)
     torch.manual_seed(0)
     alone = nn.Linear(16, 8).eval().requires_grad_(False)  # its inputs are the network's
     assert told(alone, torch.randn(200, 16), include="weight") == (False, False)

@@ -13,7 +13,7 @@ from secateur.options import Options
 from secateur.pruning.alignment import Alignment
 from secateur.pruning.execution import Execution
 from secateur.pruning.layer_selection import select_layers
-from secateur.pruning.permutation import ChannelPermutation, Permutation, is_orderable
+from secateur.pruning.permutation import ChannelPermutation, Permutation
 from secateur.pruning.recalibration import Recalibration, recalibrate
 from secateur.pruning.recipe import Recipe
 from secateur.pruning.targets import Sparsity
@@ -76,7 +76,8 @@ def in_order(graph: Graph, traced: Traced, options: Options, chunk: int) -> Perm
 
 def permuting(recipe: Recipe) -> ChannelPermutation | None:
     """What puts channels in order; None where the recipe has none, or order changes nothing."""
-    return recipe.permutation if is_orderable(recipe.pattern) else None
+    found = recipe.permutation
+    return found if found is not None and found.suits(recipe.pattern) else None
 
 
 def dense_layers(graph: Graph, options: Options) -> Collection[str] | None:

@@ -67,8 +67,8 @@ class ChannelPermutation:
 
     of all layers that read them, w with a following BatchNorm's scale, x in the dense network.
     Inputs and outputs of the network, and channels that are fixed for another reason, stay where
-    they are; channels of an attention's heads stay in their heads. For patterns n:m and blocks of
-    one row; nothing happens for others.
+    they are; channels of an attention's heads stay in their heads. For patterns n:m, and for
+    blocks of one row if asked for; nothing happens for others.
     Source: Pool and Yu, "Channel permutations for N:M sparsity", NeurIPS 2021, with w_ij^2 alone.
 
     Attributes:
@@ -76,6 +76,8 @@ class ChannelPermutation:
             present one, as a share; otherwise channels stay where they are.
         rows: that a search looks at, of all layers that read the channels together; more are
             thinned out evenly.
+        blocks: whether for blocks of one row too. MiniLM with 60 % zeros in blocks of 1x4 lost
+            as much with it as without, and the call took a sixth longer.
     """
 
     name: ClassVar[str] = "channel-permutation"
@@ -85,9 +87,14 @@ class ChannelPermutation:
 
     least_gain: float = 0.01
     rows: int = 4096
+    blocks: bool = False
 
     def __post_init__(self) -> None:
         check_settings(self, least_gain=Range(low=0, high=1, open_high=True), rows=at_least(1))
+
+    def suits(self, pattern: Pattern) -> bool:
+        """Whether channels are put in order for a pattern."""
+        return is_orderable(pattern) and (self.blocks or not isinstance(pattern, Block))
 
     @torch.no_grad()
     def permute(
@@ -115,7 +122,7 @@ class ChannelPermutation:
 
         Cost: one forward pass, and the search: rows * channels^2 for each coupling.
         """
-        if not is_orderable(pattern):
+        if not (self.suits(pattern) and is_orderable(pattern)):
             return Permutation()
         chosen = {str(layer.parameter): layer for layer in layers}
         found = [of for of in find_couplings(graph) if can_be_reordered(of, graph)]
