@@ -239,6 +239,8 @@ _NUMERIC = [
     "walk",
     "zeros_before",
 ]
+_GONE = {of for of in _SHAPES + _NUMERIC if not Path(__file__).with_name(f"test_{of}.py").is_file()}
+assert not _GONE, f"{_GONE} have no file"
 
 
 @pytest.hookimpl(wrapper=True)

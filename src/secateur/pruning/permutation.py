@@ -92,7 +92,7 @@ class ChannelPermutation:
     def __post_init__(self) -> None:
         check_settings(self, least_gain=Range(low=0, high=1, open_high=True), rows=at_least(1))
 
-    def suits(self, pattern: Pattern) -> bool:
+    def suits(self, pattern: Pattern) -> TypeGuard[Orderable]:
         """Whether channels are put in order for a pattern."""
         return is_orderable(pattern) and (self.blocks or not isinstance(pattern, Block))
 
@@ -122,7 +122,7 @@ class ChannelPermutation:
 
         Cost: one forward pass, and the search: rows * channels^2 for each coupling.
         """
-        if not (self.suits(pattern) and is_orderable(pattern)):
+        if not self.suits(pattern):
             return Permutation()
         chosen = {str(layer.parameter): layer for layer in layers}
         found = [of for of in find_couplings(graph) if can_be_reordered(of, graph)]
