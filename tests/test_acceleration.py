@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from secateur.hardware.acceleration import kernels
 from secateur.hardware.acceleration.choice import fastest
 from secateur.hardware.acceleration.kernels import Codes, quantized_weight, zero_blocks
 from secateur.hardware.acceleration.layers import Int8Layer, Int8Linear, Integers, SharedInput
+from secateur.hardware.acceleration.saved import save_accelerated
 
 pytestmark = [
     pytest.mark.skipif(bool(kernels.missing("sparse")), reason="PyTorch has no fbgemm here"),
@@ -398,3 +400,35 @@ def test_the_report_can_be_saved_and_told(network, data, tmp_path):
     assert report.layers[0].rows == 64
     assert "5 sparse INT8" in str(report)
     assert "relative error" in str(report)
+
+
+CUDA_MISSING = not torch.cuda.is_available()
+
+
+@pytest.mark.skipif(not CUDA_MISSING, reason="there is a GPU")
+def test_without_a_gpu_2_4_layers_are_refused(network, data, tmp_path):
+    with pytest.raises(ModelError, match=r"torch-cuda-2:4 cannot run here: no CUDA GPU"):
+        secateur.accelerate(network, data, runtime="torch-cuda-2:4")
+    fast = secateur.accelerate(network, data, kernels=DENSE)
+    save_accelerated(fast.model, tmp_path / "x.safetensors", runtime="torch-cuda-2:4")
+    with pytest.raises(ModelError, match=r"is for torch-cuda-2:4, which cannot run here"):
+        secateur.load_accelerated(network, tmp_path / "x.safetensors")
+
+
+def test_options_of_gpus_are_refused_on_cpus(network, data):
+    with pytest.raises(OptionError, match="got cuda_graph with runtime='torch-int8-sparse'"):
+        secateur.accelerate(network, data, cuda_graph=True)
+    with pytest.raises(OptionError, match="expected 'sparse' or 'dense': floats are the dense"):
+        secateur.accelerate(network, data, runtime="torch-cuda-2:4", kernels="float")
+
+
+def test_the_report_of_a_gpu_tells_half_precision_apart(network, data):
+    report = secateur.accelerate(network, data, kernels=DENSE).report
+    times = {"float": 8.0, "half": 4.0, "accelerated": 2.0}
+    said = replace(report, runtime="torch-cuda-2:4", milliseconds=times)
+    assert said.result.startswith(
+        "2.00 times as fast as dense in float16 (2 instead of 4 ms for 1 sample), 4.00 times as "
+        "fast as in float32 (8 ms)"
+    )
+    assert "5 dense because that is faster" in said.result
+    assert "in float16, relative" in said.table().note

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ from secateur.evaluation.results import Loss
 from secateur.frontends import Frontend, asked_or_own
 from secateur.frontends import open as open_model
 from secateur.frontends.first_runs import one_first_run
-from secateur.hardware.acceleration.run import accelerate
+from secateur.hardware.acceleration.run import AcceleratedRuntime, accelerate
 from secateur.hardware.compare_latency import compare
 from secateur.hardware.layer_worker import ENGINES
 from secateur.hardware.machine import Machine
@@ -271,7 +271,7 @@ def _timed(job: Job, plain: Suggestion, tried: _Tried, seconds: float, threads: 
     if not seconds:
         return replace(plain, note="not measured, as asked")
     try:
-        if plain.runtime == "torch-int8-sparse":
+        if plain.runtime in get_args(AcceleratedRuntime):
             return _accelerated(job, plain, tried.network, threads)
         if plain.runtime not in ENGINES:
             return replace(plain, note="secateur bench measures it, once the file is written")
@@ -283,12 +283,17 @@ def _timed(job: Job, plain: Suggestion, tried: _Tried, seconds: float, threads: 
 
 
 def _accelerated(job: Job, plain: Suggestion, network: Frontend, threads: int) -> Suggestion:
-    """On PyTorch's INT8 kernels, and what INT8 has cost beside the zeros."""
+    """On PyTorch's own kernels, and what their precision has cost beside the zeros."""
     if not isinstance(network.model, nn.Module):
         raise ModelError("these kernels are PyTorch's, which runs modules: give the module")
     with warnings.catch_warnings(), torch_threads(threads):
         warnings.simplefilter("ignore", SecateurWarning)  # the note tells which kernels run
-        fast = accelerate(network.model, job.images, mask=job.options.mask)
+        fast = accelerate(
+            network.model,
+            job.images,
+            runtime=cast("AcceleratedRuntime", plain.runtime),
+            mask=job.options.mask,
+        )
     lost = job.evaluate(open_model(fast.model))
     time = fast.report.milliseconds
     return replace(
@@ -296,5 +301,5 @@ def _accelerated(job: Job, plain: Suggestion, network: Frontend, threads: int) -
         share=time["accelerated"] / time["float"],
         lost=lost and lost.lost and lost.lost.amount,
         lost_error=lost and lost.lost and lost.lost.error,
-        note=f"in INT8, against float32; {fast.report.kernels}",
+        note=f"in {BY_KEY[plain.runtime].dtype}, against float32; {fast.report.kernels}",
     )

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from secateur.errors import ModelError
 from secateur.export.int8 import Quantized, in_int8
 from secateur.frontends import Frontend
 from secateur.hardware.acceleration.run import Acceleration, accelerate
-from secateur.hardware.paying import INT8_SPARSE
+from secateur.hardware.paying import CUDA_SPARSE, INT8_SPARSE
 from secateur.session import Job
 from secateur.support.threads import torch_threads
 
@@ -25,7 +26,8 @@ class LowPrecision:
         int8: an `onnx.ModelProto` or `openvino.Model`, with notes; None = not asked for or missing.
         exported: the pruned network as an `onnx.ModelProto`, where that was made on the way.
         why_no_int8: why it could not be made; empty = it was, or was not asked for.
-        accelerated: the module on PyTorch's INT8 kernels; None = not asked for or missing.
+        accelerated: the module on PyTorch's sparse kernels; None = not asked for, or missing, or
+            for a GPU that this machine does not have.
         why_not_accelerated: as `why_no_int8`.
     """
 
@@ -78,11 +80,16 @@ def low_precision(job: Job, pruned: Frontend) -> LowPrecision:
         except ModelError as error:  # the pruned network is there all the same
             why_no_int8 = str(error)
         job.watch.lap("quantize")
-    if job.options.runtime == INT8_SPARSE:
-        job.watch.begin("quantising to INT8 for PyTorch")
+    runtime = job.options.runtime
+    if runtime == INT8_SPARSE or (
+        runtime == CUDA_SPARSE and torch.cuda.is_available() and isinstance(pruned.model, nn.Module)
+    ):
+        job.watch.begin(f"replacing layers for {runtime}")
         try:
             with torch_threads(job.options.threads):
-                accelerated = accelerate(pruned.model, job.images, mask=job.options.mask)
+                accelerated = accelerate(
+                    pruned.model, job.images, runtime=runtime, mask=job.options.mask
+                )
         except ModelError as error:
             why_not_accelerated = str(error)
         job.watch.lap("acceleration")

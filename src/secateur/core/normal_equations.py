@@ -15,6 +15,7 @@ from secateur.support.wording import counted
 
 _CROWDED = 0.8  # share of rows still active at which the others leave
 _MANY_ROWS = 2  # this many times the rows, where there are more than columns: the inverse
+_LOOKS = {"cuda": 8}  # iterations between looks at what has converged: a GPU has to be waited for
 _GROWTH, _ATTEMPTS = 10.0, 5  # how damping escalates where a Cholesky factorisation fails
 
 
@@ -109,14 +110,18 @@ class NormalEquations:
         residual = (self.cross - x @ self.gram) * support
         target = (self.cross * support).square().sum(-1, keepdim=True) * tolerance**2
         direction, power = residual.clone(), residual.square().sum(-1, keepdim=True)
-        rows = _Rows(x)
-        for _ in range(iterations):
+        rows, look = _Rows(x), _LOOKS.get(x.device.type, 1)
+        for number in range(iterations):
             active = power > target
-            if not active.any():
-                break
-            if rows.can_leave(active):
-                parts = x, residual, direction, power, target, support, active
-                x, residual, direction, power, target, support, active = rows.keep(active, parts)
+            if number % look == 0:  # a converged row stands still: later is as good
+                count = int(active.sum())
+                if not count:
+                    break
+                if rows.can_leave(len(active), count):
+                    parts = x, residual, direction, power, target, support, active
+                    x, residual, direction, power, target, support, active = rows.keep(
+                        active, parts
+                    )
             product = (direction @ self.gram).mul_(support)
             curvature = (direction * product).sum(-1, keepdim=True)
             step = torch.where(active, power / curvature, 0.0)
@@ -142,9 +147,9 @@ class _Rows:
     def __init__(self, x: Tensor) -> None:
         self.found, self.left = x, torch.arange(x.shape[1], device=x.device)
 
-    def can_leave(self, active: Tensor) -> bool:
+    def can_leave(self, groups: int, count: int) -> bool:
         """Whether enough have converged to be worth a copy of the others; in one group alone."""
-        return len(active) == 1 and int(active.sum()) <= _CROWDED * len(self.left)
+        return groups == 1 and count <= _CROWDED * len(self.left)
 
     def keep(self, active: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
         """Some rows of tensors (1, rows, ...), the first of them what was found."""

@@ -12,6 +12,7 @@ from secateur.support.wording import counted
 
 MEASURED = ("onnxruntime", "openvino", "torch")  # whole networks are measured there, in turns
 INT8_SPARSE = "torch-int8-sparse"
+CUDA_SPARSE = "torch-cuda-2:4"
 
 
 def not_paying(layers: Sequence[Layer], runtime: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 ROUNDS = 12
 _REPEATS = 2  # runs of a round
-MARGIN = 0.02  # by which integers have to be faster than floats, as a share of the time
+MARGIN = 0.02  # by which others have to be faster than the plain form, as a share of the time
 
 
 def seconds(
@@ -53,9 +53,9 @@ def _least(runs: Sequence[Callable[[], Any]]) -> list[float]:
     return least
 
 
-def fastest(times: Mapping[str, float], allowed: Sequence[str]) -> str:
-    """The form that takes the least time; floats unless others are clearly faster."""
+def fastest(times: Mapping[str, float], allowed: Sequence[str], *, plain: str = "float") -> str:
+    """The form that takes the least time; the plain one unless others are clearly faster."""
     best = min((name for name in times if name in allowed), key=times.__getitem__)
-    if "float" in allowed and times[best] > (1 - MARGIN) * times["float"]:
-        return "float"
+    if plain in allowed and times[best] > (1 - MARGIN) * times[plain]:
+        return plain
     return best

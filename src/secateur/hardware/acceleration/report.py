@@ -17,13 +17,13 @@ class LayerAcceleration:
     Attributes:
         name: in the module.
         kind: "linear", "1x1 convolution" or "Conv1D"; empty of a layer that is left alone.
-        kernel: "sparse", "dense" or "float".
+        kernel: "sparse", "dense" or "float" (on GPUs "dense").
         shape: of its matrix, (outputs, inputs).
         zeros: share of weights that are zero.
         zero_blocks: share of blocks of 1 x 4 that are zero throughout.
         rows: that it was measured with.
         milliseconds: of each kernel that was measured.
-        error: mean squared error of its outputs in integers, relative to their mean square.
+        error: mean squared error of its outputs by that kernel, relative to their mean square.
         reason: why it was left alone; empty where it was not.
     """
 
@@ -48,8 +48,8 @@ class AccelerationReport(Saved, Document):
         layers: all linear layers and convolutions.
         batch: samples of a run, by which the layers' rows were chosen.
         threads: of PyTorch while kernels were measured.
-        milliseconds: of a run of the module in floats and accelerated, medians of `rounds` in
-            turns.
+        milliseconds: of a run of the module as "float" (float32), "accelerated" and, on a GPU,
+            "half" (dense in float16), medians of `rounds` in turns.
         rounds: how many.
         relative_error: of the output that the module is judged by, relative to its variance.
         compared: the accelerated module against the one in floats.
@@ -83,6 +83,8 @@ class AccelerationReport(Saved, Document):
     def result(self) -> str:
         """In one sentence."""
         before, after = self.milliseconds["float"], self.milliseconds["accelerated"]
+        if "half" in self.milliseconds:
+            return f"{self._on_gpu}; {self.kernels}"
         if not self.count("sparse") + self.count("dense"):
             return f"no layer was replaced, so that the module computes as before; {self.kernels}"
         return (
@@ -94,6 +96,16 @@ class AccelerationReport(Saved, Document):
         )
 
     @property
+    def _on_gpu(self) -> str:
+        before, half, after = (self.milliseconds[of] for of in ("float", "half", "accelerated"))
+        return (
+            f"{half / after:.2f} times as fast as dense in float16 ({after:.3g} instead of "
+            f"{half:.3g} ms for {counted(self.batch, 'sample')}), {before / after:.2f} times as "
+            f"fast as in float32 ({before:.3g} ms), medians of {counted(self.rounds, 'round')} in "
+            "turns"
+        )
+
+    @property
     def kernels(self) -> str:
         """How many layers run which kernel."""
         left = sum(bool(of.reason) for of in self.layers)
@@ -102,12 +114,16 @@ class AccelerationReport(Saved, Document):
             f"{self.count('dense')} dense INT8",
             f"{self.count('float')} float because that is faster",
         ]
+        if "half" in self.milliseconds:
+            dense = f"{self.count('dense')} dense because that is faster"
+            parts = [f"{self.count('sparse')} in 2:4", dense]
         return f"layers: {', '.join(parts)}" + f", {left} left alone" * bool(left)
 
     def table(self) -> Table:
         """A row for each layer."""
         rows = tuple(_row(of) for of in self.layers)
-        table = Table(name="layers", columns=_COLUMNS, rows=rows, note=_NOTE)
+        how = "float16" if "half" in self.milliseconds else "INT8"
+        table = Table(name="layers", columns=_COLUMNS, rows=rows, note=_NOTE.format(how=how))
         return table.without_empty_columns()
 
     def blocks(self) -> list[Block]:
@@ -126,7 +142,7 @@ class AccelerationReport(Saved, Document):
 
 _NOTE = (
     "milliseconds of each kernel on as many rows as the layer has; error: mean squared error of "
-    "the layer's outputs in INT8, relative to their mean square"
+    "the layer's outputs in {how}, relative to their mean square"
 )
 _COLUMNS = (
     Column("layer"),
