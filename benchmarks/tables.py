@@ -767,6 +767,54 @@ def scaling_plans(rows: Sequence[Row]) -> str:
     return _markdown(["run", *WORK, "all, hours", *sizes], lines)
 
 
+@table_of("gpu.csv")
+def gpu(rows: Sequence[Row]) -> str:
+    """Pruning on a GPU against the CPU of the same machine."""
+    heads = ("network", "samples", "on", "seconds", "GPU memory", "relative error", "judged")
+    lines = [
+        [
+            _NETWORKS.get(row["network"], row["network"]),
+            row["samples"],
+            row["gpu"] or f"CPU, {row['threads']} threads",
+            row["seconds"],
+            f"{row['peak_gpu_gb']} GB" if row["gpu"] else "-",
+            row["relative_error"],
+            f"{row['pruned']} ({row['dense']})" if row["dense"] else "-",
+        ]
+        for row in rows
+    ]
+    equal = "; ".join(
+        f"{_NETWORKS.get(row['network'], row['network'])}: {float(row['masks_equal']):.1%} of the "
+        "masks equal"
+        for row in rows
+        if row["masks_equal"]
+    )
+    return f"{_markdown((*heads,), lines)}\n\n{equal}. {_machine(rows)}"
+
+
+@table_of("semi_structured.csv")
+def semi_structured(rows: Sequence[Row]) -> str:
+    """2:4 on a GPU against the dense network in float16."""
+    heads = ("width", "batch", "kernels launched", "float32, ms", "dense float16, ms", "2:4, ms")
+    lines = [
+        [
+            row["width"],
+            row["batch"],
+            row["launched"],
+            f"{float(row['float32_ms']):.2f}",
+            f"{float(row['float16_ms']):.2f}",
+            f"{float(row['accelerated_ms']):.2f}",
+            row["against_float16"],
+            f"{row['sparse_layers']} of {row['layers']}" + ", all" * (row["kernels"] == "forced"),
+        ]
+        for row in rows
+    ]
+    heads = (*heads, "times as fast as float16", "layers in 2:4")
+    return f"{_markdown(heads, lines)}\n\n{rows[0]['gpu']}. {_machine(rows)}"
+
+
+_NETWORKS = {"minilm": "MiniLM, 50 %", "vit_base": "ViT-B/16, random weights, 50 %"}
+
 PAGES: dict[str, dict[str, Table]] = {
     "README.md": {"default": default},
     "docs/results.md": {
@@ -791,11 +839,17 @@ PAGES: dict[str, dict[str, Table]] = {
         "scaling-rates": scaling_rates,
         "scaling-runs": scaling_runs,
         "scaling-plans": scaling_plans,
+        "gpu": gpu,
     },
     "docs/networks.md": {"transformer-calls": transformer_calls},
     "docs/paper.md": {"paper": paper, "paper-cost": paper_cost},
     "docs/packed-format.md": {"packing": packing},
-    "docs/deployment.md": {"int8": int8, "speed": speed, "third-party": third_party},
+    "docs/deployment.md": {
+        "int8": int8,
+        "semi-structured": semi_structured,
+        "speed": speed,
+        "third-party": third_party,
+    },
 }
 
 

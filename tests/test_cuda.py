@@ -114,7 +114,7 @@ class Encoder(nn.Module):
 @pytest.fixture(scope="module")
 def pruned() -> secateur.PruneResult:
     torch.manual_seed(0)
-    return secateur.prune(Encoder().eval(), ROWS, pattern="2:4", exclude="head")
+    return secateur.prune(Encoder().eval(), ROWS, pattern="2:4", include=["up", "down"])
 
 
 ROWS = torch.randn(256, 16, 128, generator=torch.Generator().manual_seed(2))

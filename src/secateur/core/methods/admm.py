@@ -64,7 +64,7 @@ class ADMM:
     damping: float = 0.3
     dampings: tuple[float, ...] = CANDIDATES
     max_row_gain: float = 2.0
-    rho: float = 0.1
+    rho: float = 0.3
     steps: int = 120
     settled: float = 1e-3
     tolerance: float = 1e-4

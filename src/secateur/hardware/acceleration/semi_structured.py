@@ -232,14 +232,14 @@ def gpu_seconds(runs: Mapping[str, Callable[[], Any]], *, graph: bool) -> dict[s
             for name, run in runs.items()
         }
         found: dict[str, list[float]] = {name: [] for name in runs}
-        for number in range(ROUNDS + 1):
+        for _ in range(ROUNDS):
             for name, run in repeated.items():
+                run()  # a GPU is as fast as what ran before has left it cool
                 torch.cuda.synchronize()
                 start = time.perf_counter()
                 run()
                 torch.cuda.synchronize()
-                if number:  # the first is to warm up
-                    found[name].append((time.perf_counter() - start) / _REPEATS)
+                found[name].append((time.perf_counter() - start) / _REPEATS)
     return found
 
 
