@@ -767,6 +767,64 @@ def scaling_plans(rows: Sequence[Row]) -> str:
     return _markdown(["run", *WORK, "all, hours", *sizes], lines)
 
 
+@table_of("processes.csv")
+def processes(rows: Sequence[Row]) -> str:
+    """Several processes against one."""
+    heads = ("processes", "threads of each", "seconds", "peak of each, GB", "bytes")
+    lines = [
+        [
+            row["processes"],
+            row["threads"],
+            row["seconds"],
+            f"{row['before_gb']} before, {row['peak_gb']}",
+            row["sha256"][:8],
+        ]
+        for row in rows
+    ]
+    first = rows[0]
+    what = f"{NAMES[first['network']]}, {first['images']} images, {float(first['sparsity']):.0%}"
+    return f"{_markdown(heads, lines)}\n\n{what}. {_machine(rows)}"
+
+
+@table_of("scale.csv")
+def scale(rows: Sequence[Row]) -> str:
+    """A large network with and without a cap."""
+    heads = ("network", "images", "zeros", "cap", "seconds", "peak, GB", "bytes")
+    lines = [
+        [
+            NAMES.get(row["network"], row["network"]),
+            row["images"],
+            f"{float(row['sparsity']):.0%}",
+            row["memory"],
+            f"{float(row['seconds']):.0f}",
+            row["peak_gb"],
+            row["sha256"][:8],
+        ]
+        for row in rows
+    ]
+    return f"{_markdown(heads, lines)}\n\n{_machine(rows)}"
+
+
+@table_of("resume.csv")
+def resume(rows: Sequence[Row]) -> str:
+    """Runs that were killed, and went on."""
+    same = sum(row["same_bytes"] == "True" for row in rows)
+    lost = sorted(float(row["lost_seconds"]) for row in rows)
+    first = rows[0]
+    return (
+        f"{len(rows)} runs of {first['images']} images, killed after {_span(rows, 'at_seconds')} s "
+        f"of {float(first['undisturbed_seconds']):.0f}: {same} gave the same bytes as undisturbed. "
+        f"Lost were {lost[0]:.1f} to {lost[-1]:.1f} s (median {statistics.median(lost):.1f}) "
+        "beside a second start; the longest step takes "
+        f"{float(first['longest_step_seconds']):.1f} s. {_machine(rows)}"
+    )
+
+
+def _span(rows: Sequence[Row], column: str) -> str:
+    values = [float(row[column]) for row in rows]
+    return f"{min(values):.0f} to {max(values):.0f}"
+
+
 @table_of("gpu.csv")
 def gpu(rows: Sequence[Row]) -> str:
     """Pruning on a GPU against the CPU of the same machine."""
@@ -839,6 +897,9 @@ PAGES: dict[str, dict[str, Table]] = {
         "scaling-rates": scaling_rates,
         "scaling-runs": scaling_runs,
         "scaling-plans": scaling_plans,
+        "scale": scale,
+        "processes": processes,
+        "resume": resume,
         "gpu": gpu,
     },
     "docs/networks.md": {"transformer-calls": transformer_calls},

@@ -30,6 +30,7 @@ from secateur.support.interruptions import interruption
 
 Value = TypeVar("Value")
 
+_APART = -1  # in place of a length: the tensors come one by one
 _ARRIVAL = timedelta(minutes=5)  # that processes wait for each other at the beginning of a call
 _SOON = timedelta(seconds=10)  # that it takes one of them to say a sentence
 _LONGEST = timedelta(days=7)  # that one waits for another: who fails wakes the others before
@@ -118,6 +119,7 @@ class _Together(Group):
         cuda = torch.cuda.is_available() and dist.is_nccl_available()
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         self._channel: Any = dist.new_group(backend=backend, timeout=_LONGEST)
+        self._under_way: list[tuple[Any, Tensor]] = []  # what is being sent, which has to be held
 
     def broadcast(self, value: Value, source: int = 0) -> Value:
         """See `Group.broadcast`."""
@@ -131,8 +133,25 @@ class _Together(Group):
         return self._told(tell)
 
     def send(self, value: Any, to: int) -> None:
-        """See `Group.send`."""
-        self._tell(value, lambda tensor: dist.send(tensor, to, group=self._channel))
+        """See `Group.send`; on CPUs all of it in one piece, which is under way until the next."""
+
+        def tell(tensor: Tensor) -> None:
+            dist.send(tensor, to, group=self._channel)
+
+        self._finish_sending()
+        content, tensors = _packed(value)
+        if any(of.device.type != "cpu" for of in tensors):
+            with self._losing():
+                tell(torch.tensor([_APART]))
+            self._tell(value, tell)
+            return
+        flat = [_Layout(of).flat(of) for of in tensors if of.numel()]
+        whole = torch.cat([torch.frombuffer(bytearray(content), dtype=torch.uint8), *flat])
+        header = torch.tensor([len(content)]), torch.tensor([len(whole)])
+        with self._losing():
+            for part in (*header, whole):
+                work = dist.isend(part, to, group=self._channel)
+                self._under_way.append((work, part))
 
     def receive(self, source: int) -> Any:
         """See `Group.receive`."""
@@ -140,7 +159,40 @@ class _Together(Group):
         def tell(tensor: Tensor) -> None:
             dist.recv(tensor, source, group=self._channel)
 
-        return self._told(tell)
+        length, size = torch.zeros(2, 1, dtype=torch.int64)
+        with self._losing():
+            tell(length)
+            if int(length) == _APART:
+                return self._told(tell)
+            tell(size)
+            whole = torch.empty(int(size), dtype=torch.uint8)
+            tell(whole)
+        at = int(length)
+
+        def tensor(layout: _Layout) -> Tensor:
+            nonlocal at
+            values = layout.empty()
+            bytes_of = values.view(torch.uint8)
+            bytes_of.copy_(whole[at : at + len(bytes_of)])
+            at += len(bytes_of)
+            return layout.tensor(values)
+
+        return _unpacked(whole[:at].numpy().tobytes(), tensor)
+
+    def _finish_sending(self) -> None:
+        """Waits until what was sent has arrived."""
+        with self._losing():
+            for work, _ in self._under_way:
+                work.wait()
+        self._under_way.clear()
+
+    @contextmanager
+    def _losing(self) -> Generator[None]:
+        """Raises ProcessError where another process is not there any more."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise self._lost() from error
 
     def fail(self, error: BaseException) -> None:
         """Says why this process ends, and wakes the others; one of them `speaks`."""
@@ -179,14 +231,12 @@ class _Together(Group):
 
     def _tell(self, value: Any, tell: Callable[[Tensor], Any]) -> None:
         content, tensors = _packed(value)
-        try:
+        with self._losing():
             tell(torch.tensor([len(content)]))
             tell(torch.frombuffer(bytearray(content), dtype=torch.uint8))
             for tensor in tensors:
                 if tensor.numel():
                     tell(_Layout(tensor).flat(tensor))
-        except RuntimeError as error:
-            raise self._lost() from error
 
     def _told(self, tell: Callable[[Tensor], Any]) -> Any:
         def tensor(layout: _Layout) -> Tensor:
@@ -195,14 +245,12 @@ class _Together(Group):
                 tell(values.view(torch.uint8))
             return layout.tensor(values)
 
-        try:
+        with self._losing():
             length = torch.zeros(1, dtype=torch.int64)
             tell(length)
             content = torch.empty(int(length), dtype=torch.uint8)
             tell(content)
             return _unpacked(content.numpy().tobytes(), tensor)
-        except RuntimeError as error:
-            raise self._lost() from error
 
     def _lost(self) -> ProcessError:
         """Why another process is not there any more."""
