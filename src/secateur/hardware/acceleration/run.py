@@ -28,6 +28,7 @@ from secateur.hardware.acceleration.saved import save_accelerated
 from secateur.hardware.acceleration.semi_structured import SemiStructuredWork
 from secateur.hardware.paying import CUDA_SPARSE
 from secateur.support.settings import SEEDS, at_least, check_arguments
+from secateur.support.wording import counted
 
 AcceleratedRuntime = Literal["torch-int8-sparse", "torch-cuda-2:4"]
 KernelName = Literal["sparse", "dense", "float"]
@@ -141,12 +142,18 @@ def accelerate(
     without_fast_path(twin)
     globs = [exclude] if isinstance(exclude, str) else [*(exclude or ())]
     given = network.model, twin, images.samples
-    work = (
-        SemiStructuredWork(*given, batch=batch, allowed=allowed, graph=cuda_graph)
-        if runtime == CUDA_SPARSE
-        else Int8Work(*given, batch=batch, allowed=allowed)
-    )
-    report = work.carried_out(runtime, globs)
+    try:
+        work = (
+            SemiStructuredWork(*given, batch=batch, allowed=allowed, graph=cuda_graph)
+            if runtime == CUDA_SPARSE
+            else Int8Work(*given, batch=batch, allowed=allowed)
+        )
+        report = work.carried_out(runtime, globs)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"the GPU has not enough memory for the network and {counted(batch, 'sample')}, "
+            "expected room for it in float32 and twice in float16: give a smaller batch"
+        ) from error
     for warning in (told := (*images.warnings, *report.warnings)):
         warnings.warn(warning, SecateurWarning, stacklevel=2)
     return Acceleration(model=twin, report=replace(report, warnings=told))

@@ -149,12 +149,16 @@ class SemiStructuredWork(Work):
         """Some rows of the inputs of each layer, and how many it has, of a batch as it will be."""
         seen = dict[str, tuple[Tensor, int]]()
 
-        def keep(name: str, _: nn.Module, given: tuple[Tensor, ...]) -> None:
-            rows = given[0].detach().flatten(0, -2)
+        def keep(name: str, _: nn.Module, given: tuple[Tensor, ...], named: Any) -> None:
+            value = given[0] if given else named["input"]
+            rows = value.detach().reshape(-1, value.shape[-1])
             if name not in seen or seen[name][1] < len(rows):
                 seen[name] = rows[:_FEW_ROWS].clone(), len(rows)
 
-        handles = [of.module.register_forward_pre_hook(partial(keep, of.name)) for of in candidates]
+        handles = [
+            of.module.register_forward_pre_hook(partial(keep, of.name), with_kwargs=True)
+            for of in candidates
+        ]
         few = self.few().to(GPU)
         try:
             with open_model(self.model).running(few) as run, torch.no_grad():
