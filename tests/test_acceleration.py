@@ -432,3 +432,11 @@ def test_the_report_of_a_gpu_tells_half_precision_apart(network, data):
     )
     assert "5 dense because that is faster" in said.result
     assert "in float16, relative" in said.table().note
+
+
+@pytest.mark.parametrize("call", ["prune", "plan", "inspect", "accelerate"])
+def test_an_accelerated_module_is_refused_with_what_to_do(network, data, call):
+    fast = secateur.accelerate(network, data, kernels=DENSE).model
+    more = {"prune": {"sparsity": 0.5}, "plan": {"sparsity": 0.5}}.get(call, {})
+    with pytest.raises(ModelError, match=r"accelerated .*: prune first, then accelerate"):
+        getattr(secateur, call)(fast, (16, 32) if call == "inspect" else data, **more)

@@ -90,6 +90,7 @@ class TorchFrontend(Frontend):
 
     def trace(self, example: Samples) -> Graph:
         """See `Frontend.trace`."""
+        modules.check_in_floats(self.model)
         return graph.trace(self.model, self.signature.bind(example))
 
     def edited(self, changes: Mapping[str, Tensor]) -> TorchFrontend:

@@ -365,3 +365,13 @@ def _sharing(tensors: Sequence[Named]) -> list[list[Named]]:
 def _overlaps_itself(tensor: Tensor) -> bool:
     _, start, stop = _span(tensor)
     return stop - start < tensor.numel() * tensor.element_size()
+
+
+def check_in_floats(model: nn.Module) -> None:
+    """Raises ModelError where layers are those that `secateur.accelerate` puts in."""
+    for name, of in model.named_modules():
+        if runtime := getattr(of, "accelerated_for", ""):
+            raise ModelError(
+                f"the module was accelerated (layer {name or 'at its top'}, for {runtime}), "
+                "expected one in floats: prune first, then accelerate"
+            )

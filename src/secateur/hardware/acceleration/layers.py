@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,7 @@ class Int8Layer(nn.Module):
         input_factor: see `SharedInput`.
     """
 
+    accelerated_for: ClassVar[str] = "torch-int8-sparse"
     weight_int8: Tensor
     weight_scale: Tensor
     bias: Tensor | None

@@ -18,7 +18,7 @@ from secateur.evaluation.evaluation_set import EvaluationSet
 from secateur.frontends import asked_or_own
 from secateur.frontends import open as open_model
 from secateur.frontends.torch.frontend import TorchFrontend
-from secateur.frontends.torch.modules import copy_module
+from secateur.frontends.torch.modules import check_in_floats, copy_module
 from secateur.hardware.acceleration import kernels as int8
 from secateur.hardware.acceleration import semi_structured
 from secateur.hardware.acceleration.int8_work import Int8Work
@@ -135,6 +135,7 @@ def accelerate(
             f"the model is an {network.suffix} file, expected a torch.nn.Module: PyTorch's kernels "
             "run in modules only"
         )
+    check_in_floats(network.model)
     takes = network.signature.masking(mask)
     how = asked_or_own(preprocess, network)
     images = load_images(data, preprocess=how, max_images=max_images, seed=seed, takes=takes)

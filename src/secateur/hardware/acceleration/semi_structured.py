@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,8 @@ def missing() -> str:
 
 class SemiStructuredLinear(nn.Linear):
     """An `nn.Linear` on a GPU whose 2:4 weight is in the form that sparse tensor cores take."""
+
+    accelerated_for: ClassVar[str] = "torch-cuda-2:4"
 
     @classmethod
     def of(cls, layer: nn.Linear) -> SemiStructuredLinear:
