@@ -88,10 +88,11 @@ def test_a_row_is_what_prune_loses_with_the_quick_recipe(found, images) -> None:
 
 
 def test_runtimes_are_measured_on_the_network_in_their_pattern(images, monkeypatch) -> None:
-    measured = {}
+    measured, files = {}, {}
 
     def compare(models, few, runtime, seconds, *, threads):
-        measured[runtime] = [sum(p.numel() for p in of.parameters()) for of in models]
+        files[runtime] = models
+        measured[runtime] = [of.stat().st_size for of in models]
         assert (seconds, threads) == (3, 2)
         return [replace(QUARTER, ratio=1.0), QUARTER]
 
@@ -111,6 +112,7 @@ def test_runtimes_are_measured_on_the_network_in_their_pattern(images, monkeypat
         dense, smaller = measured[runtime]
         assert smaller < dense
     assert {"onnxruntime", "openvino"} <= set(measured)
+    assert files["onnxruntime"] == files["openvino"] != files["torch"]
     assert threads in ([], [2])
     fast = row(found, "torch-int8-sparse")
     assert fast.share is not None or "cannot be measured here" in fast.note

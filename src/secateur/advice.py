@@ -6,6 +6,7 @@ samples (`QUICK`), is judged on the same others, and is measured on the runtimes
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from secateur.frontends import Frontend, asked_or_own
 from secateur.frontends import open as open_model
 from secateur.frontends.first_runs import one_first_run
 from secateur.hardware.acceleration.run import AcceleratedRuntime, accelerate
-from secateur.hardware.compare_latency import compare
+from secateur.hardware.compare_latency import compare, file_for
 from secateur.hardware.layer_worker import ENGINES
 from secateur.hardware.machine import Machine
 from secateur.hardware.paying import pays_nowhere
@@ -169,12 +170,14 @@ def advise(
         job.watch.lap("fits")
         machine = Machine.here()
         found = list[Suggestion]()
-        for key, runtime in BY_KEY.items():
-            teller.step(f"measuring on {key}")
-            plain = _suggestion(job, key, tried[runtime.pattern], machine)
-            if plain.share is None and not plain.note:
-                plain = _timed(job, plain, tried[runtime.pattern], seconds, threads)
-            found.append(plain)
+        with tempfile.TemporaryDirectory() as folder:
+            files = _Files(job, Path(folder))
+            for key, runtime in BY_KEY.items():
+                teller.step(f"measuring on {key}")
+                plain = _suggestion(job, key, tried[runtime.pattern], machine)
+                if plain.share is None and not plain.note:
+                    plain = _timed(files, plain, tried[runtime.pattern], seconds, threads)
+                found.append(plain)
         job.watch.lap("latency")
     losses = [of.lost.measure.heading for of in tried.values() if of.lost is not None]
     return Advice(
@@ -265,9 +268,30 @@ def _pays_nowhere(job: Job, key: str) -> str:
     return "" if job.options.include is not None else pays_nowhere(job.original.layers, key)
 
 
-def _timed(job: Job, plain: Suggestion, tried: _Tried, seconds: float, threads: int) -> Suggestion:
+class _Files:
+    """Networks as files for the runtimes that measure them, each written once."""
+
+    def __init__(self, job: Job, folder: Path) -> None:
+        self.job, self.folder = job, folder
+        self.few = job.run.samples.select(slice(2))
+        self._made: dict[tuple[int, str], Path] = {}
+
+    def of(self, network: Frontend, runtime: str) -> Path:
+        """A file that a runtime runs; ONNX is for more than one."""
+        alone = runtime == "torch" or network.suffix == ".xml"
+        kind = id(network), runtime if alone else ".onnx"
+        if kind not in self._made:
+            place = self.folder / str(len(self._made))
+            self._made[kind] = file_for(network.model, self.few, runtime, place)
+        return self._made[kind]
+
+
+def _timed(
+    files: _Files, plain: Suggestion, tried: _Tried, seconds: float, threads: int
+) -> Suggestion:
     """The same with the network's time there, or why there is none."""
     assert tried.network is not None
+    job = files.job
     if not seconds:
         return replace(plain, note="not measured, as asked")
     try:
@@ -275,8 +299,8 @@ def _timed(job: Job, plain: Suggestion, tried: _Tried, seconds: float, threads: 
             return _accelerated(job, plain, tried.network, threads)
         if plain.runtime not in ENGINES:
             return replace(plain, note="secateur bench measures it, once the file is written")
-        models, few = [job.model.model, tried.network.model], job.run.samples.select(slice(2))
-        _, ratio = compare(models, few, plain.runtime, seconds, threads=threads)
+        models = [files.of(of, plain.runtime) for of in (job.model, tried.network)]
+        _, ratio = compare(models, files.few, plain.runtime, seconds, threads=threads)
     except SecateurError as error:
         return replace(plain, note=f"not measured: {error}")
     return replace(plain, share=ratio.ratio, low=ratio.low, high=ratio.high)
