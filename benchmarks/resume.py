@@ -75,16 +75,20 @@ class Run:
             raise RuntimeError(f"the command ended with {process.returncode}")
         return time.perf_counter() - began
 
-    def killed(self, out: str, work: str, after: float, *, writing: bool) -> float:
-        """Kills it after some seconds, or so long after it has begun to write; when that was."""
+    def killed(self, out: str, work: str, after: float, *, writing: bool) -> float | None:
+        """Kills it after some seconds, or so long after it has begun to write; when that was.
+
+        None where it was done before that.
+        """
         began = time.perf_counter()
         process = self.start(out, work)
         while writing and not self._writes(out) and process.poll() is None:
             time.sleep(0.001)
         time.sleep(after)
+        done = process.poll() is not None
         process.send_signal(signal.SIGKILL)
         process.wait()
-        return time.perf_counter() - began
+        return None if done else time.perf_counter() - began
 
     def _writes(self, out: str) -> bool:
         """Whether there is a file in the hidden folder of the result; not in a rehearsal's."""
@@ -124,10 +128,14 @@ def measure(run: Run, options: argparse.Namespace) -> None:
     longest = longest_step(run.steps("whole"))
     print(f"undisturbed {undisturbed:.1f} s, finished {finished:.1f} s, a step {longest:.2f} s")
     rng = random.Random(options.seed)
-    for kill in range(options.kills):
-        out, work, writing = f"out{kill}", f"run{kill}", kill % 5 == 4
-        after = rng.uniform(0, 0.4) if writing else rng.uniform(2, undisturbed)
-        at = run.killed(out, work, after, writing=writing)
+    for kill in range(options.first, options.kills):
+        writing, at = kill % 5 == 4, None
+        for number in itertools.count():
+            out, work = f"out{kill}-{number}", f"run{kill}-{number}"
+            after = rng.uniform(0, 0.4) if writing else rng.uniform(2, undisturbed)
+            at = run.killed(out, work, after, writing=writing)
+            if at is not None:
+                break
         steps = run.steps(work)
         again = run.seconds(out, work)
         row = {
@@ -161,6 +169,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--sparsity", type=float, default=0.8)
     parser.add_argument("--kills", type=int, default=25)
+    parser.add_argument("--first", type=int, default=0, help="number of the first kill")
     parser.add_argument("--seed", type=int, default=0)
     add_files(parser, "resume.csv")
     options = parser.parse_args()
