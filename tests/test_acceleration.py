@@ -14,7 +14,7 @@ from torch.nn.functional import gelu, linear
 
 import secateur
 from secateur.errors import ModelError, OptionError, OutputError
-from secateur.hardware.acceleration import kernels
+from secateur.hardware.acceleration import kernels, run
 from secateur.hardware.acceleration.choice import fastest
 from secateur.hardware.acceleration.kernels import Codes, quantized_weight, zero_blocks
 from secateur.hardware.acceleration.layers import Int8Layer, Int8Linear, Integers, SharedInput
@@ -440,3 +440,9 @@ def test_an_accelerated_module_is_refused_with_what_to_do(network, data, call):
     more = {"prune": {"sparsity": 0.5}, "plan": {"sparsity": 0.5}}.get(call, {})
     with pytest.raises(ModelError, match=r"accelerated .*: prune first, then accelerate"):
         getattr(secateur, call)(fast, (16, 32) if call == "inspect" else data, **more)
+
+
+def test_floats_are_the_dense_kernel_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(run.semi_structured, "missing", lambda: "")
+    asked = run._check("torch-cuda-2:4", ("float", "sparse"), cuda_graph=True)
+    assert asked == ("sparse", "dense")

@@ -185,6 +185,8 @@ def _check(runtime: str, kernels: str | Collection[str], *, cuda_graph: bool) ->
             f"got kernels='float' with runtime={runtime!r}, expected 'sparse' or 'dense': floats "
             "are the dense kernel there"
         )
+    if on_gpu:
+        allowed = tuple(dict.fromkeys("dense" if of == "float" else of for of in allowed))
     for kernel in allowed:
         if kernel == "float":
             continue
