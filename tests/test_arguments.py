@@ -148,6 +148,7 @@ TABLE: dict[str, dict[str, list[Any]]] = {
         "data": IMAGES_GIVEN,
         "runtime": [5, "onnxruntime", True, None],
         "batch": [*WHOLE, None],
+        "cuda_graph": FLAGS,
         "kernels": [5, None, [], ["fast"], "fast", [5]],
         "exclude": NAMES,
         "preprocess": PREPROCESS,
