@@ -25,6 +25,8 @@ NAMES = {
     "efficientnet_lite0": "EfficientNet-Lite0, ImageNet",
     "resnet50": "ResNet-50, random weights",
     "digits_transformer": "ViT, scikit-learn digits",
+    "minilm": "MiniLM",
+    "vit_base": "ViT-B/16, random weights",
 }
 HEADINGS = {  # (method, inputs) of the accuracy columns, in their order
     ("magnitude", "none"): "magnitude",
@@ -828,10 +830,20 @@ def _span(rows: Sequence[Row], column: str) -> str:
 @table_of("gpu.csv")
 def gpu(rows: Sequence[Row]) -> str:
     """Pruning on a GPU against the CPU of the same machine."""
-    heads = ("network", "samples", "on", "seconds", "GPU memory", "relative error", "judged")
+    heads = (
+        "network",
+        "target",
+        "samples",
+        "on",
+        "seconds",
+        "GPU memory",
+        "relative error",
+        "judged",
+    )
     lines = [
         [
-            _NETWORKS.get(row["network"], row["network"]),
+            NAMES[row["network"]],
+            row["target"] if ":" in row["target"] else f"{float(row['target']):.0%}",
             row["samples"],
             row["gpu"] or f"CPU, {row['threads']} threads",
             row["seconds"],
@@ -842,12 +854,11 @@ def gpu(rows: Sequence[Row]) -> str:
         for row in rows
     ]
     equal = "; ".join(
-        f"{_NETWORKS.get(row['network'], row['network'])}: {float(row['masks_equal']):.1%} of the "
-        "masks equal"
+        f"{NAMES[row['network']]}: {float(row['masks_equal']):.1%} of the masks equal"
         for row in rows
         if row["masks_equal"]
     )
-    return f"{_markdown((*heads,), lines)}\n\n{equal}. {_machine(rows)}"
+    return f"{_markdown(heads, lines)}\n\n{equal}. {_machine(rows)}"
 
 
 @table_of("semi_structured.csv")
@@ -870,8 +881,6 @@ def semi_structured(rows: Sequence[Row]) -> str:
     heads = (*heads, "times as fast as float16", "layers in 2:4")
     return f"{_markdown(heads, lines)}\n\n{rows[0]['gpu']}. {_machine(rows)}"
 
-
-_NETWORKS = {"minilm": "MiniLM, 50 %", "vit_base": "ViT-B/16, random weights, 50 %"}
 
 PAGES: dict[str, dict[str, Table]] = {
     "README.md": {"default": default},

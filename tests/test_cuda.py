@@ -141,9 +141,7 @@ def test_layers_in_2_4_give_what_dense_ones_give(pruned: Any, graph: bool) -> No
 
 def test_the_faster_kernel_is_taken_and_told(pruned: Any) -> None:
     with pytest.warns(secateur.SecateurWarning, match="no layer runs the 2:4 kernel"):
-        fast = secateur.accelerate(
-            pruned.model, ROWS, **CUDA
-        )  # launching one takes longer than all
+        fast = secateur.accelerate(pruned.model, ROWS, **CUDA)  # launching one takes longer
     assert fast.report.count("dense") == 2
     assert not isinstance(fast.model.up.weight, SparseSemiStructuredTensor)
 

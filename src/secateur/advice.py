@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ from secateur.hardware.acceleration.run import AcceleratedRuntime, accelerate
 from secateur.hardware.compare_latency import compare, file_for
 from secateur.hardware.layer_worker import ENGINES
 from secateur.hardware.machine import Machine
-from secateur.hardware.paying import pays_nowhere
+from secateur.hardware.paying import ACCELERATED, pays_nowhere
 from secateur.hardware.runtimes import BY_KEY
 from secateur.options import Options
 from secateur.preparation import again, hold_back, prepare
@@ -295,7 +295,7 @@ def _timed(
     if not seconds:
         return replace(plain, note="not measured, as asked")
     try:
-        if plain.runtime in get_args(AcceleratedRuntime):
+        if plain.runtime in ACCELERATED:
             return _accelerated(job, plain, tried.network, threads)
         if plain.runtime not in ENGINES:
             return replace(plain, note="secateur bench measures it, once the file is written")

@@ -19,7 +19,7 @@ from secateur.evaluation.metric import DenseMetric
 from secateur.evaluation.metrics import one_answer
 from secateur.fingerprint import facts_of
 from secateur.frontends import Frontend, asked_or_own
-from secateur.hardware.paying import CUDA_SPARSE, INT8_SPARSE
+from secateur.hardware.paying import ACCELERATED
 from secateur.network.samples import Samples, Signature
 from secateur.options import Options
 from secateur.pruning.channels.run import ChannelRun, channel_run
@@ -249,7 +249,7 @@ def run_dense(
 
 def check_processes(options: Options, group: Group) -> None:
     """Raises OptionError where times would be measured while other processes compute."""
-    if group.size > 1 and (options.measures or options.runtime in (INT8_SPARSE, CUDA_SPARSE)):
+    if group.size > 1 and (options.measures or options.runtime in ACCELERATED):
         raise OptionError(
             f"times on {options.runtime} are measured on an idle machine, and {group.size} "
             "processes make this call, expected one: run it without torchrun"

@@ -13,6 +13,7 @@ from secateur.support.wording import counted
 MEASURED = ("onnxruntime", "openvino", "torch")  # whole networks are measured there, in turns
 INT8_SPARSE = "torch-int8-sparse"
 CUDA_SPARSE = "torch-cuda-2:4"
+ACCELERATED = (INT8_SPARSE, CUDA_SPARSE)  # which `secateur.accelerate` makes modules for
 
 
 def not_paying(layers: Sequence[Layer], runtime: str) -> dict[str, str]:

@@ -32,7 +32,7 @@ from secateur.frontends import open as open_model
 from secateur.frontends.first_runs import one_first_run
 from secateur.frontends.loading import is_program_file, load_model, saved_suffix
 from secateur.frontends.openvino.runtime import require_openvino
-from secateur.hardware.paying import CUDA_SPARSE, INT8_SPARSE
+from secateur.hardware import paying
 from secateur.low_precision import check_accelerated
 from secateur.options import Options
 from secateur.pruning.recipe import Recipe
@@ -59,7 +59,7 @@ def run(asked: options.Prune) -> None:
     """Prunes and writes the files, or shows the plan of a dry run; the first process does so."""
     files = _files(asked)
     if asked.out is not None:
-        more = [ACCELERATED] * (asked.runtime in (INT8_SPARSE, CUDA_SPARSE))
+        more = [ACCELERATED] * (asked.runtime in paying.ACCELERATED)
         if not is_another():
             check_folder(asked.out, [*files, *more, REPORT, PAGE], overwrite=asked.force)
             rehearse_folder(asked.out, overwrite=asked.force)

@@ -109,14 +109,12 @@ class AccelerationReport(Saved, Document):
     def kernels(self) -> str:
         """How many layers run which kernel."""
         left = sum(bool(of.reason) for of in self.layers)
-        parts = [
-            f"{self.count('sparse')} sparse INT8",
-            f"{self.count('dense')} dense INT8",
-            f"{self.count('float')} float because that is faster",
-        ]
+        sparse, dense = self.count("sparse"), self.count("dense")
         if "half" in self.milliseconds:
-            dense = f"{self.count('dense')} dense because that is faster"
-            parts = [f"{self.count('sparse')} in 2:4", dense]
+            parts = [f"{sparse} in 2:4", f"{dense} dense because that is faster"]
+        else:
+            plain = f"{self.count('float')} float because that is faster"
+            parts = [f"{sparse} sparse INT8", f"{dense} dense INT8", plain]
         return f"layers: {', '.join(parts)}" + f", {left} left alone" * bool(left)
 
     def table(self) -> Table:

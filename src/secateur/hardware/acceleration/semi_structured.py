@@ -25,7 +25,7 @@ from secateur.hardware.acceleration.choice import fastest
 from secateur.hardware.acceleration.replacing import replaced
 from secateur.hardware.acceleration.report import LayerAcceleration
 from secateur.hardware.acceleration.work import ROUNDS, Work
-from secateur.hardware.layer_facts import LayerFacts
+from secateur.hardware.layer_facts import LayerFacts, is_two_of_four
 from secateur.hardware.machine import Machine
 from secateur.hardware.runtimes.pytorch import RUNTIME
 
@@ -210,13 +210,11 @@ def _obstacle(of: Candidate) -> str:
     if of.kind != "linear":
         return f"{of.kind}: only linear layers"
     matrix = of.matrix
-    width = matrix.shape[1] // 4 * 4
-    fours = (matrix[:, :width] != 0).reshape(-1, 4).sum(1)
     facts = LayerFacts(
         kind="linear",
         shape=tuple(matrix.shape),
         dtype="float16",
-        two_of_four=width == matrix.shape[1] and bool((fours <= 2).all()),
+        two_of_four=is_two_of_four(matrix),
     )
     return "; ".join(RUNTIME.layer(facts))
 
