@@ -339,6 +339,43 @@ def test_conjugate_gradients_that_do_not_converge_are_noted() -> None:
     assert solution.notes == ("3 rows not converged in 2 iterations",)
 
 
+@pytest.mark.parametrize("groups", [1, 3])
+def test_rows_that_keep_the_same_columns_are_fitted_at_once(groups: int) -> None:
+    held = problem(rows=5, cols=30, groups=groups)
+    generator = torch.Generator().manual_seed(4)
+    mask = torch.rand(groups, 1, 30, generator=generator).lt(0.6).expand(held.weight.shape)
+    system = NormalEquations.of(held, 1e-3)
+    start = torch.zeros_like(held.weight)
+    weight, notes = system.fit(start, mask, tolerance=1e-6, iterations=0)
+    assert notes == ()
+    other = mask.clone()
+    other[0, 0, mask[0, 0].nonzero()[0]] = False  # a column less in one row
+    _, notes = system.fit(start, other, tolerance=1e-6, iterations=0)
+    assert notes == (f"{5 * groups} rows not converged in 0 iterations",)
+    slow, _ = system.fit(start, other, tolerance=1e-6, iterations=200)
+    torch.testing.assert_close(weight[:, 1:], slow[:, 1:], rtol=1e-4, atol=1e-5)
+    assert not weight[~mask].any()
+
+
+def test_a_fit_that_is_there_already_changes_nothing() -> None:
+    held = problem(rows=5, cols=30)
+    mask = torch.ones_like(held.weight, dtype=torch.bool)
+    system = NormalEquations.of(held, 0.01)
+    weight, _ = system.fit(held.weight, mask, tolerance=1e-4, iterations=200)
+    again, notes = system.fit(weight, mask, tolerance=1e-4, iterations=0)
+    torch.testing.assert_close(again, weight, rtol=1e-6, atol=0)
+    assert notes == ()
+
+
+def test_no_columns_left_are_no_weights() -> None:
+    held = problem(rows=5, cols=30)
+    none = torch.zeros_like(held.weight, dtype=torch.bool)
+    weight, notes = NormalEquations.of(held, 0.01).fit(
+        held.weight, none, tolerance=1e-4, iterations=9
+    )
+    assert not weight.any() and notes == ()
+
+
 def test_a_row_is_fitted_as_it_would_be_alone() -> None:
     """Rows that have converged are left out of the work on the others."""
     held = problem(rows=12, cols=20)

@@ -94,7 +94,9 @@ class NormalEquations:
         """Least-squares weights on a mask, by conjugate gradients for all rows at once.
 
         Columns have unit diagonal, which is the Jacobi preconditioner. Each row has its own
-        step lengths; a converged row stands still.
+        step lengths; a converged row stands still. Where all rows keep the same columns, as where
+        channels leave, one Cholesky factor serves them all, and conjugate gradients have nothing
+        left to do.
 
         Args:
             start: where to start, in unscaled weights; entries off the mask are ignored.
@@ -109,7 +111,12 @@ class NormalEquations:
         x = start * self.column_scale * support
         residual = (self.cross - x @ self.gram) * support
         target = (self.cross * support).square().sum(-1, keepdim=True) * tolerance**2
-        direction, power = residual.clone(), residual.square().sum(-1, keepdim=True)
+        power = residual.square().sum(-1, keepdim=True)
+        if bool((power > target).any()) and (found := self._with_one_factor(mask)) is not None:
+            x = found
+            residual = (self.cross - x @ self.gram) * support
+            power = residual.square().sum(-1, keepdim=True)
+        direction = residual.clone()
         rows, look = _Rows(x), _LOOKS.get(x.device.type, 1)
         for number in range(iterations):
             active = power > target
@@ -134,6 +141,28 @@ class NormalEquations:
         rows, limit = counted(left, "row"), counted(iterations, "iteration")
         notes = (f"{rows} not converged in {limit}",) if left else ()
         return x / self.column_scale * mask, notes
+
+    def _with_one_factor(
+        self, mask: Bool[Tensor, "groups rows cols"]
+    ) -> Float[Tensor, "groups rows cols"] | None:
+        """Scaled weights on a mask that all rows of a group share.
+
+        None where rows differ, or the matrix is not positive definite.
+        """
+        kept = mask[:, :1]
+        if not bool((mask == kept).all()):
+            return None
+        columns = kept.any(0).flatten().nonzero().squeeze(1)  # that some group keeps
+        kept = kept[..., columns]
+        gram = self.gram[:, columns][..., columns] * (kept & kept.mT)
+        gram.diagonal(dim1=-2, dim2=-1).fill_(1.0)  # also of columns that others keep
+        factor, info = _cholesky(gram)
+        if info.any():
+            return None
+        found = torch.zeros_like(self.cross)
+        right = (self.cross[..., columns] * kept).mT
+        found[..., columns] = torch.cholesky_solve(right, factor).mT
+        return found
 
 
 class _Rows:
