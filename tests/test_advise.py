@@ -16,6 +16,8 @@ from secateur.cli.commands import advise as command
 from secateur.cli.options import Advise
 from secateur.hardware.compare_latency import Ratio
 from secateur.hardware.runtimes import BY_KEY
+from secateur.pruning.allocations.sensitivity import _Study
+from secateur.pruning.layer_fit import LayerFit
 
 QUARTER = Ratio(ratio=0.25, low=0.2, high=0.3, seconds=1.0, rounds=10)
 
@@ -87,10 +89,31 @@ def test_a_row_is_what_prune_loses_with_the_quick_recipe(found, images) -> None:
     assert found.judged_on == "16 samples held back"
 
 
+def test_what_layers_matter_is_measured_once_for_all_zeros(images, monkeypatch) -> None:
+    """Blocks are fitted, but what their errors cost is known from single weights."""
+    runs, fits = list[str](), list[str]()
+    loss, solve_all = _Study.loss, LayerFit.solve_all
+
+    def counted(self, layer, changes):
+        runs.append(self.inputs.pattern.name)
+        return loss(self, layer, changes)
+
+    def fitted(self, method, pattern, *others, **how):
+        fits.append(pattern.name)
+        return solve_all(self, method, pattern, *others, **how)
+
+    monkeypatch.setattr(_Study, "loss", counted)
+    monkeypatch.setattr(LayerFit, "solve_all", fitted)
+    secateur.advise(network(), images, seconds=0, progress=False)
+    assert set(runs) == {"unstructured"}
+    assert {"unstructured", "1x4"} == set(fits)
+
+
 def test_runtimes_are_measured_on_the_network_in_their_pattern(images, monkeypatch) -> None:
     measured, files = {}, {}
 
-    def compare(models, few, runtime, seconds, *, threads):
+    def compare(models, few, runtime, seconds, *, threads, quick):
+        assert quick  # one process each: starting five would take longer than measuring
         files[runtime] = models
         measured[runtime] = [of.stat().st_size for of in models]
         assert (seconds, threads) == (3, 2)
@@ -185,7 +208,7 @@ def test_the_command_asks_for_the_same_and_prints_the_table_or_json(
     printed = capsys.readouterr().out
     assert "onnxruntime" in printed
     assert "quick fit" in printed
-    assert (given["blocks"], given["max_images"], given["seconds"]) == (0.6, 9, 10.0)
+    assert (given["blocks"], given["max_images"], given["seconds"]) == (0.6, 9, 5.0)
     shared = set(inspect.signature(secateur.advise).parameters) - {"model", "data", "metric"}
     assert set(given) == shared
     command.run(replace(asked, json=True))

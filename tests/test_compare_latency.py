@@ -42,6 +42,23 @@ def test_ratios_are_of_pairs_of_rounds(file: Path, monkeypatch: pytest.MonkeyPat
     assert other.rounds == 3 * PROCESSES
 
 
+def test_a_quick_look_is_one_process_and_the_median_of_its_rounds(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def turns(files, engine, options, *, seconds, seed):
+        asked.append(seconds)
+        return [[2.0] * 9, [1.0, *[0.8] * 7, 0.2]]
+
+    monkeypatch.setattr(compare_latency, "_turns", turns)
+    first, other = compare([file, file], IMAGES, "onnxruntime", 7, quick=True)
+    assert asked == [7]
+    assert (first.ratio, first.low, first.high) == (1, 1, 1)
+    assert (other.low, other.ratio, other.high) == pytest.approx((0.4, 0.4, 0.4))
+    assert (other.seconds, other.rounds) == (0.8e-3, 9)
+
+
 def test_rounds_go_on_until_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = itertools.count()
     monkeypatch.setattr("time.perf_counter", lambda: float(next(ticks)))

@@ -373,7 +373,8 @@ def test_no_columns_left_are_no_weights() -> None:
     weight, notes = NormalEquations.of(held, 0.01).fit(
         held.weight, none, tolerance=1e-4, iterations=9
     )
-    assert not weight.any() and notes == ()
+    assert not weight.any()
+    assert notes == ()
 
 
 def test_a_row_is_fitted_as_it_would_be_alone() -> None:

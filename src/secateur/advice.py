@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -25,15 +25,20 @@ from secateur.evaluation.results import Loss
 from secateur.frontends import Frontend, asked_or_own
 from secateur.frontends import open as open_model
 from secateur.frontends.first_runs import one_first_run
+from secateur.frontends.torch.frontend import TorchFrontend
 from secateur.hardware.acceleration.run import AcceleratedRuntime, accelerate
-from secateur.hardware.compare_latency import compare, file_for
+from secateur.hardware.compare_latency import compare, compare_modules, file_for
 from secateur.hardware.layer_worker import ENGINES
 from secateur.hardware.machine import Machine
 from secateur.hardware.paying import ACCELERATED, pays_nowhere
 from secateur.hardware.runtimes import BY_KEY
 from secateur.options import Options
 from secateur.preparation import again, hold_back, prepare
+from secateur.pruning.allocations.sensitivity import FittedSensitivity
+from secateur.pruning.channels.curves import ChannelSensitivity
+from secateur.pruning.channels.run import ChannelRun
 from secateur.pruning.recipe import Recipe
+from secateur.pruning.run import PruningRun
 from secateur.pruning.targets import MaxMacs
 from secateur.report.advice import Advice, Suggestion
 from secateur.report.build import versions
@@ -43,8 +48,10 @@ from secateur.support.settings import SEEDS, at_least, check_arguments
 from secateur.support.threads import torch_threads
 from secateur.support.wording import counted
 
-QUICK = Recipe(method=LeastSquares(damping=0.3))
+QUICK = Recipe(method=LeastSquares(damping=0.3, tolerance=1e-2, iterations=30))
 """One walk, the smallest weights removed, the others fitted; no blocks trained."""
+
+_CHANNELS = ChannelSensitivity(levels=(0.25, 0.6))
 
 _IMAGES = 256
 
@@ -78,7 +85,7 @@ def advise(
     sparsity: float = 0.5,
     blocks: float = 0.7,
     max_macs: float = 0.7,
-    seconds: float = 10.0,
+    seconds: float = 5.0,
     threads: int = 1,
     preprocess: Transform | None = None,
     include: str | Collection[str] | None = None,
@@ -114,7 +121,8 @@ def advise(
         blocks: fraction of zeros in blocks, in [0, 1).
         max_macs: multiply-accumulates left where channels leave, as a fraction of the dense
             network's, in (0, 1].
-        seconds: of measuring on each runtime; 0 = no times, only bytes and what is lost.
+        seconds: of measuring on each runtime, in one process; 0 = no times, only bytes and what is
+            lost.
         threads: that runtimes use.
         max_images: use at most this many samples: few are quick.
         preprocess, include, exclude, seed, mask, output, judge, metric, device, progress: as for
@@ -163,10 +171,10 @@ def advise(
         first = options["unstructured"]
         images, judged, judged_on = _read(network, data, first, evaluation)
         job = prepare(network, images, first, judged, teller=teller)
-        tried = dict[str, _Tried]()
+        tried, measured = dict[str, _Tried](), list[PruningRun]()
         for pattern, each in options.items():
             teller.step(f"a quick fit in the pattern {pattern}")
-            tried[pattern] = _try(job, each)
+            tried[pattern] = _try(job, each, measured)
         job.watch.lap("fits")
         machine = Machine.here()
         found = list[Suggestion]()
@@ -217,11 +225,18 @@ def _read(
     return images, held_back, f"{counted(len(held_back.samples), 'sample')} held back"
 
 
-def _try(job: Job, options: Options) -> _Tried:
-    """The network pruned quickly; what goes wrong is what there is to say of the pattern."""
+def _try(job: Job, options: Options, measured: list[PruningRun]) -> _Tried:
+    """The network pruned quickly; what goes wrong is what there is to say of the pattern.
+
+    Args:
+        job, options: of the network, and of the pattern.
+        measured: in patterns before; this one is added.
+    """
     asked = _in_words(options)
     try:
-        own = again(job, options).measure()
+        own = again(job, options)
+        own = replace(own, run=_quick(own.run, measured)).measure()
+        measured.append(own.run)
         walked, _, _ = own.carry_out()
         pruned = own.network(walked)
         report = own.report(pruned, walked, {}, left=own.layers_left(pruned, walked))
@@ -234,6 +249,26 @@ def _try(job: Job, options: Options) -> _Tried:
         lost=evaluation and evaluation.lost,
         bytes_fraction=report.bytes_fraction,
     )
+
+
+def _quick(run: PruningRun, measured: Sequence[PruningRun]) -> PruningRun:
+    """A run that measures less, and what was measured before not again."""
+    if isinstance(run, ChannelRun):
+        return replace(run, sensitivity=_CHANNELS)
+    return replace(run, beside=_beside(run, measured))
+
+
+def _beside(run: PruningRun, measured: Sequence[PruningRun]) -> FittedSensitivity | None:
+    """What another pattern has shown of all layers of a run; None = they are measured."""
+    for other in measured:
+        if isinstance(other, ChannelRun) or run.reordered != other.reordered:
+            continue
+        numbers = {layer.name: number for number, layer in enumerate(other.layers)}
+        found = other.fitted_allocation
+        known = all(layer.name in numbers for layer in run.layers)
+        if known and isinstance(found, FittedSensitivity):
+            return found.only([numbers[layer.name] for layer in run.layers])
+    return None
 
 
 def _in_words(options: Options) -> str:
@@ -299,8 +334,15 @@ def _timed(
             return _accelerated(job, plain, tried.network, threads)
         if plain.runtime not in ENGINES:
             return replace(plain, note="secateur bench measures it, once the file is written")
-        models = [files.of(of, plain.runtime) for of in (job.model, tried.network)]
-        _, ratio = compare(models, files.few, plain.runtime, seconds, threads=threads)
+        networks = job.model, tried.network
+        modules = [of.model for of in networks if isinstance(of, TorchFrontend)]
+        if plain.runtime == "torch" and len(modules) == len(networks):
+            _, ratio = compare_modules(modules, files.few, seconds, threads=threads)
+        else:
+            given = [files.of(of, plain.runtime) for of in networks]
+            _, ratio = compare(
+                given, files.few, plain.runtime, seconds, threads=threads, quick=True
+            )
     except SecateurError as error:
         return replace(plain, note=f"not measured: {error}")
     return replace(plain, share=ratio.ratio, low=ratio.low, high=ratio.high)

@@ -186,7 +186,7 @@ class Advise(Given):
         typer.Option(
             parser=number, metavar="S", help="Seconds of measuring on each runtime; 0 = none."
         ),
-    ] = 10.0
+    ] = 5.0
     threads: Annotated[
         int, typer.Option(parser=whole, metavar="N", help="Threads of each runtime.")
     ] = 1

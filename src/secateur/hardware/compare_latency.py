@@ -10,7 +10,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,16 +18,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from secateur.errors import ModelError, OptionError
 from secateur.frontends.loading import open as open_model
 from secateur.frontends.openvino.runtime import write_copy
 from secateur.frontends.torch.onnx_export import exported
 from secateur.frontends.torch.signature import Arguments
-from secateur.hardware.latency import PROCESSES, interval
+from secateur.hardware.bench_worker import measure
+from secateur.hardware.latency import PROCESSES, interval, median_interval
 from secateur.hardware.layer_worker import ENGINES
 from secateur.network.samples import AnySamples, as_samples
 from secateur.support.subprocesses import run_program
+from secateur.support.threads import torch_threads
 
 _FORMATS = {"onnxruntime": (".onnx",), "openvino": (".onnx", ".xml"), "torch": (".pt2",)}
 _LEAST_SECONDS = 0.1  # in each process
@@ -58,6 +61,7 @@ def compare(
     seconds: float = 30,
     *,
     threads: int = 1,
+    quick: bool = False,
 ) -> list[Ratio]:
     """Measures several networks in turns, one image at a time, in five processes.
 
@@ -68,6 +72,8 @@ def compare(
         runtime: "onnxruntime", "openvino" or "torch" (eager, channels last).
         seconds: of measuring, over all processes; starting them is not in it.
         threads: of the runtime.
+        quick: in one process, to save the starting of the others: intervals are of the median of
+            its rounds, and do not know that processes differ, by some percent.
 
     Raises:
         OptionError: an unknown runtime, no models, or a setting out of range.
@@ -80,9 +86,30 @@ def compare(
         raise OptionError("got no models, expected the dense one and those to compare with it")
     if seconds <= 0:
         raise OptionError(f"seconds is {seconds}, expected more than 0")
-    each = max(seconds / PROCESSES, _LEAST_SECONDS)
+    count = 1 if quick else PROCESSES
+    each = max(seconds / count, _LEAST_SECONDS)
     with _measuring(models, images, runtime, threads) as turns:
-        found = [turns(seconds=each, seed=[number]) for number in range(PROCESSES)]
+        found = [turns(seconds=each, seed=[number]) for number in range(count)]
+    return [_ratio(found, index) for index in range(len(models))]
+
+
+def compare_modules(
+    models: Sequence[nn.Module], images: AnySamples, seconds: float, *, threads: int = 1
+) -> list[Ratio]:
+    """A quick look at several modules in turns, one sample at a time, in this process.
+
+    Args:
+        models: the one to compare with first; not exported, so that they run as they are written.
+        images: some inputs; the first is what is run.
+        seconds: of measuring.
+        threads: of PyTorch.
+    """
+    one = as_samples(images).select(slice(1))
+    with ExitStack() as stack:
+        stack.enter_context(torch_threads(threads))
+        opened = [stack.enter_context(open_model(of).running(one)) for of in models]
+        stack.enter_context(torch.inference_mode())
+        found = [measure([partial(run, one) for run in opened], 2, seconds=seconds)]
     return [_ratio(found, index) for index in range(len(models))]
 
 
@@ -178,17 +205,18 @@ def _turns(
 def _ratio(processes: Sequence[Sequence[Sequence[float]]], index: int) -> Ratio:
     """From the milliseconds of each process, network and round."""
     pairs = [(found[0], found[index]) for found in processes]
-    low, middle, high = interval(
-        [
-            statistics.median(late / early for early, late in zip(one, two, strict=True))
-            for one, two in pairs
-        ]
-    )
-    times = interval([statistics.median(two) for _, two in pairs])
+    ratios = [[late / early for early, late in zip(one, two, strict=True)] for one, two in pairs]
+    medians = [statistics.median(two) for _, two in pairs]
+    if len(pairs) == 1:
+        low, middle, high = median_interval(ratios[0])
+        seconds = medians[0]
+    else:
+        low, middle, high = interval([statistics.median(each) for each in ratios])
+        seconds = interval(medians)[1]
     return Ratio(
         ratio=middle,
         low=low,
         high=high,
-        seconds=1e-3 * times[1],
+        seconds=1e-3 * seconds,
         rounds=sum(len(two) for _, two in pairs),
     )

@@ -60,6 +60,8 @@ class PruningRun:
         on_layer: called with a layer's name whenever a layer is done, `visits` times at most.
         execution: where it keeps what is finished, in how much memory, and by which processes.
         reordered: whether channels of the network were put in another order.
+        beside: what was measured of the same layers in another pattern: what the network loses is
+            estimated from that and from the layers' own errors in this one; None = it is measured.
     """
 
     recalibration: Recalibration
@@ -74,6 +76,7 @@ class PruningRun:
     on_layer: Callable[[str], Any] = ignore
     execution: Execution = field(default_factory=Execution)
     reordered: bool = False
+    beside: FittedAllocation | None = None
 
     @cached_property
     def graph(self) -> Graph:
@@ -317,7 +320,7 @@ class PruningRun:
             samples=self.samples,
             layers=layers,
             weights=weights,
-            previous=self.fitted_allocation if weights else None,
+            previous=self.fitted_allocation if weights else self.beside,
             costs=self.target.budget(self.costs).costs,
             pattern=self.recipe.pattern,
             sampling=self.sampling,

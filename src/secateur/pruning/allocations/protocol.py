@@ -30,7 +30,8 @@ class AllocationInputs:
         samples: calibration inputs.
         layers: the layers to prune, in execution order.
         weights: weights by parameter name that stand for the dense ones (of the walk before).
-        previous: what was found out about the dense network, where `weights` are given.
+        previous: what was found out about the dense network, where `weights` are given, or in
+            another pattern.
         costs: what one kept weight costs in each layer; None = 1 each.
         pattern: which zeros are allowed.
         sampling, layouts, chunk: as in `secateur.pruning.walk`.

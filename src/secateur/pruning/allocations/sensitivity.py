@@ -258,6 +258,12 @@ class FittedSensitivity:
             for rise, count in (lower_hull(size, curve) if size else ())
         ]
 
+    def only(self, layers: Sequence[int]) -> FittedSensitivity:
+        """What is known of some of the layers."""
+        return FittedSensitivity(
+            *([of[at] for at in layers] for of in (self.sizes, self.curves, self.errors))
+        )
+
     def loss_of(self, layer: int, errors: Sequence[float]) -> list[float]:
         """What other output errors of a layer would lead to, from those measured (log-linear)."""
         return loss_from_error(self.errors[layer], self.curves[layer].loss_increase, errors)
