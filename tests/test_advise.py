@@ -119,6 +119,12 @@ def test_runtimes_are_measured_on_the_network_in_their_pattern(images, monkeypat
         assert (seconds, threads) == (3, 2)
         return [replace(QUARTER, ratio=1.0), QUARTER]
 
+    def compare_modules(models, few, seconds, *, threads):
+        assert (seconds, threads) == (3, 2)
+        measured["torch"] = [sum(weight.numel() for weight in of.parameters()) for of in models]
+        return [replace(QUARTER, ratio=1.0), QUARTER]
+
+    monkeypatch.setattr(advice, "compare_modules", compare_modules)
     threads, real = list[int](), advice.accelerate
 
     def accelerate(*given, **how):
@@ -134,8 +140,8 @@ def test_runtimes_are_measured_on_the_network_in_their_pattern(images, monkeypat
         assert (each.share, each.low, each.high) == (0.25, 0.2, 0.3)
         dense, smaller = measured[runtime]
         assert smaller < dense
-    assert {"onnxruntime", "openvino"} <= set(measured)
-    assert files["onnxruntime"] == files["openvino"] != files["torch"]
+    assert set(measured) == {"onnxruntime", "openvino", "torch"}
+    assert files["onnxruntime"] == files["openvino"]
     assert threads in ([], [2])
     fast = row(found, "torch-int8-sparse")
     assert fast.share is not None or "cannot be measured here" in fast.note

@@ -12,7 +12,7 @@ from torch import nn
 from secateur import ModelError, OptionError
 from secateur.hardware import compare_latency
 from secateur.hardware.bench_worker import measure
-from secateur.hardware.compare_latency import compare, try_run
+from secateur.hardware.compare_latency import compare, compare_modules, try_run
 from secateur.hardware.latency import PROCESSES
 
 IMAGES = torch.zeros(2, 3, 8, 8)
@@ -78,6 +78,24 @@ def test_a_network_compared_with_itself_takes_as_many_rounds(
     assert found[0].rounds >= 2 * 2
     assert all(0 < one.low <= one.ratio <= one.high for one in found)
     assert all(one.seconds > 0 for one in found)
+
+
+def test_modules_take_turns_in_this_process_with_as_many_threads_as_asked_for() -> None:
+    seen: list[tuple[int, int]] = []
+
+    class Watched(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append((len(x), torch.get_num_threads()))
+            return super().forward(x)
+
+    nets = [Watched(8, 8), Watched(8, 800)]
+    before = torch.get_num_threads()
+    first, other = compare_modules(nets, torch.zeros(5, 8), 0.2, threads=1)
+    assert set(seen) == {(1, 1)}
+    assert torch.get_num_threads() == before
+    assert first.ratio == 1
+    assert first.rounds == other.rounds >= 2
+    assert other.low <= other.ratio <= other.high
 
 
 def test_a_network_is_tried_in_one_process(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
