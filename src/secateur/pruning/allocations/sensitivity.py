@@ -261,7 +261,9 @@ class FittedSensitivity:
     def only(self, layers: Sequence[int]) -> FittedSensitivity:
         """What is known of some of the layers."""
         return FittedSensitivity(
-            *([of[at] for at in layers] for of in (self.sizes, self.curves, self.errors))
+            sizes=[self.sizes[at] for at in layers],
+            curves=[self.curves[at] for at in layers],
+            errors=[self.errors[at] for at in layers],
         )
 
     def loss_of(self, layer: int, errors: Sequence[float]) -> list[float]:
