@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import warnings
 import zipfile
@@ -18,7 +19,7 @@ import secateur
 from secateur.cli.app import app
 from secateur.errors import ModelError
 from secateur.frontends.loading import load_model
-from secateur.frontends.torch.exported_programs import read_program, save_program
+from secateur.frontends.torch.exported_programs import program_of, read_program, save_program
 
 HOW = {"sparsity": 0.5, "method": "magnitude", "allocation": "uniform"}
 
@@ -62,13 +63,17 @@ def program(tmp_path) -> str:
     return exported(net(), tmp_path / "net.pt2")
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # PyTorch's, of its own specs
 def test_a_program_is_the_module_that_it_was_made_from(program) -> None:
     found = load_model(program)
     assert {name: of.shape for name, of in found.state_dict().items()} == {
         name: of.shape for name, of in net().state_dict().items()
     }
+    again = pickle.loads(pickle.dumps(found))
     for count in (1, 2, 7):
         torch.testing.assert_close(found(images(count)), net()(images(count)))
+        assert torch.equal(again(images(count)), found(images(count)))
+    assert program_of(again) == program
 
 
 def test_it_is_pruned_as_the_module_is(program) -> None:

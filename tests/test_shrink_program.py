@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 import secateur
 from secateur import ModelError
 from secateur.frontends import protocol
+from secateur.frontends.torch.exported_programs import is_program
 from secateur.frontends.torch.frontend import TorchFrontend
 from secateur.network.couplings import find_couplings
 
@@ -144,6 +146,7 @@ def pooled_attention(net: nn.Module, x: Tensor) -> Tensor:
     return tokens(net, x, lambda net, y: net.m(y, y, y, need_weights=False)[0])
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # PyTorch's, of its own specs
 def test_a_network_that_became_a_program_is_saved_as_one(tmp_path: Path) -> None:
     module, _ = NETWORKS["one place"]
     x = torch.randn(32, 3, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -152,6 +155,15 @@ def test_a_network_that_became_a_program_is_saved_as_one(tmp_path: Path) -> None
     )
     assert "traced program" in " ".join(result.report.notes)
     result.save(tmp_path / "out")
+    torch.save(result.model, tmp_path / "whole.pt")
+    whole = torch.load(tmp_path / "whole.pt", weights_only=False)
+    again = pickle.loads(pickle.dumps(copy.deepcopy(whole)))
+    assert pickle.loads(pickle.dumps(copy.deepcopy(whole).train())).training
+    for twin in (whole, again):
+        assert torch.equal(twin(x), result.model(x))
+        assert twin.state_dict().keys() == result.model.state_dict().keys()
+        assert not twin.training
+        assert is_program(twin)
     read = torch.export.load(tmp_path / "out" / "model.pt2").module()
     assert torch.allclose(read(x), result.model(x), atol=1e-5)
     assert secateur.evaluate(tmp_path / "out" / "model.pt2", x, reference=result.model).agreement

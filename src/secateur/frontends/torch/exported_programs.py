@@ -8,7 +8,7 @@ called like one of these is not read.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,9 @@ def as_module(program: ExportedProgram, source: str | None = None) -> fx.GraphMo
             made.graph.erase_node(node)
     module = _Program(made, made.graph)  # the one that is made refuses eval()
     module.source = source
+    module._tracer_cls = (
+        None  # PyTorch would trace it with the exporter's, and fail, to unpickle it
+    )
     _leave_unsaved(module, set(dict(module.named_buffers())) - set(program.state_dict))
     return module.eval()
 
@@ -70,8 +73,35 @@ class _Program(fx.GraphModule):
         with _quiet():
             twin: Any = super().__deepcopy__(memo)
         twin.source = self.source
-        _leave_unsaved(twin, set(dict(self.named_buffers())) - set(self.state_dict()))
+        twin._tracer_cls = None
+        _leave_unsaved(twin, self._unsaved)
         return twin
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        made: Any = super().__reduce__()
+        return _unpickled, (*made[:2], self.source, self._unsaved)
+
+    @property
+    def _unsaved(self) -> set[str]:
+        """Names of the buffers that are not in the state dict."""
+        return set(dict(self.named_buffers())) - set(self.state_dict())
+
+
+def _unpickled(
+    make: Callable[..., fx.GraphModule],
+    arguments: tuple[Any, ...],
+    source: str | None,
+    unsaved: set[str],
+) -> _Program:
+    """A program from what PyTorch pickles of a module."""
+    with _quiet():
+        made = make(*arguments)
+    module = _Program(made, made.graph)  # of what is computed with, and no counts of batches
+    module._modules, module._buffers = made._modules, made._buffers
+    module._parameters = made._parameters
+    module.source, module._tracer_cls = source, None
+    _leave_unsaved(module, unsaved)
+    return module.train(made.training)
 
 
 def _leave_unsaved(module: nn.Module, buffers: Iterable[str]) -> None:
