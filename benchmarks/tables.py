@@ -416,7 +416,8 @@ def channel_rivals(folder: Path) -> str:
     )
     note = (
         f"Top-1 in percent on {_tests(rivals)}; {rivals[0]['images']} calibration images. Standard "
-        f"error of the points lost, at most: {errors}. A dash: not measured, or the tool leaves more. "
+        f"error of the points lost, at most: {errors}. A dash: not measured, or the tool leaves "
+        "more. "
     )
     return "\n\n".join([*parts, note + _machine(rivals)])
 
