@@ -335,8 +335,8 @@ def _timed(
         if plain.runtime not in ENGINES:
             return replace(plain, note="secateur bench measures it, once the file is written")
         networks = job.model, tried.network
-        modules = [of.model for of in networks if isinstance(of, TorchFrontend)]
-        if plain.runtime == "torch" and len(modules) == len(networks):
+        if plain.runtime == "torch" and isinstance(job.model, TorchFrontend):
+            modules = [of.model for of in networks]
             _, ratio = compare_modules(modules, files.few, seconds, threads=threads)
         else:
             given = [files.of(of, plain.runtime) for of in networks]

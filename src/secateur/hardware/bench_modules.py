@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import statistics
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,7 +22,7 @@ from secateur.frontends import asked_or_own
 from secateur.frontends import open as open_model
 from secateur.frontends.torch.frontend import TorchFrontend
 from secateur.hardware.acceleration.run import KernelName, accelerate
-from secateur.hardware.bench_worker import measure
+from secateur.hardware.compare_latency import module_turns
 from secateur.hardware.latency import median_interval
 from secateur.hardware.machine import Machine
 from secateur.network.samples import Samples
@@ -268,10 +267,7 @@ _EVERY: tuple[KernelName, ...] = ("sparse", "dense", "float")
 def _timings(
     forms: Mapping[str, nn.Module], samples: Samples, length: int | None, rounds: int
 ) -> list[ModuleTiming]:
-    with ExitStack() as stack:
-        runs = [_bound(of, samples, stack) for of in forms.values()]
-        stack.enter_context(torch.inference_mode())
-        times = dict(zip(forms, measure(runs, rounds), strict=True))
+    times = dict(zip(forms, module_turns([*forms.values()], samples, rounds), strict=True))
 
     def ratio(name: str, other: str) -> float:
         return statistics.median(a / b for a, b in zip(times[other], times[name], strict=True))
@@ -292,10 +288,3 @@ def _timings(
             )
         )
     return found
-
-
-def _bound(model: nn.Module, samples: Samples, stack: ExitStack) -> Callable[[], Any]:
-    if type(model).__name__ == "OptimizedModule":  # opened, it would be the network within
-        return lambda: model(**samples.tensors)
-    run = stack.enter_context(open_model(model).running(samples))
-    return lambda: run(samples)

@@ -28,7 +28,7 @@ from secateur.frontends.torch.signature import Arguments
 from secateur.hardware.bench_worker import measure
 from secateur.hardware.latency import PROCESSES, interval, median_interval
 from secateur.hardware.layer_worker import ENGINES
-from secateur.network.samples import AnySamples, as_samples
+from secateur.network.samples import AnySamples, Samples, as_samples
 from secateur.support.subprocesses import run_program
 from secateur.support.threads import torch_threads
 
@@ -104,13 +104,32 @@ def compare_modules(
         seconds: of measuring.
         threads: of PyTorch.
     """
-    one = as_samples(images).select(slice(1))
-    with ExitStack() as stack:
-        stack.enter_context(torch_threads(threads))
-        opened = [stack.enter_context(open_model(of).running(one)) for of in models]
-        stack.enter_context(torch.inference_mode())
-        found = [measure([partial(run, one) for run in opened], 2, seconds=seconds)]
+    with torch_threads(threads):
+        found = [module_turns(models, as_samples(images).select(slice(1)), 2, seconds)]
     return [_ratio(found, index) for index in range(len(models))]
+
+
+def module_turns(
+    models: Sequence[nn.Module], samples: Samples, rounds: int, seconds: float = 0.0
+) -> list[list[float]]:
+    """Milliseconds of several modules on the same samples, by round, in this process.
+
+    Args:
+        models: accelerated or compiled ones as well.
+        samples: of a run.
+        rounds, seconds: see `measure`.
+    """
+    with ExitStack() as stack:
+        runs = [_bound(of, samples, stack) for of in models]
+        stack.enter_context(torch.inference_mode())
+        return measure(runs, rounds, seconds=seconds)
+
+
+def _bound(model: nn.Module, samples: Samples, stack: ExitStack) -> Callable[[], Any]:
+    if type(model).__name__ == "OptimizedModule":  # opened, it would be the network within
+        return lambda: model(**samples.tensors)
+    run = stack.enter_context(open_model(model).running(samples))
+    return lambda: run(samples)
 
 
 def try_run(model: Any, images: AnySamples, runtime: str, *, threads: int = 1) -> None:

@@ -6,9 +6,7 @@ import statistics
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from fnmatch import fnmatchcase
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -22,7 +20,7 @@ from secateur.evaluation.metrics import compare
 from secateur.frontends import open as open_model
 from secateur.hardware.acceleration.candidates import Found, find, used_otherwise
 from secateur.hardware.acceleration.report import AccelerationReport, LayerAcceleration
-from secateur.hardware.bench_worker import measure
+from secateur.hardware.compare_latency import module_turns
 from secateur.hardware.machine import Machine
 from secateur.network.samples import Samples
 from secateur.support.choices import did_you_mean
@@ -88,12 +86,7 @@ class Work(ABC):
 
     def times(self) -> dict[str, float]:
         """Milliseconds of a run of the module in floats and accelerated, in turns."""
-        few = self.few()
-        with ExitStack() as stack:
-            nets = (self.original, self.model)
-            runs = [stack.enter_context(open_model(of).running(few)) for of in nets]
-            stack.enter_context(torch.inference_mode())
-            found = measure([partial(run, few) for run in runs], ROUNDS)
+        found = module_turns([self.original, self.model], self.few(), ROUNDS)
         return dict(zip(("float", "accelerated"), map(statistics.median, found), strict=True))
 
     def few(self) -> Samples:
