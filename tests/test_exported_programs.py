@@ -74,6 +74,7 @@ def test_a_program_is_the_module_that_it_was_made_from(program) -> None:
         torch.testing.assert_close(found(images(count)), net()(images(count)))
         assert torch.equal(again(images(count)), found(images(count)))
     assert program_of(again) == program
+    assert again.state_dict().keys() == found.state_dict().keys()
 
 
 def test_it_is_pruned_as_the_module_is(program) -> None:
