@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import re
 import warnings
@@ -19,7 +20,12 @@ import secateur
 from secateur.cli.app import app
 from secateur.errors import ModelError
 from secateur.frontends.loading import load_model
-from secateur.frontends.torch.exported_programs import program_of, read_program, save_program
+from secateur.frontends.torch.exported_programs import (
+    as_module,
+    program_of,
+    read_program,
+    save_program,
+)
 
 HOW = {"sparsity": 0.5, "method": "magnitude", "allocation": "uniform"}
 
@@ -75,6 +81,16 @@ def test_a_program_is_the_module_that_it_was_made_from(program) -> None:
         assert torch.equal(again(images(count)), found(images(count)))
     assert program_of(again) == program
     assert again.state_dict().keys() == found.state_dict().keys()
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # PyTorch's, of its own specs
+def test_a_program_that_comes_from_no_file_can_be_pickled() -> None:
+    """Such as a network of which channels have left; PyTorch gives it the exporter's tracer."""
+    made = as_module(torch.export.export(net(), (images(2),)))
+    for found in (made, copy.deepcopy(made)):
+        again = pickle.loads(pickle.dumps(found))
+        assert torch.equal(again(images(2)), found(images(2)))
+        assert again.state_dict().keys() == found.state_dict().keys()
 
 
 def test_it_is_pruned_as_the_module_is(program) -> None:
