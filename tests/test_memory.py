@@ -14,12 +14,16 @@ from typer.testing import CliRunner
 import secateur
 from secateur import OptionError
 from secateur.cli.app import app
+from secateur.core.methods import LeastSquares
+from secateur.core.patterns import Unstructured
 from secateur.network.mapped import MappedValues
 from secateur.network.samples import as_samples
 from secateur.network.store import Spill, ValueStore, spilling
 from secateur.network.stream import Stream
 from secateur.pruning.needs import needs_of
 from secateur.pruning.reconstruction import BlockReconstruction
+from secateur.pruning.streams import DualStream
+from secateur.pruning.walk import walk
 from secateur.support.sizes import bytes_of, size_text
 
 IMAGES = torch.randn(48, 3, 10, 10, generator=torch.Generator().manual_seed(1))
@@ -168,6 +172,23 @@ def test_what_is_needed_is_what_is_held(network) -> None:
     assert 2 * 48 * value <= needs.values <= 2 * 48 * 2 * value
     assert 2 * 5 * 2 * value <= needs.least <= 2 * 5 * 4 * value
     assert needs.statistics == 12 * 4 * 72**2
+
+
+def test_a_walk_holds_what_was_told_and_a_chunk_more(network, monkeypatch) -> None:
+    """The dense network goes on over the addition as soon as it can: three values, not four."""
+    graph, x = trace(network, IMAGES[:2]), as_samples(IMAGES)
+    layers = [layer for layer in graph.layers if layer.parameter is not None]
+    samples, how = x.named(graph.inputs), {"chunk": 5, "inputs": "pruned"}
+    needs = needs_of(graph, samples, layers, max_columns=8192, **how)
+    found: list[DualStream] = []
+    begin = DualStream.__init__
+    watched = lambda self, *args, **named: found.append(self) or begin(self, *args, **named)  # noqa: E731
+    monkeypatch.setattr(DualStream, "__init__", watched)
+    kept = [layer.weights // 2 for layer in layers]
+    walk(graph, samples, layers, kept, method=LeastSquares(), pattern=Unstructured(), **how)
+    value = 8 * 100 * 4
+    assert 3 * 48 * value <= needs.values < 3.1 * 48 * value
+    assert found[0].store.peak <= needs.values + 5 * 4 * value
 
 
 def test_values_come_back_as_they_were(tmp_path) -> None:

@@ -52,7 +52,7 @@ def test_sums_are_held_in_float32(without_float64) -> None:
     statistics = Statistics()
     statistics.add(x, x[..., :3])
     (chunk,) = statistics.chunks
-    for sums in (statistics.gram, statistics.cross, chunk.energy, chunk.inputs, chunk.outputs):
+    for sums in (*statistics.gram, statistics.cross, chunk.energy, chunk.inputs, chunk.outputs):
         assert sums.dtype == torch.float32
     assert widened(torch.zeros(2, dtype=torch.bool)).dtype == torch.float32
     assert statistics.problem(torch.zeros(1, 3, 5)).gram.dtype == torch.float32

@@ -8,6 +8,8 @@ chunks c of n_c samples with means m_c,
     sum over all samples (x - m)(x - m)^T = sum_c G_c + sum_c n_c (m_c - m)(m_c - m)^T
 
 where G_c is the chunk's own sum about m_c (the parallel axis theorem).
+
+Of a Gram matrix, which is symmetric, a half is computed and held: `Stripes`.
 """
 
 from __future__ import annotations
@@ -24,6 +26,10 @@ from secateur.core.problem import Patches, Problem
 
 _CONSTANT = 1e-12  # variance of outputs that do not vary, relative to their mean square
 _ROWS = 128  # of a matrix of sums that are turned into float32 at a time
+_STRIPE = 512  # rows of a Gram matrix that are multiplied at a time
+
+Stripes = tuple[Tensor, ...]
+"""A symmetric matrix, some rows at a time, each from its square on the diagonal to the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +61,7 @@ class ChunkSums:
     """
 
     vectors: ChunkVectors
-    gram: Float[Tensor, "groups cols cols"]
+    gram: Stripes
     cross: Float[Tensor, "groups rows cols"]
 
     @classmethod
@@ -74,8 +80,8 @@ class ChunkSums:
             weight: of a layer that makes these outputs of these inputs, but for a bias, where
                 there is one: then sum (y - m_y)(x - m_x)^T is its product with the Gram matrix.
 
-        Cost: one product of cols x samples x (cols + rows), or, with `weight`, of
-        cols x samples x cols and of rows x cols x cols, whichever is less.
+        Cost: one product of cols x samples x (cols / 2 + rows), or, with `weight`, of
+        cols x samples x cols / 2 and of rows x cols x cols, whichever is less.
         """
         if inputs.shape[1] == 0:
             return None
@@ -89,10 +95,30 @@ class ChunkSums:
             energy=widened(y.square().sum(1)),
             dense_energy=widened(whole.square().sum(1)),
         )
-        gram = x.mT @ x
+        gram = _gram(x)
         if weight is None or x.shape[1] <= x.shape[2]:
             return cls(vectors=vectors, gram=gram, cross=y.mT @ x)
-        return cls(vectors=vectors, gram=gram, cross=weight @ gram)
+        return cls(vectors=vectors, gram=gram, cross=_product(weight, gram))
+
+
+def _gram(x: Float[Tensor, "groups samples cols"]) -> Stripes:
+    """x^T x."""
+    starts = range(0, x.shape[2], _STRIPE)
+    return tuple(x[..., at : at + _STRIPE].mT @ x[..., at:] for at in starts)
+
+
+def _product(
+    weight: Float[Tensor, "groups rows cols"], gram: Stripes
+) -> Float[Tensor, "groups rows cols"]:
+    """The product with a symmetric matrix."""
+    product, at = torch.zeros_like(weight), 0
+    for stripe in gram:
+        stop = at + stripe.shape[1]
+        product[..., at:] += weight[..., at:stop] @ stripe
+        if stop < weight.shape[2]:
+            product[..., at:stop] += weight[..., stop:] @ stripe[..., stop - at :].mT
+        at = stop
+    return product
 
 
 def _centred(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,12 +136,13 @@ def _centred(values: Tensor) -> tuple[Tensor, Tensor]:
 class Statistics:
     """The sums of all chunks, and samples that are kept as they are.
 
-    Memory: groups * cols * (cols + rows) * 8 bytes, and as many of 4 bytes for each chunk that
-    came before its turn.
+    Memory: groups * cols * (cols / 2 + rows) * 8 bytes, and as many of 4 bytes for each chunk
+    that came before its turn.
     """
 
     def __init__(self) -> None:
-        self.gram = self.cross = torch.zeros(())
+        self.gram: Stripes = ()
+        self.cross = torch.zeros(())
         self.chunks: list[ChunkVectors] = []
         self.stored: list[tuple[Tensor, Tensor]] = []
         self.waiting: dict[int, ChunkSums | None] = {}
@@ -162,11 +189,15 @@ class Statistics:
             return
         if not self.chunks:
             wide = sums.vectors.energy.dtype
-            self.gram, self.cross = sums.gram.to(wide, copy=True), sums.cross.to(wide, copy=True)
+            self.gram = tuple(stripe.to(wide, copy=True) for stripe in sums.gram)
+            self.cross = sums.cross.to(wide, copy=True)
         else:
-            self.gram += sums.gram
-            self.cross += sums.cross
+            self._add(sums.gram, sums.cross)
         self.chunks.append(sums.vectors)
+
+    def _add(self, gram: Stripes, cross: Tensor) -> None:
+        for mine, more in zip((*self.gram, self.cross), (*gram, cross), strict=True):
+            mine += more
 
     def merge(self, other: Statistics) -> None:
         """Adds another's sums behind these, and its stored samples; the other is used up."""
@@ -176,8 +207,7 @@ class Statistics:
         if not self.chunks:
             self.gram, self.cross = other.gram, other.cross
         elif other.chunks:
-            self.gram += other.gram
-            self.cross += other.cross
+            self._add(other.gram, other.cross)
         self.chunks += other.chunks
 
     def check_complete(self) -> None:
@@ -324,22 +354,27 @@ def _moments(
 
 
 def _symmetric_moments(
-    sums: Float[Tensor, "groups cols cols"],
+    sums: Stripes,
     factor: Float[Tensor, "groups chunks cols"],
     count: int,
     dtype: torch.dtype,
 ) -> Float[Tensor, "groups cols cols"]:
-    """The same for a Gram matrix, which is symmetric.
+    """The same for a Gram matrix, the whole of it.
 
-    Products of floats are so only nearly: the mean with the transpose is taken.
+    Products of floats are symmetric only nearly: in the squares on the diagonal the mean with the
+    transpose is taken.
     """
-    moments = torch.empty(sums.shape, dtype=dtype, device=sums.device)
-    for at in range(0, sums.shape[1], _ROWS):
-        rows, rest = slice(at, at + _ROWS), slice(at, None)
-        part = (sums[:, rows, rest] + sums[:, rest, rows].mT).div_(2)
-        part.baddbmm_(factor[:, :, rows].mT, factor[:, :, rest]).div_(count)
-        square = part[:, :, : part.shape[1]]
-        square.copy_((square + square.mT).div_(2))
-        moments[:, rows, rest] = part
-        moments[:, rest, rows] = part.mT
+    groups, _, columns = sums[0].shape
+    moments = torch.empty((groups, columns, columns), dtype=dtype, device=sums[0].device)
+    for stripe in sums:
+        first = columns - stripe.shape[2]
+        for row in range(0, stripe.shape[1], _ROWS):
+            some = stripe[:, row : row + _ROWS, row:]
+            rest = slice(first + row, None)
+            rows = slice(rest.start, rest.start + some.shape[1])
+            part = torch.baddbmm(some, factor[:, :, rows].mT, factor[:, :, rest]).div_(count)
+            square = part[:, :, : part.shape[1]]
+            square.copy_((square + square.mT).div_(2))
+            moments[:, rows, rest] = part
+            moments[:, rest, rows] = part.mT
     return moments

@@ -107,10 +107,10 @@ def needs_of(
     for stop in [*sorted({layer.calls[0].op for layer in layers}), len(graph.ops)]:
         stream.advance(stop)
         waiting.append(store.bytes)
-    streams = 1 if inputs == "dense" else 2
-    most = max(max(pair) for pair in itertools.pairwise(waiting))
+    streams, both = (1, max) if inputs == "dense" else (2, sum)  # one is a layer ahead
+    most = max(map(both, itertools.pairwise(waiting)))
     return Needs(
-        values=streams * -(-most * own // len(part)),
+        values=-(-most * own // len(part)),
         least=streams * store.peak,
         statistics=max(
             map(lambda layer: _statistics(graph, layer, max_columns), layers), default=0

@@ -71,11 +71,11 @@ class Group:
         """What came of all parts, on all processes.
 
         Args:
-            own: what came of those of `share`, by number.
+            own: what came of those of this process, by number.
             parts: how many there are.
         """
-        every = self.gather(dict(own))
-        return [every[self.owner(part)][part] for part in range(parts)]
+        every = {number: of for some in self.gather(dict(own)) for number, of in some.items()}
+        return [every[part] for part in range(parts)]
 
     def gather(self, value: Value) -> list[Value]:
         """The value of each process, on all of them."""
