@@ -43,6 +43,9 @@ def test_products_with_outputs_follow_from_the_weights_that_made_them(
     assert summed is not None
     assert derived is not None
     torch.testing.assert_close(derived.cross, summed.cross)
+    wide, many = correlated(1200, 1100), random_weight(1, 3, 1100)  # more than one stripe
+    of_wide = ChunkSums.of(wide, wide @ many.mT), ChunkSums.of(wide, wide @ many.mT, weight=many)
+    torch.testing.assert_close(*(of.cross for of in of_wide if of is not None))
     other = ChunkSums.of(x, y, weight=2 * weight)
     assert other is not None
     assert torch.allclose(other.cross, summed.cross) == (samples < 5)  # too few: they are summed
@@ -81,14 +84,30 @@ def test_a_missing_chunk_is_no_sum_and_none_counts_twice() -> None:
         statistics.include(1, None)
 
 
-def test_a_gram_matrix_is_symmetric_to_the_last_bit() -> None:
-    x = correlated(400, 300).float()
+@pytest.mark.parametrize("columns", [300, 512, 1100])
+def test_a_gram_matrix_is_whole_and_symmetric_to_the_last_bit(columns: int) -> None:
+    x = correlated(400, columns).float()
     statistics = Statistics()
     for part in x.split(70, 1):
         statistics.add(part, part[..., :2])
     for fits_bias in (True, False):
-        gram = statistics.problem(torch.zeros(1, 2, 300), fits_bias=fits_bias).gram
+        gram = statistics.problem(torch.zeros(1, 2, columns), fits_bias=fits_bias).gram
         assert torch.equal(gram, gram.mT)
+        centred = x.double() - x.double().mean(1, keepdim=True) * fits_bias
+        torch.testing.assert_close(gram.double(), centred.mT @ centred / 400, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("fits_bias", [True, False])
+def test_a_problem_of_reproducing_weights_is_that_of_their_outputs(fits_bias: bool) -> None:
+    x, weight, start = correlated(50, 4), random_weight(1, 3, 4), random_weight(1, 3, 4, seed=9)
+    mine, theirs = Statistics(), Statistics()
+    mine.add(x, correlated(50, 3, seed=7))
+    theirs.add(x, x @ weight.mT)
+    found = mine.problem(start, fits_bias=fits_bias).reproducing(weight, start=start)
+    wanted = theirs.problem(start, fits_bias=fits_bias)
+    for name in ("weight", "gram", "cross", "energy", "input_mean", "output_mean"):
+        torch.testing.assert_close(getattr(found, name), getattr(wanted, name))
+    assert float(found.loss(weight).sum()) == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize("fits_bias", [True, False])

@@ -16,6 +16,7 @@ from secateur.core.patterns import Unstructured
 from secateur.frontends.torch.graph import with_parameters
 from secateur.network.layers import BiasParameter
 from secateur.network.stream import Stream
+from secateur.pruning.layer_fit import Survey
 from secateur.pruning.layer_selection import (
     select_layers,
 )
@@ -211,6 +212,27 @@ def test_wide_layers_are_fitted_in_blocks_and_say_so() -> None:
         for name, result in {"whole": whole, "blocks": blocks, "plain": plain}.items()
     }
     assert error["whole"] <= error["blocks"] < error["plain"]
+
+
+@pytest.mark.parametrize("inputs", ["pruned", "dense"])
+def test_a_survey_finds_the_errors_from_the_new_weights_on(graph, images, inputs) -> None:
+    """Those of another walk that starts from what this one has made of the layers."""
+    layers = select_layers(graph.layers)
+    levels = [[count // 3, count // 5] for count in (layer.weights for layer in layers)]
+    method = LeastSquares(damping=0.3, tolerance=1e-2, iterations=30)
+    options = {"inputs": inputs}
+    plain = _walk(graph, images, layers, **options)
+    walked = _walk(graph, images, layers, survey=Survey(method, levels), **options)
+    assert all(torch.equal(plain.changes[name], of) for name, of in walked.changes.items())
+    alike = len(layers) if inputs == "dense" else 1  # later ones get other inputs
+    for at in range(2):
+        kept = [of[at] for of in levels]
+        again = _walk(
+            graph, images, layers, kept=kept, method=method, start=walked.changes, **options
+        )
+        found = [of.level_errors[at] for of in walked.results[:alike]]
+        expected = [of.relative_error for of in again.results[:alike]]
+        assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_bias_goes_into_the_batch_norm_only_where_it_is_the_only_reader() -> None:

@@ -95,6 +95,29 @@ class Problem:
             free=None if self.free is None else self.free[:, chosen],
         )
 
+    def reproducing(
+        self,
+        target: Float[Tensor, "groups rows cols"],
+        *,
+        start: Float[Tensor, "groups rows cols"],
+    ) -> Problem:
+        """The problem of making what given weights make of the same inputs. No patches, no folds.
+
+        Args:
+            target: those weights.
+            start: the point that damping pulls to.
+        """
+        cross = target @ self.gram
+        return replace(
+            self,
+            weight=start,
+            cross=cross,
+            energy=(cross * target).sum(-1),
+            output_mean=torch.einsum("grc,gc->gr", target, self.input_mean),
+            patches=None,
+            folds=None,
+        )
+
     @cached_property
     def present(self) -> int:
         """How many weights may be other than zero."""

@@ -23,6 +23,7 @@ class _Solved:
     """A layer's result as plain data.
 
     Attributes:
+        level_errors: as a survey has found them.
         stages: that its method went through.
         gone: (coupling, units) that were chosen to leave where the layer was solved.
     """
@@ -33,6 +34,7 @@ class _Solved:
     damping: float
     samples: int
     notes: tuple[str, ...]
+    level_errors: tuple[float, ...]
     stages: int
     gone: tuple[tuple[int, tuple[int, ...]], ...]
 
@@ -64,6 +66,7 @@ def solved_before(
             damping=of.damping,
             samples=of.samples,
             notes=of.notes,
+            level_errors=of.level_errors,
         )
         gone = {coupling: list(units) for coupling, units in of.gone}
         yield LayerSolution(result, changes), gone
@@ -81,6 +84,7 @@ def write_solution(
         damping=float(of.damping),
         samples=int(of.samples),
         notes=tuple(of.notes),
+        level_errors=tuple(map(float, of.level_errors)),
         stages=len(solution.changes),
         gone=tuple((coupling, tuple(units)) for coupling, units in (gone or {}).items()),
     )

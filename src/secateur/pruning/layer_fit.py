@@ -37,6 +37,8 @@ class LayerResult:
         damping: relative damping of the solve, the largest of the column blocks.
         samples: output positions sampled; of a constant those that differ.
         notes: what a reader of the report should know.
+        level_errors: relative errors that the layer would have at each level of a survey, fitted
+            from its new weights on; empty = none was asked for.
     """
 
     layer: Layer
@@ -45,6 +47,22 @@ class LayerResult:
     damping: float
     samples: int
     notes: tuple[str, ...]
+    level_errors: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a walk finds out about each layer, once it is solved, for the allocation of the next.
+
+    Layers that are fitted in blocks of columns are left out.
+
+    Attributes:
+        method: fits a layer from its new weights on, to what it got in this walk.
+        kept: weights that stay at each level, by the layer's number.
+    """
+
+    method: Method
+    kept: Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -53,6 +71,10 @@ class LayerSolution:
 
     result: LayerResult
     changes: list[dict[str, Tensor]]
+
+    def with_errors(self, errors: tuple[float, ...]) -> LayerSolution:
+        """The same with what a survey has found."""
+        return replace(self, result=replace(self.result, level_errors=errors)) if errors else self
 
 
 class LayerFit:
@@ -66,6 +88,7 @@ class LayerFit:
         index: int,
         sampling: Sampling,
         start: Mapping[str, Tensor],
+        survey: Survey | None = None,
     ) -> None:
         """Looks at the layer's weights; the chunks are run through when it is solved.
 
@@ -76,8 +99,10 @@ class LayerFit:
             sampling: how many output positions are used.
             start: weights by parameter name that methods start from, where they differ from the
                 dense ones.
+            survey: what is to be known besides; None = nothing.
         """
         self.graph, self.layer, self.chunks = graph, chunks.layer, chunks
+        self.survey = survey
         self.group = chunks.group
         self.index, self.sampling = index, sampling
         name = str(self.layer.parameter)
@@ -153,9 +178,34 @@ class LayerFit:
         self, problem: Problem, method: Method, pattern: Pattern, kept: int
     ) -> LayerSolution:
         """Solves a layer in one piece."""
+        solution = self._solved(problem, method, pattern, kept)
+        return solution.with_errors(self._surveyed(problem, solution, pattern))
+
+    def _solved(
+        self, problem: Problem, method: Method, pattern: Pattern, kept: int
+    ) -> LayerSolution:
         pattern = self._pattern(pattern, kept)
         solution = _named(self.layer, method.solve, problem, pattern, kept)
         return self._solution([self._as_stored(solution, problem, self.dense)], problem)
+
+    def _surveyed(
+        self, problem: Problem, solution: LayerSolution, pattern: Pattern
+    ) -> tuple[float, ...]:
+        """What a survey asks of a layer in one piece: its errors from the new weights on.
+
+        Of the outputs that the dense layer makes of the same inputs: what layers before it have
+        lost would be a part of every error otherwise.
+        """
+        if self.survey is None:
+            return ()
+        matrix = self.geometry.matrix(solution.changes[-1][str(self.layer.parameter)])
+        weight, dense = (of * self.scale.unsqueeze(-1) for of in (matrix, self.dense))
+        begun = problem.reproducing(dense, start=weight)
+        found = (
+            self._solved(begun, self.survey.method, pattern, count)
+            for count in self.survey.kept[self.index]
+        )
+        return tuple(of.result.relative_error for of in found)
 
     def problem(
         self, method: Method, block: ColumnBlock | None = None, solver: int = 0

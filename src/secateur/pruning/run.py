@@ -20,11 +20,17 @@ from secateur.network.graph import Graph
 from secateur.network.layers import Layer
 from secateur.network.sample_layout import Layouts, find_layouts
 from secateur.network.samples import Samples
-from secateur.pruning.allocations import AllocationInputs, Curve, FittedAllocation
+from secateur.pruning.allocations import (
+    AllocationInputs,
+    Curve,
+    FittedAllocation,
+    SurveyingAllocation,
+)
 from secateur.pruning.allocations.uniform import FittedUniform
 from secateur.pruning.allocations.units import block_of
 from secateur.pruning.execution import Execution
 from secateur.pruning.groups import ChannelGroup
+from secateur.pruning.layer_fit import Survey, is_wide
 from secateur.pruning.layer_selection import in_pattern
 from secateur.pruning.recalibration import Recalibration
 from secateur.pruning.recipe import Recipe
@@ -105,7 +111,8 @@ class PruningRun:
             steps = len(self.recipe.schedule)
             trained = steps if self.reconstructed_from < 1 else 0
         walks = steps + trained
-        walk = walks * len(self.layers) + (steps - 1) * self.measured
+        anew = self.measured if self._surveying is None else 0
+        walk = walks * len(self.layers) + (steps - 1) * anew
         return self.measured + (WALKS if searched else 1) * walk  # the first fit serves all
 
     def prune_to(self, target: Target) -> WalkResult:
@@ -115,11 +122,12 @@ class PruningRun:
             target: the run's own, or, where that has to be searched, a sparsity to try.
         """
         walked, weights = None, {}
-        *previous, _ = targets = self.schedule(target)
+        *previous, last = targets = self.schedule(target)
         for step in targets:
-            fitted = self.fitted_allocation if walked is None else self.fit_allocation(weights)
+            fitted = self._fitted_after(walked, weights)
             kept = self.kept(fitted, step)
-            walked = replace(self._walk(kept, weights), kept=kept, target=step)
+            survey = None if step is last else self._survey
+            walked = replace(self._walk(kept, weights, survey), kept=kept, target=step)
             walked = self._reconstructed(walked) if self.reconstructs(step) else walked
             names = (str(layer.parameter) for layer in self.layers)
             weights = {name: walked.changes[name] for name in names}
@@ -331,6 +339,32 @@ class PruningRun:
         )
         return self.recipe.allocation.fit(inputs)
 
+    @property
+    def _surveying(self) -> SurveyingAllocation | None:
+        """The allocation, if walks find out what it needs for the next one; else None."""
+        allocation = self.recipe.allocation
+        wide = any(is_wide(layer, self.sampling) for layer in self.layers)
+        if wide or not (self.allocates and isinstance(allocation, SurveyingAllocation)):
+            return None
+        return allocation
+
+    @property
+    def _survey(self) -> Survey | None:
+        """What a walk is to find out for the next one; None = the allocation is fitted anew."""
+        surveying = self._surveying
+        if surveying is None:
+            return None
+        return surveying.survey(self.fitted_allocation, self.recipe.pattern)
+
+    def _fitted_after(self, walked: WalkResult | None, weights: Changes) -> FittedAllocation:
+        """The allocation after a walk; that of the dense network before the first."""
+        if walked is None:
+            return self.fitted_allocation
+        surveying, errors = self._surveying, [of.level_errors for of in walked.results]
+        if surveying is not None and all(errors):
+            return surveying.surveyed(self.fitted_allocation, errors)
+        return self.fit_allocation(weights)
+
     def kept(self, fitted: FittedAllocation, target: Target) -> list[int]:
         """Weights to keep in each layer, none more than it has."""
         return self.room.kept(fitted, target, self.costs)
@@ -406,7 +440,9 @@ class PruningRun:
             f"{asked}: {why}"
         ]
 
-    def _walk(self, kept: Sequence[int], weights: Changes) -> WalkResult:
+    def _walk(
+        self, kept: Sequence[int], weights: Changes, survey: Survey | None = None
+    ) -> WalkResult:
         recipe = self.recipe
         return walk(
             self.graph,
@@ -417,6 +453,7 @@ class PruningRun:
             pattern=recipe.pattern,
             inputs=recipe.inputs,
             start=self._start(kept, weights),
+            survey=survey,
             sampling=self.sampling,
             layouts=self.layouts,
             chunk=self.chunk,

@@ -37,7 +37,7 @@ from secateur.pruning.finished import (
     write_outputs,
     write_solution,
 )
-from secateur.pruning.layer_fit import LayerFit, LayerResult, LayerSolution, is_wide
+from secateur.pruning.layer_fit import LayerFit, LayerResult, LayerSolution, Survey, is_wide
 from secateur.pruning.reconstruction import ReconstructionResult
 from secateur.pruning.sampling import Sampling
 from secateur.pruning.sharing import Task, cost_of, divided, memory_of
@@ -89,6 +89,7 @@ def walk(
     pattern: Pattern,
     inputs: Inputs = "pruned",
     start: Mapping[str, Tensor] | None = None,
+    survey: Survey | None = None,
     sampling: Sampling | None = None,
     layouts: Layouts | None = None,
     chunk: int = 32,
@@ -107,6 +108,7 @@ def walk(
             of the dense network, each layer on its own.
         start: weights by parameter name that methods start from (and damp to) in place of the
             dense ones; the outputs to come close to are the dense network's all the same.
+        survey: what is to be found out about the layers besides; None = nothing.
         sampling: how many output positions are used; None = the defaults.
         layouts: which position belongs to which sample, as `find_layouts` finds it; None = it is
             found out here.
@@ -126,7 +128,8 @@ def walk(
     results: list[LayerResult] = []
     stages: list[list[dict[str, Tensor]]] = []
     changes: dict[str, Tensor] = {}
-    chapter = execution.journal.chapter("walk", kept=list(kept))
+    surveyed = None if survey is None else [list(of) for of in survey.kept]
+    chapter = execution.journal.chapter("walk", kept=list(kept), surveyed=surveyed)
 
     def take(solution: LayerSolution) -> None:
         changes.update(solution.changes[-1])
@@ -159,7 +162,9 @@ def walk(
                 take(before[index])
                 continue
             chunks = streams.run_to(layer, again=is_wide(layer, sampling))
-            fit = LayerFit(graph, chunks, index=index, sampling=sampling, start=start or {})
+            fit = LayerFit(
+                graph, chunks, index=index, sampling=sampling, start=start or {}, survey=survey
+            )
             workers.solve(fit, pattern, count)
         workers.finish()
         dense, pruned = streams.outputs()

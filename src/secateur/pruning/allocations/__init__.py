@@ -20,6 +20,7 @@ from secateur.pruning.allocations.protocol import (
     Budget,
     Curve,
     FittedAllocation,
+    SurveyingAllocation,
     total_kept,
 )
 from secateur.pruning.allocations.sensitivity import Sensitivity
@@ -36,6 +37,7 @@ __all__ = [
     "FittedAllocation",
     "NormalizedMagnitude",
     "Sensitivity",
+    "SurveyingAllocation",
     "Uniform",
     "total_kept",
 ]

@@ -16,7 +16,7 @@ from secateur.network.layers import Layer
 from secateur.network.sample_layout import Layouts
 from secateur.network.samples import Samples
 from secateur.pruning.execution import Execution
-from secateur.pruning.layer_fit import folded_weight
+from secateur.pruning.layer_fit import Survey, folded_weight
 from secateur.pruning.sampling import Sampling
 from secateur.support.serialization import demand
 
@@ -143,6 +143,26 @@ class Allocation(Protocol):
 
     def fit(self, inputs: AllocationInputs) -> FittedAllocation:
         """Looks at the network and the images, once."""
+        ...
+
+
+@runtime_checkable
+class SurveyingAllocation(Allocation, Protocol):
+    """An allocation that learns from a walk what it needs for the next one, not by a pass more."""
+
+    def survey(self, fitted: FittedAllocation, pattern: Pattern) -> Survey | None:
+        """What the walk is to find out about the layers; None = it is to be fitted anew."""
+        ...
+
+    def surveyed(
+        self, fitted: FittedAllocation, errors: Sequence[Sequence[float]]
+    ) -> FittedAllocation:
+        """What it is after the walk.
+
+        Args:
+            fitted: to the dense network.
+            errors: of each layer at each level of the survey, see `LayerResult.level_errors`.
+        """
         ...
 
 

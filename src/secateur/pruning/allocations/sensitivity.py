@@ -11,16 +11,23 @@ import torch
 from torch import Tensor
 
 from secateur.core.methods import LeastSquares, Method
+from secateur.core.patterns import Pattern
 from secateur.network.graph import Graph
 from secateur.network.layers import Layer
 from secateur.network.samples import Samples
 from secateur.network.stream import Stream
 from secateur.pruning.allocations.curves import curve_of, loss_at, loss_from_error, lower_hull
-from secateur.pruning.allocations.protocol import AllocationInputs, Budget, Curve, remove_in_order
+from secateur.pruning.allocations.protocol import (
+    AllocationInputs,
+    Budget,
+    Curve,
+    FittedAllocation,
+    remove_in_order,
+)
 from secateur.pruning.allocations.units import block_of, kept_in_pattern, share_of
 from secateur.pruning.journal import Chapter
 from secateur.pruning.judged import Judged
-from secateur.pruning.layer_fit import LayerFit, LayerSolution, is_wide
+from secateur.pruning.layer_fit import LayerFit, LayerSolution, Survey, is_wide
 from secateur.pruning.sharing import Task, cost_of, divided, memory_of
 from secateur.pruning.streams import DualStream
 from secateur.support.settings import at_least, between, check_settings, from_to
@@ -136,6 +143,29 @@ class Sensitivity:
         if dense is not None:
             curves = [replace(curve, measured=False) for curve in curves]
         return FittedSensitivity(inputs.present, curves, errors)
+
+    def survey(self, fitted: FittedAllocation, pattern: Pattern) -> Survey | None:
+        """The errors of the layers at the levels at which they were measured."""
+        if not (isinstance(fitted, FittedSensitivity) and fitted.errors):
+            return None
+        block = block_of(pattern)
+        measured = zip(fitted.sizes, fitted.curves, strict=True)
+        return Survey(
+            method=self.method,
+            kept=[[_kept(size, at, block) for at in curve.sparsities] for size, curve in measured],
+        )
+
+    def surveyed(
+        self, fitted: FittedAllocation, errors: Sequence[Sequence[float]]
+    ) -> FittedSensitivity:
+        """The curves that these errors would lead to, by what was measured of the dense network."""
+        assert isinstance(fitted, FittedSensitivity)
+        curves = [
+            curve_of(curve.sparsities, fitted.loss_of(layer, found), found, (), ())
+            for layer, (curve, found) in enumerate(zip(fitted.curves, errors, strict=True))
+        ]
+        curves = [replace(curve, measured=False) for curve in curves]
+        return FittedSensitivity(fitted.sizes, curves, errors)
 
     @staticmethod
     def _before(inputs: AllocationInputs, chapter: Chapter) -> Iterator[_Measured]:
