@@ -26,6 +26,7 @@ from secateur.evaluation.inference import predict
 from secateur.evaluation.metrics import compare
 from secateur.frontends.torch.graph import with_parameters
 from secateur.pruning.alignment import pairs_to_align
+from secateur.pruning.allocations.sensitivity import Sensitivity
 from secateur.pruning.allocations.uniform import FittedUniform
 from secateur.pruning.recipe import choose_recipe, name_of
 from secateur.pruning.targets import MaxBytes, MaxMacs, Sparsity
@@ -181,6 +182,36 @@ def test_walks_start_from_the_weights_before(network, images) -> None:
     ).model
     assert not torch.equal(one.b.weight, two.b.weight)
     assert not ((half.b.weight == 0) & (two.b.weight != 0)).any()
+
+
+def test_a_walk_on_the_way_is_rough_and_finds_out_what_the_next_one_needs(
+    network, images, monkeypatch
+) -> None:
+    """Each layer is measured in one visit of its own, and solved twice, the last time exactly."""
+    solved: list[float] = []
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Told(secateur.ADMM):
+        def solve(self, problem, pattern, kept):
+            solved.append(self.settled)
+            return super().solve(problem, pattern, kept)
+
+    fits: list[int] = []
+    fit = Sensitivity.fit
+    monkeypatch.setattr(Sensitivity, "fit", lambda self, of: fits.append(1) or fit(self, of))
+    seen: list[tuple[int, int]] = []
+    result = secateur.prune(
+        network,
+        images,
+        sparsity=0.6,
+        recipe=Recipe(method=Told(settled=1e-3), schedule=(0.2, 0.0)),
+        progress=lambda done, total, name: seen.append((done, total)),
+    )
+    layers = len(result.report.layers)
+    assert solved == [1e-2] * layers + [1e-3] * layers
+    assert len(fits) == 1
+    assert seen == [(at, 3 * layers) for at in range(1, 3 * layers + 1)]
+    assert result.report.sparsity == pytest.approx(0.6, abs=1e-3)
 
 
 def test_layers_calibrated_side_by_side_are_as_those_calibrated_alone(network, images) -> None:

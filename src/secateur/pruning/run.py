@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateur.core.methods import Magnitude
+from secateur.core.methods import Magnitude, rough
 from secateur.core.patterns import UnitPattern
 from secateur.errors import OptionError
 from secateur.network.folding import Folding
@@ -126,8 +126,8 @@ class PruningRun:
         for step in targets:
             fitted = self._fitted_after(walked, weights)
             kept = self.kept(fitted, step)
-            survey = None if step is last else self._survey
-            walked = replace(self._walk(kept, weights, survey), kept=kept, target=step)
+            walked = self._walk(kept, weights, on_the_way=step is not last)
+            walked = replace(walked, kept=kept, target=step)
             walked = self._reconstructed(walked) if self.reconstructs(step) else walked
             names = (str(layer.parameter) for layer in self.layers)
             weights = {name: walked.changes[name] for name in names}
@@ -440,20 +440,19 @@ class PruningRun:
             f"{asked}: {why}"
         ]
 
-    def _walk(
-        self, kept: Sequence[int], weights: Changes, survey: Survey | None = None
-    ) -> WalkResult:
+    def _walk(self, kept: Sequence[int], weights: Changes, *, on_the_way: bool) -> WalkResult:
+        """A walk from some weights; on the way to another one it need not be exact."""
         recipe = self.recipe
         return walk(
             self.graph,
             self.samples,
             self.layers,
             kept,
-            method=recipe.method,
+            method=rough(recipe.method) if on_the_way else recipe.method,
             pattern=recipe.pattern,
             inputs=recipe.inputs,
             start=self._start(kept, weights),
-            survey=survey,
+            survey=self._survey if on_the_way else None,
             sampling=self.sampling,
             layouts=self.layouts,
             chunk=self.chunk,

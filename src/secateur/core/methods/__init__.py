@@ -19,7 +19,7 @@ from secateur.core.methods.admm import ADMM
 from secateur.core.methods.bias_correction import BiasCorrection
 from secateur.core.methods.least_squares import LeastSquares
 from secateur.core.methods.magnitude import Magnitude
-from secateur.core.methods.protocol import Method, needs_folds, stages, stored_patches
+from secateur.core.methods.protocol import Method, needs_folds, rough, stages, stored_patches
 from secateur.core.methods.weight_correction import WeightCorrection
 from secateur.support.choices import by_name
 
@@ -34,6 +34,7 @@ __all__ = [
     "MethodName",
     "WeightCorrection",
     "needs_folds",
+    "rough",
     "stages",
     "stored_patches",
 ]

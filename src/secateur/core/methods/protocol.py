@@ -16,6 +16,8 @@ class Method(Protocol):
     A method that refines another's solution has that method in a field `base`. One that trains
     on samples instead of sums states in a field `patches` how many a layer should keep.
     One that judges a fit to half of the images on the other half has `needs_folds` True.
+    One that takes less time where its weights are only where another walk starts has a field or
+    property `rough`: the method to use there.
     """
 
     def solve(self, problem: Problem, pattern: Pattern, kept: int) -> Solution:
@@ -33,6 +35,12 @@ def stages(method: Any) -> Iterator[Any]:
 def stored_patches(method: Any) -> int:
     """Samples per layer to keep for a method and those it builds on; 0 = sums are enough."""
     return max(getattr(stage, "patches", 0) for stage in stages(method))
+
+
+def rough(method: Any) -> Any:
+    """The method for a walk on the way to another one: its rough form, if it has one."""
+    found = getattr(method, "rough", None)
+    return method if found is None else found
 
 
 def needs_folds(method: Any) -> bool:
