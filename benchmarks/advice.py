@@ -2,9 +2,10 @@
 
     python benchmarks/advice.py --networks minilm efficientnet_lite0 --minilm MINILM
 
-Wall-clock of `prune` to 50 % zeros by the default recipe, and of `advise` with its defaults, on as
-many samples; `fits` and `latency` are the parts of `advise`. Run it on an idle machine. Rows of
-benchmarks/results/advice.csv with the same settings are replaced.
+Wall-clock of `prune` to 50 % zeros by the default recipe, and of `advise` with its defaults, given
+the same samples: of these `prune` takes 1000 at most, `advise` 256; `fits` and `latency` are the
+parts of `advise`. Run it on an idle machine. Rows of benchmarks/results/advice.csv with the same
+settings are replaced.
 """
 
 import argparse

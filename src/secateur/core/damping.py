@@ -35,7 +35,7 @@ def choose_damping(
     mask: Bool[Tensor, "groups rows cols"],
     candidates: Sequence[float],
     *,
-    rows: int = 64,
+    rows: int = 32,
 ) -> float:
     """The relative damping whose fit to either half of the samples errs least on the other.
 

@@ -69,7 +69,7 @@ class ADMM:
     rho: float = 0.3
     steps: int = 120
     settled: float = 1e-3
-    tolerance: float = 1e-4
+    tolerance: float = 1e-3
     iterations: int = 200
 
     def __post_init__(self) -> None:
