@@ -6,11 +6,12 @@ layer, and the pruned stream goes on through the new weights: every layer is fit
 that it will really get and to the outputs it should have given, so later layers compensate for the
 errors of earlier ones.
 
-Peak memory: all samples' live values at the widest cut of the network, twice (dense and pruned;
-once until the first pruned layer and with `inputs="dense"`), plus for the widest layer, measured,
-6 * cols^2 * 4 bytes: the sums of both folds and what is made of them, and then as much for the
-solve. A value is dropped after its last reader. Samples are run in chunks. Methods that train on
-patches add patches * (cols + rows) * 4 bytes for each of a few layers at a time.
+Peak memory: all samples' live values before a layer, of the pruned network, and before the next
+one, of the dense network, where both together are most (of one network until the first pruned
+layer and with `inputs="dense"`), plus for the widest layer 5 * cols^2 * 4 bytes, the sums of both
+folds and what is made of them, and about as much for the solve (ResNet-50, measured: 9 in all). A
+value is dropped after its last reader. Samples are run in chunks. Methods that train on patches
+add patches * (cols + rows) * 4 bytes for each of a few layers at a time.
 """
 
 from __future__ import annotations
