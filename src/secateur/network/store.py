@@ -28,7 +28,6 @@ import torch
 from torch import Tensor
 
 from secateur.errors import DataError
-from secateur.support.free_memory import give_back
 from secateur.support.hidden_folders import hidden_folder
 from secateur.support.sizes import size_text
 
@@ -208,7 +207,6 @@ class ValueStore(MutableMapping[Hashable, Any]):
             memory = next(iter(self._groups[chosen]))
             self._forget(memory)
             self.written += memory.put_away(self._spill)
-            give_back()
 
 
 class _Memory:
