@@ -24,6 +24,7 @@ NAMES = {
     "resnet56": "ResNet-56, CIFAR-10",
     "efficientnet_lite0": "EfficientNet-Lite0, ImageNet",
     "resnet50": "ResNet-50, random weights",
+    "vit_large": "ViT-L/16, random weights",
     "digits_transformer": "ViT, scikit-learn digits",
     "minilm": "MiniLM",
     "vit_base": "ViT-B/16, random weights",
@@ -791,15 +792,17 @@ def processes(rows: Sequence[Row]) -> str:
 
 @table_of("scale.csv")
 def scale(rows: Sequence[Row]) -> str:
-    """A large network with and without a cap."""
-    heads = ("network", "images", "zeros", "cap", "seconds", "peak, GB", "bytes")
+    """Large networks with and without a cap."""
+    heads = ("network", "images", "zeros", "cap", "limit", "seconds", "peak, GB", "bytes")
     lines = [
         [
             NAMES.get(row["network"], row["network"]),
             row["images"],
             f"{float(row['sparsity']):.0%}",
             row["memory"],
-            f"{float(row['seconds']):.0f}",
+            row["limit"],
+            f"{float(row['seconds']):.0f}"
+            + (f", in {row['processes']} processes" if int(row["processes"]) > 1 else ""),
             row["peak_gb"],
             row["sha256"][:8],
         ]
