@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
+import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,9 +17,16 @@ from torch import Tensor, nn
 
 import secateur
 from secateur.core.damping import choose_damping
-from secateur.core.methods import ADMM, AdamCalibration, LeastSquares
+from secateur.core.methods import (
+    ADMM,
+    AdamCalibration,
+    LeastSquares,
+    admm,
+    needs_folds,
+    without_folds,
+)
 from secateur.core.patterns import Unstructured
-from secateur.core.problem import Problem
+from secateur.core.problem import Patches, Problem
 from secateur.core.statistics import Statistics, merged
 from secateur.network.cuts import find_cuts
 from secateur.network.graph import Graph
@@ -227,6 +236,45 @@ def test_the_chunks_do_not_matter_to_a_layer_on_a_constant() -> None:
     one, other = (walked(graph, images, LeastSquares(), chunk) for chunk in (10, 3))
     for name in ("table.weight", "deep.weight", "query.weight"):
         torch.testing.assert_close(one.changes[name], other.changes[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [ADMM(), ADMM(dampings=()), AdamCalibration(base=ADMM(), patches=8), LeastSquares()],
+    ids=["chooses", "does not choose", "of a base", "has none"],
+)
+def test_a_problem_whose_folds_were_used_is_solved_in_the_same_way(method) -> None:
+    held, _ = problem_with_folds(200, 0.5, 0)
+    held = replace(held, patches=Patches(correlated(8, 12).float(), correlated(8, 5).float()))
+    pattern, kept = Unstructured(), held.weight.numel() // 2
+    alone = without_folds(method, held, pattern, kept)
+    assert alone.folds is None or not needs_folds(method)
+    found, other = (method.solve(of, pattern, kept) for of in (alone, held))
+    assert torch.equal(found.weight, other.weight)
+    assert found.damping == other.damping
+    assert found.notes == other.notes
+
+
+def test_a_layer_is_solved_when_its_folds_are_gone(monkeypatch) -> None:
+    """They take as much memory as the splitting."""
+    grams: list[weakref.ref[Tensor]] = []
+    alive: list[bool] = []
+    choose, mask = admm.choose_damping, ADMM._mask
+
+    def choosing(problem, *arguments):
+        grams.extend(weakref.ref(fold.gram) for fold in problem.folds)
+        return choose(problem, *arguments)
+
+    def masking(self, *arguments):
+        alive.append(any(gram() is not None for gram in grams))
+        return mask(self, *arguments)
+
+    monkeypatch.setattr(admm, "choose_damping", choosing)
+    monkeypatch.setattr(ADMM, "_mask", masking)
+    graph, images = graph_of("attention"), inputs_of(12)
+    walked(graph, images, ADMM(), 4)
+    assert len(grams) == 2 * len(alive) > 0
+    assert not any(alive)
 
 
 def problem_with_folds(

@@ -41,6 +41,48 @@ def test_parts_are_the_whole(size: int) -> None:
     assert_same(Samples.joined(parts), text())
 
 
+@given(size=st.integers(1, 20))
+@settings(deadline=None, max_examples=20)
+def test_parts_that_lie_behind_each_other_are_joined_without_a_copy(size: int) -> None:
+    whole = text()
+    joined = Samples.joined(whole[2:].split(size))
+    assert_same(joined, whole[2:])
+    for name, tensor in joined.tensors.items():
+        assert tensor.data_ptr() == whole.tensors[name][2:].data_ptr()
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        lambda of: [of[4:8], of[:4]],
+        lambda of: [of[:4], of[5:9]],
+        lambda of: [of[:4], of[:4]],
+        lambda of: [of[:4], of[4:8].select([0, 1, 2, 3])],
+        lambda of: [of[:4].map(lambda tensor: tensor[:1].expand_as(tensor)), of[4:8]],
+    ],
+    ids=["swapped", "with a gap", "the same twice", "copied", "expanded"],
+)
+def test_parts_that_do_not_are_copied(parts) -> None:
+    whole = text()
+    parts = parts(whole)
+    joined = Samples.joined(parts)
+    for name, tensor in joined.tensors.items():
+        assert torch.equal(tensor, torch.cat([part.tensors[name] for part in parts]))
+        assert tensor.untyped_storage().data_ptr() != whole.tensors[name].data_ptr()
+
+
+@given(count=st.integers(1, 20), size=st.integers(1, 15))
+@settings(deadline=None, max_examples=20)
+def test_some_samples_are_spread_over_all(count: int, size: int) -> None:
+    whole = Samples({"number": torch.arange(size)})
+    chosen = whole.spread(count).tensors["number"]
+    assert len(chosen) == min(count, size)
+    gaps = torch.cat([chosen, torch.tensor([size])]).diff()
+    assert int(chosen[0]) == 0
+    assert size // len(chosen) <= int(gaps.min())
+    assert int(gaps.max()) <= -(-size // len(chosen))
+
+
 def test_samples_are_selected_in_all_tensors_alike() -> None:
     samples, mask = text(), torch.arange(11) % 3 == 0
     assert_same(samples.select(mask), samples.select(mask.nonzero().flatten()))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
 
+import secateur
 from secateur.frontends.torch.program import export
 from secateur.network.samples import Samples
 from secateur.network.stream import Stream
@@ -205,3 +206,21 @@ def test_the_tests_export_equal_modules_once_and_each_gets_a_program_of_its_own(
     assert exported(other).state_dict["first.weight"] is other.first.weight
     shapes = [exported(first, images[:, :, :side]).graph.find_nodes(op="output") for side in (8, 7)]
     assert len({str(out[0].args[0][0].meta["val"].shape) for out in shapes}) == 2
+
+
+def test_a_traced_network_holds_no_second_copy_of_its_weights() -> None:
+    network = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    graph = trace(network, torch.randn(4, 6))
+    held = network.state_dict()
+    for name, tensor in graph.parameters.items():
+        if name in held and tensor.is_floating_point():
+            assert tensor.data_ptr() == held[name].data_ptr()
+            assert not tensor.requires_grad
+    half = trace(network.half(), torch.randn(4, 6)).parameters["0.weight"]
+    assert half.dtype == torch.float32
+    result = secateur.prune(network.float(), torch.randn(32, 6), sparsity=0.5, progress=False)
+    pruned = result.model.state_dict()
+    for name, tensor in network.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=1e-3, atol=1e-3)
+        assert pruned[name].data_ptr() != tensor.data_ptr()

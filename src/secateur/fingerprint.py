@@ -90,7 +90,7 @@ def _behaviour(graph: Graph, samples: Samples) -> str:
     """What the dense network gives for two samples; of CPUs, for others need not repeat it."""
     if samples.device.type != "cpu":
         return "not compared"
-    stream = Stream(graph, graph.parameters, dict(samples.select(slice(2)).tensors))
+    stream = Stream(graph, graph.parameters, samples.select(slice(2)).inputs())
     stream.advance(len(graph.ops))
     found = stream.values[graph.outputs[0]]
     return _digest([("output", torch.as_tensor(found))])

@@ -12,7 +12,6 @@ from secateur.errors import ModelError
 from secateur.frontends import Frontend
 from secateur.network import judging
 from secateur.network.graph import Graph
-from secateur.network.layout import to_channels_last
 from secateur.network.lookups import check_numbers
 from secateur.network.samples import Samples
 from secateur.options import Options
@@ -46,7 +45,7 @@ def trace(model: Frontend, images: Images, options: Options) -> Traced:
         .bind(images.samples)
         .to(options.device or model.device)
     )
-    samples = samples.map(to_channels_last).map(_ordinary)
+    samples = samples.map(_ordinary)
     graph = _traced(model, samples)
     samples = samples.named(graph.inputs)
     check_numbers(graph, samples)

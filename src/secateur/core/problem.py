@@ -60,6 +60,8 @@ class Problem:
         free: where a weight may be other than zero; None = everywhere. The dense network's zeros
             are never filled.
         no_folds: why they cannot be kept apart; empty where they can, or nothing is known.
+        damping: what a method has chosen on the folds, which are not there any more; None = they
+            are, or there were none.
     """
 
     weight: Float[Tensor, "groups rows cols"]
@@ -74,6 +76,7 @@ class Problem:
     patches: Patches | None = None
     folds: tuple[Problem, Problem] | None = None
     no_folds: str = ""
+    damping: float | None = None
     free: Bool[Tensor, "groups rows cols"] | None = None
 
     @property

@@ -20,7 +20,7 @@ AGREEMENT = 1e-3  # largest difference of graph and file, relative to the larges
 @torch.no_grad()
 def outputs_of(graph: Graph, samples: Samples) -> list[Any]:
     """What a graph gives for samples by the names of its inputs."""
-    stream = Stream(graph, graph.parameters, dict(samples.tensors))
+    stream = Stream(graph, graph.parameters, samples.inputs())
     stream.advance(len(graph.ops))
     return [stream.value(name) for name in graph.outputs]
 

@@ -52,7 +52,8 @@ class Block:
         """The outputs; other values are dropped as soon as nothing reads them any more."""
         stream = self._before.fork(parameters)
         blank = self.example.to(x.device).blank(len(x))  # only their number matters
-        stream.values.update({**blank.tensors, **x.tensors})
+        given = x.inputs() if x.tensors.keys() <= {*self.graph.inputs} else x.tensors
+        stream.values.update({**blank.tensors, **given})
         names = overlay(stream.values, parameters)
         for index in self.sizes:
             stream.values[self.graph.ops[index].name] = self.graph.run(index, names)
@@ -176,7 +177,7 @@ def _cuts(graph: Graph, samples: Samples) -> Cuts:
         last |= dict.fromkeys(op.reads, index)
     last |= dict.fromkeys(graph.outputs, len(graph.ops))
     inputs = set(graph.inputs)
-    values: dict[str, Any] = dict(samples.tensors)
+    values: dict[str, Any] = {**samples.inputs()}
     names = overlay(values, graph.parameters)
     cuts = Cuts()
     made_of_sizes, alive = set(inputs), set(inputs)
@@ -244,7 +245,7 @@ def network_errors(
 
     @torch.no_grad()
     def run(parameters: Mapping[str, Tensor], part: Samples) -> list[Any]:
-        stream = Stream(graph, parameters, dict(part.tensors))
+        stream = Stream(graph, parameters, part.inputs())
         stream.advance(len(graph.ops))
         return [stream.values[name] for name in graph.outputs]
 

@@ -135,7 +135,7 @@ def _values(graph: Graph, samples: Samples) -> Values:
 @torch.no_grad()
 def _run(graph: Graph, samples: Samples) -> dict[str, _Value]:
     found: dict[str, _Value] = {}
-    values: dict[str, Any] = dict(samples.tensors)
+    values: dict[str, Any] = {**samples.inputs()}
     names = overlay(values, graph.parameters)
     called = dict(zip(graph.outputs, graph.output_names, strict=False))
     dead = last_reads(graph)

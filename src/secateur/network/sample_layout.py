@@ -79,7 +79,7 @@ def find_layouts(graph: Graph, samples: Samples) -> Layouts:
     trials = _trials(samples)
     if trials is None:
         return {}
-    streams = [Stream(graph, graph.parameters, dict(trial.tensors)) for trial in trials]
+    streams = [Stream(graph, graph.parameters, trial.inputs()) for trial in trials]
     calls = {call.op: call for layer in graph.layers for call in layer.calls}
     layouts: dict[int, Layout] = {}
     for op in sorted(calls):

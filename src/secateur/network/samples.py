@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import DataError, OptionError
+from secateur.network.layout import to_channels_last
 from secateur.support.wording import counted
 
 MASK = "attention_mask"  # the input that says which positions are real
@@ -150,6 +151,19 @@ class Samples:
         """Some of the samples: a slice is a view, numbers or a mask a copy."""
         return self.map(lambda tensor: tensor[rows])
 
+    def inputs(self) -> dict[str, Tensor]:
+        """The tensors as networks run on them fastest, by name: images channels-last.
+
+        Copies, where they were not: to be made of a few samples at a time.
+        """
+        return {name: to_channels_last(tensor) for name, tensor in self.tensors.items()}
+
+    def spread(self, count: int) -> Samples:
+        """At most so many of them, evenly spread."""
+        if len(self) <= count:
+            return self
+        return self.select(torch.arange(count, device=self.device) * len(self) // count)
+
     def split(self, size: int) -> list[Samples]:
         """All samples in parts of so many; the last may be smaller. No copies."""
         parts = zip(*(torch.split(tensor, size) for tensor in self.tensors.values()), strict=True)
@@ -206,7 +220,8 @@ class Samples:
     def joined(cls, parts: Sequence[Samples]) -> Samples:
         """The samples of several parts, behind each other; where a mask says so, padded.
 
-        On the side where they have padding already; behind, where they have none.
+        On the side where they have padding already; behind, where they have none. Tensors that are
+        parts of one already, in their order, are a view of it: no copies.
         """
         masks = [mask for part in parts if (mask := part.mask) is not None]
         lengths = {mask.shape[1] for mask in masks}
@@ -216,8 +231,31 @@ class Samples:
             left = any(map(_pads_left, masks))
             parts = [part._padded(shared, max(lengths), left=left) for part in parts]
         names = parts[0].tensors
-        whole = {name: torch.cat([part.tensors[name] for part in parts]) for name in names}
+        whole = {name: _whole([part.tensors[name] for part in parts]) for name in names}
         return replace(parts[0], tensors=whole)
+
+
+def _whole(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors behind each other; where they lie so in memory already, a view of that."""
+    first, rows = parts[0], 0
+    places: list[int] = []
+    for part in parts:
+        places.append(int(first.storage_offset()) + rows * first.stride(0))
+        rows += len(part)
+    lie_so = first.stride(0) > 0 and all(
+        part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        and _form(part) == _form(first)
+        and part.storage_offset() == place
+        for part, place in zip(parts, places, strict=True)
+    )
+    if not lie_so:
+        return torch.cat(list(parts))
+    return first.as_strided((rows, *first.shape[1:]), first.stride())
+
+
+def _form(tensor: Tensor) -> tuple[torch.dtype, torch.Size, tuple[int, ...]]:
+    """The type of a tensor, the shape of a row, and how rows lie in memory."""
+    return tensor.dtype, tensor.shape[1:], tensor.stride()
 
 
 def plain(name: str) -> str:

@@ -162,7 +162,7 @@ def _is_plain(layer: Layer) -> bool:
 
 def _values(graph: Graph, part: Samples, names: list[str]) -> Iterator[tuple[str, Tensor]]:
     """Some of a network's values for a chunk of samples."""
-    stream = Stream(graph, graph.parameters, dict(part.tensors))
+    stream = Stream(graph, graph.parameters, part.inputs())
     ops = {op.name: index for index, op in enumerate(graph.ops)}
     with torch.no_grad():
         for name in sorted(names, key=ops.__getitem__):

@@ -102,7 +102,7 @@ def needs_of(
     part = samples[:chunk]
     own = min(len(samples), chunk * -(-len(samples) // chunk // processes))
     store = ValueStore(None, [*graph.parameters.values(), *part.tensors.values()])
-    stream = Stream(graph, graph.parameters, store.scope("dense", 0, values=part.tensors))
+    stream = Stream(graph, graph.parameters, store.scope("dense", 0, values=part.inputs()))
     waiting = [0]
     for stop in [*sorted({layer.calls[0].op for layer in layers}), len(graph.ops)]:
         stream.advance(stop)

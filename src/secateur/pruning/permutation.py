@@ -280,7 +280,7 @@ def saliencies(
 
 def _inputs(graph: Graph, part: Samples, layers: Sequence[Layer]) -> Iterator[tuple[Layer, Tensor]]:
     """What layers read, call by call."""
-    stream = Stream(graph, graph.parameters, dict(part.tensors))
+    stream = Stream(graph, graph.parameters, part.inputs())
     calls: list[tuple[Layer, LayerCall]] = [(of, call) for of in layers for call in of.calls]
     for layer, call in sorted(calls, key=lambda of: of[1].op):
         stream.advance(call.op)
@@ -335,7 +335,7 @@ def _is_same(one: Graph, other: Graph, samples: Samples) -> bool:
 
 
 def _outputs(graph: Graph, samples: Samples) -> list[Tensor]:
-    stream = Stream(graph, graph.parameters, dict(samples.tensors))
+    stream = Stream(graph, graph.parameters, samples.inputs())
     stream.advance(len(graph.ops))
     values = [stream.value(name) for name in graph.outputs]
     return [of.double() for of in values if isinstance(of, Tensor) and of.numel()]

@@ -85,7 +85,7 @@ def recalibrate(
     store = ValueStore(execution.spill, [*graph.parameters.values(), *given])
     streams = {
         number: Stream(
-            graph, parameters, store.scope("dense", number, values=parts[number].tensors)
+            graph, parameters, store.scope("dense", number, values=parts[number].inputs())
         )
         for number in execution.group.share(len(parts))
     }

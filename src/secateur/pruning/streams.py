@@ -228,7 +228,7 @@ class DualStream:
             name, number: of the stream and the chunk, not used before.
             part: what it is run on.
         """
-        values = self.store.scope(name, number, values=part.tensors)
+        values = self.store.scope(name, number, values=part.inputs())
         return Stream(self.graph, self.graph.parameters, values)
 
     def run_to(self, layer: Layer, *, again: bool = False) -> LayerChunks:

@@ -19,7 +19,14 @@ from secateur.core.methods.admm import ADMM
 from secateur.core.methods.bias_correction import BiasCorrection
 from secateur.core.methods.least_squares import LeastSquares
 from secateur.core.methods.magnitude import Magnitude
-from secateur.core.methods.protocol import Method, needs_folds, rough, stages, stored_patches
+from secateur.core.methods.protocol import (
+    Method,
+    needs_folds,
+    rough,
+    stages,
+    stored_patches,
+    without_folds,
+)
 from secateur.core.methods.weight_correction import WeightCorrection
 from secateur.support.choices import by_name
 
@@ -37,6 +44,7 @@ __all__ = [
     "rough",
     "stages",
     "stored_patches",
+    "without_folds",
 ]
 
 MethodName = Literal[

@@ -126,21 +126,35 @@ class ADMM:
             notes=notes + fit_notes,
         )
 
+    def without_folds(self, problem: Problem, pattern: Pattern, kept: int) -> Problem:
+        """The same problem with the damping that its folds tell to take, which are let go.
+
+        A wide layer's folds take as much memory as all that the splitting needs.
+        """
+        if not self.dampings or problem.folds is None:
+            return replace(problem, folds=None)
+        return replace(problem, folds=None, damping=self._best(problem, pattern, kept))
+
+    def _best(self, problem: Problem, pattern: Pattern, kept: int) -> float:
+        rms = problem.gram.diagonal(dim1=-2, dim2=-1).sqrt().unsqueeze(-2)
+        mask = problem.mask(pattern, (problem.weight * rms).abs(), kept)  # near enough for this
+        return choose_damping(problem, mask, self.dampings)
+
     def _damping(
         self, problem: Problem, pattern: Pattern, kept: int
     ) -> tuple[float, tuple[str, ...]]:
         """Relative damping of the splitting and of the fit, and what is to be said of it."""
         if not self.dampings:
             return damping_for(problem, self.damping)
-        if problem.folds is None:
+        if problem.folds is None and problem.damping is None:
             damping, notes = damping_for(problem, self.damping)
             why = problem.no_folds
             return damping, notes + (
                 (f"damping not chosen on images held back: {why}",) * bool(why)
             )
-        rms = problem.gram.diagonal(dim1=-2, dim2=-1).sqrt().unsqueeze(-2)
-        mask = problem.mask(pattern, (problem.weight * rms).abs(), kept)  # near enough for this
-        damping = choose_damping(problem, mask, self.dampings)
+        damping = problem.damping
+        if damping is None:
+            damping = self._best(problem, pattern, kept)
         if problem.samples >= problem.columns:
             return damping, ()
         few = f"{counted(problem.samples, 'sample')} for {counted(problem.columns, 'column')}"

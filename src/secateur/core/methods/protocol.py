@@ -15,7 +15,9 @@ class Method(Protocol):
 
     A method that refines another's solution has that method in a field `base`. One that trains
     on samples instead of sums states in a field `patches` how many a layer should keep.
-    One that judges a fit to half of the images on the other half has `needs_folds` True.
+    One that judges a fit to half of the images on the other half has `needs_folds` True. If that
+    is the first thing it does, it has a method `without_folds` of the arguments of `solve`, which
+    returns the problem with what was found there: wide layers take less memory then.
     One that takes less time where its weights are only where another walk starts has a field or
     property `rough`: the method to use there.
     """
@@ -46,3 +48,11 @@ def rough(method: Any) -> Any:
 def needs_folds(method: Any) -> bool:
     """Whether a method or those it builds on cross-validate on two halves of the images."""
     return any(getattr(stage, "needs_folds", False) for stage in stages(method))
+
+
+def without_folds(method: Any, problem: Problem, pattern: Pattern, kept: int) -> Problem:
+    """A problem that a method solves in the same way, without its folds where it has a way."""
+    of = [stage for stage in stages(method) if getattr(stage, "needs_folds", False)]
+    if len(of) != 1 or not hasattr(of[0], "without_folds"):
+        return problem
+    return of[0].without_folds(problem, pattern, kept)

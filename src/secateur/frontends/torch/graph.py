@@ -69,7 +69,33 @@ def trace(model: nn.Module, example: Samples) -> Graph:
         note = "forward uses torch.autocast: layers were fitted in float32"
         graph = replace(graph, notes=[*graph.notes, note])
     _check_agreement(graph, module, example, _AUTOCAST_AGREEMENT if autocasts else _AGREEMENT)
+    graph = replace(graph, parameters=_held_once(graph.parameters, named_tensors(model)))
+    _let_go(module)
     return images_first(replace(graph, notes=[*graph.notes, *uncounted(graph)]))
+
+
+def _held_once(copies: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The module's own tensors in the place of copies that are the same: nothing changes them."""
+
+    def found(name: str, copy: Tensor) -> Tensor:
+        given = own.get(name)
+        if given is None or given.layout != torch.strided or given.is_inference():
+            return copy
+        same = _form(given) == _form(copy) and torch.equal(given, copy)
+        return given.detach() if same else copy
+
+    return {name: found(name, copy) for name, copy in copies.items()}
+
+
+def _let_go(module: nn.Module) -> None:
+    """Drops a module's tensors: the exporter leaves it in cycles, which may stay for long."""
+    for part in module.modules():
+        part._parameters.clear()
+        part._buffers.clear()
+
+
+def _form(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.dtype, tensor.device, tensor.shape, tensor.stride()
 
 
 def _check_agreement(graph: Graph, module: nn.Module, example: Samples, tolerance: float) -> None:
