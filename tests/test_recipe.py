@@ -25,6 +25,7 @@ from secateur import (
 from secateur.evaluation.inference import predict
 from secateur.evaluation.metrics import compare
 from secateur.frontends.torch.graph import with_parameters
+from secateur.pruning import run
 from secateur.pruning.alignment import pairs_to_align
 from secateur.pruning.allocations.sensitivity import Sensitivity
 from secateur.pruning.allocations.uniform import FittedUniform
@@ -196,6 +197,15 @@ def test_a_walk_on_the_way_is_rough_and_finds_out_what_the_next_one_needs(
             solved.append(self.settled)
             return super().solve(problem, pattern, kept)
 
+    walks: list[tuple[int, int]] = []
+    walk = run.walk
+
+    def walking(graph, samples, *arguments, **settings):
+        walks.append((len(samples), settings["sampling"].per_column))
+        return walk(graph, samples, *arguments, **settings)
+
+    monkeypatch.setattr(run, "walk", walking)
+    monkeypatch.setattr(run, "_ROUGH_SAMPLES", len(images) // 2)
     fits: list[int] = []
     fit = Sensitivity.fit
     monkeypatch.setattr(Sensitivity, "fit", lambda self, of: fits.append(1) or fit(self, of))
@@ -209,6 +219,7 @@ def test_a_walk_on_the_way_is_rough_and_finds_out_what_the_next_one_needs(
     )
     layers = len(result.report.layers)
     assert solved == [1e-2] * layers + [1e-3] * layers
+    assert walks == [(len(images) // 2, 8), (len(images), 16)]
     assert len(fits) == 1
     assert seen == [(at, 3 * layers) for at in range(1, 3 * layers + 1)]
     assert result.report.sparsity == pytest.approx(0.6, abs=1e-3)

@@ -43,6 +43,10 @@ from secateur.support.wording import counted
 
 Changes = dict[str, Tensor]
 
+# Of a walk on the way to another one (docs/experiments.md):
+_ROUGH_SAMPLES = 128  # at most
+_ROUGH_PER_COLUMN = 8  # output positions per column of a layer
+
 
 def ignore(layer: str) -> None:
     """What is done with the name of a finished layer where nobody counts them."""
@@ -442,10 +446,13 @@ class PruningRun:
 
     def _walk(self, kept: Sequence[int], weights: Changes, *, on_the_way: bool) -> WalkResult:
         """A walk from some weights; on the way to another one it need not be exact."""
-        recipe = self.recipe
+        recipe, samples, sampling = self.recipe, self.samples, self.sampling
+        if on_the_way:
+            samples = samples.spread(_ROUGH_SAMPLES)
+            sampling = replace(sampling, per_column=min(sampling.per_column, _ROUGH_PER_COLUMN))
         return walk(
             self.graph,
-            self.samples,
+            samples,
             self.layers,
             kept,
             method=rough(recipe.method) if on_the_way else recipe.method,
@@ -453,7 +460,7 @@ class PruningRun:
             inputs=recipe.inputs,
             start=self._start(kept, weights),
             survey=self._survey if on_the_way else None,
-            sampling=self.sampling,
+            sampling=sampling,
             layouts=self.layouts,
             chunk=self.chunk,
             on_layer=lambda result: self.on_layer(result.layer.name),

@@ -115,7 +115,7 @@ class Sensitivity:
         On EfficientNet-Lite0 with 300 images: see benchmarks/allocation.py.
         """
         fitting, judging = split_samples(inputs.samples, self.images)
-        study = _Study(inputs, _spread(fitting, self.fitted), judging, self.per_column)
+        study = _Study(inputs, fitting.spread(self.fitted), judging, self.per_column)
         previous = inputs.previous
         dense: FittedSensitivity | None = None
         if isinstance(previous, FittedSensitivity) and previous.errors:
@@ -406,7 +406,7 @@ def enough_to_judge(graph: Graph, samples: Samples) -> Samples:
     were up to 0.7 % off there. On ResNet-56 (10 classes) 16 were up to 2 % off.
     """
     few = samples.select(slice(2))
-    stream = Stream(graph, graph.parameters, dict(few.tensors))
+    stream = Stream(graph, graph.parameters, few.inputs())
     with torch.no_grad():
         stream.advance(len(graph.ops))
     output = torch.as_tensor(stream.values[graph.outputs[0]])
@@ -424,13 +424,6 @@ def split_samples(samples: Samples, judging: int) -> tuple[Samples, Samples]:
     chosen[torch.linspace(0, len(samples) - 1, count).round().long()] = True
     chosen = chosen.to(samples.device)
     return samples.select(~chosen), samples.select(chosen)
-
-
-def _spread(samples: Samples, count: int) -> Samples:
-    """At most so many samples, evenly spread."""
-    if len(samples) <= count:
-        return samples
-    return samples.select(torch.arange(count, device=samples.device) * len(samples) // count)
 
 
 def _smallest(inputs: AllocationInputs, share: float) -> set[int]:
