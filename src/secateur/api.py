@@ -197,8 +197,8 @@ def prune(
 
     Cost: docs/results.md has it in forward passes over the images, docs/paper.md for the paper's
     recipe. `max_drop` costs that much per try, and a pass over the evaluation images.
-    Memory: the values at the widest cut for all images, twice; see `secateur.pruning.walk`. With
-    `memory` no more of them than that.
+    Memory: the values at the widest cut for all images, of two networks at most; see
+    `secateur.pruning.walk`. With `memory` no more of them than that.
     """
     given = locals()
     with together() as group:

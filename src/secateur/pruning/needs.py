@@ -20,7 +20,7 @@ from secateur.pruning.streams import Inputs
 from secateur.support.sizes import size_text
 from secateur.support.wording import counted
 
-_MATRICES = 10  # of columns x columns in float32: sums of both folds, the problem, and its solution
+_MATRICES = 6  # of columns x columns in float32: sums of both folds and their problems, and more
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,11 @@ errors of earlier ones.
 
 Peak memory: all samples' live values before a layer, of the pruned network, and before the next
 one, of the dense network, where both together are most (of one network until the first pruned
-layer and with `inputs="dense"`), plus for the widest layer 5 * cols^2 * 4 bytes, the sums of both
-folds and what is made of them, and about as much for the solve (ResNet-50, measured: 9 in all). A
-value is dropped after its last reader. Samples are run in chunks. Methods that train on patches
-add patches * (cols + rows) * 4 bytes for each of a few layers at a time.
+layer and with `inputs="dense"`), plus for the widest layer 5 * cols^2 * 4 bytes (ResNet-50,
+measured: 4.6): the sums of both folds and their problems, later the whole problem, its damped
+copy and a factor of that. A value is dropped after its last reader. Samples are run in chunks.
+Methods that train on patches add patches * (cols + rows) * 4 bytes for each of a few layers at a
+time.
 """
 
 from __future__ import annotations
