@@ -30,6 +30,7 @@ from secateur.pruning.alignment import pairs_to_align
 from secateur.pruning.allocations.sensitivity import Sensitivity
 from secateur.pruning.allocations.uniform import FittedUniform
 from secateur.pruning.recipe import choose_recipe, name_of
+from secateur.pruning.reconstruction import BlockReconstruction
 from secateur.pruning.targets import MaxBytes, MaxMacs, Sparsity
 
 QUICK = AdamCalibration(
@@ -223,6 +224,28 @@ def test_a_walk_on_the_way_is_rough_and_finds_out_what_the_next_one_needs(
     assert len(fits) == 1
     assert seen == [(at, 3 * layers) for at in range(1, 3 * layers + 1)]
     assert result.report.sparsity == pytest.approx(0.6, abs=1e-3)
+
+
+def test_a_walk_after_which_blocks_are_trained_takes_all_samples(
+    network, images, monkeypatch
+) -> None:
+    walks: list[int] = []
+    walk = run.walk
+    monkeypatch.setattr(
+        run, "walk", lambda graph, samples, *of, **by: walks.append(len(samples))
+        or walk(graph, samples, *of, **by),
+    )  # fmt: skip
+    monkeypatch.setattr(run, "_ROUGH_SAMPLES", len(images) // 2)
+    trained = BlockReconstruction(steps=1, held_back=2)
+    for first in (0.3, 0.5):
+        secateur.prune(
+            network,
+            images,
+            sparsity=0.6,
+            recipe=Recipe(schedule=(0.2, 0.0), reconstruction=trained, reconstruction_from=first),
+            progress=False,
+        )
+    assert walks == [len(images), len(images), len(images) // 2, len(images)]
 
 
 def test_layers_calibrated_side_by_side_are_as_those_calibrated_alone(network, images) -> None:

@@ -67,7 +67,7 @@ class Recipe:
         schedule: by how much the target is relaxed on the way, the last one 0: (0.1, 0) prunes to
             ten points of sparsity less (or of MACs or bytes more), then starts from those
             weights for the target. Walks on the way are rougher (`ADMM.rough`), of 128 samples at
-            most, which is enough to start from.
+            most, which is enough to start from unless blocks are trained there.
         schedule_from: sparsity of the pruned layers from which a target is worth a walk; those
             before it are left out. At 50 % zeros EfficientNet-Lite0 gained nothing by another one.
         reconstruction: trains the surviving weights of each block together after a walk;

@@ -130,7 +130,9 @@ class PruningRun:
         for step in targets:
             fitted = self._fitted_after(walked, weights)
             kept = self.kept(fitted, step)
-            walked = self._walk(kept, weights, on_the_way=step is not last)
+            walked = self._walk(
+                kept, weights, on_the_way=step is not last, few=not self.reconstructs(step)
+            )
             walked = replace(walked, kept=kept, target=step)
             walked = self._reconstructed(walked) if self.reconstructs(step) else walked
             names = (str(layer.parameter) for layer in self.layers)
@@ -444,10 +446,18 @@ class PruningRun:
             f"{asked}: {why}"
         ]
 
-    def _walk(self, kept: Sequence[int], weights: Changes, *, on_the_way: bool) -> WalkResult:
-        """A walk from some weights; on the way to another one it need not be exact."""
+    def _walk(
+        self, kept: Sequence[int], weights: Changes, *, on_the_way: bool, few: bool
+    ) -> WalkResult:
+        """A walk from some weights; on the way to another one it need not be exact.
+
+        Args:
+            kept, weights: of each layer.
+            on_the_way: whether there is another one.
+            few: whether few samples do for it then; not where its blocks are trained after it.
+        """
         recipe, samples, sampling = self.recipe, self.samples, self.sampling
-        if on_the_way:
+        if on_the_way and few:
             samples = samples.spread(_ROUGH_SAMPLES)
             sampling = replace(sampling, per_column=min(sampling.per_column, _ROUGH_PER_COLUMN))
         return walk(
