@@ -54,18 +54,18 @@ def network(options: argparse.Namespace) -> nn.Module:
 
 
 class Record:
-    """Seconds and peaks of the processes that have worked on a row, in the folder of its run."""
+    """Seconds and peaks of the processes that have worked on a row, in a file beside its folder."""
 
     def __init__(self, work_dir: Path | None) -> None:
         self.path = None if work_dir is None else work_dir.with_name(f"{work_dir.name}.json")
         there = self.path is not None and self.path.exists()
-        self.before = json.loads(self.path.read_text()) if self.path and there else []
+        self.processes = json.loads(self.path.read_text()) if self.path and there else []
 
     def add(self, seconds: float) -> None:
         """Notes what this process took."""
-        self.before.append((seconds, peak_gb()))
+        self.processes.append((seconds, peak_gb()))
         if self.path is not None:
-            self.path.write_text(json.dumps(self.before))
+            self.path.write_text(json.dumps(self.processes))
 
 
 def measure(options: argparse.Namespace) -> dict[str, object]:
@@ -105,10 +105,10 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
         "sparsity": options.sparsity,
         "memory": options.memory,
         "limit": options.limit,
-        "processes": len(record.before),
-        "seconds": f"{sum(seconds for seconds, _ in record.before):.1f}",
+        "processes": len(record.processes),
+        "seconds": f"{sum(seconds for seconds, _ in record.processes):.1f}",
         "before_gb": f"{before:.3f}",
-        "peak_gb": f"{max(peak for _, peak in record.before):.3f}",
+        "peak_gb": f"{max(peak for _, peak in record.processes):.3f}",
         "sha256": found.hexdigest()[:16],
         "load_average": load_average,
         **machine(),

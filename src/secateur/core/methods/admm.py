@@ -133,12 +133,10 @@ class ADMM:
         """
         if not self.dampings or problem.folds is None:
             return replace(problem, folds=None)
-        return replace(problem, folds=None, damping=self._best(problem, pattern, kept))
-
-    def _best(self, problem: Problem, pattern: Pattern, kept: int) -> float:
         rms = problem.gram.diagonal(dim1=-2, dim2=-1).sqrt().unsqueeze(-2)
         mask = problem.mask(pattern, (problem.weight * rms).abs(), kept)  # near enough for this
-        return choose_damping(problem, mask, self.dampings)
+        damping = choose_damping(problem, mask, self.dampings)
+        return replace(problem, folds=None, damping=damping)
 
     def _damping(
         self, problem: Problem, pattern: Pattern, kept: int
@@ -146,19 +144,17 @@ class ADMM:
         """Relative damping of the splitting and of the fit, and what is to be said of it."""
         if not self.dampings:
             return damping_for(problem, self.damping)
-        if problem.folds is None and problem.damping is None:
+        chosen = self.without_folds(problem, pattern, kept).damping
+        if chosen is None:
             damping, notes = damping_for(problem, self.damping)
             why = problem.no_folds
             return damping, notes + (
                 (f"damping not chosen on images held back: {why}",) * bool(why)
             )
-        damping = problem.damping
-        if damping is None:
-            damping = self._best(problem, pattern, kept)
         if problem.samples >= problem.columns:
-            return damping, ()
+            return chosen, ()
         few = f"{counted(problem.samples, 'sample')} for {counted(problem.columns, 'column')}"
-        return damping, (f"{few}: damping {damping:g} found best on images held back",)
+        return chosen, (f"{few}: damping {chosen:g} found best on images held back",)
 
     def _mask(
         self, system: NormalEquations, problem: Problem, pattern: Pattern, kept: int
