@@ -23,6 +23,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from architectures import timm
 from memory import load, peak_gb
 from options import add_files
 from results_table import MACHINE, key, machine, read_rows, write_rows
@@ -47,10 +48,8 @@ COLUMNS = (
 def network(options: argparse.Namespace) -> nn.Module:
     if options.network != "vit_large":
         return load(options.network, options.data)
-    import timm  # an extra that only this network needs
-
     torch.manual_seed(0)
-    return timm.create_model("vit_large_patch16_224").eval()
+    return timm().create_model("vit_large_patch16_224").eval()
 
 
 class Record:
