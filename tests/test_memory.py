@@ -42,6 +42,22 @@ class Residual(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class Attending(nn.Module):
+    """With multiplications that are of no weight, or of one that cannot be pruned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 32, 2, stride=2)
+        self.attention = nn.MultiheadAttention(32, 2, batch_first=True)
+        self.memory = nn.LSTM(32, 16, batch_first=True)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patches(x).flatten(2).mT
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return self.head(self.memory(x)[0].mean(1))
+
+
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
     torch.manual_seed(0)
@@ -119,6 +135,17 @@ def test_a_cap_changes_no_byte_and_leaves_no_file(network, place, stores, call) 
     assert left(place) == []
     assert [note for note in capped.report.notes if note not in free.report.notes]
     assert capped.report.requested["memory"] == LEAST
+
+
+@pytest.mark.filterwarnings("ignore::secateur.SecateurWarning")
+def test_products_of_activations_have_no_statistics(place, stores) -> None:
+    torch.manual_seed(0)
+    network = Attending().eval()
+    free = secateur.prune(network, IMAGES, sparsity=0.5)
+    capped = secateur.prune(network, IMAGES, sparsity=0.5, memory=10 * LEAST)
+    assert weights(capped.model) == weights(free.model)
+    assert stores
+    assert left(place) == []
 
 
 @pytest.mark.filterwarnings("ignore::secateur.SecateurWarning")

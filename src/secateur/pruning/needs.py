@@ -99,6 +99,7 @@ def needs_of(
         max_columns: see `secateur.pruning.sampling.Sampling`.
         processes: that share the samples; what one of them takes is told.
     """
+    layers = [layer for layer in layers if layer.calls]  # others are never fitted
     part = samples[:chunk]
     own = min(len(samples), chunk * -(-len(samples) // chunk // processes))
     store = ValueStore(None, [*graph.parameters.values(), *part.tensors.values()])
