@@ -79,6 +79,16 @@ def test_elimination_takes_what_costs_least(taps: int, groups: int) -> None:
     assert found == greedy([held], [columns], 0.1)
 
 
+def test_elimination_goes_on_where_units_lack_columns() -> None:
+    held = [problem(rows=rows, cols=14, seed=rows, noise=0.3) for rows in (3, 5)]
+    columns = [torch.arange(12).view(6, 2), torch.arange(12).flip(0).view(6, 2)]
+    readers = [Reader(problem=of, columns=at.clone()) for of, at in zip(held, columns, strict=True)]
+    for unit in (0, 2, 5):  # the second reader has one column of each of these
+        readers[1].columns[unit, 1] = -1
+        columns[1][unit, 1] = columns[1][unit, 0]
+    assert elimination_order(readers, damping=0.1) == greedy(held, columns, 0.1)
+
+
 def test_elimination_adds_up_the_readers() -> None:
     held = [problem(rows=rows, cols=5, seed=rows) for rows in (3, 6)]
     columns = [torch.arange(5).view(5, 1), torch.tensor([[4], [2], [0], [1], [3]])]
@@ -97,6 +107,21 @@ def test_elimination_without_columns_that_are_out_already() -> None:
         key=lambda unit: loss_without(held, torch.tensor([4, 5, unit]), 0.1),
     )
     assert found[0] == best
+
+
+def test_a_column_that_is_out_already_is_as_one_that_a_unit_lacks() -> None:
+    held, columns = problem(rows=4, cols=12), torch.arange(12).view(6, 2)
+    size = torch.ones(12, dtype=torch.float64)
+    size[8] = 100  # so that its unit is the last to go
+    held = replace(held, weight=held.weight * size, cross=held.cross * size)
+    without = torch.where(columns == 9, -1, columns)
+    orders = [
+        elimination_order(
+            [Reader(problem=held, columns=of, absent=torch.tensor([9]))], damping=0.1
+        )
+        for of in (columns, without)
+    ]
+    assert orders[0] == orders[1]
 
 
 def test_blocks_lose_as_many() -> None:

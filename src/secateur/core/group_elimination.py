@@ -27,6 +27,7 @@ from torch import Tensor
 from secateur.core.normal_equations import NormalEquations
 from secateur.core.problem import Problem
 
+_CROWDED = 0.5  # share of columns still in at which the others leave the matrices
 _AT_ONCE = 64  # of this many groups left the cheapest goes at each step
 _SHIFT = 1e-6  # of the unit diagonal, for the Cholesky factor
 _NEXT_TO_LAST = 1e300  # score of what goes when nothing else is left
@@ -67,7 +68,8 @@ def elimination_order(
     Returns:
         The units, the cheapest first; of blocks one of each, block by block.
 
-    Cost: cols^3 for the inverse of each reader, and as much again for eliminating all columns.
+    Cost: cols^3 for the inverse of each reader, and about as much again for eliminating all
+    columns, most of it for the first half.
     """
     units = len(readers[0].columns)
     states = [_Elimination(reader, damping) for reader in readers]
@@ -128,13 +130,16 @@ class _Elimination:
         system = NormalEquations.of(reader.problem, damping)
         factor, _ = system.factor(_SHIFT)
         self.inverse: Tensor = torch.cholesky_inverse(factor)
-        self.columns = reader.columns.to(self.inverse.device)
         self.share = 1 / float(reader.problem.variance.sum().clamp_min(1e-30))
+        self.there = torch.ones_like(self.inverse[0, 0], dtype=torch.bool)
         if reader.absent is not None and len(reader.absent):
-            self._take_out(reader.absent.to(self.inverse.device))
+            absent = reader.absent.to(self.inverse.device)
+            self._take_out(absent)
+            self.there[absent] = False
         self.weight = system.cross @ self.inverse
-        self.taps = self.columns.clamp_min(0)
-        self.missing = self.columns < 0
+        columns = reader.columns.to(self.inverse.device)
+        self.taps, self.missing = columns.clamp_min(0), columns < 0
+        self.units = torch.arange(len(columns))  # whose scores are asked for
 
     def _take_out(self, gone: Tensor) -> Tensor:
         """Takes columns out of the inverse; what their weights hand to each of the others."""
@@ -147,33 +152,47 @@ class _Elimination:
 
     def scores(self) -> Float[Tensor, " units"]:
         """What each unit adds to the loss of the layer, relative to the outputs' variance."""
-        groups, taps = len(self.inverse), self.taps.shape[1]
-        rows, columns = self.taps.unsqueeze(2), self.taps.unsqueeze(1)
-        blocks = self.inverse[:, rows, columns]  # (groups, units, taps, taps)
-        own = self.weight[:, :, self.taps].movedim(2, 1)  # (groups, units, rows, taps)
-        if self.missing.any():
-            blocks, own = self._padded(blocks), own * ~self.missing.view(1, -1, 1, taps)
-        if taps == 1:
+        groups, taps, missing = len(self.inverse), self.taps[self.units], self.missing[self.units]
+        blocks = self.inverse[:, taps.unsqueeze(2), taps.unsqueeze(1)]  # (groups, units, taps, taps)
+        own = self.weight[:, :, taps].movedim(2, 1)  # (groups, units, rows, taps)
+        if missing.any():
+            blocks, own = _padded(blocks, missing), own * ~missing.unsqueeze(1)
+        if taps.shape[1] == 1:
             energy = own.square().sum((2, 3)) / blocks.reshape(groups, -1).clamp_min(1e-12)
         else:
             solved = _solve(_regular(blocks), own.mT)  # (groups, units, taps, rows)
             energy = (solved * own.mT).sum((2, 3))
-        return energy.sum(0).double().cpu() * self.share
-
-    def _padded(self, blocks: Tensor) -> Tensor:
-        """Blocks with ones on the diagonal where a unit has no column."""
-        gone = self.missing.unsqueeze(2) | self.missing.unsqueeze(1)
-        eye = torch.diag_embed(self.missing.to(blocks.dtype))
-        return torch.where(gone, eye, blocks)
+        scores = torch.full((len(self.taps),), torch.inf, dtype=torch.float64)
+        scores[self.units] = energy.sum(0).double().cpu() * self.share
+        return scores
 
     def remove(self, units: Sequence[int]) -> None:
         """Takes out units and refits the other columns."""
-        gone = self.columns[list(units)].flatten()
-        gone = gone[gone >= 0]
+        self.units = self.units[~torch.isin(self.units, torch.tensor(units))]
+        gone = self.taps[list(units)][~self.missing[list(units)]]
         if not len(gone):
             return
         self.weight -= self.weight[:, :, gone] @ self._take_out(gone)
         self.weight[:, :, gone] = 0
+        self.there[gone] = False
+        if int(self.there.sum()) <= _CROWDED * len(self.there):
+            self._leave()
+
+    def _leave(self) -> None:
+        """Columns that are out leave the matrices: each step costs the square of their width."""
+        left = self.there.nonzero().squeeze(1)
+        self.inverse = self.inverse[:, left][:, :, left]
+        self.weight = self.weight[:, :, left]
+        number = torch.cumsum(self.there, 0) - 1
+        self.missing |= ~self.there[self.taps]
+        self.taps = number[self.taps].masked_fill(self.missing, 0)
+        self.there = self.there[left]
+
+
+def _padded(blocks: Tensor, missing: Tensor) -> Tensor:
+    """Blocks with ones on the diagonal where a unit has no column."""
+    eye = torch.diag_embed(missing.to(blocks.dtype))
+    return torch.where(missing.unsqueeze(2) | missing.unsqueeze(1), eye, blocks)
 
 
 def _solve(matrix: Tensor, right: Tensor) -> Tensor:
