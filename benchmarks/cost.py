@@ -19,9 +19,8 @@ from results_table import MACHINE, machine, write_rows
 from torch import Tensor, nn
 
 import secateur
-from secateur import tracing
 from secateur.network.layout import to_channels_last
-from secateur.network.samples import Samples
+from secateur.network.samples import Samples, chunk_size
 
 COLUMNS = (
     "network",
@@ -37,15 +36,15 @@ COLUMNS = (
 )
 
 
-def chunk_size(images: Tensor) -> int:
+def batch_of(images: Tensor) -> int:
     """Images in a forward pass, as in `secateur.prune`."""
-    return tracing.chunk_size(Samples({"images": images}))
+    return chunk_size(Samples({"images": images}))
 
 
 def forward_seconds(model: nn.Module, images: Tensor) -> float:
     start = time.perf_counter()
     with torch.no_grad():
-        for batch in to_channels_last(images).split(chunk_size(images)):
+        for batch in to_channels_last(images).split(batch_of(images)):
             model(batch)
     return time.perf_counter() - start
 
@@ -60,7 +59,7 @@ def main() -> None:
     options = _options()
     model = networks.load_efficientnet_lite0(options.data).to(memory_format=torch.channels_last)
     images = shared_data.imagenet_calibration(options.data, count=options.images, draw=0)
-    forward_seconds(model, images[: chunk_size(images)])  # the first pass sets up kernels
+    forward_seconds(model, images[: batch_of(images)])  # the first pass sets up kernels
     rows = []
     for run in range(options.repeats):
         forward = forward_seconds(model, images)
@@ -70,7 +69,7 @@ def main() -> None:
                 "network": "efficientnet_lite0",
                 "images": options.images,
                 "sparsity": options.sparsity,
-                "batch": chunk_size(images),
+                "batch": batch_of(images),
                 "run": run,
                 "runs": options.repeats,
                 "forward_seconds": f"{forward:.2f}",

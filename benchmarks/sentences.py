@@ -40,8 +40,7 @@ from secateur.evaluation.inference import first_output
 from secateur.export.files import save_onnx, save_openvino
 from secateur.frontends import open as open_model
 from secateur.hardware.compare_latency import compare
-from secateur.network.samples import Samples
-from secateur.tracing import chunk_size
+from secateur.network.samples import Samples, chunk_size
 
 METHODS: dict[str, dict[str, Any]] = {
     "default": {},

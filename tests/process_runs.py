@@ -22,8 +22,8 @@ from test_resume import CASES, IMAGES, JUDGED, Attentive, held, network, recipe
 from torch import nn
 
 import secateur
-from secateur import tracing
 from secateur.core.patterns import Channels
+from secateur.network import samples
 from secateur.pruning.allocations import Uniform
 from secateur.support.group import together
 
@@ -120,7 +120,7 @@ def _fails_in_the_second(rank: int) -> None:
 
 def run(name: str, rank: int, folder: Path) -> Any:
     """What comes of a run in this process, with as small chunks as in all others."""
-    tracing._CHUNK_VALUES = FEW
+    samples._CHUNK_VALUES = FEW
     if name == "failures":
         return failures(rank, folder)
     if name == "resumed":

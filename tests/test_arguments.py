@@ -129,7 +129,7 @@ TABLE: dict[str, dict[str, list[Any]]] = {
         "data": IMAGES_GIVEN,
         "labels": [5, "1", [1.5], {}, object(), torch.ones(40).to_sparse()],
         "reference": [wrong for wrong in MODELS if wrong is not None],
-        "batch_size": [*WHOLE, None],
+        "batch_size": [*WHOLE],
         "preprocess": PREPROCESS,
         "output": [2.5, -1, True, "no such output", 7, [0], object()],
         "judge": [5, "cosine", True, ["classes"], "tokens"],

@@ -34,7 +34,7 @@ def test_a_forward_pass_takes_as_many_images_at_a_time_as_prune_does() -> None:
 
     images = torch.zeros(10, 3, 224, 224)
     assert cost.forward_seconds(model, images) > 0
-    assert sizes == [cost.chunk_size(images), 10 - cost.chunk_size(images)]
+    assert sizes == [cost.batch_of(images), 10 - cost.batch_of(images)]
 
 
 def test_the_table_of_architectures_has_a_line_for_each_network(tmp_path: Path) -> None:

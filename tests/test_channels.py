@@ -116,9 +116,7 @@ def test_a_column_that_is_out_already_is_as_one_that_a_unit_lacks() -> None:
     held = replace(held, weight=held.weight * size, cross=held.cross * size)
     without = torch.where(columns == 9, -1, columns)
     orders = [
-        elimination_order(
-            [Reader(problem=held, columns=of, absent=torch.tensor([9]))], damping=0.1
-        )
+        elimination_order([Reader(problem=held, columns=of, absent=torch.tensor([9]))], damping=0.1)
         for of in (columns, without)
     ]
     assert orders[0] == orders[1]

@@ -70,7 +70,7 @@ def place(tmp_path, monkeypatch) -> Path:
     folder = tmp_path / "values"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    monkeypatch.setattr("secateur.tracing._CHUNK_VALUES", 5 * IMAGES[0].numel())
+    monkeypatch.setattr("secateur.network.samples._CHUNK_VALUES", 5 * IMAGES[0].numel())
     return folder
 
 

@@ -120,7 +120,7 @@ def images(count: int = 70) -> Tensor:
 @pytest.mark.parametrize("kind", ODD, ids=lambda kind: kind.__name__)
 def test_they_are_pruned_and_trained(kind, monkeypatch) -> None:
     chunk = 20 * 3 * 8 * 8  # chunks of 20, 20, 20, 10 images
-    monkeypatch.setattr("secateur.tracing._CHUNK_VALUES", chunk)
+    monkeypatch.setattr("secateur.network.samples._CHUNK_VALUES", chunk)
     network = made(kind)
     result = secateur.prune(network, images(), sparsity=0.8, recipe=BRIEF, progress=False)
     assert result.report.sparsity == pytest.approx(0.8, abs=1e-3)

@@ -15,7 +15,7 @@ import process_runs
 import pytest
 import torch
 
-from secateur import tracing
+from secateur.network import samples
 from secateur.pruning.sharing import divided
 from secateur.support.group import Group, _Layout, _packed, _unpacked
 
@@ -29,7 +29,7 @@ TOGETHER = {
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As in the processes; in one thread products are summed up in another order."""
-    monkeypatch.setattr(tracing, "_CHUNK_VALUES", process_runs.FEW)
+    monkeypatch.setattr(samples, "_CHUNK_VALUES", process_runs.FEW)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -34,7 +34,7 @@ from secateur.hardware.paying import ACCELERATED, pays_nowhere
 from secateur.hardware.runtimes import BY_KEY
 from secateur.options import Options
 from secateur.preparation import again, hold_back, prepare
-from secateur.pruning.allocations.sensitivity import FittedSensitivity
+from secateur.pruning.allocations.sensitivity import FittedSensitivity, Sensitivity
 from secateur.pruning.channels.curves import ChannelSensitivity
 from secateur.pruning.channels.run import ChannelRun
 from secateur.pruning.recipe import Recipe
@@ -48,7 +48,15 @@ from secateur.support.settings import SEEDS, at_least, check_arguments
 from secateur.support.threads import torch_threads
 from secateur.support.wording import counted
 
-QUICK = Recipe(method=LeastSquares(damping=0.3, tolerance=1e-2, iterations=30))
+QUICK = Recipe(
+    method=LeastSquares(damping=0.3, tolerance=1e-2, iterations=30),
+    allocation=Sensitivity(
+        levels=(0.5, 0.9),
+        block_levels=(0.25, 0.5, 0.75, 0.9),
+        fitted=64,
+        method=LeastSquares(damping=0.3, tolerance=3e-2, iterations=20),
+    ),
+)
 """One walk, the smallest weights removed, the others fitted; no blocks trained."""
 
 _CHANNELS = ChannelSensitivity(levels=(0.25, 0.6))
@@ -64,7 +72,7 @@ class _Tried:
         asked: how far, in words.
         network: the result; None where the pattern cannot be had.
         lost: on the samples that it is judged on.
-        bytes_fraction: of a packed file.
+        bytes_fraction: of a packed file; None where channels are gone.
         why: there is none.
     """
 
@@ -239,7 +247,7 @@ def _try(job: Job, options: Options, measured: list[PruningRun]) -> _Tried:
         measured.append(own.run)
         walked, _, _ = own.carry_out()
         pruned = own.network(walked)
-        report = own.report(pruned, walked, {}, left=own.layers_left(pruned, walked))
+        packed = None if walked.removed else own.report(pruned, walked, {}).bytes_fraction
         evaluation = own.evaluate(pruned)
     except SecateurError as error:
         return _Tried(asked=asked, why=str(error))
@@ -247,7 +255,7 @@ def _try(job: Job, options: Options, measured: list[PruningRun]) -> _Tried:
         asked=asked,
         network=pruned,
         lost=evaluation and evaluation.lost,
-        bytes_fraction=report.bytes_fraction,
+        bytes_fraction=packed,
     )
 
 

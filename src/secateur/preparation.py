@@ -20,7 +20,7 @@ from secateur.evaluation.metrics import one_answer
 from secateur.fingerprint import facts_of
 from secateur.frontends import Frontend, asked_or_own
 from secateur.hardware.paying import ACCELERATED
-from secateur.network.samples import Samples, Signature
+from secateur.network.samples import Samples, Signature, chunk_size
 from secateur.options import Options
 from secateur.pruning.channels.run import ChannelRun, channel_run
 from secateur.pruning.execution import Execution
@@ -34,7 +34,7 @@ from secateur.support.group import Group
 from secateur.support.progress import Teller
 from secateur.support.wording import counted
 from secateur.timing import Timing, try_runtime
-from secateur.tracing import Traced, chunk_size, trace
+from secateur.tracing import Traced, trace
 
 _HELD_BACK = 4  # every fourth image is judged on where a search has no evaluation data
 

@@ -16,10 +16,6 @@ from secateur.network.lookups import check_numbers
 from secateur.network.samples import Samples
 from secateur.options import Options
 
-# Input values per run of an operation. Larger chunks made EfficientNet-Lite0 up to 1.6 times
-# slower: activations over 32 MB get fresh pages from the system at every allocation.
-_CHUNK_VALUES = 8 * 3 * 224 * 224
-
 
 @dataclass(frozen=True, kw_only=True)
 class Traced:
@@ -82,14 +78,6 @@ def _output(model: Frontend, graph: Graph, asked: str | int | None) -> str | int
     number = judging.output_number(graph, asked)
     name = graph.output_names[number] if model.chooses and graph.output_names else ""
     return name or number
-
-
-def chunk_size(samples: Samples) -> int:
-    """Samples per run of an operation: 8 images of 224 pixels, more of smaller ones, at most 256.
-
-    Of the samples' shape alone, not of the memory at hand: results depend on it.
-    """
-    return max(1, min(256, _CHUNK_VALUES // max(1, samples.values_per_sample)))
 
 
 def _ordinary(tensor: Tensor) -> Tensor:

@@ -153,7 +153,7 @@ class _Elimination:
     def scores(self) -> Float[Tensor, " units"]:
         """What each unit adds to the loss of the layer, relative to the outputs' variance."""
         groups, taps, missing = len(self.inverse), self.taps[self.units], self.missing[self.units]
-        blocks = self.inverse[:, taps.unsqueeze(2), taps.unsqueeze(1)]  # (groups, units, taps, taps)
+        blocks = self.inverse[:, taps.unsqueeze(2), taps.unsqueeze(1)]
         own = self.weight[:, :, taps].movedim(2, 1)  # (groups, units, rows, taps)
         if missing.any():
             blocks, own = _padded(blocks, missing), own * ~missing.unsqueeze(1)

@@ -17,7 +17,7 @@ from secateur.core.outputs import Judge, judge_of
 from secateur.data.batches import class_numbers, in_words
 from secateur.data.preprocess import Transform
 from secateur.data.sources import Data, open_images
-from secateur.data.streams import BATCH, ImageStream
+from secateur.data.streams import ImageStream
 from secateur.errors import DataError, ModelError, SecateurWarning
 from secateur.evaluation.inference import answer
 from secateur.evaluation.metric import DenseMetric, check_metric, measured
@@ -35,7 +35,7 @@ def evaluate(
     labels: Int[Tensor, "batch ..."] | Any = None,
     *,
     reference: nn.Module | str | Path | Any = None,
-    batch_size: int = BATCH,
+    batch_size: int | None = None,
     preprocess: Transform | None = None,
     output: str | int | None = None,
     judge: Judge | None = None,
@@ -66,7 +66,8 @@ def evaluate(
             scores per token (samples, positions), a number for each score's position (of a language
             model that is the next token), negative where there is none.
         reference: the network to compare with.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass; None = as many as a CPU runs fastest, 8 of 224 pixels
+            and more of smaller ones, at most 100. A GPU runs more of them faster.
         preprocess: from images to inputs, see `Preprocess`; for folders and uint8 data. None =
             what a network from a hub prescribes; no preprocessing for any other network.
         output, judge, mask: as for `prune`.

@@ -19,7 +19,7 @@ from secateur.errors import DataError, ModelError, OptionError, SecateurError
 from secateur.frontends import open_to_run
 from secateur.network.returned import asked_output, named_leaves
 from secateur.network.rows import RowsFirst, judged_output
-from secateur.network.samples import AnySamples, Samples, as_samples
+from secateur.network.samples import AnySamples, Samples, as_samples, chunk_size
 from secateur.support.group import Group
 from secateur.support.wording import counted
 
@@ -32,7 +32,7 @@ def predict(
     model: nn.Module | str | Path | Any,
     images: AnySamples,
     *,
-    batch_size: int = BATCH,
+    batch_size: int | None = None,
 ) -> Float[Tensor, "batch classes"]:
     """A classifier's scores, in float32 on the CPU; `first_output`, checked."""
     scores = first_output(model, images, batch_size=batch_size)
@@ -48,7 +48,7 @@ def first_output(
     model: nn.Module | str | Path | Any,
     images: AnySamples,
     *,
-    batch_size: int = BATCH,
+    batch_size: int | None = None,
     output: str | int | None = None,
     group: Group | None = None,
 ) -> Float[Tensor, "batch ..."]:
@@ -60,7 +60,7 @@ def first_output(
     Args:
         model: as for `evaluate`.
         images: samples.
-        batch_size: of them per forward pass.
+        batch_size: of them per forward pass; None = see `evaluate`.
         output: name or number of another output.
         group: processes that call this together, each for some of the batches; None = this one.
 
@@ -72,7 +72,7 @@ def first_output(
     if len(samples) == 0:
         raise DataError("got no images to evaluate, expected at least one: check the source")
     with torch.no_grad(), running(model, samples[:2], output) as run:
-        group, parts = group or Group(), samples.split(batch_size)
+        group, parts = group or Group(), in_batches(samples, batch_size)
         run.settle(samples, group)
         own = {number: run(parts[number]) for number in group.share(len(parts))}
         return torch.cat(group.in_order(own, len(parts)))
@@ -111,7 +111,7 @@ def answer(
     models: Sequence[Any],
     images: ImageStream,
     *,
-    batch_size: int = BATCH,
+    batch_size: int | None = None,
     needs_labels: bool = False,
     output: str | int | None = None,
     group: Group | None = None,
@@ -121,7 +121,7 @@ def answer(
     Args:
         models: as for `evaluate`.
         images: those of a source.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass; None = see `evaluate`.
         needs_labels: whether images without labels are refused.
         output: name or number of another output.
         group: processes that call this together, each for some of the batches, which all of them
@@ -131,16 +131,16 @@ def answer(
         DataError: the images cannot be read or have no labels.
         ModelError: as of `first_output`.
 
-    Memory: a batch of images, and the outputs for all of them.
+    Memory: a batch of images, or a hundred, and the outputs for all of them.
     """
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise OptionError(f"batch_size is {batch_size}, expected at least 1")
     group = group or Group()
     outputs: list[dict[int, Tensor]] = [{} for _ in models]
     count = 0
     labels: list[Tensor] = []
     masks: list[Tensor] = []
-    batches = images.batches(batch_size)
+    batches = images.batches(batch_size or BATCH)
     first = next(batches)
     if needs_labels and first.labels is None:
         raise DataError(
@@ -155,7 +155,8 @@ def answer(
         for count, part in enumerate(itertools.chain([first], batches), 1):
             for run, found in zip(runs, outputs, strict=True):
                 if group.owner(count - 1) == group.rank:
-                    found[count - 1] = run(part.samples)
+                    parts = in_batches(part.samples, batch_size)
+                    found[count - 1] = torch.cat(of_one_length([run(of) for of in parts])[0])
             labels += [] if part.labels is None else [part.labels]
             masks += [] if part.samples.mask is None else [part.samples.mask.float().cpu()]
     return Answers(
@@ -165,6 +166,11 @@ def answer(
         group.broadcast(runs[-1].name),
         first.samples.noun,
     )
+
+
+def in_batches(samples: Samples, size: int | None = None) -> list[Samples]:
+    """Parts of so many samples; None = of as many as a CPU runs fastest, at most `BATCH`."""
+    return samples.split(size or min(BATCH, chunk_size(samples)))
 
 
 @contextmanager

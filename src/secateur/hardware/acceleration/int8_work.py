@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from secateur.errors import ModelError
+from secateur.evaluation.inference import in_batches
 from secateur.frontends import open as open_model
 from secateur.hardware.acceleration import calibration
 from secateur.hardware.acceleration.calibration import Observed, Observer, readers
@@ -19,7 +20,7 @@ from secateur.hardware.acceleration.kernels import BLOCK, quantized_weight, zero
 from secateur.hardware.acceleration.layers import Int8Layer, Int8Linear, Integers, SharedInput
 from secateur.hardware.acceleration.replacing import replaced
 from secateur.hardware.acceleration.report import LayerAcceleration
-from secateur.hardware.acceleration.work import CHUNK, Work
+from secateur.hardware.acceleration.work import Work
 
 
 class Int8Work(Work):
@@ -50,7 +51,7 @@ class Int8Work(Work):
         ]
 
     def _observed(self, candidates: Sequence[Candidate]) -> Mapping[str, Observed]:
-        parts = self.samples.split(CHUNK)
+        parts = in_batches(self.samples)
         observer = Observer(candidates, len(parts))
         with open_model(self.model).running(parts[0]) as run, torch.no_grad():
             run(parts[0])

@@ -27,7 +27,6 @@ from secateur.support.choices import did_you_mean
 from secateur.version import __version__
 
 ROUNDS = 11  # of the whole module
-CHUNK = 32  # samples of a run
 
 
 class Work(ABC):
@@ -67,7 +66,7 @@ class Work(ABC):
             OptionError: `exclude` names no layer.
             ModelError: no layer can be replaced.
         """
-        expected = first_output(self.original, self.samples, batch_size=CHUNK)
+        expected = first_output(self.original, self.samples)
         found = self.replace_layers(self._found(exclude))
         return self._report(runtime, found, expected)
 
@@ -114,7 +113,7 @@ class Work(ABC):
             return found.without(used_otherwise(found, lambda: run(few)))
 
     def _report(self, runtime: str, found: Found, expected: Tensor) -> AccelerationReport:
-        output = first_output(self.model, self.samples, batch_size=CHUNK)
+        output = first_output(self.model, self.samples)
         judge, weight = judge_of(expected), self.samples.mask
         milliseconds = self.times()
         names = [name for name, _ in self.model.named_modules()]
