@@ -3,7 +3,7 @@
     python benchmarks/advice.py --networks minilm efficientnet_lite0 --minilm MINILM
 
 Wall-clock of `prune` to 50 % zeros by the default recipe, and of `advise` with its defaults, given
-the same samples: of these `prune` takes 1000 at most, `advise` 256; `fits` and `latency` are the
+the same samples: of these `prune` takes 1000 at most, `advise` 192; `fits` and `latency` are the
 parts of `advise`. Run it on an idle machine. Rows of benchmarks/results/advice.csv with the same
 settings are replaced.
 """

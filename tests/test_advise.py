@@ -79,14 +79,14 @@ def test_more_zeros_lose_more_and_take_less_room(found, images) -> None:
 
 
 def test_a_row_is_what_prune_loses_with_the_quick_recipe(found, images) -> None:
-    judged = torch.arange(64) % 4 == 3
+    judged = torch.arange(64) % 3 == 2
     pruned = secateur.prune(
         network(), images[~judged], sparsity=0.5, recipe=advice.QUICK, progress=False
     )
     score = secateur.evaluate(pruned.model, images[judged], reference=network())
     assert row(found, "storage").lost == pytest.approx(100 - score.agreement)
-    assert found.images == 48
-    assert found.judged_on == "16 samples held back"
+    assert found.images == 43
+    assert found.judged_on == "21 samples held back"
 
 
 def test_what_layers_matter_is_measured_once_for_all_zeros(images, monkeypatch) -> None:

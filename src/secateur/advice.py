@@ -61,7 +61,8 @@ QUICK = Recipe(
 
 _CHANNELS = ChannelSensitivity(levels=(0.25, 0.6))
 
-_IMAGES = 256
+_IMAGES = 192
+_HELD_BACK = 3  # of so many samples one is judged on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +125,7 @@ def advise(
 
     Args:
         model, data, evaluation: as for `secateur.prune`; without evaluation data and `metric` a
-            quarter of `data` is held back to judge on.
+            third of `data` is held back to judge on.
         sparsity: fraction of zeros, where any weight may be one, in [0, 1).
         blocks: fraction of zeros in blocks, in [0, 1).
         max_macs: multiply-accumulates left where channels leave, as a fraction of the dense
@@ -229,7 +230,7 @@ def _read(
         return images, evaluation, "the evaluation data"
     if options.metric is not None:
         return images, None, "the metric's own data"
-    images, held_back = hold_back(images)
+    images, held_back = hold_back(images, _HELD_BACK)
     return images, held_back, f"{counted(len(held_back.samples), 'sample')} held back"
 
 

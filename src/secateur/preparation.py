@@ -36,7 +36,7 @@ from secateur.support.wording import counted
 from secateur.timing import Timing, try_runtime
 from secateur.tracing import Traced, trace
 
-_HELD_BACK = 4  # every fourth image is judged on where a search has no evaluation data
+_HELD_BACK = 4  # of so many images one is judged on where a search has no evaluation data
 
 
 def prepare(
@@ -371,17 +371,17 @@ def _fitted_to(judged: ImageStream, count: int, images: Images) -> list[str]:
     return [images.samples.called(text)]
 
 
-def hold_back(images: Images) -> tuple[Images, Images]:
-    """Images to fit to, and every fourth one, to judge on."""
+def hold_back(images: Images, every: int = _HELD_BACK) -> tuple[Images, Images]:
+    """Images to fit to, and one of each so many, to judge on."""
     count = len(images.samples)
-    if count < 2 * _HELD_BACK:
+    if count < 2 * every:
         text = (
-            f"got {counted(count, 'calibration image')}, expected at least {2 * _HELD_BACK}, a "
-            "quarter of which are held back to measure the drop on: add images, or pass evaluation "
-            "images"
+            f"got {counted(count, 'calibration image')}, expected at least {2 * every}, one of "
+            f"each {every} of which is held back to measure the drop on: add images, or pass "
+            "evaluation images"
         )
         raise DataError(images.samples.called(text))
-    judged = torch.arange(count) % _HELD_BACK == _HELD_BACK - 1
+    judged = torch.arange(count) % every == every - 1
     of = counted(count, images.samples.noun)
     note = f"{int(judged.sum())} of {of} held back to measure the drop on"
     return (

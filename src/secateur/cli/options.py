@@ -192,7 +192,7 @@ class Advise(Given):
     ] = 1
     max_images: Annotated[
         int, typer.Option(parser=whole, metavar="N", help="Use at most this many images.")
-    ] = 256
+    ] = 192
     json: Json = False
     quiet: Silent = False
 
