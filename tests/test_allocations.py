@@ -25,7 +25,11 @@ from secateur.pruning.allocations import (
     total_kept,
 )
 from secateur.pruning.allocations.normalized_magnitude import FittedMagnitude
-from secateur.pruning.allocations.sensitivity import FittedSensitivity, enough_to_judge
+from secateur.pruning.allocations.sensitivity import (
+    FittedSensitivity,
+    completed,
+    enough_to_judge,
+)
 from secateur.pruning.allocations.uniform import FittedUniform
 from secateur.pruning.judged import Judged
 
@@ -227,7 +231,7 @@ def test_small_layers_are_not_run_and_say_so(lopsided) -> None:
     assert all(loss > 0 for loss in few[2].loss_increase)
 
 
-@pytest.mark.parametrize(("width", "expected"), [(128, 17), (64, 66)])
+@pytest.mark.parametrize(("width", "expected"), [(512, 9), (128, 17), (64, 66)])
 def test_fewer_samples_are_run_where_an_output_says_much(width: int, expected: int) -> None:
     class Embeds(nn.Module):
         def __init__(self) -> None:
@@ -242,6 +246,14 @@ def test_fewer_samples_are_run_where_an_output_says_much(width: int, expected: i
     assert len(enough_to_judge(graph, samples_of(graph, images))) == expected
     scores = trace(nn.Sequential(nn.Linear(8, width)).eval(), images[:2])
     assert len(enough_to_judge(scores, samples_of(scores, images))) == expected
+    assert len(enough_to_judge(scores, samples_of(scores, images), least=20)) == max(expected, 22)
+
+
+def test_errors_at_levels_that_were_not_looked_at_follow_the_nearest_that_was() -> None:
+    dense = [0.01, 0.1, 0.4, 0.8]
+    assert completed([0.02, 0.3, None, None], dense) == pytest.approx([0.02, 0.3, 1.2, 2.4])
+    assert completed([None, None, 0.2, 0.6], dense) == pytest.approx([0.005, 0.05, 0.2, 0.6])
+    assert completed(dense, dense) == pytest.approx(dense)
 
 
 def test_outputs_that_are_no_scores_are_judged_by_squared_error() -> None:

@@ -235,6 +235,24 @@ def test_a_survey_finds_the_errors_from_the_new_weights_on(graph, images, inputs
         assert found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("kept", "levels"), [(90, [0, 1]), (60, [0, 1]), (40, [1, 2]), (15, [2, 3]), (1, [2, 3])]
+)
+def test_a_survey_looks_at_the_levels_that_a_layer_may_come_to_next(kept, levels) -> None:
+    survey = Survey(LeastSquares(), [[50, 25, 10, 3], [50]])
+    assert [*survey.near(0, kept)] == levels
+    assert [*survey.near(1, kept)] == [0]
+
+
+def test_levels_far_from_a_layer_are_not_looked_at(graph, images) -> None:
+    layers = select_layers(graph.layers)
+    levels = [[round(of.weights * share) for share in (0.7, 0.3, 0.1)] for of in layers]
+    walked = _walk(graph, images, layers, survey=Survey(LeastSquares(), levels))
+    for number, found in enumerate(walked.results):
+        near = Survey(LeastSquares(), levels).near(number, found.kept)
+        assert [at for at, of in enumerate(found.level_errors) if of is not None] == [*near]
+
+
 def test_a_bias_goes_into_the_batch_norm_only_where_it_is_the_only_reader() -> None:
     class Shared(nn.Module):
         def __init__(self) -> None:

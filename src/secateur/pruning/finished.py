@@ -34,7 +34,7 @@ class _Solved:
     damping: float
     samples: int
     notes: tuple[str, ...]
-    level_errors: tuple[float, ...]
+    level_errors: tuple[float | None, ...]
     stages: int
     gone: tuple[tuple[int, tuple[int, ...]], ...]
 
@@ -84,7 +84,7 @@ def write_solution(
         damping=float(of.damping),
         samples=int(of.samples),
         notes=tuple(of.notes),
-        level_errors=tuple(map(float, of.level_errors)),
+        level_errors=tuple(None if at is None else float(at) for at in of.level_errors),
         stages=len(solution.changes),
         gone=tuple((coupling, tuple(units)) for coupling, units in (gone or {}).items()),
     )

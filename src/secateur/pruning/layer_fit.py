@@ -26,6 +26,7 @@ from secateur.support.free_memory import give_back
 from secateur.support.wording import counted
 
 _LARGE = 2**23  # entries of a Gram matrix: what allocators keep of smaller ones is little
+_NEAR = 2  # levels that a layer may come to in the next walk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,8 @@ class LayerResult:
         samples: output positions sampled; of a constant those that differ.
         notes: what a reader of the report should know.
         level_errors: relative errors that the layer would have at each level of a survey, fitted
-            from its new weights on; empty = none was asked for.
+            from its new weights on; None at levels far from what it keeps; empty = none was asked
+            for.
     """
 
     layer: Layer
@@ -50,7 +52,7 @@ class LayerResult:
     damping: float
     samples: int
     notes: tuple[str, ...]
-    level_errors: tuple[float, ...] = ()
+    level_errors: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,13 @@ class Survey:
     method: Method
     kept: Sequence[Sequence[int]]
 
+    def near(self, layer: int, kept: int) -> range:
+        """The levels that a layer which keeps so many weights may come to next, and no others."""
+        levels = self.kept[layer]
+        fewer = sum(count > kept for count in levels)
+        first = max(0, min(fewer, len(levels) - _NEAR))
+        return range(first, min(first + _NEAR, len(levels)))
+
 
 @dataclass(frozen=True)
 class LayerSolution:
@@ -75,7 +84,7 @@ class LayerSolution:
     result: LayerResult
     changes: list[dict[str, Tensor]]
 
-    def with_errors(self, errors: tuple[float, ...]) -> LayerSolution:
+    def with_errors(self, errors: tuple[float | None, ...]) -> LayerSolution:
         """The same with what a survey has found."""
         return replace(self, result=replace(self.result, level_errors=errors)) if errors else self
 
@@ -185,7 +194,7 @@ class LayerFit:
     ) -> LayerSolution:
         """Solves a layer in one piece."""
         solution = self._solved(problem, method, pattern, kept)
-        return solution.with_errors(self._surveyed(problem, solution, pattern))
+        return solution.with_errors(self._surveyed(problem, solution, pattern, kept))
 
     def _solved(
         self, problem: Problem, method: Method, pattern: Pattern, kept: int
@@ -195,8 +204,8 @@ class LayerFit:
         return self._solution([self._as_stored(solution, problem, self.dense)], problem)
 
     def _surveyed(
-        self, problem: Problem, solution: LayerSolution, pattern: Pattern
-    ) -> tuple[float, ...]:
+        self, problem: Problem, solution: LayerSolution, pattern: Pattern, kept: int
+    ) -> tuple[float | None, ...]:
         """What a survey asks of a layer in one piece: its errors from the new weights on.
 
         Of the outputs that the dense layer makes of the same inputs: what layers before it have
@@ -207,11 +216,13 @@ class LayerFit:
         matrix = self.geometry.matrix(solution.changes[-1][str(self.layer.parameter)])
         weight, dense = (of * self.scale.unsqueeze(-1) for of in (matrix, self.dense))
         begun = problem.reproducing(dense, start=weight)
-        found = (
-            self._solved(begun, self.survey.method, pattern, count)
-            for count in self.survey.kept[self.index]
+        near = self.survey.near(self.index, kept)
+        return tuple(
+            self._solved(begun, self.survey.method, pattern, count).result.relative_error
+            if at in near
+            else None
+            for at, count in enumerate(self.survey.kept[self.index])
         )
-        return tuple(of.result.relative_error for of in found)
 
     def problem(
         self, method: Method, block: ColumnBlock | None = None, solver: int = 0

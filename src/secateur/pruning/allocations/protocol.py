@@ -155,7 +155,7 @@ class SurveyingAllocation(Allocation, Protocol):
         ...
 
     def surveyed(
-        self, fitted: FittedAllocation, errors: Sequence[Sequence[float]]
+        self, fitted: FittedAllocation, errors: Sequence[Sequence[float | None]]
     ) -> FittedAllocation:
         """What it is after the walk.
 

@@ -33,8 +33,7 @@ from secateur.pruning.sharing import Task, cost_of, divided, memory_of
 from secateur.pruning.streams import DualStream
 from secateur.support.settings import at_least, between, check_settings, from_to
 
-MANY_VALUES = 128  # in an output, from which on it says much of a sample
-FEW_SAMPLES = 16  # at least that are run then
+ENOUGH = {512: 8, 128: 16}  # samples that are run, by values in an output at least
 _LEAST = 1e-6  # sparsity of a layer that is in its pattern already
 
 
@@ -69,7 +68,8 @@ class Sensitivity:
             16 (docs/experiments.md).
         fitted: samples that layers are fitted to at most, evenly spread among all. The allocation
             that 256 lead to was within 0.04 % of the best loss by the curves of all 1000 images
-            (ResNet-56) or 400 sentences (MiniLM), at 50 to 90 % zeros.
+            (ResNet-56) or 400 sentences (MiniLM), at 50 to 90 % zeros; networks that 128 led to
+            were as good (docs/experiments.md).
         images: number of images held back from the fits to measure on (at most a quarter); not
             all are run where each says much (`enough_to_judge`).
         small: layers that together hold at most this share of the total cost are not run: their
@@ -90,7 +90,7 @@ class Sensitivity:
     block_levels: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9, 0.97)
     estimated: tuple[float, ...] = (0.75, 0.97)
     per_column: int = 4
-    fitted: int = 256
+    fitted: int = 128
     images: int = 64
     small: float = 0.01
     method: Method = field(
@@ -161,16 +161,17 @@ class Sensitivity:
         )
 
     def surveyed(
-        self, fitted: FittedAllocation, errors: Sequence[Sequence[float]]
+        self, fitted: FittedAllocation, errors: Sequence[Sequence[float | None]]
     ) -> FittedSensitivity:
         """The curves that these errors would lead to, by what was measured of the dense network."""
         assert isinstance(fitted, FittedSensitivity)
+        found = [completed(*of) for of in zip(errors, fitted.errors, strict=True)]
         curves = [
-            curve_of(curve.sparsities, fitted.loss_of(layer, found), found, (), ())
-            for layer, (curve, found) in enumerate(zip(fitted.curves, errors, strict=True))
+            curve_of(curve.sparsities, fitted.loss_of(layer, of), of, (), ())
+            for layer, (curve, of) in enumerate(zip(fitted.curves, found, strict=True))
         ]
         curves = [replace(curve, measured=False) for curve in curves]
-        return FittedSensitivity(fitted.sizes, curves, errors)
+        return FittedSensitivity(fitted.sizes, curves, found)
 
     @staticmethod
     def _before(inputs: AllocationInputs, chapter: Chapter) -> Iterator[_Measured]:
@@ -396,23 +397,43 @@ class _Study:
         return self.judged.loss(layer.calls[0].op, changes)
 
 
-def enough_to_judge(graph: Graph, samples: Samples) -> Samples:
+def enough_to_judge(graph: Graph, samples: Samples, least: int = 0) -> Samples:
     """Of the samples held back those that are needed: fewer where an output says more.
 
     Many values, such as an embedding or the scores of hundreds of classes, say more of a sample
     than ten scores do, and running the network is what measuring costs most. The allocation that 16
     of 64 samples lead to was within 0.4 % of the best by the loss that all 64 show, at 50 to 90 %
-    zeros, on a sentence encoder, and within 0.2 % on EfficientNet-Lite0 (1000 classes); 8 samples
-    were up to 0.7 % off there. On ResNet-56 (10 classes) 16 were up to 2 % off.
+    zeros, on a sentence encoder, and within 0.2 % on EfficientNet-Lite0 (1000 classes), where 8
+    were up to 0.7 % off. On ResNet-56 (10 classes) 16 were up to 2 % off.
+
+    Args:
+        graph: the network.
+        samples: those held back.
+        least: how many are run in any case.
     """
     few = samples.select(slice(2))
     stream = Stream(graph, graph.parameters, few.inputs())
     with torch.no_grad():
         stream.advance(len(graph.ops))
     output = torch.as_tensor(stream.values[graph.outputs[0]])
-    if output.numel() < MANY_VALUES * len(few):
-        return samples
-    return samples.select(slice(None, None, max(1, len(samples) // FEW_SAMPLES)))
+    values = output.numel() // len(few)
+    enough = next((count for many, count in ENOUGH.items() if values >= many), len(samples))
+    return samples.select(slice(None, None, max(1, len(samples) // max(enough, least))))
+
+
+def completed(found: Sequence[float | None], dense: Sequence[float]) -> list[float]:
+    """Errors at all levels.
+
+    Args:
+        found: some; None where none was looked for: there it is to the dense layer's as it is at
+            the nearest level at which it was.
+        dense: the dense layer's.
+    """
+    ratios = {at: of / max(dense[at], 1e-30) for at, of in enumerate(found) if of is not None}
+    return [
+        error * ratios[min(ratios, key=lambda of: (abs(of - at), of))]
+        for at, error in enumerate(dense)
+    ]
 
 
 def split_samples(samples: Samples, judging: int) -> tuple[Samples, Samples]:

@@ -28,6 +28,8 @@ from secateur.pruning.layer_fit import LayerFit
 from secateur.pruning.sampling import Sampling
 from secateur.pruning.streams import DualStream
 
+_JUDGED = 16  # samples that the network is run on at least
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelStudy:
@@ -90,7 +92,8 @@ class ChannelSensitivity:
         streams = DualStream(
             graph, fitting, chunk=chunk, inputs="dense", layouts=layouts, execution=execution
         )
-        judged = Judged.beside(streams, enough_to_judge(graph, judging), chunk=chunk)
+        judging = enough_to_judge(graph, judging, least=_JUDGED)
+        judged = Judged.beside(streams, judging, chunk=chunk)
         fits = _Fits(self, graph, space, sampling, streams, journal.chapter("couplings"))
         curves: list[Curve] = []
         with torch.no_grad():
