@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from secateur.pruning.allocations.sensitivity import FEW_SAMPLES, MANY_VALUES, Sensitivity
+from secateur.pruning.allocations import Sensitivity
 from secateur.pruning.sampling import Sampling
 
 KINDS = ("forward", "judged", "statistics", "solves", "factors", "layers")
@@ -63,7 +63,7 @@ class Shape:
 def work_of(layers: list[Shape], macs: int, samples: int, outputs: int) -> Work:
     """What a run to 70 % zeros computes."""
     taken = [min(Sampling().count(of.columns), of.positions * samples) for of in layers]
-    most = FEW_SAMPLES if outputs >= MANY_VALUES else Sensitivity.images  # `enough_to_judge`
+    most = 16 if outputs >= 128 else Sensitivity.images  # in the runs that the rates are of
     judged = min(most, samples // 4)
     return Work(
         forward=PASSES * 2 * macs * samples / 1e12,
