@@ -78,7 +78,6 @@ def elimination_order(
     wanted = units if count is None else min(count, units)
     while len(order) < wanted:
         scores = torch.stack([state.scores() for state in states]).sum(0)
-        scores[~alive] = torch.inf
         if shares:
             chosen = _cheapest_of_shares(scores, alive.clone(), blocks, shares)
         else:
@@ -151,7 +150,10 @@ class _Elimination:
         return update
 
     def scores(self) -> Float[Tensor, " units"]:
-        """What each unit adds to the loss of the layer, relative to the outputs' variance."""
+        """What each unit adds to the loss of the layer, relative to the outputs' variance.
+
+        Infinite for those that are out.
+        """
         groups, taps, missing = len(self.inverse), self.taps[self.units], self.missing[self.units]
         blocks = self.inverse[:, taps.unsqueeze(2), taps.unsqueeze(1)]
         own = self.weight[:, :, taps].movedim(2, 1)  # (groups, units, rows, taps)
