@@ -13,6 +13,7 @@ from problems import random_weight
 from torch import nn
 
 import secateur
+from secateur.core.methods import ADMM
 from secateur.core.patterns import NM, Block, Unstructured
 from secateur.pruning.allocations import (
     ALLOCATIONS,
@@ -32,6 +33,7 @@ from secateur.pruning.allocations.sensitivity import (
 )
 from secateur.pruning.allocations.uniform import FittedUniform
 from secateur.pruning.judged import Judged
+from secateur.pruning.layer_fit import Survey
 
 
 def fitted_allocations(sizes: list[int], seed: int) -> list:
@@ -247,6 +249,18 @@ def test_fewer_samples_are_run_where_an_output_says_much(width: int, expected: i
     scores = trace(nn.Sequential(nn.Linear(8, width)).eval(), images[:2])
     assert len(enough_to_judge(scores, samples_of(scores, images))) == expected
     assert len(enough_to_judge(scores, samples_of(scores, images), least=20)) == max(expected, 22)
+
+
+@pytest.mark.parametrize(
+    ("kept", "looked_at"),
+    [(60, [50, 25]), (50, [50, 25]), (49, [25, 10]), (20, [10, 3]), (2, [10, 3])],
+)
+def test_a_survey_looks_at_the_next_levels_below_what_a_layer_keeps(
+    kept: int, looked_at: list[int]
+) -> None:
+    survey = Survey(method=ADMM(), kept=[[90, 1], [50, 25, 10, 3]])
+    assert [survey.kept[1][at] for at in survey.near(1, kept)] == looked_at
+    assert list(survey.near(0, kept)) == [0, 1]
 
 
 def test_errors_at_levels_that_were_not_looked_at_follow_the_nearest_that_was() -> None:

@@ -73,6 +73,26 @@ def test_every_mask_is_in_the_pattern(
     assert min(kept, most) - pattern.block < int(some.sum()) <= min(kept, most)
 
 
+def test_a_threshold_is_looked_for_in_a_part_of_the_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns differ in size: those that tell where it lies have to be all of them."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(1, 128, 4608, generator=generator)
+    scores *= torch.rand(4608, generator=generator).mul(6).exp()
+    looked_at: list[int] = []
+    kth_value = torch.kthvalue
+
+    def watched(values: Tensor, place: int) -> object:
+        looked_at.append(len(values))
+        return kth_value(values, place)
+
+    monkeypatch.setattr(torch, "kthvalue", watched)
+    for kept in (100_000, 200_000, 400_000):
+        mask = Unstructured().mask(scores, kept)
+        assert int(mask.sum()) == kept
+        assert float(scores[mask].min()) > float(scores[~mask].max())
+    assert max(looked_at) < scores.numel() / 8
+
+
 @pytest.mark.parametrize("name", ["2:4", "1:3", "1x2", "2x1", "2x2"])
 @pytest.mark.parametrize("kept", [2, 4])
 def test_no_allowed_mask_keeps_more(name: str, kept: int) -> None:

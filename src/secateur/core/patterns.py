@@ -15,6 +15,8 @@ side (`secateur.network.geometry`), so that neighbours in a row are neighbours a
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -89,7 +91,7 @@ class Unstructured:
         flat = scores.flatten()
         if kept == 0:
             return torch.zeros_like(scores, dtype=torch.bool)
-        mask = scores >= _kth_value(flat, flat.numel() - kept)
+        mask = scores >= _kth_value(flat, flat.numel() - kept, scores.shape[-1])
         if int(mask.sum()) == kept:
             return mask
         mask = torch.zeros_like(flat, dtype=torch.bool)
@@ -97,13 +99,20 @@ class Unstructured:
         return mask.view_as(scores)
 
 
-def _kth_value(values: Float[Tensor, " values"], index: int) -> Tensor:
+def _kth_value(values: Float[Tensor, " values"], index: int, columns: int) -> Tensor:
     """The value at a place, counted from 0, if they were sorted.
 
     Of many values a sample tells between which two it lies, and only what is there is sorted in
     part: three times as fast as looking through all of them several times.
+
+    Args:
+        values: row after row.
+        index: the place.
+        columns: values of a row. They differ in size from column to column: the sample has its
+            values from all of them.
     """
-    sample = values[:: max(1, len(values) // _SAMPLE)]
+    steps = itertools.count(max(1, len(values) // _SAMPLE))
+    sample = values[:: next(step for step in steps if math.gcd(step, columns) == 1)]
     place, slack = index * len(sample) // len(values), len(sample) // 50
     ends = place - slack, place + slack
     if len(values) < 4 * _SAMPLE or ends[0] < 0 or ends[1] >= len(sample):

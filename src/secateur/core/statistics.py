@@ -26,7 +26,7 @@ from secateur.core.problem import Patches, Problem
 
 _CONSTANT = 1e-12  # variance of outputs that do not vary, relative to their mean square
 _ROWS = 128  # of a matrix of sums that are turned into float32 at a time
-_STRIPE = 512  # rows of a Gram matrix that are multiplied at a time
+_STRIPE = 256  # rows of a Gram matrix that are multiplied at a time
 
 Stripes = tuple[Tensor, ...]
 """A symmetric matrix, some rows at a time, each from its square on the diagonal to the end."""

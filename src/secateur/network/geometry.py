@@ -143,13 +143,12 @@ class ConvolutionGeometry:
         image, place = _divide(positions, math.prod(output[2:]))
         pads = [pad for both in reversed(self.pads(value.shape[2:])) for pad in both]
         padded = F.pad(value, pads) if any(pads) else value
-        padded = padded.movedim(1, -1)  # batch, spatial..., chan
-        index = [image.view(-1, *[1] * len(self.kernel))]
+        pixels = image.view(-1, *[1] * len(self.kernel))  # samples, kernel...
         for axis, at in enumerate(_unravel(place, output[2:])):
             first = at.view(-1, *[1] * len(self.kernel)) * self.stride[axis]
-            index.append(first + self._taps(axis, positions.device))
-        patches = padded[tuple(index)]  # samples, kernel..., chan
-        patches = patches.reshape(len(positions), -1, self.groups, value.shape[1] // self.groups)
+            pixels = pixels * padded.shape[2 + axis] + first + self._taps(axis, positions.device)
+        patches = _at_pixels(padded, pixels.flatten())
+        patches = patches.view(len(positions), -1, self.groups, value.shape[1] // self.groups)
         return patches.permute(2, 0, 1, 3).reshape(self.groups, len(positions), -1)
 
     def _taps(self, axis: int, device: torch.device) -> Int[Tensor, 1 * kernel]:
@@ -161,10 +160,18 @@ class ConvolutionGeometry:
     def outputs(
         self, value: Tensor, positions: Int[Tensor, " samples"]
     ) -> Float[Tensor, "groups samples rows"]:
-        image, place = _divide(positions, math.prod(value.shape[2:]))
-        last = value.movedim(1, -1)
-        samples = last[(image, *_unravel(place, value.shape[2:]))]  # samples, out
-        return samples.reshape(len(positions), self.groups, -1).movedim(1, 0).contiguous()
+        samples = _at_pixels(value, positions)
+        return samples.view(len(positions), self.groups, -1).movedim(1, 0).contiguous()
+
+
+def _at_pixels(
+    images: Float[Tensor, "batch channels *sizes"], pixels: Int[Tensor, " samples"]
+) -> Float[Tensor, "samples channels"]:
+    """All channels at some pixels, which are counted from the first image's first one on.
+
+    In channels-last memory whole rows are copied: twice as fast as an index for each axis.
+    """
+    return images.movedim(1, -1).reshape(-1, images.shape[1]).index_select(0, pixels)
 
 
 def _divide(positions: Tensor, size: int) -> tuple[Tensor, Tensor]:
