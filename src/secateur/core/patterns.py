@@ -88,31 +88,27 @@ class Unstructured:
 
         A threshold is several times faster than the indices of a top-k; only ties need those.
         """
-        flat = scores.flatten()
         if kept == 0:
             return torch.zeros_like(scores, dtype=torch.bool)
-        mask = scores >= _kth_value(flat, flat.numel() - kept, scores.shape[-1])
+        mask = scores >= _kth_value(scores, scores.numel() - kept)
         if int(mask.sum()) == kept:
             return mask
+        flat = scores.flatten()
         mask = torch.zeros_like(flat, dtype=torch.bool)
         mask[torch.topk(flat, kept, sorted=False).indices] = True
         return mask.view_as(scores)
 
 
-def _kth_value(values: Float[Tensor, " values"], index: int, columns: int) -> Tensor:
+def _kth_value(scores: Float[Tensor, "groups rows cols"], index: int) -> Tensor:
     """The value at a place, counted from 0, if they were sorted.
 
     Of many values a sample tells between which two it lies, and only what is there is sorted in
-    part: three times as fast as looking through all of them several times.
-
-    Args:
-        values: row after row.
-        index: the place.
-        columns: values of a row. They differ in size from column to column: the sample has its
-            values from all of them.
+    part: three times as fast as looking through all of them several times. Columns differ in size:
+    the sample has its values from all of them.
     """
+    values = scores.flatten()
     steps = itertools.count(max(1, len(values) // _SAMPLE))
-    sample = values[:: next(step for step in steps if math.gcd(step, columns) == 1)]
+    sample = values[:: next(step for step in steps if math.gcd(step, scores.shape[-1]) == 1)]
     place, slack = index * len(sample) // len(values), len(sample) // 50
     ends = place - slack, place + slack
     if len(values) < 4 * _SAMPLE or ends[0] < 0 or ends[1] >= len(sample):

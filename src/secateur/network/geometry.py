@@ -86,7 +86,7 @@ class LinearGeometry:
     def outputs(
         self, value: Tensor, positions: Int[Tensor, " samples"]
     ) -> Float[Tensor, "groups samples rows"]:
-        return value.reshape(-1, value.shape[-1])[positions].unsqueeze(0)
+        return _at(positions, value).unsqueeze(0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,14 +140,14 @@ class ConvolutionGeometry:
         self, value: Tensor, positions: Int[Tensor, " samples"], output: torch.Size
     ) -> Float[Tensor, "groups samples cols"]:
         """Cost: one copy of the padded input and of the patches; never a full unfold."""
-        image, place = _divide(positions, math.prod(output[2:]))
+        image, *places = torch.unravel_index(positions, torch.Size((output[0], *output[2:])))
         pads = [pad for both in reversed(self.pads(value.shape[2:])) for pad in both]
         padded = F.pad(value, pads) if any(pads) else value
         pixels = image.view(-1, *[1] * len(self.kernel))  # samples, kernel...
-        for axis, at in enumerate(_unravel(place, output[2:])):
+        for axis, at in enumerate(places):
             first = at.view(-1, *[1] * len(self.kernel)) * self.stride[axis]
             pixels = pixels * padded.shape[2 + axis] + first + self._taps(axis, positions.device)
-        patches = _at_pixels(padded, pixels.flatten())
+        patches = _at(pixels.flatten(), padded.movedim(1, -1))
         patches = patches.view(len(positions), -1, self.groups, value.shape[1] // self.groups)
         return patches.permute(2, 0, 1, 3).reshape(self.groups, len(positions), -1)
 
@@ -160,26 +160,18 @@ class ConvolutionGeometry:
     def outputs(
         self, value: Tensor, positions: Int[Tensor, " samples"]
     ) -> Float[Tensor, "groups samples rows"]:
-        samples = _at_pixels(value, positions)
+        samples = _at(positions, value.movedim(1, -1))
         return samples.view(len(positions), self.groups, -1).movedim(1, 0).contiguous()
 
 
-def _at_pixels(
-    images: Float[Tensor, "batch channels *sizes"], pixels: Int[Tensor, " samples"]
+def _at(
+    positions: Int[Tensor, " samples"], values: Float[Tensor, "*places channels"]
 ) -> Float[Tensor, "samples channels"]:
-    """All channels at some pixels, which are counted from the first image's first one on.
+    """All channels at some positions, which are counted through all places.
 
     In channels-last memory whole rows are copied: twice as fast as an index for each axis.
     """
-    return images.movedim(1, -1).reshape(-1, images.shape[1]).index_select(0, pixels)
-
-
-def _divide(positions: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    return positions.div(size, rounding_mode="floor"), positions.remainder(size)
-
-
-def _unravel(place: Tensor, shape: torch.Size) -> tuple[Tensor, ...]:
-    return torch.unravel_index(place, shape)
+    return values.reshape(-1, values.shape[-1]).index_select(0, positions)
 
 
 def per_output(values: Tensor, weight: Tensor) -> Tensor:
